@@ -1,0 +1,73 @@
+"""What every benchmark prints: the machine, markdown tables, JSON."""
+
+import datetime
+import json
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nnunetv2_ext.errors import InputError
+
+
+def machine(device: str = "cpu") -> dict[str, Any]:
+    """Where and when a figure was measured; `load` is the load average of the last minute."""
+    about: dict[str, Any] = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "cpu": cpu_model(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "load": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+    if torch.device(device).type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+        about["cudnn"] = torch.backends.cudnn.version()
+    return about
+
+
+def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """The processor's name, or its architecture where the system does not tell."""
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
+
+
+def markdown_facts(facts: dict[str, Any]) -> str:
+    """One line `key value, key value`, without the empty ones."""
+    return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A markdown table whose columns line up; the first column is text, the others are set to the right."""
+    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        aligned = [cell.rjust(widths[n]) if n else cell.ljust(widths[n]) for n, cell in enumerate(cells)]
+        return f"| {' | '.join(aligned)} |"
+
+    rule = [f"{'-' * (width - 1)}:" if n else "-" * width for n, width in enumerate(widths)]
+    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
+
+
+def check_writable(path: Path | None) -> None:
+    """Refuse a JSON path that cannot be written before the hours of measuring, not after them.
+
+    Raises:
+        InputError: its folder is missing or it is a folder itself.
+    """
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+        raise InputError(f"--json {path}", "a file in an existing folder", "create the folder or choose another file")
+
+
+def write_json(path: Path | None, content: dict[str, Any]) -> None:
+    """Write `content` if a path is given."""
+    if path is not None:
+        path.write_text(json.dumps(content, indent=2) + "\n")

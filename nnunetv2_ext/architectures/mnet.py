@@ -1,0 +1,435 @@
+"""MNet: 2D and 3D streams fused in a 5 x 5 mesh.
+
+Paper: Dong et al., "MNet: Rethinking 2D/3D Networks for Anisotropic Medical Image Segmentation", IJCAI 2022.
+Original code: https://github.com/zfdong-code/MNet (for nnU-Net v1); written anew here from the paper's description.
+
+Departures from the original, none of which changes an output: the mesh is a loop over the grid; the first activation of
+every block and the pooling indices are recomputed in the backward pass instead of kept; on CPU the features lie
+channels last. Sizes that cannot work are refused before anything is computed.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from nnunetv2_ext.errors import InputError
+
+Node = tuple[int, int]
+Shape = tuple[int, int, int]
+
+MERGES = ("difference", "sum", "concat")
+PLANE_POOL, VOLUME_POOL = (1, 2, 2), (2, 2, 2)
+MIN_IN_PLANE = 16  # four poolings leave one voxel
+LEAK = 0.01
+
+_NODES = sorted(((i, j) for i in range(1, 6) for j in range(1, 6)), key=lambda node: (sum(node), node))
+_OUTPUT_NODES: list[Node] = [(5, 5), (5, 4), (4, 5), (5, 3), (3, 5), (5, 2), (2, 5)]
+
+
+def _depth(node: Node) -> int:
+    i, j = node
+    return min(i + j - 1, 11 - i - j)
+
+
+def _skip(node: Node) -> Node:
+    """The encoder node whose features a decoder node takes over."""
+    i, j = node
+    return 6 - j, 6 - i
+
+
+def _streams(node: Node) -> tuple[str, ...]:
+    """Which blocks a node has: "plane" (2D) feeds the 2D stream, "volume" (3D) the 3D stream."""
+    i, j = node
+    if i == j or (i < 5 and j < 5):
+        return "plane", "volume"
+    return ("volume",) if i == 5 else ("plane",)
+
+
+def _mesh_shapes(patch_size: Sequence[int], min_pool_slices: int) -> dict[Node, Shape]:
+    """The size (Z, Y, X) of every node's features. Slices depend on the row, in-plane size on the depth.
+
+    Raises:
+        InputError: the patch has not three axes, is below 16 in plane, or leaves a single voxel at the deepest node.
+    """
+    sizes = tuple(int(size) for size in patch_size)
+    if len(sizes) != 3:
+        raise InputError(f"a patch of {len(sizes)} axes {sizes}", "three axes (z, y, x)", "use a 3D configuration")
+    if sizes[0] < 1 or min(sizes[1:]) < MIN_IN_PLANE:
+        raise InputError(
+            f"a patch of {sizes}",
+            f"at least 1 slice and {MIN_IN_PLANE} voxels along both in-plane axes",
+            "choose a larger patch_size in the plans",
+        )
+    slices = [sizes[0]]
+    for _ in range(4):
+        slices.append(slices[-1] // 2 if slices[-1] >= min_pool_slices else slices[-1])
+    shapes = {}
+    for node in _NODES:
+        row, halvings = (node if sum(node) <= 6 else _skip(node))[0], _depth(node) - 1
+        shapes[node] = (slices[row - 1], sizes[1] >> halvings, sizes[2] >> halvings)
+    if max(shapes[5, 1]) == 1:
+        raise InputError(
+            f"a patch of {sizes}",
+            "more than one voxel at the deepest node, where instance norm needs two",
+            f"choose at least {2 * MIN_IN_PLANE} voxels along one in-plane axis",
+        )
+    return shapes
+
+
+def _node_channels(node: Node, input_channels: int, features: Sequence[int], merge: str) -> int:
+    """The channels of a node's input."""
+    i, j = node
+    depth = _depth(node)
+    width = 2 if merge == "concat" else 1
+    if node == (1, 1):
+        return input_channels
+    if i + j <= 6:
+        return features[depth - 2] * (width if i > 1 and j > 1 else 1)
+    return (features[depth - 1] + features[depth]) * width
+
+
+def conv_feature_map_size(
+    patch_size: Sequence[int],
+    *,
+    input_channels: int,
+    num_classes: int,
+    features_per_stage: Sequence[int] = (32, 48, 64, 80, 96),
+    merge: str = "difference",
+    min_pool_slices: int = 8,
+    deep_supervision: bool = True,
+) -> int:
+    """What nnU-Net's planner compares with its reference, computed without building a network.
+
+    nnU-Net counts the elements of every convolution's output in its U-Net, which keeps two tensors of that size for
+    the backward pass. MNet keeps three per block of two convolutions, its nodes' merged inputs, and the masks of the
+    differences; their sum is counted in units of two, so that equal numbers mean equal memory.
+
+    Args:
+        patch_size: (Z, Y, X) in voxels.
+
+    Returns:
+        Elements per sample.
+
+    Raises:
+        InputError: a patch that MNet cannot take.
+    """
+    shapes = _mesh_shapes(patch_size, min_pool_slices)
+    kept = 0.0
+    for node, (z, y, x) in shapes.items():
+        voxels = z * y * x
+        channels = _node_channels(node, input_channels, features_per_stage, merge)
+        kept += voxels * channels
+        if merge == "difference" and node != (1, 1):
+            kept += voxels * channels / 4  # a byte per element
+        kept += 3 * voxels * features_per_stage[_depth(node) - 1] * len(_streams(node))
+        if node in _OUTPUT_NODES and (deep_supervision or node == (5, 5)):
+            kept += 2 * voxels * num_classes
+    return round(kept / 2)
+
+
+class _AbsoluteValue(torch.autograd.Function):
+    """|x| in place, keeping a byte per element (the sign) for the backward pass instead of x."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.sign().to(torch.int8))
+        ctx.mark_dirty(x)
+        return x.abs_()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (sign,) = ctx.saved_tensors
+        return gradient * sign
+
+
+class _MaxPool(torch.autograd.Function):
+    """Max-pooling that finds its indices (eight bytes each) again in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, kernel: Shape) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.kernel = kernel
+        return F.max_pool3d(x, kernel)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            pooled = F.max_pool3d(x, ctx.kernel)
+        return torch.autograd.grad(pooled, x, gradient)[0], None
+
+
+class _RecomputedOnce:
+    """Saved-tensor hooks that keep `source` instead of `result = function(source)`, which two operations save."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor], source: Tensor, result: Tensor):
+        self.function, self.source, self.pointer = function, source.detach(), result.data_ptr()
+        self.held: Tensor | None = None
+
+    def pack(self, tensor: Tensor) -> Tensor | None:
+        return None if tensor.data_ptr() == self.pointer and tensor.shape == self.source.shape else tensor
+
+    def unpack(self, packed: Tensor | None) -> Tensor:
+        if packed is not None:
+            return packed
+        if self.held is None:  # asked for by the convolution, then by the activation
+            with torch.no_grad():
+                self.held = self.function(self.source)
+            return self.held
+        tensor, self.held = self.held, None
+        return tensor
+
+
+class _ConvLayer(nn.Module):
+    """Convolution, instance norm, leaky ReLU."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: Shape):
+        super().__init__()
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=[size // 2 for size in kernel])
+        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
+
+    def activate(self, x: Tensor) -> Tensor:
+        # Group norm with a group per channel is instance norm; only it keeps channels-last tensors as they are (CPU),
+        # only instance norm stays in half precision under autocast (CUDA).
+        if x.device.type == "cpu":
+            normed = F.group_norm(x, x.shape[1], self.norm.weight, self.norm.bias, self.norm.eps)
+        else:
+            normed = self.norm(x)
+        return F.leaky_relu_(normed, LEAK)
+
+
+class _Block(nn.Module):
+    """Two convolution layers with kernel 1x3x3 ("plane") or 3x3x3 ("volume")."""
+
+    def __init__(self, in_channels: int, out_channels: int, stream: str):
+        super().__init__()
+        kernel = (1, 3, 3) if stream == "plane" else (3, 3, 3)
+        self.layer1 = _ConvLayer(in_channels, out_channels, kernel)
+        self.layer2 = _ConvLayer(out_channels, out_channels, kernel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer1.conv(x)
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler recomputes by itself
+            x = self.layer2.conv(self.layer1.activate(x))
+        else:
+            x = self._convolve_activated(x)
+        return self.layer2.activate(x)
+
+    def _convolve_activated(self, x: Tensor) -> Tensor:
+        """`layer2.conv(layer1.activate(x))`, keeping x alone for the backward pass."""
+        layer = self.layer1
+        if x.device.type == "cpu":
+            normed = F.group_norm(x, x.shape[1], layer.norm.weight, layer.norm.bias, layer.norm.eps)
+        else:
+            normed = layer.norm(x)
+        hooks = _RecomputedOnce(layer.activate, x, normed)
+        with torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack):
+            return self.layer2.conv(F.leaky_relu_(normed, LEAK))
+
+
+class _Heads(nn.Module):
+    """The 1x1x1 convolutions to logits; `seg_layers` is the name that nnU-Net's -pretrained_weights leaves out."""
+
+    def __init__(self, channels: Sequence[int], num_classes: int):
+        super().__init__()
+        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 1, bias=False) for width in channels)
+
+
+class MNet(nn.Module):
+    """The mesh network of Dong et al. (IJCAI 2022, section 3).
+
+    Rows and columns run from 1 to 5. Nodes (i, j) with i + j <= 6 encode: the 2D stream runs right (pooling 1x2x2), the
+    3D stream down (2x2x2). The others decode: the 2D stream runs down, the 3D stream right, both up-sampled to the skip
+    node (6 - j, 6 - i). Where streams meet they are merged.
+
+    Args:
+        input_channels: channels of the image.
+        num_classes: channels of the logits.
+        features_per_stage: filters at depth 1 to 5.
+        merge: how two streams meet: "difference" |a - b| (the paper's choice), "sum" or "concat".
+        min_pool_slices: the 3D stream pools along z only from this many slices on.
+        deep_supervision: return the logits of all seven outputs, the first at full resolution, or only the first.
+
+    Shapes: (B, input_channels, Z, Y, X) -> (B, num_classes, Z, Y, X), or a list of seven, see
+    `deep_supervision_shapes`. Any Z >= 1, Y and X >= 16, odd sizes too; one slice needs 32 along one in-plane axis.
+
+    Raises:
+        InputError: an unknown merge, a wrong number of features, min_pool_slices below 2; in `forward`, a size that
+            cannot work.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        features_per_stage: Sequence[int] = (32, 48, 64, 80, 96),
+        merge: str = "difference",
+        min_pool_slices: int = 8,
+        deep_supervision: bool = True,
+    ):
+        super().__init__()
+        if merge not in MERGES:
+            raise InputError(f"merge={merge!r}", f"one of {', '.join(MERGES)}", "correct it")
+        if len(features_per_stage) != 5 or min(features_per_stage) < 1:
+            raise InputError(
+                f"features_per_stage={tuple(features_per_stage)}", "five positive numbers, one per depth", "correct it"
+            )
+        if min_pool_slices < 2:
+            raise InputError(
+                f"min_pool_slices={min_pool_slices}", "2 or more", "choose a number from 2 (8 as published)"
+            )
+        self.input_channels, self.num_classes = input_channels, num_classes
+        self.features_per_stage = tuple(features_per_stage)
+        self.merge, self.min_pool_slices = merge, min_pool_slices
+        self.deep_supervision = deep_supervision
+        self.blocks = nn.ModuleDict()
+        for node in _NODES:
+            channels = _node_channels(node, input_channels, self.features_per_stage, merge)
+            for stream in _streams(node):
+                block = _Block(channels, self.features_per_stage[_depth(node) - 1], stream)
+                self.blocks[self._block_name(node, stream)] = block
+        self.heads = _Heads([self.features_per_stage[_depth(node) - 1] for node in _OUTPUT_NODES], num_classes)
+
+    @staticmethod
+    def _block_name(node: Node, stream: str) -> str:
+        return f"{node[0]}_{node[1]}_{stream}"
+
+    def deep_supervision_shapes(self, patch_size: Sequence[int]) -> list[Shape]:
+        """The true size (Z, Y, X) of each of the seven outputs for a patch of that size.
+
+        Raises:
+            InputError: a patch that MNet cannot take.
+        """
+        shapes = _mesh_shapes(patch_size, self.min_pool_slices)
+        return [shapes[node] for node in _OUTPUT_NODES]
+
+    def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
+        """What nnU-Net's planner compares with its reference; see `conv_feature_map_size`."""
+        return conv_feature_map_size(
+            patch_size,
+            input_channels=self.input_channels,
+            num_classes=self.num_classes,
+            features_per_stage=self.features_per_stage,
+            merge=self.merge,
+            min_pool_slices=self.min_pool_slices,
+            deep_supervision=self.deep_supervision,
+        )
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        shapes = _mesh_shapes(x.shape[2:], self.min_pool_slices)
+        if x.device.type == "cpu":
+            x = _channels_last(x)
+        plane: dict[Node, Tensor] = {}
+        volume: dict[Node, Tensor] = {}
+        for node in _NODES:
+            x = (
+                self._encoder_input(x, node, plane, volume)
+                if sum(node) <= 6
+                else self._decoder_input(node, plane, volume, shapes[node])
+            )
+            for stream, features in (("plane", plane), ("volume", volume)):
+                if stream in _streams(node):
+                    features[node] = self.blocks[self._block_name(node, stream)](x)
+        return self._logits(plane, volume)
+
+    def _encoder_input(
+        self, image: Tensor, node: Node, plane: dict[Node, Tensor], volume: dict[Node, Tensor]
+    ) -> Tensor:
+        i, j = node
+        if node == (1, 1):
+            return image
+        pooled = []
+        if j > 1:
+            pooled.append(self._pool(plane[i, j - 1], PLANE_POOL))
+        if i > 1:
+            above = volume[i - 1, j]
+            pooled.append(self._pool(above, VOLUME_POOL if above.shape[2] >= self.min_pool_slices else PLANE_POOL))
+        return self._merge(*pooled) if len(pooled) == 2 else pooled[0]
+
+    def _decoder_input(self, node: Node, plane: dict[Node, Tensor], volume: dict[Node, Tensor], shape: Shape) -> Tensor:
+        i, j = node
+        skip = self._merge(plane[_skip(node)], volume[_skip(node)])
+        up = self._merge(self._resize(plane[i - 1, j], shape), self._resize(volume[i, j - 1], shape))
+        return torch.cat([skip, up], dim=1)
+
+    def _logits(self, plane: dict[Node, Tensor], volume: dict[Node, Tensor]) -> Tensor | list[Tensor]:
+        first, *others = self.heads.seg_layers
+        # the head is linear: its sum over both results is its result for their sum, without keeping that sum
+        final = _OUTPUT_NODES[0]
+        logits = [first(plane[final]) + first(volume[final])]
+        if not self.deep_supervision:
+            return logits[0]
+        for head, node in zip(others, _OUTPUT_NODES[1:], strict=True):
+            logits.append(head(volume[node] if node in volume else plane[node]))
+        return logits
+
+    def _merge(self, plane: Tensor, volume: Tensor) -> Tensor:
+        if self.merge == "concat":
+            return torch.cat([plane, volume], dim=1)
+        if self.merge == "sum":
+            return plane + volume
+        difference = plane - volume
+        return difference.abs() if torch.compiler.is_compiling() else _AbsoluteValue.apply(difference)
+
+    @staticmethod
+    def _pool(x: Tensor, kernel: Shape) -> Tensor:
+        return F.max_pool3d(x, kernel) if torch.compiler.is_compiling() else _MaxPool.apply(x, kernel)
+
+    @staticmethod
+    def _resize(x: Tensor, shape: Shape) -> Tensor:
+        return F.interpolate(x, size=shape, mode="trilinear", align_corners=False)
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    """The same tensor with strides that convolutions recognise as channels last, also for a single channel."""
+    x = x.contiguous(memory_format=torch.channels_last_3d)
+    if x.shape[1] == 1:  # then both layouts look alike, and PyTorch would choose the other
+        x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
+    return x
+
+
+def _published_name(state: str) -> str:
+    """The published name of one of MNet's tensors, for instance `down11.CB2d.conv1.conv.weight`."""
+    kind, _, rest = state.partition(".")
+    if kind == "heads":
+        return rest.replace("seg_layers", "outputs")
+    name, layer, part = rest.split(".", 2)
+    i, j, stream = name.split("_")
+    row, column = int(i), int(j)
+    if row + column <= 5:
+        module = f"down{i}{j}"
+    elif row + column == 6:
+        module = f"bottleneck{i}"
+    else:
+        module = f"up{6 - column}{row + column - 6}"
+    return f"{module}.CB{'2d' if stream == 'plane' else '3d'}.{layer.replace('layer', 'conv')}.{part}"
+
+
+def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' state dict, renamed for our MNet. Tensors are shared, not copied.
+
+    Raises:
+        InputError: keys are missing or unexpected; the message names the first of them.
+    """
+    with torch.device("meta"):
+        names = {_published_name(name): name for name in MNet(1, 1).state_dict()}
+    missing, unexpected = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
+    if missing or unexpected:
+        found = [
+            f"{len(keys)} {what} keys ({', '.join(keys[:3])})"
+            for what, keys in (("missing", missing), ("unexpected", unexpected))
+            if keys
+        ]
+        raise InputError(
+            f"published MNet weights with {' and '.join(found)}",
+            f"the {len(names)} tensors of the published network",
+            "check that the file holds the state dict of the authors' MNet",
+        )
+    return {names[key]: tensor for key, tensor in state_dict.items()}

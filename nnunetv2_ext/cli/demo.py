@@ -1,0 +1,282 @@
+"""`nnunetv2_ext demo`: the whole way on synthetic phantoms, in a folder of its own.
+
+Draws a data set, plans, preprocesses, trains MNet and nnU-Net's own network on two folds each with one short schedule,
+predicts unseen cases with every fold and with the ensemble of folds, and writes a table and a picture.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nnunetv2_ext import register
+from nnunetv2_ext.cli.steps import Steps
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.paths import FOLDER_VARIABLES
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.evaluation.report import Row
+
+DATASET_ID, DATASET = 999, "Dataset999_Phantom"
+CONFIGURATION = "3d_fullres"
+FOLDS = (0, 1)
+SETTINGS = "demo.json"
+"""Written first: a folder that holds it was made by this command, so that --overwrite may remove it."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trainer and its plans, to be trained with the same schedule as the others."""
+
+    title: str
+    trainer: str
+    plans: str
+
+
+CONTENDERS = (Contender("MNet", "MNetTrainer", "MNetPlans"), Contender("nnU-Net", "nnUNetTrainer", "nnUNetPlans"))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Where to write, how long to train, on what."""
+    parser.add_argument("--output", type=Path, default=Path("demo"), metavar="FOLDER", help="default: %(default)s")
+    parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in FOLDER")
+    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="of the phantoms; default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=15, help="of each training; default: %(default)s")
+    parser.add_argument("--iterations", type=int, default=20, help="training steps per epoch; default: %(default)s")
+    parser.add_argument("--training-cases", type=int, default=24, metavar="N", help="default: %(default)s")
+    parser.add_argument("--unseen-cases", type=int, default=8, metavar="N", help="default: %(default)s")
+    parser.epilog = "example:\n  nnunetv2_ext demo --output demo    # about ten minutes on two cores"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run all steps; prints the table."""
+    _check(args)
+    output = args.output.resolve()
+    _make_folder(output, args)
+    _set_environment(output, args.device)
+    # Only now: nnU-Net reads its number of processes when it is imported.
+    import torch
+
+    if args.device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)
+    from nnunetv2_ext.data.phantom import LABELS, write_phantoms
+    from nnunetv2_ext.evaluation.report import markdown_table
+
+    steps = Steps(total=5 + len(CONTENDERS) * len(FOLDS), log=output / "log.txt")
+    print(f"Demo in {output}; nnU-Net's own messages go to log.txt there.")
+    raw = output / "nnUNet_raw" / DATASET
+    with steps.step(f"draw {args.training_cases} training and {args.unseen_cases} unseen phantoms"):
+        write_phantoms(
+            raw,
+            training=args.training_cases,
+            test=args.unseen_cases,
+            seed=args.seed,
+            processes=os.cpu_count() or 1,
+            progress=lambda done, total: steps.advance(f"{done} of {total}"),
+        )
+    with steps.step("plan for MNet and for nnU-Net's own network"):
+        _plan()
+    with steps.step("preprocess"):
+        _preprocess(output)
+    seconds = {}
+    for contender in CONTENDERS:
+        for fold in FOLDS:
+            with steps.step(f"train {contender.trainer}, fold {fold}, {args.epochs} epochs"):
+                seconds[contender, fold] = _train(contender, fold, args)
+    members = [(contender, folds) for contender in CONTENDERS for folds in (*((fold,) for fold in FOLDS), FOLDS)]
+    with steps.step(f"predict the unseen phantoms with {len(members)} models"):
+        for done, (contender, folds) in enumerate(members):
+            steps.advance(f"{done} of {len(members)}")
+            _predict(contender, folds, output, args.device)
+    with steps.step("evaluate and draw"):
+        rows = _report(members, seconds, output, LABELS)
+    print()
+    print(markdown_table(rows))
+    print(f"A threshold per label, chosen on the unseen cases themselves, reaches a mean Dice of {rows[-1].mean:.3f}.")
+    print(f"Total {steps.elapsed() / 60:.1f} min. Table and picture: {output / 'report'}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would fail later on.
+
+    Raises:
+        InputError: a number out of range, or a device that is not there.
+    """
+    # nnU-Net splits into five folds.
+    smallest = {"epochs": 1, "iterations": 1, "training_cases": 5, "unseen_cases": 1, "seed": 0}
+    for name, least in smallest.items():
+        if getattr(args, name) < least:
+            option = "--" + name.replace("_", "-")
+            raise InputError(f"{option} {getattr(args, name)}", f"at least {least}", "choose a larger number")
+    if args.device != "cpu":
+        import torch
+
+        backend = torch.cuda if args.device == "cuda" else torch.backends.mps
+        if not backend.is_available():
+            raise InputError(f"--device {args.device}", "a device that PyTorch finds here", "choose --device cpu")
+
+
+def _make_folder(output: Path, args: argparse.Namespace) -> None:
+    """Make the output folder, empty but for the settings.
+
+    Raises:
+        InputError: it is in use (and no demo to overwrite), or cannot be made.
+    """
+    if output.exists():
+        if not output.is_dir():
+            raise InputError(f"--output {output}, a file", "a folder", "choose another name")
+        if any(output.iterdir()):
+            if not args.overwrite:
+                raise InputError(
+                    f"the folder {output}, which is not empty",
+                    "a new or empty folder",
+                    "choose another --output, or add --overwrite to replace an earlier demo",
+                )
+            if not (output / SETTINGS).is_file():
+                raise InputError(
+                    f"--overwrite for {output}, which no demo made (it lacks {SETTINGS})",
+                    "the folder of an earlier demo",
+                    "choose another --output",
+                )
+            shutil.rmtree(output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        settings = {name: str(value) for name, value in vars(args).items() if name not in ("run", "command")}
+        (output / SETTINGS).write_text(json.dumps(settings, indent=4))
+    except OSError as error:
+        raise InputError(
+            f"--output {output} ({error.strerror})", "a folder that can be written", "choose another"
+        ) from None
+
+
+def _set_environment(output: Path, device: str) -> None:
+    """nnU-Net's variables for this process and its children: folders within `output`, few worker processes."""
+    for variable in FOLDER_VARIABLES:
+        folder = output / variable
+        folder.mkdir()
+        os.environ[variable] = str(folder)
+    # The network keeps the cores busy; on a GPU the augmentation would be the bottleneck with one worker.
+    workers = 1 if device == "cpu" else min(8, os.cpu_count() or 1)
+    os.environ.setdefault("nnUNet_n_proc_DA", str(workers))
+    os.environ.setdefault("nnUNet_def_n_proc", "2")
+    register()
+
+
+def _plan() -> None:
+    """Fingerprint, nnUNetPlans and MNetPlans."""
+    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiment_dataset,
+    )
+
+    from nnunetv2_ext.registry import find
+
+    extract_fingerprint_dataset(DATASET_ID, num_processes=2)
+    for planner in (ExperimentPlanner, find("planner", "MNetPlanner").load()):
+        plan_experiment_dataset(DATASET_ID, planner)
+
+
+def _preprocess(output: Path) -> None:
+    """Preprocess for each contender's plans, once where two name the same folder of preprocessed data."""
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
+
+    folder = output / "nnUNet_preprocessed" / DATASET
+    made = set()
+    for contender in CONTENDERS:
+        plans = json.loads((folder / f"{contender.plans}.json").read_text())
+        identifier = plans["configurations"][CONFIGURATION]["data_identifier"]
+        if identifier not in made:
+            preprocess_dataset(DATASET_ID, contender.plans, (CONFIGURATION,), num_processes=(2,))
+            made.add(identifier)
+
+
+def _train(contender: Contender, fold: int, args: argparse.Namespace) -> float:
+    """Train one fold; the seconds it took."""
+    from nnunetv2_ext.training.run import train_fold
+
+    start = time.monotonic()
+    train_fold(
+        DATASET_ID,
+        CONFIGURATION,
+        fold,
+        trainer=contender.trainer,
+        plans=contender.plans,
+        schedule={"epochs": args.epochs, "iterations_per_epoch": args.iterations, "val_iterations_per_epoch": 2},
+        device=args.device,
+    )
+    return time.monotonic() - start
+
+
+def _name(contender: Contender, folds: Sequence[int]) -> str:
+    return f"{contender.trainer}_" + ("ensemble" if len(folds) > 1 else f"fold_{folds[0]}")
+
+
+def _predict(contender: Contender, folds: Sequence[int], output: Path, device: str) -> None:
+    """Predict the unseen cases with one fold, or with the mean of several."""
+    import torch
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
+    model = output / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
+    predictor.initialize_from_trained_model_folder(str(model), use_folds=tuple(folds))
+    target = output / "predictions" / _name(contender, folds)
+    target.mkdir(parents=True)
+    predictor.predict_from_files_sequential(str(output / "nnUNet_raw" / DATASET / "imagesTs"), str(target))
+
+
+def _report(
+    members: Sequence[tuple[Contender, Sequence[int]]],
+    seconds: Mapping[tuple[Contender, int], float],
+    output: Path,
+    labels: Mapping[str, int],
+) -> "list[Row]":
+    """Table and picture in the folder `report`; gives the table's rows, the last one that of thresholds."""
+    import SimpleITK as sitk
+
+    from nnunetv2_ext.evaluation.figure import Shown, save_cases
+    from nnunetv2_ext.evaluation.report import Row, dice_by_case, rank_cases, write_table
+    from nnunetv2_ext.evaluation.threshold import threshold_dice
+
+    raw, predictions, report = output / "nnUNet_raw" / DATASET, output / "predictions", output / "report"
+    best = _name(CONTENDERS[0], FOLDS)
+    rows, cases = [], {}
+    for contender, folds in members:
+        name = _name(contender, folds)
+        cases[name] = dice_by_case(raw / "labelsTs", predictions / name, labels)
+        title = f"{contender.title}, " + (f"ensemble of {len(folds)}" if len(folds) > 1 else f"fold {folds[0]}")
+        rows.append(Row.of_cases(title, cases[name], sum(seconds[contender, fold] for fold in folds)))
+
+    volumes = {
+        case: [
+            sitk.ReadImage(str(path))
+            for path in (
+                raw / "imagesTs" / f"{case}_0000.nii.gz",
+                raw / "labelsTs" / f"{case}.nii.gz",
+                predictions / best / f"{case}.nii.gz",
+            )
+        ]
+        for case in cases[best]
+    }
+    arrays = {case: [sitk.GetArrayFromImage(volume) for volume in three] for case, three in volumes.items()}
+    by_value = threshold_dice([image for image, _, _ in arrays.values()], [truth for _, truth, _ in arrays.values()])
+    rows.append(Row("threshold per label", {name: by_value[value] for name, value in labels.items() if value}))
+    write_table(rows, report)
+
+    ranked = rank_cases(cases[best])
+    shown = []
+    for rank, (case, mean) in {"Best": ranked[0], "Median": ranked[len(ranked) // 2], "Worst": ranked[-1]}.items():
+        lines = [f"{rank} case", case, "", f"mean Dice {mean:.2f}"]
+        lines += [f"{label} {dice:.2f}" for label, dice in cases[best][case].items()]
+        image, truth, prediction = arrays[case]
+        shown.append(Shown("\n".join(lines), image, truth, prediction, volumes[case][0].GetSpacing()[::-1]))
+    heading = f"{CONTENDERS[0].title}, ensemble of {len(FOLDS)} folds, on unseen phantoms"
+    save_cases(shown, labels, report / "cases.png", heading=heading, window=(-160.0, 300.0))
+    return rows

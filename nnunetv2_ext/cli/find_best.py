@@ -1,0 +1,193 @@
+"""`nnunetv2_ext find_best`: nnU-Net's search for the best model or pair, over explicit models.
+
+The stock command takes every trainer with every plans identifier and fails on pairs that were never trained.
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
+
+EXAMPLE = """example:
+  nnunetv2_ext find_best -d 104 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
+NAMED_FAULTS = 12
+"""So many faults are told one by one; the rest is counted."""
+
+
+class Model(NamedTuple):
+    """One trained model as users name it, `TRAINER:PLANS:CONFIG`."""
+
+    trainer: str
+    plans: str
+    configuration: str
+
+    @property
+    def folder_name(self) -> str:
+        """Its folder in a data set's results, as nnU-Net names it."""
+        return f"{self.trainer}__{self.plans}__{self.configuration}"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """nnU-Net's flags, with `-m` in place of `-tr`, `-p` and `-c`."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("-d", dest="dataset", required=True, help="id or name of the data set")
+    parser.add_argument(
+        "-m", dest="models", nargs="+", required=True, metavar="TRAINER:PLANS:CONFIG", help="the models to compare"
+    )
+    parser.add_argument("-f", dest="folds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
+    parser.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
+    parser.add_argument("--no_overwrite", action="store_true", help="keep merged and ensembled files that exist")
+    parser.add_argument("-np", dest="processes", type=int, help="number of processes; default: nnU-Net's")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check that all is there, then hand over to nnU-Net, which prints the results and how to predict."""
+    models = parse_models(args.models)
+    folds = list(dict.fromkeys(args.folds))
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
+        nnunet_folder(variable)
+    results = nnunet_folder("nnUNet_results")
+    dataset = dataset_name(args.dataset)
+    ensembling = not args.disable_ensembling and len(models) > 1
+    check_models(results / dataset, models, folds, ensembling=ensembling)
+
+    from nnunetv2.configuration import default_num_processes
+    from nnunetv2.evaluation.find_best_configuration import find_best_configuration
+
+    find_best_configuration(
+        dataset,
+        [{"plans": m.plans, "configuration": m.configuration, "trainer": m.trainer} for m in models],
+        allow_ensembling=ensembling,
+        num_processes=args.processes or default_num_processes,
+        overwrite=not args.no_overwrite,
+        folds=folds,
+    )
+    print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}")
+    return 0
+
+
+def parse_models(triples: Sequence[str]) -> list[Model]:
+    """The models named by `TRAINER:PLANS:CONFIG`, without repetitions.
+
+    Raises:
+        InputError: not three names, or a name that nnU-Net could not take apart again.
+    """
+    models = []
+    for triple in triples:
+        names = triple.split(":")
+        # nnU-Net joins the three names by "__" and two models by "___", and splits them there again
+        if len(names) != 3 or any(not n or "__" in n or "/" in n or n != n.strip("_ ") for n in names):
+            raise InputError(
+                f"the model '{triple}'",
+                "TRAINER:PLANS:CONFIG, names without '__'",
+                "write, for instance, MNetTrainer:MNetPlans:3d_fullres",
+            )
+        models.append(Model(*names))
+    return list(dict.fromkeys(models))
+
+
+def check_models(dataset_folder: Path, models: Sequence[Model], folds: Sequence[int], *, ensembling: bool) -> None:
+    """Check that nnU-Net's search will find all it needs.
+
+    Raises:
+        InputError: all that is missing, with the commands that make it; or models that cannot be compared.
+    """
+    dataset = dataset_folder.name
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
+    faults = []  # what is missing, and the command that makes it
+    if not (preprocessed / "gt_segmentations").is_dir():
+        command = f"nnUNetv2_preprocess -d {dataset} -plans_name {models[0].plans} -c {models[0].configuration}"
+        faults.append((f"no folder {preprocessed / 'gt_segmentations'}", command))
+    for model in models:
+        plans = preprocessed / f"{model.plans}.json"
+        known = read_json(plans, f"plan and preprocess {dataset} with the planner of {model.plans}")["configurations"]
+        if model.configuration not in known:
+            raise InputError(
+                f"the configuration {model.configuration}", f"one that {plans} has: {', '.join(known)}", "correct -m"
+            )
+        for fold in folds:
+            faults += _faults_of_fold(dataset_folder, model, fold, probabilities=ensembling)
+    if faults:
+        told = "; ".join(fault for fault, _ in faults[:NAMED_FAULTS])
+        more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
+        commands = list(dict.fromkeys(command for _, command in faults))
+        raise InputError(
+            f"incomplete results of {dataset} ({told}{more})",
+            f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of every model, trained and validated"
+            + (" with --npz, which ensembles need" if ensembling else ""),
+            "\n  ".join(["run", *commands]) + "\nand then this command again",
+        )
+    _check_comparable(dataset_folder, models, folds)
+
+
+def _faults_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabilities: bool) -> list[tuple[str, str]]:
+    """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it; at most one fault."""
+    name = f"{model.folder_name}/fold_{fold}"
+    folder = dataset_folder / name
+    validation = folder / "validation"
+    train = f"nnUNetv2_train {dataset_folder.name} {model.configuration} {fold} -tr {model.trainer} -p {model.plans}"
+    if probabilities:
+        train += " --npz"
+    trained = (folder / "checkpoint_final.pth").is_file()
+    if not folder.is_dir():
+        return [(f"{name} was not trained", train)]
+    if not trained and not validation.is_dir():
+        started = (folder / "checkpoint_latest.pth").is_file() or (folder / "checkpoint_best.pth").is_file()
+        return [(f"{name} is not finished", f"{train} --c" if started else train)]
+    validate = f"{train} --val" if trained else train
+    if not (validation / "summary.json").is_file():
+        return [(f"{name} has no validation/summary.json", validate)]
+    for file in ("plans.json", "dataset.json"):
+        if not (folder.parent / file).is_file():
+            return [(f"{folder.parent.name} has no {file}", train)]
+    if probabilities:
+        cases = _validation_cases(dataset_folder, model, fold)
+        lacking = [case for case in cases for end in ("npz", "pkl") if not (validation / f"{case}.{end}").is_file()]
+        if lacking:
+            unique = list(dict.fromkeys(lacking))
+            return [(f"{name}/validation lacks the probabilities of {len(unique)} of {len(cases)} cases", validate)]
+    return []
+
+
+def _validation_cases(dataset_folder: Path, model: Model, fold: int) -> list[str]:
+    """The names of the cases that a fold's validation predicted."""
+    folder = dataset_folder / model.folder_name
+    ending = read_json(folder / "dataset.json", "train the model again")["file_ending"]
+    validation = folder / f"fold_{fold}" / "validation"
+    return sorted(file.name.removesuffix(ending) for file in validation.iterdir() if file.name.endswith(ending))
+
+
+def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequence[int]) -> None:
+    """Every model must have seen the same labels and predict each case once; nnU-Net does not look at either."""
+    first: tuple[Model, object, set[str]] | None = None
+    for model in models:
+        description = read_json(dataset_folder / model.folder_name / "dataset.json", "train the model again")
+        labels = (description["labels"], description.get("regions_class_order"))
+        counted = Counter(case for fold in folds for case in _validation_cases(dataset_folder, model, fold))
+        twice = [case for case, times in counted.items() if times > 1]
+        if twice:
+            raise InputError(
+                f"{len(twice)} cases (such as {twice[0]}) in the validation of several folds of {model.folder_name}",
+                "folds that share no case",
+                "leave out folds that splits_final.json does not hold, or remove stale files from their validation",
+            )
+        if first is None:
+            first = (model, labels, set(counted))
+        elif labels != first[1]:
+            raise InputError(
+                f"{model.folder_name} with the labels {description['labels']}",
+                f"the labels of {first[0].folder_name}",
+                "train both on the same dataset.json",
+            )
+        elif set(counted) != first[2]:
+            differing = sorted(set(counted) ^ first[2])
+            raise InputError(
+                f"{len(differing)} cases (such as {differing[0]}) that only one of {first[0].folder_name} and "
+                f"{model.folder_name} validated in folds {' '.join(map(str, folds))}",
+                "the same cases for each model",
+                "train them on the same splits_final.json",
+            )

@@ -1,0 +1,27 @@
+"""`nnunetv2_ext list`: trainers, planners and architectures, one line each."""
+
+import argparse
+
+from nnunetv2_ext.registry import ARCHITECTURES, PLANNERS, TRAINERS
+
+GROUPS = (
+    ("trainers, for nnUNetv2_train -tr", TRAINERS),
+    ("planners, for nnunetv2_ext plan_and_preprocess -pl", PLANNERS),
+    ("architectures, in nnunetv2_ext.architectures", ARCHITECTURES),
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """No arguments, one example."""
+    parser.epilog = "example:\n  nnunetv2_ext list"
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the registry; nothing of it is imported, so that a missing optional dependency does not matter."""
+    width = max(len(entry.name) for _, entries in GROUPS for entry in entries)
+    for heading, entries in GROUPS:
+        print(f"{heading}:")
+        for entry in entries:
+            needs = f" [needs pip install 'nnunetv2_ext[{entry.extra}]']" if entry.extra else ""
+            print(f"  {entry.name:<{width}}  {entry.summary}{needs}")
+    return 0

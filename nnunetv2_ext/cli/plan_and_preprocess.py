@@ -1,0 +1,57 @@
+"""`nnunetv2_ext plan_and_preprocess`: nnU-Net's command of that name, for our planners."""
+
+import argparse
+import os
+
+from nnunetv2_ext.cli.schedule import add_schedule_arguments, schedule_from_arguments
+
+EXAMPLE = """example:
+  nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner --verify_dataset_integrity
+  nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument("-d", nargs="+", required=True, help="data set ids")
+    parser.add_argument("-pl", default="MNetPlanner", help="planner, ours or nnU-Net's (default: %(default)s)")
+    parser.add_argument("-c", nargs="+", default=["3d_fullres", "3d_lowres"], help="configurations to preprocess")
+    parser.add_argument("-np", nargs="+", type=int, help="processes for preprocessing, one number or one per -c")
+    parser.add_argument("-npfp", type=int, help="processes for the fingerprint")
+    parser.add_argument("-fpe", default="DatasetFingerprintExtractor", help="fingerprint extractor")
+    parser.add_argument("-gpu_memory_target", type=float, help="GPU memory in GB (default: the planner's, 8)")
+    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="nnU-Net's preprocessor class")
+    parser.add_argument("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing, z y x")
+    parser.add_argument("-overwrite_plans_name", help="plans identifier instead of the planner's")
+    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")
+    parser.add_argument("--no_pp", action="store_true", help="plan only")
+    parser.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed data anew")
+    parser.add_argument("--verbose", action="store_true", help="print what nnU-Net does")
+    parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
+    add_schedule_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from nnunetv2_ext.planning.api import plan_and_preprocess
+
+    processes = int(os.environ.get("nnUNet_def_n_proc", 8))
+    for dataset in args.d:
+        plan_and_preprocess(
+            dataset,
+            planner=args.pl,
+            schedule=schedule_from_arguments(args),
+            configurations=args.c,
+            processes=args.np or [processes],
+            fingerprint_processes=args.npfp or processes,
+            fingerprint_extractor=args.fpe,
+            gpu_memory_target=args.gpu_memory_target,
+            preprocessor=args.preprocessor_name,
+            target_spacing=args.overwrite_target_spacing,
+            plans_name=args.overwrite_plans_name,
+            verify=args.verify_dataset_integrity,
+            preprocess=not args.no_pp,
+            clean=args.clean,
+            verbose=args.verbose,
+            progress=not args.no_pbar,
+        )
+    return 0

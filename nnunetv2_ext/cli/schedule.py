@@ -1,0 +1,75 @@
+"""`nnunetv2_ext schedule`: write the `training` block into existing plans, stock ones too."""
+
+import argparse
+import json
+from typing import Any
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
+
+EXAMPLE = """example:
+  nnunetv2_ext schedule -d 4 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch_size 4
+
+Trainers of nnunetv2_ext read the block; nnU-Net's own trainers do not. Keys that are not given keep what the plans say,
+or the method's published value. A running training is not changed, and --c refuses to continue it with another block.
+"""
+
+
+def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the schedule, shared with `plan_and_preprocess`."""
+    group = parser.add_argument_group("schedule (the `training` block of the plans)")
+    group.add_argument("--epochs", type=int, help="number of epochs")
+    group.add_argument("--iterations", type=int, help="training iterations per epoch")
+    group.add_argument("--val_iterations", type=int, help="validation iterations per epoch")
+    group.add_argument("--batch_size", type=int, help="batch size instead of the configuration's")
+    group.add_argument("--lr", type=float, help="initial learning rate")
+    group.add_argument("--weight_decay", type=float, help="weight decay")
+    group.add_argument("--grad_clip", type=float, help="bound of the gradient norm, at most 12")
+
+
+def schedule_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
+    """The `training` block that the given flags make, with nothing for those that were not given."""
+    block = {
+        "epochs": args.epochs,
+        "iterations_per_epoch": args.iterations,
+        "val_iterations_per_epoch": args.val_iterations,
+        "batch_size": args.batch_size,
+        "grad_clip": args.grad_clip,
+    }
+    optimizer = {
+        key: value for key, value in (("lr", args.lr), ("weight_decay", args.weight_decay)) if value is not None
+    }
+    block = {key: value for key, value in block.items() if value is not None}
+    return {**block, "optimizer": optimizer} if optimizer else block
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = EXAMPLE
+    parser.add_argument("-d", required=True, help="data set id or name")
+    parser.add_argument("-p", default="MNetPlans", help="plans identifier (default: %(default)s)")
+    parser.add_argument("-c", nargs="+", help="configurations (default: all 3D ones that inherit from none)")
+    add_schedule_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    from nnunetv2_ext.training.checkpoints import write_beside
+    from nnunetv2_ext.training.schedule import merge_schedule, resolve_schedule
+
+    path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.d) / f"{args.p}.json"
+    plans = read_json(path, "run nnunetv2_ext plan_and_preprocess or correct -p")
+    block = schedule_from_arguments(args)
+    if not block:
+        raise InputError("no flag of the schedule", "at least one, such as --epochs", "see --help")
+    configurations = plans["configurations"]
+    chosen = args.c or [
+        name for name, held in configurations.items() if "inherits_from" not in held and len(held["patch_size"]) == 3
+    ]
+    for name in chosen:
+        if name not in configurations:
+            raise InputError(f"the configuration '{name}'", f"one of {', '.join(configurations)}", "correct -c")
+        merged = merge_schedule(configurations[name].get("training", {}), block)
+        resolve_schedule(merged)
+        configurations[name]["training"] = merged
+        print(f"{args.p} {name}: training = {json.dumps(merged)}")
+    write_beside(lambda part: part.write_text(json.dumps(plans, indent=4)), path)
+    return 0

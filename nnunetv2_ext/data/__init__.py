@@ -1,0 +1,1 @@
+"""Data: thick slices by average intensity projection, the synthetic phantom."""

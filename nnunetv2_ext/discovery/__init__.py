@@ -1,0 +1,1 @@
+"""The folder that `nnUNet_extTrainer` points at; see `nnunetv2_ext_trainers`."""

@@ -1,0 +1,342 @@
+"""What `nnunetv2_ext doctor` checks of an installation; `doctor_training` checks one training before it starts.
+
+An examination is a name, the examinations it builds on, and a function that yields results. One that fails leaves out
+those that build on it, and none ends in a traceback.
+"""
+
+import importlib.metadata
+import importlib.util
+import io
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nnunetv2_ext
+from nnunetv2_ext import registry
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.paths import FOLDER_VARIABLES
+
+EXT_TRAINER, COMPILE, WORKERS = "nnUNet_extTrainer", "nnUNet_compile", "nnUNet_n_proc_DA"
+OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
+NNUNET_AT_LEAST = (2, 8)
+DISK_WARN_GB, DISK_FAIL_GB, SHARED_MEMORY_WARN_GB = 10.0, 1.0, 1.0
+ENV_COMMAND = 'run eval "$(nnunetv2_ext env)"'
+SWITCHED_ON = ("true", "1", "t")
+"""The values of nnUNet_compile that nnU-Net takes for yes."""
+
+
+class Check(NamedTuple):
+    """One line of the report; `remedy` is an imperative, present where something is to be done."""
+
+    status: str
+    what: str
+    remedy: str = ""
+
+
+@dataclass
+class Subject:
+    """The training that is asked about, if any, and what the examinations learn on the way."""
+
+    dataset: str | None = None
+    configuration: str = "3d_fullres"
+    trainer: str = "nnUNetTrainer"
+    plans: str = "nnUNetPlans"
+    fold: str | None = None
+    device: str | None = None
+    """cpu, cuda, mps, or None for nnU-Net's default, cuda."""
+    found: dict[str, Any] = field(default_factory=dict)
+
+
+class Examination(NamedTuple):
+    """Some checks under one name, left out when one of `needs` failed or was left out itself."""
+
+    name: str
+    function: Callable[[Subject], Iterable[Check]]
+    needs: tuple[str, ...] = ()
+
+
+def examine(examinations: Sequence[Examination], subject: Subject) -> Iterator[Check]:
+    """Run the examinations in order and yield what they find, each as soon as it is known."""
+    unsound: set[str] = set()
+    for name, function, needs in examinations:
+        lacking = [need for need in needs if need in unsound]
+        if lacking:
+            unsound.add(name)
+            yield Check(SKIP, f"{name}: not checked, mend '{lacking[0]}' first")
+            continue
+        try:
+            for check in function(subject):
+                if check.status == FAIL:
+                    unsound.add(name)
+                yield check._replace(what=f"{name}: {check.what}")
+        except InputError as error:
+            got, expected, remedy = error.args
+            unsound.add(name)
+            yield Check(FAIL, f"{name}: {got}; expected {expected}", remedy)
+        except Exception as error:  # a report with one odd line is worth more than a traceback
+            unsound.add(name)
+            yield Check(FAIL, f"{name}: the check itself failed with {said(error)}", "report this with the line above")
+
+
+def said(error: BaseException) -> str:
+    """An exception in one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why no file can be written into an existing folder, or None; a file is written and removed for it."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "no permission to write"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+    except OSError as error:
+        return error.strerror or said(error)
+    return None
+
+
+def find_trainer(name: str) -> Any:
+    """What nnU-Net's own finder gives for a trainer's name, without what it prints and what its imports remark."""
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        return recursive_find_trainer_class_by_name(name)
+
+
+def check_python(subject: Subject) -> Iterator[Check]:
+    yield Check(OK, f"{platform.python_version()} at {sys.executable}")
+
+
+def check_versions(subject: Subject) -> Iterator[Check]:
+    for name in ("nnunetv2_ext", "nnunetv2", "torch"):
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(FAIL, f"{name} is not installed", f"run pip install {name}")
+            continue
+        numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:2])
+        if name == "nnunetv2" and numbers < NNUNET_AT_LEAST:
+            least = ".".join(map(str, NNUNET_AT_LEAST))
+            yield Check(FAIL, f"{name} {version}, older than {least}", f"run pip install --upgrade 'nnunetv2>={least}'")
+        else:
+            yield Check(OK, f"{name} {version}")
+
+
+def check_imports(subject: Subject) -> Iterator[Check]:
+    """Which nnU-Net this Python imports: the one meant, a stray folder of that name, or one of several."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import nnunetv2
+            import torch  # noqa: F401
+    except Exception as error:
+        yield Check(
+            FAIL, f"importing nnunetv2 ends in {said(error)}", "run pip install --force-reinstall nnunetv2 torch"
+        )
+        return
+    if getattr(nnunetv2, "__file__", None) is None:
+        where = ", ".join(nnunetv2.__path__)
+        yield Check(FAIL, f"the folder {where} stands for nnunetv2 and is no package", "go elsewhere or rename it")
+        return
+    yield Check(OK, f"nnunetv2 from {Path(nnunetv2.__file__).parent}")
+    places = {
+        str(distribution.locate_file(""))
+        for distribution in importlib.metadata.distributions()
+        if re.sub(r"[-_.]+", "-", distribution.metadata["Name"] or "").lower() == "nnunetv2"
+    }
+    if len(places) > 1:
+        yield Check(WARN, f"several nnunetv2 are installed ({', '.join(sorted(places))})", "uninstall all but one")
+    if importlib.util.find_spec("nnunet") is not None:
+        yield Check(
+            WARN,
+            "nnU-Net v1 (package nnunet) is here too; its commands nnUNet_* and its variables do not concern v2",
+            "use the commands nnUNetv2_*, or run pip uninstall nnunet",
+        )
+
+
+def check_folder(variable: str) -> Callable[[Subject], Iterator[Check]]:
+    """A check of one of nnU-Net's three folders; raw data need not be writable."""
+
+    def check(subject: Subject) -> Iterator[Check]:
+        value = os.environ.get(variable, "")
+        setting = f"run export {variable}=/path/to/{variable} (and write it to ~/.bashrc)"
+        if not value:
+            yield Check(FAIL, "not set", setting)
+        elif value != value.strip() or value[0] in "'\"~":
+            yield Check(FAIL, f"'{value}' holds spaces, quotes or ~ that belong to no path", setting)
+        elif not Path(value).is_dir():
+            yield Check(FAIL, f"{value} is no folder", f"run mkdir -p '{value}' or correct the variable")
+        elif variable != "nnUNet_raw" and (reason := why_not_writable(Path(value))):
+            yield Check(
+                FAIL, f"{value} cannot be written ({reason})", "change its permissions or choose another folder"
+            )
+        elif any(
+            os.path.realpath(value) == os.path.realpath(os.environ[other])
+            for other in FOLDER_VARIABLES
+            if other != variable and os.environ.get(other)
+        ):
+            yield Check(WARN, f"{value} stands for another of nnU-Net's folders too", "give each a folder of its own")
+        else:
+            yield Check(OK, value if Path(value).is_absolute() else f"{value}, relative to {Path.cwd()}")
+
+    return check
+
+
+def check_external_trainers(subject: Subject) -> Iterator[Check]:
+    folders = [folder for folder in os.environ.get(EXT_TRAINER, "").split(os.pathsep) if folder.strip()]
+    ours = os.path.realpath(nnunetv2_ext.DISCOVERY_FOLDER)
+    if not folders:
+        yield Check(FAIL, "not set, so that nnU-Net does not know our trainers", ENV_COMMAND)
+        return
+    if ours not in [os.path.realpath(folder) for folder in folders]:
+        yield Check(FAIL, f"{os.pathsep.join(folders)} lacks {ours}", ENV_COMMAND)
+    else:
+        yield Check(OK, os.pathsep.join(folders))
+    for folder in folders:
+        if not Path(folder).is_dir():
+            yield Check(WARN, f"{folder} is no folder", "take it out of nnUNet_extTrainer")
+
+
+def check_trainers(subject: Subject) -> Iterator[Check]:
+    """Every registered trainer is what nnU-Net's own finder gives for its name."""
+    for entry in registry.TRAINERS:
+        try:
+            expected = entry.load()
+        except ImportError as error:
+            if entry.extra is None:
+                yield Check(FAIL, said(error), "run pip install --force-reinstall nnunetv2_ext")
+            else:
+                yield Check(WARN, said(error), f"run pip install 'nnunetv2_ext[{entry.extra}]' if you want to use it")
+            continue
+        try:
+            found = find_trainer(entry.name)
+        except Exception as error:
+            yield Check(
+                FAIL,
+                f"nnU-Net does not find {entry.name} ({said(error)})",
+                "mend or remove the module named there: a broken module in any folder of nnUNet_extTrainer stops "
+                "nnU-Net's search",
+            )
+            continue
+        if found is expected:
+            yield Check(OK, f"{entry.name} is found by nnU-Net")
+        else:
+            yield Check(
+                FAIL,
+                f"nnU-Net finds another {entry.name}, from {found.__module__}",
+                "rename that one or take its folder out of nnUNet_extTrainer",
+            )
+
+
+def check_cuda(subject: Subject) -> Iterator[Check]:
+    """The GPUs, each used once; sets `gpu_bytes` to the first one's memory."""
+    import torch
+
+    if subject.device in ("cpu", "mps"):
+        if subject.device == "mps" and not torch.backends.mps.is_available():
+            yield Check(FAIL, "no MPS for -device mps", "add -device cpu or -device cuda")
+        else:
+            yield Check(OK, f"not needed with -device {subject.device}")
+        return
+    with warnings.catch_warnings(record=True) as remarks:
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        reason = "torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
+        reason += "".join(f" ({str(remark.message).splitlines()[0][:200]})" for remark in remarks[:1])
+        status = FAIL if subject.device == "cuda" else WARN
+        yield Check(status, reason, "add -device cpu to nnU-Net's commands, or install a torch that fits the driver")
+        return
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        name = f"{properties.name}, {properties.total_memory / 2**30:.1f} GiB (CUDA {torch.version.cuda})"
+        try:
+            torch.ones(8, device=f"cuda:{index}").sum().item()
+        except RuntimeError as error:
+            yield Check(FAIL, f"{name} does not compute: {said(error)}", "install a torch built for this GPU")
+            return
+        yield Check(OK, name)
+        if index == 0:
+            subject.found["gpu_bytes"] = properties.total_memory
+
+
+def check_compile(subject: Subject) -> Iterator[Check]:
+    """torch.compile needs a C compiler and triton; nnU-Net uses it on CUDA unless it is told otherwise."""
+    setting = os.environ.get(COMPILE)
+    if "gpu_bytes" not in subject.found:
+        yield Check(OK, "not used without CUDA")
+    elif os.name == "nt" or (setting is not None and setting.lower() not in SWITCHED_ON):
+        yield Check(OK, "off")
+    else:
+        compilers = [name for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and shutil.which(name)]
+        missing = [] if compilers else ["a C compiler"]
+        if importlib.util.find_spec("triton") is None:
+            missing.append("triton")
+        if missing:
+            remedy = "install it, or run export nnUNet_compile=f to train without torch.compile"
+            yield Check(FAIL, f"on, but there is no {' and no '.join(missing)}", remedy)
+        else:
+            yield Check(OK, f"on, with {compilers[0]} and triton (export nnUNet_compile=f turns it off)")
+
+
+def check_disk(subject: Subject) -> Iterator[Check]:
+    for variable in ("nnUNet_preprocessed", "nnUNet_results"):
+        folder = Path(os.environ.get(variable, ""))
+        if not os.environ.get(variable) or not folder.is_dir():
+            continue  # told by the check of the variable
+        free = shutil.disk_usage(folder).free / 2**30
+        status = FAIL if free < DISK_FAIL_GB else WARN if free < DISK_WARN_GB else OK
+        yield Check(status, f"{free:.1f} GiB free in {variable}", "" if status == OK else "free or choose another disk")
+
+
+def check_shared_memory(subject: Subject) -> Iterator[Check]:
+    """Data workers hand batches over through /dev/shm, which containers often keep at 64 MB."""
+    folder = Path("/dev/shm")
+    if not sys.platform.startswith("linux") or not folder.is_dir():
+        yield Check(OK, "not limited on this system")
+        return
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < SHARED_MEMORY_WARN_GB:
+        yield Check(WARN, f"{free:.2f} GiB free in {folder}", "start the container with --ipc=host or --shm-size=8g")
+    else:
+        yield Check(OK, f"{free:.1f} GiB free in {folder}")
+
+
+def check_workers(subject: Subject) -> Iterator[Check]:
+    value = os.environ.get(WORKERS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if value is None:
+        yield Check(OK, f"{WORKERS} is not set: nnU-Net takes up to 12 processes, {cores} cores are here")
+    elif not value.strip().isdecimal():
+        yield Check(FAIL, f"{WORKERS}={value} is no number of processes", f"run export {WORKERS}={cores}")
+    elif int(value) > cores:
+        yield Check(WARN, f"{WORKERS}={value} on {cores} cores", f"run export {WORKERS}={cores}")
+    else:
+        yield Check(OK, f"{WORKERS}={value} on {cores} cores")
+
+
+INSTALLATION = (
+    Examination("python", check_python),
+    Examination("versions", check_versions),
+    Examination("import", check_imports, needs=("versions",)),
+    *(Examination(variable, check_folder(variable)) for variable in FOLDER_VARIABLES),
+    Examination(EXT_TRAINER, check_external_trainers),
+    Examination("trainers", check_trainers, needs=("import", EXT_TRAINER)),
+    Examination("CUDA", check_cuda, needs=("import",)),
+    Examination("torch.compile", check_compile, needs=("CUDA",)),
+    Examination("disk", check_disk),
+    Examination("shared memory", check_shared_memory),
+    Examination("data workers", check_workers),
+)

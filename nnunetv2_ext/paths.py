@@ -1,0 +1,79 @@
+"""nnU-Net's three folders and the data sets in them, with an error that says what to set or where to look."""
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_ext.errors import InputError
+
+FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+
+
+def nnunet_folder(variable: str) -> Path:
+    """The existing folder that `nnUNet_raw`, `nnUNet_preprocessed` or `nnUNet_results` names.
+
+    Raises:
+        InputError: the variable is unset or names no folder.
+    """
+    value = os.environ.get(variable)
+    if not value:
+        raise InputError(
+            f"no value of {variable}", "the path of a folder in it", f"run export {variable}=/path/to/{variable}"
+        )
+    folder = Path(value)
+    if not folder.is_dir():
+        raise InputError(f"{variable}={value}", "an existing folder", f"run mkdir -p '{value}' or correct the variable")
+    return folder
+
+
+def dataset_name(dataset: int | str) -> str:
+    """The folder name `DatasetXXX_Name` of a data set given by id or by name, looked up in nnU-Net's folders.
+
+    Raises:
+        InputError: neither an id nor a data set's name, no such data set, or one id with several names.
+    """
+    text = str(dataset)
+    if re.fullmatch(r"Dataset\d{3}_.+", text):
+        pattern, wanted = re.escape(text), f"a folder {text}"
+    elif text.isdecimal() and int(text) <= 999:
+        pattern, wanted = rf"Dataset{int(text):03d}_.+", f"one folder Dataset{int(text):03d}_*"
+    else:
+        raise InputError(
+            f"the data set '{text}'", "an id of 0 to 999 or a name like Dataset004_Hippocampus", "correct it"
+        )
+    searched = [Path(os.environ[variable]) for variable in FOLDER_VARIABLES if os.environ.get(variable)]
+    if not searched:
+        nnunet_folder("nnUNet_raw")
+    found = sorted(
+        {
+            child.name
+            for folder in searched
+            if folder.is_dir()
+            for child in folder.iterdir()
+            if re.fullmatch(pattern, child.name)
+        }
+    )
+    if len(found) == 1:
+        return found[0]
+    where = ", ".join(str(folder) for folder in searched)
+    if not found:
+        raise InputError(f"no data set {text}", f"{wanted} in {where}", "check the id and the nnU-Net variables")
+    raise InputError(
+        f"{len(found)} data sets with id {text} ({', '.join(found)})", wanted, "rename or remove one of them"
+    )
+
+
+def read_json(path: Path, remedy: str) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: the file is missing or no valid JSON (truncated, for instance); ends with `remedy`.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"no file {path}", "a JSON file there", remedy) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"a damaged file {path} ({error})", "valid JSON", remedy) from None

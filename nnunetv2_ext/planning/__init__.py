@@ -1,0 +1,1 @@
+"""What every planner of ours shares: the memory estimate, the patch search, the schedule."""

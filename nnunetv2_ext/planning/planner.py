@@ -1,0 +1,215 @@
+"""The base of our planners: nnU-Net's rules for spacing, our network, our search for patch and batch."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.paths import nnunet_folder, read_json
+from nnunetv2_ext.planning.memory import memory_gb
+from nnunetv2_ext.registry import find
+from nnunetv2_ext.training.schedule import merge_schedule, resolve_schedule
+
+# where two configurations agree on these, they read the same preprocessed data
+_PREPROCESSING_KEYS = (
+    "preprocessor_name",
+    "spacing",
+    "normalization_schemes",
+    "use_mask_for_norm",
+    "resampling_fn_data",
+    "resampling_fn_seg",
+    "resampling_fn_data_kwargs",
+    "resampling_fn_seg_kwargs",
+)
+STOCK_PLANS = "nnUNetPlans"
+
+
+class ExtPlanner(ExperimentPlanner):
+    """nnU-Net's planner for a network with our contract; 3D configurations only.
+
+    Spacing, transposition, normalisation, resampling and the low-resolution stage follow nnU-Net. A method subclasses
+    it with its network, its trainer and its memory estimate.
+    """
+
+    architecture: ClassVar[str]
+    """The network's name in the registry."""
+    trainer: ClassVar[str]
+    """The trainer whose published schedule goes into the plans."""
+    min_patch: ClassVar[tuple[int, int, int]] = (1, 32, 32)
+    """Below this the search does not shrink a patch (voxels)."""
+    patch_divisor: ClassVar[tuple[int, int, int]] = (1, 1, 1)
+    """Patches are rounded up to multiples of this."""
+
+    schedule: ClassVar[dict[str, Any]] = {}
+    """The user's part of the `training` block; set on a subclass, since nnU-Net builds the planner."""
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float = 8,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str = "ExtPlans",
+        overwrite_target_spacing: list[float] | None = None,
+        suppress_transpose: bool = False,
+    ):
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+
+    def architecture_kwargs(self, patch_size: list[int]) -> dict[str, Any]:
+        """The network's keyword arguments for the plans."""
+        raise NotImplementedError
+
+    def feature_map_size(self, patch_size: list[int], input_channels: int, output_channels: int) -> float:
+        """Elements of feature maps per sample, in the measure of `nnunetv2_ext.planning.memory`."""
+        raise NotImplementedError
+
+    def plan_experiment(self) -> dict[str, Any]:
+        shapes = np.array(self.dataset_fingerprint["shapes_after_crop"])
+        if shapes.shape[1] != 3 or np.median(shapes, axis=0).min() <= 1:
+            raise InputError(
+                f"the data set {self.dataset_name} of 2D images (median shape {np.median(shapes, axis=0).tolist()})",
+                f"volumes for {type(self).__name__}",
+                "plan it with nnU-Net's own ExperimentPlanner",
+            )
+        return super().plan_experiment()
+
+    def get_plans_for_configuration(
+        self,
+        spacing: Any,
+        median_shape: Any,
+        data_identifier: str,
+        approximate_n_voxels_dataset: float,
+        _cache: dict[str, Any],
+    ) -> dict[str, Any]:
+        if len(spacing) == 2:  # nnU-Net plans a 2d configuration in any case; `save_plans` drops it
+            return {}
+        channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
+        sizes = (len(channels), len(self.dataset_json["labels"]))
+        patch_size = self._search_patch(np.asarray(spacing, float), np.asarray(median_shape, float), sizes)
+        per_sample = memory_gb(self.feature_map_size(patch_size, *sizes), 1)
+        fitting = int(self.UNet_vram_target_GB / per_sample)
+        # nnU-Net's guard against over-fitting: a batch sees at most 5 % of the data set
+        covering = round(approximate_n_voxels_dataset * self.max_dataset_covered / np.prod(patch_size, dtype=float))
+        resampling_data, data_kwargs, resampling_seg, seg_kwargs = self.determine_resampling()
+        resampling_probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
+        normalization, masks = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
+        return {
+            "data_identifier": data_identifier,
+            "preprocessor_name": self.preprocessor_name,
+            "batch_size": max(min(fitting, covering), self.UNet_min_batch_size),
+            "patch_size": patch_size,
+            "median_image_size_in_voxels": median_shape,
+            "spacing": spacing,
+            "normalization_schemes": normalization,
+            "use_mask_for_norm": masks,
+            "resampling_fn_data": resampling_data.__name__,
+            "resampling_fn_seg": resampling_seg.__name__,
+            "resampling_fn_data_kwargs": data_kwargs,
+            "resampling_fn_seg_kwargs": seg_kwargs,
+            "resampling_fn_probabilities": resampling_probabilities.__name__,
+            "resampling_fn_probabilities_kwargs": probabilities_kwargs,
+            "architecture": {
+                "network_class_name": find("architecture", self.architecture).path,
+                "arch_kwargs": self.architecture_kwargs(patch_size),
+                "_kw_requires_import": [],
+            },
+        }
+
+    def _search_patch(self, spacing: np.ndarray, median_shape: np.ndarray, sizes: tuple[int, int]) -> list[int]:
+        """The largest patch (voxels) that fits the memory target at the smallest batch.
+
+        It starts, as nnU-Net's, from a cube in millimetres of 256^3 voxels clipped to the median shape, and loses
+        slices or in-plane voxels wherever it is largest relative to the median shape.
+
+        Raises:
+            InputError: not even the smallest patch fits.
+        """
+        divisor, smallest = np.array(self.patch_divisor), np.array(self.min_patch)
+
+        def fitted(patch: np.ndarray) -> np.ndarray:
+            return np.maximum(np.ceil(patch / divisor) * divisor, smallest).astype(int)
+
+        def needed(patch: np.ndarray) -> float:
+            elements = self.feature_map_size(patch.tolist(), *sizes)
+            return memory_gb(elements, self.UNet_min_batch_size)
+
+        cube = np.round(256 / spacing * np.prod(spacing) ** (1 / 3))
+        patch = fitted(np.minimum(cube, median_shape))
+        while needed(patch) > self.UNet_vram_target_GB:
+            shrinkable = patch > smallest
+            if not shrinkable.any():
+                raise InputError(
+                    f"a GPU memory target of {self.UNet_vram_target_GB} GB",
+                    f"at least {needed(patch):.1f} GB for the smallest patch {patch.tolist()}",
+                    "raise -gpu_memory_target",
+                )
+            axis = int(np.argmax(np.where(shrinkable, patch / median_shape, 0)))
+            patch[axis] -= 1
+            patch = np.maximum(patch // divisor * divisor, smallest)
+        return [int(size) for size in patch]
+
+    def generate_data_identifier(self, configuration_name: str) -> str:
+        """nnU-Net's own identifier, so that its preprocessed data are shared; `save_plans` takes it back if need be."""
+        return f"{STOCK_PLANS}_{configuration_name}"
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
+        configurations = plans["configurations"]
+        del configurations["2d"]
+        stock = self._stock_configurations()
+        resolved = resolve_schedule(self.schedule, find("trainer", self.trainer).load().published_schedule)
+        for name, configuration in configurations.items():
+            if "inherits_from" in configuration:
+                continue
+            configuration["training"] = deepcopy(resolved)
+            if not self._shares_data(configuration, stock.get(name)):
+                configuration["data_identifier"] = f"{self.plans_identifier}_{name}"
+        super().save_plans(plans)
+
+    def _stock_configurations(self) -> dict[str, Any]:
+        path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{STOCK_PLANS}.json"
+        return read_json(path, "plan again with nnU-Net")["configurations"] if path.is_file() else {}
+
+    def _shares_data(self, configuration: dict[str, Any], stock: dict[str, Any] | None) -> bool:
+        """Whether nnU-Net's own plans, those on disk or those it would make, ask for the same preprocessed data."""
+        if stock is None:
+            return self.overwrite_target_spacing is None and self.preprocessor_name == "DefaultPreprocessor"
+        return all(
+            np.allclose(configuration[key], stock[key]) if key == "spacing" else configuration[key] == stock[key]
+            for key in _PREPROCESSING_KEYS
+        )
+
+
+def preprocessed_cases(plans_file: Path, configuration: str) -> set[str]:
+    """The cases that lie whole (data, segmentation, properties) in a configuration's preprocessed folder."""
+    planned = read_json(plans_file, "plan again")["configurations"][configuration]
+    folder = plans_file.parent / planned.get("data_identifier", "")
+    properties = {path.stem for path in folder.glob("*.pkl")}
+    blosc = {path.stem for path in folder.glob("*.b2nd")}
+    packed = {path.stem for path in folder.glob("*.npz")}
+    return {case for case in properties if case in packed or {case, f"{case}_seg"} <= blosc}
+
+
+def with_schedule(planner: type[ExperimentPlanner], schedule: dict[str, Any]) -> type[ExperimentPlanner]:
+    """The planner with the user's schedule laid over its own; nnU-Net's own planners write none.
+
+    Raises:
+        InputError: a schedule for a planner of nnU-Net.
+    """
+    if not schedule:
+        return planner
+    if not issubclass(planner, ExtPlanner):
+        raise InputError(
+            f"a schedule for nnU-Net's {planner.__name__}",
+            "one of our planners",
+            "plan first, then run nnunetv2_ext schedule on the plans",
+        )
+    return type(planner.__name__, (planner,), {"schedule": merge_schedule(planner.schedule, schedule)})

@@ -1,0 +1,268 @@
+"""The base of our trainers: nnU-Net's trainer with the schedule of the plans, safe checkpoints and any network."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.planning.memory import memory_gb
+from nnunetv2_ext.training.checkpoints import FALLBACKS, FINAL, LATEST, PREVIOUS, read_checkpoint, write_beside
+from nnunetv2_ext.training.schedule import differences, resolve_schedule
+from nnunetv2_ext.training.workers import EndWithTraining
+
+
+class ExtTrainer(nnUNetTrainer):
+    """nnU-Net's trainer for a network with our contract (docs/how-to-add-an-architecture.md).
+
+    A method subclasses it with its network, the published schedule and nothing else.
+    """
+
+    network_class: ClassVar[type[nn.Module]]
+    """The network, built with default arguments where the plans hold another one."""
+    published_schedule: ClassVar[Mapping[str, Any]] = {}
+    """What the method's paper does otherwise than nnU-Net; the plans' `training` block goes over it."""
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int | str,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
+    ):
+        self.resuming = bool(plans.get("continue_training", False))
+        self.schedule = self._checked_schedule(plans, configuration)
+        try:
+            super().__init__(plans, configuration, fold, dataset_json, device)
+        except PermissionError as error:
+            raise InputError(
+                f"the read-only folder {error.filename}", "a results folder to write to", "correct nnUNet_results"
+            ) from error
+        optimizer = self.schedule["optimizer"]
+        self.initial_lr, self.weight_decay = optimizer["lr"], optimizer["weight_decay"]
+        self.num_epochs = self.schedule["epochs"]
+        self.num_iterations_per_epoch = self.schedule["iterations_per_epoch"]
+        self.num_val_iterations_per_epoch = self.schedule["val_iterations_per_epoch"]
+        self.oversample_foreground_percent = self.schedule["oversample_foreground"]
+        if self.schedule["batch_size"] is not None:
+            self.configuration_manager.configuration["batch_size"] = self.schedule["batch_size"]
+        self.save_every = 1
+
+    @classmethod
+    def _checked_schedule(cls, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+        """The configuration's resolved schedule, after everything that the user can have got wrong in the plans.
+
+        Raises:
+            InputError: unknown or 2D configuration, a patch the network cannot take, a bad `training` block, no
+                results folder.
+        """
+        known = plans.get("configurations", {})
+        if configuration not in known:
+            raise InputError(f"the configuration '{configuration}'", f"one of {', '.join(known)}", "correct it or plan")
+        manager = PlansManager(plans).get_configuration(configuration)
+        if len(manager.patch_size) != 3:
+            raise InputError(
+                f"the 2D configuration '{configuration}'",
+                f"a 3D one for {cls.__name__}",
+                "train 3d_fullres, for instance",
+            )
+        if not os.environ.get("nnUNet_results"):
+            raise InputError("no value of nnUNet_results", "a folder for the models", "run export nnUNet_results=...")
+        schedule = resolve_schedule(manager.configuration.get("training"), cls.published_schedule)
+        with torch.device("meta"):
+            network = cls._network(manager, 1, 2, True)
+        outputs = len(network.deep_supervision_shapes(manager.patch_size))
+        weights = schedule["deep_supervision_weights"]
+        if weights is not None and len(weights) != outputs:
+            raise InputError(
+                f"{len(weights)} numbers in training.deep_supervision_weights",
+                f"{outputs}, one per output of {cls.network_class.__name__}",
+                "correct the plans",
+            )
+        return schedule
+
+    @classmethod
+    def _network(cls, configuration_manager: ConfigurationManager, inputs: int, outputs: int, supervised: bool) -> Any:
+        planned = configuration_manager.network_arch_class_name
+        if planned == f"{cls.network_class.__module__}.{cls.network_class.__qualname__}":
+            return get_network_from_plans(
+                planned,
+                configuration_manager.network_arch_init_kwargs,
+                configuration_manager.network_arch_init_kwargs_req_import,
+                inputs,
+                outputs,
+                allow_init=True,
+                deep_supervision=supervised,
+            )
+        return cls.network_class(inputs, outputs, deep_supervision=supervised)
+
+    @property
+    def bare_network(self) -> Any:
+        """The network itself, without the wrappers of DDP and torch.compile."""
+        network = self.network
+        if isinstance(network, DistributedDataParallel):
+            network = network.module
+        return getattr(network, "_orig_mod", network)
+
+    def initialize(self) -> None:
+        if self.preprocessed_dataset_folder is None or not Path(self.preprocessed_dataset_folder).is_dir():
+            raise InputError(
+                f"no preprocessed data at {self.preprocessed_dataset_folder}",
+                f"the folder of configuration {self.configuration_name}",
+                "run nnunetv2_ext plan_and_preprocess or nnUNetv2_preprocess",
+            )
+        super().initialize()
+        self._log_memory()
+
+    def _log_memory(self) -> None:
+        manager = self.configuration_manager
+        ours = memory_gb(self.bare_network.compute_conv_feature_map_size(manager.patch_size), self.batch_size)
+        line = f"Estimated GPU memory of {self.network_class.__name__}: {ours:.1f} GB at patch {manager.patch_size}"
+        line += f" and batch {self.batch_size}"
+        if not isinstance(self.bare_network, type) and not manager.network_arch_class_name.endswith(
+            "." + self.network_class.__name__
+        ):
+            with torch.device("meta"):
+                planned = nnUNetTrainer.build_network_architecture(
+                    self.plans_manager, manager, self.num_input_channels, self.label_manager.num_segmentation_heads
+                )
+            theirs = memory_gb(planned.compute_conv_feature_map_size(manager.patch_size), self.batch_size)
+            line += f"; the plans were made for {type(planned).__name__} with {theirs:.1f} GB"
+        self.print_to_log_file(line)
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
+        settings = self.schedule["optimizer"]
+        optimizer = torch.optim.SGD(
+            self.network.parameters(),
+            settings["lr"],
+            momentum=settings["momentum"],
+            nesterov=settings["nesterov"],
+            weight_decay=settings["weight_decay"],
+        )
+        clip = self.schedule["grad_clip"]
+        if clip < 12:  # nnU-Net's training step has clipped at 12 by then
+            optimizer.register_step_pre_hook(
+                lambda *_: torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip) and None
+            )
+        return optimizer, PolyLRScheduler(
+            optimizer, settings["lr"], self.num_epochs, exponent=self.schedule["scheduler"]["exponent"]
+        )
+
+    def _build_loss(self) -> nn.Module:
+        wrapper = super()._build_loss()
+        loss = wrapper.loss if self.enable_deep_supervision else wrapper
+        loss.weight_dice, loss.weight_ce = self.schedule["loss"]["dice"], self.schedule["loss"]["ce"]
+        weights = self.schedule["deep_supervision_weights"]
+        if self.enable_deep_supervision and weights is not None:
+            wrapper.weight_factors = tuple(weight / sum(weights) for weight in weights)
+        return wrapper
+
+    def _get_deep_supervision_scales(self) -> list[list[float]] | None:
+        if not self.enable_deep_supervision:
+            return None
+        patch_size = np.array(self.configuration_manager.patch_size)
+        return [list(shape / patch_size) for shape in self.bare_network.deep_supervision_shapes(patch_size)]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:
+        self.bare_network.deep_supervision = enabled
+
+    @staticmethod
+    def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        return ComposeTransforms([EndWithTraining(), nnUNetTrainer.get_training_transforms(*args, **kwargs)])
+
+    @staticmethod
+    def get_validation_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
+        return ComposeTransforms([EndWithTraining(), nnUNetTrainer.get_validation_transforms(*args, **kwargs)])
+
+    def do_split(self) -> tuple[list[str], list[str]]:
+        try:
+            return super().do_split()
+        except json.JSONDecodeError as error:
+            path = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
+            raise InputError(
+                f"the damaged file {path} ({error})", "valid JSON", "restore it, or remove it to split anew"
+            ) from error
+
+    def on_epoch_end(self) -> None:
+        epoch = self.current_epoch
+        try:
+            super().on_epoch_end()
+        except OSError as error:  # the progress picture, on a full disk
+            self.print_to_log_file(f"WARNING: {error}; training goes on")
+            self.current_epoch = epoch + 1
+
+    def on_train_end(self) -> None:
+        super().on_train_end()
+        if self.local_rank == 0:
+            (Path(self.output_folder) / PREVIOUS).unlink(missing_ok=True)
+
+    def save_checkpoint(self, filename: str) -> None:
+        if self.local_rank != 0 or self.disable_checkpointing:
+            super().save_checkpoint(filename)
+            return
+        path = Path(filename)
+        keep_as = path.with_name(PREVIOUS) if path.name == LATEST else None
+        try:
+            write_beside(lambda part: super(ExtTrainer, self).save_checkpoint(str(part)), path, keep_as=keep_as)
+        except OSError as error:
+            if path.name == FINAL:  # without it the training is not finished, and nnU-Net would remove the latest one
+                raise OSError(f"{error}. Free some space, then run the same command with --c") from error
+            self.print_to_log_file(f"WARNING: {error}; the last good file stays, training goes on")
+
+    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
+        """Load the newest whole checkpoint, falling back from a damaged one when a training is resumed.
+
+        Raises:
+            InputError: no whole checkpoint, one of another trainer, or (on resuming) of another `training` block.
+        """
+        requested = Path(filename_or_checkpoint)
+        names = FALLBACKS[FALLBACKS.index(requested.name) :] if self.resuming and requested.name in FALLBACKS else ()
+        candidates = [requested, *(requested.with_name(name) for name in names[1:])]
+        for path in candidates:
+            try:
+                content = read_checkpoint(path)
+            except InputError as error:
+                if path == candidates[-1]:
+                    raise
+                if path.exists() or path == requested:
+                    self.print_to_log_file(f"WARNING: {error} Falling back to an earlier checkpoint.")
+                continue
+            self._check_checkpoint(path, content)
+            del content
+            super().load_checkpoint(str(path))
+            self.print_to_log_file(f"Loaded {path}, next epoch {self.current_epoch}")
+            # nnU-Net writes the latest checkpoint before it notes a new best
+            self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
+            return
+
+    def _check_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
+        if content["trainer_name"] != type(self).__name__:
+            raise InputError(
+                f"{path} of the trainer {content['trainer_name']}",
+                f"one of {type(self).__name__}",
+                f"pass -tr {content['trainer_name']}",
+            )
+        if not self.resuming:
+            return
+        configuration = PlansManager(content["init_args"]["plans"]).get_configuration(self.configuration_name)
+        before = resolve_schedule(configuration.configuration.get("training"), self.published_schedule)
+        changed = differences(before, self.schedule)
+        if changed:
+            raise InputError(
+                f"a training block that differs from the checkpoint's ({'; '.join(changed)})",
+                "the block that the training was started with",
+                "restore it in the plans, or start anew without --c",
+            )

@@ -1,0 +1,1 @@
+"""What a user types after -pl: one file per planner."""

@@ -1,0 +1,213 @@
+"""The statistics on known cases, summaries made by hand, and the course of a benchmark with a stand-in for training."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import accuracy
+from benchmarks._statistics import (
+    bootstrap,
+    dice_per_label,
+    mean_dice,
+    nan_mean,
+    paired_differences,
+    read_summary,
+)
+from nnunetv2_ext.errors import InputError
+
+NAN = math.nan
+DATASET = "Dataset104_Thick"
+
+
+def write_summary(path, cases):
+    """nnU-Net's summary.json of `{case: {label: Dice}}`, NaN included, with what else stands in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [
+        {
+            "metrics": {label: {"Dice": dice, "IoU": dice, "n_ref": 1} for label, dice in metrics.items()},
+            "prediction_file": f"/some/where/validation/{case}.nii.gz",
+            "reference_file": f"/some/where/labelsTr/{case}.nii.gz",
+        }
+        for case, metrics in cases.items()
+    ]
+    path.write_text(json.dumps({"foreground_mean": {}, "mean": {}, "metric_per_case": entries}))
+
+
+@pytest.mark.parametrize(("values", "expected"), [([1.0, 3.0], 2.0), ([1.0, NAN], 1.0), ([NAN, NAN], NAN), ([], NAN)])
+def test_nan_mean(values, expected):
+    assert nan_mean(values) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("cases", "per_label", "mean"),
+    [
+        ({"a": {"1": 0.5, "2": 1.0}, "b": {"1": 0.7, "2": 0.0}}, {"1": 0.6, "2": 0.5}, 0.55),
+        # absent labels are left out of the mean over cases, then labels weigh the same: not (0.5 + 0.7 + 1) / 3
+        ({"a": {"1": 0.5, "2": NAN}, "b": {"1": 0.7, "2": 1.0}}, {"1": 0.6, "2": 1.0}, 0.8),
+        ({"a": {"1": 0.5, "(1, 2)": NAN}}, {"1": 0.5, "(1, 2)": NAN}, 0.5),
+    ],
+)
+def test_dice(cases, per_label, mean):
+    assert dice_per_label(cases) == pytest.approx(per_label, nan_ok=True)
+    assert mean_dice(cases) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize(
+    ("cases", "reference", "expected"),
+    [
+        ({"b": {"1": 0.5}, "a": {"1": 0.9}}, {"a": {"1": 0.8}, "b": {"1": 0.6}}, [0.1, -0.1]),
+        ({"a": {"1": 0.6, "2": NAN}}, {"a": {"1": 0.5, "2": 0.0}}, [0.35]),
+        ({"a": {"1": NAN}, "b": {"1": 1.0}}, {"a": {"1": NAN}, "b": {"1": 0.5}}, [0.5]),
+    ],
+)
+def test_paired_differences(cases, reference, expected):
+    assert paired_differences(cases, reference) == pytest.approx(np.array(expected))
+
+
+def test_other_cases_are_no_pairs():
+    with pytest.raises(InputError, match="1 cases that only one trainer predicted"):
+        paired_differences({"a": {"1": 1.0}, "b": {"1": 1.0}}, {"a": {"1": 1.0}})
+
+
+@pytest.mark.parametrize(
+    ("differences", "mean", "low", "high"),
+    [([0.2, 0.2, 0.2], 0.2, 0.2, 0.2), ([0.3], 0.3, NAN, NAN), ([], NAN, NAN, NAN)],
+)
+def test_bootstrap_of_few_and_equal_cases(differences, mean, low, high):
+    result = bootstrap(np.array(differences, dtype=np.float64))
+    assert (result.mean, result.low, result.high) == pytest.approx((mean, low, high), nan_ok=True)
+
+
+def test_bootstrap_interval_is_that_of_the_normal_distribution():
+    differences = np.random.default_rng(1).normal(0.01, 0.05, 400)
+    result = bootstrap(differences)
+    half = 1.96 * differences.std() / math.sqrt(400)
+    assert result.mean == pytest.approx(differences.mean())
+    assert (result.low, result.high) == pytest.approx((result.mean - half, result.mean + half), abs=0.05 * half)
+    assert bootstrap(differences) == result
+
+
+def test_read_summary(tmp_path):
+    file = tmp_path / "summary.json"
+    write_summary(file, {"case.1": {"0": 1.0, "1": 0.5, "2": NAN}, "case_2": {"1": None}})
+    # the name of a case ends at the first dot, and the background does not count
+    assert str(read_summary(file)) == "{'case': {'1': 0.5, '2': nan}, 'case_2': {'1': nan}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{", "a damaged file"), ("{}", "KeyError"), ("[]", "TypeError"), ('{"metric_per_case": [{}]}', "KeyError")],
+)
+def test_damaged_summaries(tmp_path, text, told):
+    file = tmp_path / "summary.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=told):
+        read_summary(file)
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["A", "B"], [("A", "Plans"), ("B", "Plans")]),
+        (["A:Own", "A"], [("A", "Own"), ("A", "Plans")]),
+        (["A", "A:Plans"], None),
+        (["A:"], None),
+        ([":P"], None),
+    ],
+)
+def test_parse_trainers(names, expected):
+    if expected is None:
+        with pytest.raises(InputError, match="TRAINER:PLANS, each once"):
+            accuracy.parse_trainers(names, "Plans")
+    else:
+        assert accuracy.parse_trainers(names, "Plans") == expected
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """nnU-Net's folders with one data set; results of the user's that must stay as they are."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable / DATASET).mkdir(parents=True)
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return tmp_path
+
+
+def stand_in(calls, better=0.1):
+    """A `train_fold` that writes a summary at once: MNetTrainer is better by 0.1 in every case."""
+
+    def train(dataset, configuration, fold, *, trainer, plans, schedule, device):
+        calls.append((trainer, plans, fold, schedule, device))
+        folder = Path(os.environ[accuracy.RESULTS_VARIABLE]) / dataset / f"{trainer}__{plans}__{configuration}"
+        dice = 0.5 + (better if trainer == "MNetTrainer" else 0)
+        cases = {f"case{2 * fold + n}": {"1": dice + 0.01 * n, "2": NAN if n else dice} for n in range(2)}
+        write_summary(folder / f"fold_{fold}" / "validation" / "summary.json", cases)
+
+    return train
+
+
+def test_a_benchmark_from_training_to_table(folders, capsys, monkeypatch):
+    calls = []
+    train = stand_in(calls)
+    arguments = ["-d", "104", "-tr", "MNetTrainer:MNetPlans", "nnUNetTrainer", "--output", str(folders / "own")]
+    arguments += ["--epochs", "2", "--iterations", "3", "--expect", "10", "--json", str(folders / "out.json")]
+    assert accuracy.main(arguments, train) == 0
+    schedule = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 5, "batch_size": 4}
+    assert calls == [
+        (trainer, plans, fold, schedule, "cpu")
+        for fold in (0, 1)
+        for trainer, plans in (("MNetTrainer", "MNetPlans"), ("nnUNetTrainer", "nnUNetPlans"))
+    ]
+    printed = capsys.readouterr().out
+    assert "+10.00 [+10.00, +10.00]" in printed and "reference" in printed
+    assert "epochs 2" in printed
+    rows = json.loads((folders / "out.json").read_text())["rows"]
+    assert [row["cases"] for row in rows] == [4, 4]
+    assert rows[1]["dice_per_label"] == pytest.approx({"1": 0.505, "2": 0.5})
+    assert rows[0]["difference"]["mean"] == pytest.approx(0.1) and rows[1]["difference"] is None
+    assert list(rows[0]["seconds_per_fold"]) == ["0", "1"]
+    assert not any((folders / "nnUNet_results" / DATASET).iterdir())
+
+    # again: refused, unless asked to resume; then only the missing fold is trained
+    monkeypatch.setenv("nnUNet_results", str(folders / "nnUNet_results"))
+    assert accuracy.main(arguments, train) == 2
+    assert "add --resume" in capsys.readouterr().err
+    calls.clear()
+    assert accuracy.main([*arguments, "--resume", "--folds", "0", "1", "2"], train) == 0
+    assert [(trainer, fold) for trainer, _, fold, _, _ in calls] == [("MNetTrainer", 2), ("nnUNetTrainer", 2)]
+    calls.clear()
+    monkeypatch.setenv("nnUNet_results", str(folders / "nnUNet_results"))
+    assert accuracy.main([*arguments, "--resume", "--epochs", "9"], train) == 2
+    assert "with the budget" in capsys.readouterr().err and calls == []
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "told"), [(-0.01, 0.02, "+0.80 points lie in"), (0.009, 0.02, "+0.80 points do not lie in")]
+)
+def test_expectation(low, high, told):
+    rows = [{"trainer": "A", "difference": {"low": low, "high": high}}, {"trainer": "B", "difference": None}]
+    assert accuracy.expectation(rows, 0.8) == f"A: {told} the interval."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--epochs", "0"], "--epochs 0; expected a positive number"),
+        (["--batch-size", "-1"], "--batch-size -1"),
+        (["--folds", "1", "1"], "each once"),
+        (["--output", "nnUNet_results"], "a folder of its own"),
+        (["--json", "no/such/folder/out.json"], "existing folder"),
+        (["-d", "999"], "no data set 999"),
+        (["-tr", "A", "A"], "each once"),
+    ],
+)
+def test_bad_input_is_a_sentence_and_trains_nothing(folders, monkeypatch, capsys, arguments, told):
+    calls = []
+    monkeypatch.chdir(folders)
+    train = stand_in(calls)
+    assert accuracy.main(["-d", "104", "-tr", "nnUNetTrainer", *arguments], train) == 2
+    assert told in capsys.readouterr().err
+    assert calls == [] and not (folders / "benchmark_results").exists()

@@ -1,0 +1,97 @@
+import json
+import os
+import subprocess
+import sys
+from argparse import Namespace
+
+import pytest
+
+from nnunetv2_ext.cli import demo, main
+from nnunetv2_ext.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--epochs", "0"], "--epochs 0"),
+        (["--iterations", "-3"], "--iterations -3"),
+        (["--training-cases", "4"], "--training-cases 4"),
+        (["--unseen-cases", "0"], "--unseen-cases 0"),
+        (["--seed", "-1"], "--seed -1"),
+    ],
+)
+def test_bad_numbers(tmp_path, capsys, arguments, message):
+    assert main(["demo", "--output", str(tmp_path / "demo"), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "demo").exists()
+
+
+def settings(**given) -> Namespace:
+    return Namespace(**{"overwrite": False, "epochs": 1} | given)
+
+
+@pytest.mark.parametrize(
+    ("content", "overwrite", "message"),
+    [
+        (["file"], False, "not empty"),
+        ([demo.SETTINGS], False, "not empty"),
+        # Somebody's own nnU-Net folders.
+        (["nnUNet_raw"], True, "no demo made"),
+    ],
+)
+def test_folder_in_use_stays_as_it_is(tmp_path, content, overwrite, message):
+    for name in content:
+        (tmp_path / name).touch()
+    with pytest.raises(InputError, match=message):
+        demo._make_folder(tmp_path, settings(overwrite=overwrite))
+    assert sorted(path.name for path in tmp_path.iterdir()) == content
+
+
+def test_overwrite_replaces_an_earlier_demo(tmp_path):
+    demo._make_folder(tmp_path / "demo", settings(epochs=3))
+    (tmp_path / "demo" / "old").touch()
+    demo._make_folder(tmp_path / "demo", settings(overwrite=True))
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == [demo.SETTINGS]
+    assert json.loads((tmp_path / "demo" / demo.SETTINGS).read_text())["epochs"] == "1"
+
+
+def test_output_is_a_file(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="a file"):
+        demo._make_folder(tmp_path / "file", settings())
+    with pytest.raises(InputError, match="can be written"):
+        demo._make_folder(tmp_path / "file" / "demo", settings())
+
+
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"nnUNet_n_proc_DA": "3"}, "3")])
+def test_environment(tmp_path, monkeypatch, given, expected):
+    environment = dict(given)
+    monkeypatch.setattr(os, "environ", environment)
+    demo._set_environment(tmp_path, "cpu")
+    assert environment["nnUNet_n_proc_DA"] == expected
+    assert environment["nnUNet_results"] == str(tmp_path / "nnUNet_results")
+    assert (tmp_path / "nnUNet_results").is_dir()
+    assert "discovery" in environment["nnUNet_extTrainer"]
+
+
+@pytest.mark.pipeline
+def test_all_steps_with_two_iterations(tmp_path):
+    sizes = ["--epochs", "1", "--iterations", "2", "--training-cases", "5", "--unseen-cases", "2"]
+    command = [sys.executable, "-m", "nnunetv2_ext", "demo", "--output", str(tmp_path / "demo"), *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "[9/9] evaluate and draw: done" in done.stdout
+    rows = json.loads((tmp_path / "demo" / "report" / "table.json").read_text())
+    assert [row["name"] for row in rows] == [
+        "MNet, fold 0",
+        "MNet, fold 1",
+        "MNet, ensemble of 2",
+        "nnU-Net, fold 0",
+        "nnU-Net, fold 1",
+        "nnU-Net, ensemble of 2",
+        "threshold per label",
+    ]
+    assert all(set(row["dice"]) == {"liver", "kidney", "lesion"} for row in rows)
+    assert rows[2]["seconds"] == pytest.approx(rows[0]["seconds"] + rows[1]["seconds"])
+    assert rows[-1]["mean"] <= 0.6
+    assert (tmp_path / "demo" / "report" / "cases.png").stat().st_size > 10_000

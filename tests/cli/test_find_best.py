@@ -1,0 +1,262 @@
+"""`find_best` over a results folder made by hand: small real volumes, two models that err in different places."""
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunetv2_ext.cli import main
+from nnunetv2_ext.cli.find_best import Model, parse_models
+from nnunetv2_ext.errors import InputError
+
+DATASET = "Dataset901_Boxes"
+OURS, STOCK = Model("MNetTrainer", "MNetPlans", "3d_fullres"), Model("nnUNetTrainer", "nnUNetPlans", "3d_fullres")
+DATASET_JSON = {
+    "channel_names": {"0": "MRI"},
+    "labels": {"background": 0, "left": 1, "right": 2},
+    "numTraining": 4,
+    "file_ending": ".nii.gz",
+}
+FOLDS = {0: ["a", "b"], 1: ["c", "d"]}
+SHAPE = (6, 12, 12)  # z, y, x
+GEOMETRY = {"spacing": (1.0, 1.0, 4.0), "origin": (0.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}
+
+UNCLOSED_BY_NNUNET = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""nnU-Net leaves its inference_instructions.txt open."""
+
+
+def plans(model: Model) -> dict:
+    return {
+        "dataset_name": DATASET,
+        "plans_name": model.plans,
+        "image_reader_writer": "SimpleITKIO",
+        "label_manager": "LabelManager",
+        "configurations": {"2d": {"architecture": {}}, "3d_fullres": {"architecture": {}}},
+    }
+
+
+def write_labels(labels: np.ndarray, file: Path) -> None:
+    image = sitk.GetImageFromArray(labels.astype(np.uint8))
+    image.SetSpacing(GEOMETRY["spacing"])
+    sitk.WriteImage(image, str(file))
+
+
+def truth() -> np.ndarray:
+    labels = np.zeros(SHAPE, dtype=np.uint8)
+    labels[1:5, 2:10, 1:5] = 1
+    labels[1:5, 2:10, 7:11] = 2
+    return labels
+
+
+def probabilities(wrong: tuple[slice, ...]) -> np.ndarray:
+    """Sure of the truth, but weakly for background in `wrong`: the mean of two such is right everywhere."""
+    one_hot = np.stack([truth() == label for label in range(3)]).astype(np.float32)  # (classes, z, y, x)
+    one_hot[(slice(None), *wrong)] *= 0.4
+    one_hot[(0, *wrong)] = 0.6
+    return one_hot
+
+
+WRONG = {OURS: np.s_[1:2, 2:10, 1:11], STOCK: np.s_[3:5, 2:10, 1:11]}
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """nnU-Net's three folders with two trained models; returns the data set's results folder."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    ground_truth = tmp_path / "nnUNet_preprocessed" / DATASET / "gt_segmentations"
+    ground_truth.mkdir(parents=True)
+    for case in "abcd":
+        write_labels(truth(), ground_truth / f"{case}.nii.gz")
+    for model in (OURS, STOCK):
+        (ground_truth.parent / f"{model.plans}.json").write_text(json.dumps(plans(model)))
+        folder = tmp_path / "nnUNet_results" / DATASET / model.folder_name
+        for fold, cases in FOLDS.items():
+            validation = folder / f"fold_{fold}" / "validation"
+            validation.mkdir(parents=True)
+            (validation.parent / "checkpoint_final.pth").touch()
+            (validation / "summary.json").write_text("{}")
+            for case in cases:
+                predicted = probabilities(WRONG[model])
+                np.savez_compressed(validation / f"{case}.npz", probabilities=predicted)
+                (validation / f"{case}.pkl").write_bytes(pickle.dumps({"sitk_stuff": GEOMETRY}))
+                write_labels(predicted.argmax(0), validation / f"{case}.nii.gz")
+        (folder / "plans.json").write_text(json.dumps(plans(model)))
+        (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
+    return tmp_path / "nnUNet_results" / DATASET
+
+
+def find_best(*more: str) -> int:
+    models = [":".join(model) for model in (OURS, STOCK)]
+    return main(["find_best", "-d", "901", "-m", *models, "-f", "0", "1", "-np", "1", *more])
+
+
+@pytest.mark.pipeline
+@UNCLOSED_BY_NNUNET
+def test_the_pair_wins_and_the_instructions_name_the_commands(results, capfd):
+    assert find_best() == 0
+    printed = capfd.readouterr().out
+    information = json.loads((results / "inference_information.json").read_text())
+    assert set(information["all_results"]) == {
+        OURS.folder_name,
+        STOCK.folder_name,
+        f"ensemble___{OURS.folder_name}___{STOCK.folder_name}___0_1",
+    }
+    # each model loses a part of both labels, the ensemble nothing
+    scores = sorted(information["all_results"].values())
+    assert scores[-1] == pytest.approx(1.0)
+    assert scores[1] == pytest.approx(2 * 3 / (3 + 4))
+    assert scores[0] == pytest.approx(2 * 2 / (2 + 4))
+    assert len(information["best_model_or_ensemble"]["selected_model_or_models"]) == 2
+    for command in (
+        f"nnUNetv2_predict -d {DATASET} -i INPUT_FOLDER -o OUTPUT_FOLDER_MODEL_1 -f  0 1 "
+        "-tr MNetTrainer -c 3d_fullres -p MNetPlans --save_probabilities",
+        "-tr nnUNetTrainer -c 3d_fullres -p nnUNetPlans --save_probabilities",
+        "nnUNetv2_ensemble -i OUTPUT_FOLDER_MODEL_1 OUTPUT_FOLDER_MODEL_2 -o OUTPUT_FOLDER",
+        "nnUNetv2_apply_postprocessing -i OUTPUT_FOLDER -o OUTPUT_FOLDER_PP",
+    ):
+        assert command in printed
+        assert command in (results / "inference_instructions.txt").read_text()
+
+
+@pytest.mark.pipeline
+@UNCLOSED_BY_NNUNET
+def test_without_ensembling_no_probabilities_are_needed(results, capfd):
+    for file in results.rglob("*.npz"):
+        file.unlink()
+    assert find_best("--disable_ensembling") == 0
+    printed = capfd.readouterr().out
+    assert f"*Best*: {OURS.folder_name}" in printed
+    assert "nnUNetv2_ensemble" not in printed
+
+
+def remove(pattern: str):
+    def damage(results: Path) -> None:
+        found = list(results.glob(pattern))
+        assert found
+        for path in found:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def leave_a_started_fold(results: Path) -> None:
+    fold = results / OURS.folder_name / "fold_1"
+    shutil.rmtree(fold)
+    fold.mkdir()
+    (fold / "checkpoint_latest.pth").touch()
+
+
+def repeat_a_case(results: Path) -> None:
+    validation = results / OURS.folder_name / "fold_{}" / "validation"
+    for ending in ("nii.gz", "npz", "pkl"):
+        shutil.copy(str(validation).format(0) + f"/a.{ending}", str(validation).format(1) + f"/a.{ending}")
+
+
+def change_the_labels(results: Path) -> None:
+    changed = {**DATASET_JSON, "labels": {"background": 0, "right": 1, "left": 2}}
+    (results / STOCK.folder_name / "dataset.json").write_text(json.dumps(changed))
+
+
+TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"
+FAULTS = {
+    "a fold missing": (
+        remove(f"{OURS.folder_name}/fold_1"),
+        [f"{OURS.folder_name}/fold_1 was not trained", f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz\n"],
+    ),
+    "a model missing": (
+        remove(STOCK.folder_name),
+        [f"\n  {TRAIN} {fold} -tr nnUNetTrainer -p nnUNetPlans --npz\n" for fold in (0, 1)],
+    ),
+    "a fold not finished": (
+        leave_a_started_fold,
+        ["fold_1 is not finished", f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz --c\n"],
+    ),
+    "no validation": (
+        remove(f"{OURS.folder_name}/fold_0/validation"),
+        ["no validation/summary.json", f"\n  {TRAIN} 0 -tr MNetTrainer -p MNetPlans --npz --val\n"],
+    ),
+    "no summary": (
+        remove(f"{OURS.folder_name}/fold_0/validation/summary.json"),
+        ["no validation/summary.json", f"\n  {TRAIN} 0 -tr MNetTrainer -p MNetPlans --npz --val\n"],
+    ),
+    "no probabilities": (
+        remove(f"{STOCK.folder_name}/fold_*/validation/*.npz"),
+        ["lacks the probabilities of 2 of 2 cases", f"\n  {TRAIN} 0 -tr nnUNetTrainer -p nnUNetPlans --npz --val\n"],
+    ),
+    "one without probabilities": (
+        remove(f"{STOCK.folder_name}/fold_0/validation/a.npz"),
+        ["lacks the probabilities of 1 of 2 cases"],
+    ),
+    "no plans in the model": (remove(f"{OURS.folder_name}/plans.json"), ["has no plans.json"]),
+    "no reference": (
+        remove(f"../../nnUNet_preprocessed/{DATASET}/gt_segmentations"),
+        ["gt_segmentations", f"nnUNetv2_preprocess -d {DATASET} -plans_name MNetPlans -c 3d_fullres"],
+    ),
+    "no plans": (
+        remove(f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json"),
+        ["no file", "MNetPlans.json", "with the planner of MNetPlans"],
+    ),
+    "a case twice": (repeat_a_case, ["1 cases (such as a) in the validation of several folds"]),
+    "other labels": (change_the_labels, [f"{STOCK.folder_name} with the labels", "same dataset.json"]),
+    "other cases": (
+        remove(f"{STOCK.folder_name}/fold_0/validation/b.*"),
+        ["1 cases (such as b) that only one of", "same splits_final.json"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "told"), FAULTS.values(), ids=FAULTS)
+def test_what_is_missing_is_told_with_the_command_that_makes_it(damage, told, results, capsys):
+    damage(results)
+    assert find_best() == 2
+    message = capsys.readouterr().err
+    for text in told:
+        assert text in message
+
+
+def test_all_faults_are_told_at_once(results, capsys):
+    shutil.rmtree(results / OURS.folder_name / "fold_1")
+    (results / STOCK.folder_name / "fold_0" / "validation" / "summary.json").unlink()
+    assert find_best() == 2
+    message = capsys.readouterr().err
+    assert "fold_1 was not trained" in message
+    assert "no validation/summary.json" in message
+    assert message.count("nnUNetv2_train") == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["-d", "901", "-m", "MNetTrainer:MNetPlans"], "the model 'MNetTrainer:MNetPlans'"),
+        (["-d", "901", "-m", "MNetTrainer:MNetPlans:4d"], "the configuration 4d"),
+        (["-d", "902", "-m", "MNetTrainer:MNetPlans:3d_fullres"], "no data set 902"),
+        (["-d", "901", "-m", "MNetTrainer:NoPlans:3d_fullres"], "NoPlans.json"),
+        (["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-f", "7"], "fold_7 was not trained"),
+    ],
+)
+def test_bad_arguments(arguments, told, results, capsys):
+    assert main(["find_best", *arguments]) == 2
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])
+def test_an_unset_variable(variable, results, monkeypatch, capsys):
+    monkeypatch.delenv(variable)
+    assert find_best() == 2
+    assert f"no value of {variable}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("triple", ["", "a", "a:b", "a:b:c:d", "a::c", ":b:c", "a:b:", "a__b:c:d", "a:b/c:d", "_a:b:c"])
+def test_a_triple_that_is_none(triple):
+    with pytest.raises(InputError, match="TRAINER:PLANS:CONFIG"):
+        parse_models([triple])
+
+
+def test_repeated_models_count_once():
+    assert parse_models(["a:b:c", "d:e:f", "a:b:c"]) == [Model("a", "b", "c"), Model("d", "e", "f")]

@@ -1,0 +1,36 @@
+"""Shared fixtures: where real data and the published networks' outputs lie, when they are at hand."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+BESIDE = Path(__file__).parents[2] / "shared"
+
+
+def _folder(variable: str, beside: Path, name: str) -> Path:
+    folder = Path(os.environ.get(variable, beside)) / name
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there: set {variable} to the folder that holds it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def hippocampus() -> Path:
+    """The raw data set (nnU-Net format) Hippocampus of the Medical Segmentation Decathlon."""
+    return _folder("NNUNETV2_EXT_DATA", BESIDE / "data", "hippocampus")
+
+
+@pytest.fixture(scope="session")
+def golden() -> Path:
+    """Outputs of the published networks, with their weights."""
+    return _folder("NNUNETV2_EXT_GOLDEN", BESIDE, "golden")
+
+
+@pytest.fixture
+def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder that holds empty nnUNet_raw, nnUNet_preprocessed and nnUNet_results, set for this test."""
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        (tmp_path / variable).mkdir()
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    return tmp_path

@@ -1,0 +1,115 @@
+import json
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from scipy import ndimage
+
+from nnunetv2_ext.data.phantom import LABELS, SPACING, Phantom, make_phantom, write_phantoms
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.threshold import threshold_dice
+
+
+@pytest.fixture(scope="module")
+def phantoms() -> list[Phantom]:
+    return [make_phantom(seed) for seed in range(4)]
+
+
+def test_the_seed_decides(phantoms):
+    again = make_phantom(1)
+    np.testing.assert_array_equal(again.image, phantoms[1].image)
+    np.testing.assert_array_equal(again.labels, phantoms[1].labels)
+    assert (phantoms[0].labels != phantoms[1].labels).any()
+
+
+@pytest.mark.parametrize(("slices", "size"), [(16, 64), (12, 48)])
+def test_shape_and_type(slices, size):
+    phantom = make_phantom(5, slices=slices, size=size)
+    assert phantom.image.shape == phantom.labels.shape == (slices, size, size)
+    assert phantom.image.dtype == np.float32
+    assert phantom.labels.dtype == np.uint8
+    assert np.isfinite(phantom.image).all()
+    assert set(np.unique(phantom.labels)) == set(LABELS.values())
+
+
+@pytest.mark.parametrize(("slices", "size"), [(11, 64), (16, 47)])
+def test_too_small(slices, size):
+    with pytest.raises(InputError, match=f"{slices} slices of {size} x {size}"):
+        make_phantom(0, slices=slices, size=size)
+
+
+def test_thresholds_do_badly_even_when_chosen_on_one_case(phantoms):
+    for phantom in phantoms:
+        by_label = threshold_dice([phantom.image], [phantom.labels])
+        assert set(by_label) == {1, 2, 3}
+        assert np.mean(list(by_label.values())) <= 0.6
+        assert by_label[LABELS["lesion"]] < 0.5
+
+
+def test_lesion_lies_in_the_liver_and_spans_slices(phantoms):
+    for phantom in phantoms:
+        lesion = phantom.labels == LABELS["lesion"]
+        assert lesion.any(axis=(1, 2)).sum() >= 2
+        assert lesion.sum() >= 100
+        around = ndimage.binary_dilation(lesion) & ~lesion
+        assert (phantom.labels[around] == LABELS["liver"]).mean() > 0.7
+
+
+def test_organs_change_between_slices(phantoms):
+    for phantom in phantoms:
+        liver = np.isin(phantom.labels, (LABELS["liver"], LABELS["lesion"]))
+        held = np.flatnonzero(liver.any(axis=(1, 2)))
+        assert len(held) >= 6
+        both = [(liver[z] & liver[z + 1]).sum() / (liver[z] | liver[z + 1]).sum() for z in held[:-1]]
+        assert np.mean(both) < 0.9
+
+
+def test_look_alikes_share_the_intensity(phantoms):
+    """As many unlabelled voxels have the kidneys' intensity as kidney voxels have it: no trivial image."""
+    for phantom in phantoms:
+        kidney = phantom.image[phantom.labels == LABELS["kidney"]]
+        low, high = np.quantile(kidney, (0.25, 0.75))
+        alike = (phantom.image > low) & (phantom.image < high) & (phantom.labels != LABELS["kidney"])
+        assert alike.sum() > 0.5 * len(kidney)
+
+
+def test_data_set_in_nnunets_format(tmp_path):
+    folder = tmp_path / "raw" / "Dataset999_Phantom"
+    calls = []
+    write_phantoms(folder, training=2, test=1, seed=3, progress=lambda done, total: calls.append((done, total)))
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    description = json.loads((folder / "dataset.json").read_text())
+    assert description == {
+        "channel_names": {"0": "CT"},
+        "labels": LABELS,
+        "numTraining": 2,
+        "file_ending": ".nii.gz",
+    }
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.nii.gz"))
+    assert files == [
+        "imagesTr/phantom_000_0000.nii.gz",
+        "imagesTr/phantom_001_0000.nii.gz",
+        "imagesTs/unseen_000_0000.nii.gz",
+        "labelsTr/phantom_000.nii.gz",
+        "labelsTr/phantom_001.nii.gz",
+        "labelsTs/unseen_000.nii.gz",
+    ]
+    for name in files:
+        volume = sitk.ReadImage(str(folder / name))
+        assert volume.GetSize() == (64, 64, 16)
+        assert volume.GetSpacing() == pytest.approx(SPACING[::-1])
+        # The first thick slice stands for thin slices at 0 to 4 mm.
+        assert volume.GetOrigin() == pytest.approx((0, 0, 2))
+    images = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / files[index]))) for index in (0, 1, 2)]
+    assert all((one != other).any() for one, other in ((images[0], images[1]), (images[1], images[2])))
+
+
+@pytest.mark.parametrize(
+    ("training", "test", "occupied", "message"),
+    [(0, 1, False, "0 training"), (1, -1, False, "-1 test"), (1, 0, True, "not empty")],
+)
+def test_data_set_refused(tmp_path, training, test, occupied, message):
+    if occupied:
+        (tmp_path / "something").touch()
+    with pytest.raises(InputError, match=message):
+        write_phantoms(tmp_path, training=training, test=test)

@@ -1,0 +1,209 @@
+"""Slab averaging over arrays, the geometry of thick voxels, and reading that notices damaged files."""
+
+import itertools
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+
+from nnunetv2_ext.data.thick import (
+    VOLUME_ENDINGS,
+    Grid,
+    average_slabs,
+    majority_slabs,
+    read_grid,
+    read_volume,
+    slabs_of,
+    write_volume,
+)
+from nnunetv2_ext.errors import InputError
+
+AXES_AND_FACTORS = list(itertools.product((0, 1, 2), (2, 3, 4, 7)))
+IDENTITY = tuple(np.eye(3).ravel())
+
+
+def rotation(*, about_x: float, about_z: float) -> np.ndarray:
+    """A rotation about two axes, angles in degrees: (3, 3)."""
+    (cos_x, sin_x), (cos_z, sin_z) = ((np.cos(a), np.sin(a)) for a in np.radians([about_x, about_z]))
+    return np.array([[cos_z, -sin_z, 0], [sin_z, cos_z, 0], [0, 0, 1]]) @ np.array(
+        [[1, 0, 0], [0, cos_x, -sin_x], [0, sin_x, cos_x]]
+    )
+
+
+DIRECTIONS = {
+    "identity": np.eye(3),
+    "flipped": np.diag([-1.0, -1.0, 1.0]),
+    "sagittal": np.array([[0.0, 0, -1], [1, 0, 0], [0, -1, 0]]),
+    "oblique": rotation(about_x=25, about_z=-40),
+    "left-handed oblique": rotation(about_x=70, about_z=10) @ np.diag([1.0, 1, -1]),
+}
+
+
+@pytest.mark.parametrize(("axis", "factor"), AXES_AND_FACTORS)
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.float32, np.float64])
+def test_average_equals_numpy_slab_by_slab(axis, factor, dtype):
+    volume = np.random.default_rng(0).integers(0, 255, (9, 10, 11)).astype(dtype)
+    slabs = volume.shape[axis] // factor
+    starts = range(0, slabs * factor, factor)
+    expected = np.stack([volume.take(range(s, s + factor), axis).mean(axis) for s in starts], axis)
+    average = average_slabs(volume, axis=axis, factor=factor)
+    assert average.dtype == np.float32
+    np.testing.assert_allclose(average, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, 7, -1024, 16777217, 0.1])
+@pytest.mark.parametrize(("axis", "factor"), AXES_AND_FACTORS)
+def test_constant_stays_constant(axis, factor, value):
+    average = average_slabs(np.full((8, 9, 10), value), axis=axis, factor=factor)
+    assert np.all(average == np.float32(value))
+
+
+def test_average_does_not_overflow_small_integers():
+    assert average_slabs(np.full((4, 1, 1), 255, np.uint8), axis=0, factor=4).item() == 255
+
+
+def test_slabs_are_a_view_in_order():
+    volume = np.arange(7 * 2 * 3).reshape(7, 2, 3)
+    slabs = slabs_of(volume, axis=0, factor=3)
+    assert slabs.shape == (2, 3, 2, 3)
+    assert np.shares_memory(slabs, volume)
+    np.testing.assert_array_equal(slabs[1, 2], volume[5])
+
+
+@pytest.mark.parametrize(
+    ("column", "expected", "why"),
+    [
+        ([1, 1, 2], 1, "majority"),
+        ([2, 1, 1], 1, "majority"),
+        ([0, 3, 0, 0], 0, "majority against the middle"),
+        ([5, 0, 5], 5, "majority against the middle"),
+        ([1, 2], 2, "tie: middle of two slices is the second"),
+        ([2, 1], 1, "tie: middle of two slices is the second"),
+        ([1, 1, 2, 2], 2, "tie: middle of four slices is the third"),
+        ([2, 2, 1, 1], 1, "tie: middle of four slices is the third"),
+        ([3, 2, 1], 2, "tie of all: middle"),
+        ([1, 0, 2, 0, 1], 0, "tie of 0 and 1, middle 2 is not among them: smallest"),
+        ([2, 1, 3, 1, 2], 1, "tie of 1 and 2, middle 3 is not among them: smallest"),
+        ([2, 1, 1, 3, 2, 3, 1, 2], 2, "tie of 1 and 2, middle 2"),
+        ([0, 0, 0], 0, "constant"),
+        ([255, 255, 0], 255, "ignore label as any other"),
+    ],
+)
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_majority(column, expected, why, axis):
+    labels = np.moveaxis(np.tile(np.array(column, np.uint8)[:, None, None], (2, 3, 4)), 0, axis)
+    majority = majority_slabs(labels, axis=axis, factor=len(column))
+    assert majority.dtype == np.uint8
+    assert majority.shape[axis] == 2
+    assert np.unique(majority).tolist() == [expected], why
+
+
+@pytest.mark.parametrize("factor", [2, 3, 5])
+def test_majority_equals_a_count_per_column(factor):
+    labels = np.random.default_rng(1).integers(0, 4, (11, 6, 7))
+    majority = majority_slabs(labels, axis=0, factor=factor)
+    for slab, y, x in np.ndindex(majority.shape):
+        column = labels[slab * factor : (slab + 1) * factor, y, x].tolist()
+        counts = {label: column.count(label) for label in column}
+        tied = [label for label, count in counts.items() if count == max(counts.values())]
+        middle = column[factor // 2]
+        assert majority[slab, y, x] == (middle if middle in tied else min(tied))
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
+@pytest.mark.parametrize(("axis", "factor"), [(0, 2), (0, 5), (1, 3), (2, 4)])
+def test_thick_voxel_lies_at_the_mean_of_its_thin_voxels(direction, axis, factor):
+    thin = sitk.Image([11, 12, 13], sitk.sitkUInt8)
+    thin.SetSpacing([0.7, 0.9, 1.3])
+    thin.SetOrigin([-50.5, 20.25, 300])
+    thin.SetDirection(direction.ravel())
+    grid = Grid(thin.GetSize(), thin.GetSpacing(), thin.GetOrigin(), thin.GetDirection())
+    thick_grid = grid.thick(axis=axis, factor=factor)
+    thick = sitk.Image(thick_grid.size, sitk.sitkUInt8)
+    thick.SetSpacing(thick_grid.spacing)
+    thick.SetOrigin(thick_grid.origin)
+    thick.SetDirection(thick_grid.direction)
+    along = 2 - axis
+    assert thick.GetSize()[along] == thin.GetSize()[along] // factor
+    for index in itertools.product((0, 1), repeat=3):
+        members = [list(index) for _ in range(factor)]
+        for offset, member in enumerate(members):
+            member[along] = index[along] * factor + offset
+        centres = [thin.TransformIndexToPhysicalPoint(member) for member in members]
+        np.testing.assert_allclose(thick.TransformIndexToPhysicalPoint(index), np.mean(centres, axis=0), atol=1e-9)
+    assert thick_grid.spacing[along] == pytest.approx(grid.spacing[along] * factor)
+    assert thick_grid.direction == grid.direction
+
+
+@pytest.mark.parametrize(
+    ("direction", "reorient", "axes"),
+    [
+        ("identity", False, [0, 1, 2]),
+        ("identity", True, [0, 1, 2]),
+        ("sagittal", False, [0, 1, 2]),
+        # Index axes of "sagittal" run along y, -z and -x, thus array axes along -x, -z and y.
+        ("sagittal", True, [1, 2, 0]),
+    ],
+)
+def test_axis_in_the_file(direction, reorient, axes):
+    grid = Grid((4, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(DIRECTIONS[direction].ravel()))
+    assert [grid.file_axis(axis, reorient=reorient) for axis in range(3)] == axes
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({}, []),
+        ({"spacing": (1.0004, 1.0, 2.0), "origin": (0.0, 0.0, 0.0015)}, []),
+        ({"spacing": (1.002, 1.0, 2.0)}, ["spacing"]),
+        ({"origin": (0.0, 0.0, 0.0025)}, ["origin"]),
+        ({"size": (4, 5, 7)}, ["size"]),
+        ({"direction": tuple(np.diag([1.0, 1, -1]).ravel())}, ["direction"]),
+        ({"size": (4, 5, 7), "origin": (1.0, 0.0, 0.0)}, ["size", "origin"]),
+    ],
+)
+def test_grid_differences(change, found):
+    same = {"size": (4, 5, 6), "spacing": (1.0, 1.0, 2.0), "origin": (0.0, 0.0, 0.0), "direction": IDENTITY}
+    assert [text.split()[0] for text in Grid(**same).differences(Grid(**(same | change)))] == found
+
+
+@pytest.mark.parametrize("ending", VOLUME_ENDINGS)
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_volume_round_trip(tmp_path, ending, dtype):
+    array = np.random.default_rng(2).integers(0, 200, (5, 6, 7)).astype(dtype)
+    direction = IDENTITY if ending == ".gipl" else tuple(DIRECTIONS["oblique"].ravel())
+    grid = Grid((7, 6, 5), (0.5, 0.75, 4.0), (10.0, -20.0, 30.0), direction)
+    path = tmp_path / f"volume{ending}"
+    write_volume(array, grid, path)
+    assert grid.differences(read_grid(path)) == []
+    read = read_volume(path)
+    assert read.dtype == dtype
+    np.testing.assert_array_equal(read, array)
+
+
+@pytest.mark.parametrize("ending", VOLUME_ENDINGS)
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.97])
+def test_truncated_volume_is_refused(tmp_path, ending, kept):
+    array = np.random.default_rng(3).integers(0, 200, (10, 20, 30)).astype(np.int16)
+    path = tmp_path / f"volume{ending}"
+    write_volume(array, Grid((30, 20, 10), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY), path)
+    content = path.read_bytes()
+    path.write_bytes(content[: int(kept * len(content))])
+    with pytest.raises(InputError, match=f"unreadable file .*volume{ending}"):
+        read_volume(path)
+
+
+def test_scaled_nifti_is_no_truncated_one(tmp_path):
+    """ITK reports a wider type than the file's where the header scales the values."""
+    import nibabel
+
+    image = nibabel.Nifti1Image(np.linspace(0, 5, 60).reshape(3, 4, 5), np.eye(4), dtype=np.int16)
+    nibabel.save(image, tmp_path / "scaled.nii.gz")
+    assert nibabel.load(tmp_path / "scaled.nii.gz").header["scl_slope"] != 1
+    assert read_volume(tmp_path / "scaled.nii.gz").max() == pytest.approx(5, abs=1e-3)
+
+
+def test_writing_into_nowhere_is_refused(tmp_path):
+    grid = Grid((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
+    with pytest.raises(InputError, match=r"on writing .*missing.*free space"):
+        write_volume(np.zeros((1, 1, 1), np.float32), grid, tmp_path / "missing" / "volume.nii.gz")

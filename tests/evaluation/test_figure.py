@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.image import imread
+
+from nnunetv2_ext.evaluation.figure import COLOURS, Shown, _telling_index, save_cases
+
+LABELS = {"background": 0, "organ": 1, "lesion": 2}
+
+
+def case(*, prediction=True, size=(6, 20, 24), title="Best case") -> Shown:
+    image = np.random.default_rng(0).normal(size=size)
+    truth = np.zeros(size, np.uint8)
+    truth[1:5, 4:16, 6:18] = 1
+    truth[2:4, 8:12, 9:14] = 2
+    return Shown(title, image, truth, truth if prediction else np.zeros_like(truth), (4.0, 1.0, 1.0))
+
+
+def coloured(path, colour) -> int:
+    """Pixels of the picture that have about this colour."""
+    picture = imread(path)[..., :3]
+    return int((np.abs(picture - to_rgb(colour)).max(axis=-1) < 0.08).sum())
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_picture_grows_with_the_cases(tmp_path, count):
+    path = tmp_path / "new" / "cases.png"
+    save_cases([case(title=f"case {number}") for number in range(count)], LABELS, path, heading="Heading")
+    height, width = imread(path).shape[:2]
+    # A row is as high as its highest plane, 24 mm of slices beside 20 to 24 mm of columns.
+    assert width > 1000
+    assert 150 * count < height - 150 < 320 * count
+
+
+def test_labels_are_drawn_in_truth_and_prediction(tmp_path):
+    both, truth_only = tmp_path / "both.png", tmp_path / "truth.png"
+    save_cases([case()], LABELS, both)
+    save_cases([case(prediction=False)], LABELS, truth_only)
+    for colour in COLOURS[:2]:
+        outlines, half = coloured(both, colour), coloured(truth_only, colour)
+        # The legend's patch is in both.
+        assert 0 < half < outlines
+
+
+def test_different_grids_in_one_picture(tmp_path):
+    save_cases([case(), case(size=(8, 30, 26))], LABELS, tmp_path / "cases.png", window=(-1.0, 1.0))
+    assert (tmp_path / "cases.png").stat().st_size > 0
+
+
+def test_telling_index():
+    labels = np.zeros((5, 4, 4), int)
+    labels[1, :, :] = 1
+    labels[2, :3, :] = 1
+    labels[2, 3, :2] = 2
+    # Slice 1 holds most of label 1, but slice 2 nearly as much and all of label 2.
+    assert _telling_index(labels, 0, (1, 2)) == 2
+    assert _telling_index(labels, 0, (1,)) == 1
+    assert _telling_index(np.zeros((5, 4, 4), int), 0, (1, 2)) == 2

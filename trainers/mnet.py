@@ -1,0 +1,31 @@
+"""MNetTrainer: Dong et al., "MNet: Rethinking 2D/3D Networks for Anisotropic Medical Image Segmentation", IJCAI 2022."""
+
+from typing import Any, ClassVar
+
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from torch import nn
+
+from nnunetv2_ext.architectures.mnet import MNet
+from nnunetv2_ext.training.trainer import ExtTrainer
+
+
+class MNetTrainer(ExtTrainer):
+    """Trains MNet on MNetPlans, or on any 3D plans with MNet's default features."""
+
+    network_class = MNet
+    published_schedule: ClassVar[dict[str, Any]] = {
+        "epochs": 500,
+        "deep_supervision_weights": [1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8],
+    }
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        return MNetTrainer._network(
+            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
