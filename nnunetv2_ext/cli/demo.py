@@ -31,14 +31,18 @@ SETTINGS = "demo.json"
 
 @dataclass(frozen=True)
 class Contender:
-    """A trainer and its plans, to be trained with the same schedule as the others."""
+    """A planner, its plans and a trainer, to be trained with the same schedule as the others."""
 
     title: str
-    trainer: str
+    planner: str
     plans: str
+    trainer: str
 
 
-CONTENDERS = (Contender("MNet", "MNetTrainer", "MNetPlans"), Contender("nnU-Net", "nnUNetTrainer", "nnUNetPlans"))
+CONTENDERS = (
+    Contender("MNet", "MNetPlanner", "MNetPlans", "MNetTrainer"),
+    Contender("nnU-Net", "ExperimentPlanner", "nnUNetPlans", "nnUNetTrainer"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what an earlier demo left in FOLDER")
     parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="of the phantoms; default: %(default)s")
-    parser.add_argument("--epochs", type=int, default=15, help="of each training; default: %(default)s")
+    parser.add_argument("--epochs", type=int, default=10, help="of each training; default: %(default)s")
     parser.add_argument("--iterations", type=int, default=20, help="training steps per epoch; default: %(default)s")
     parser.add_argument("--training-cases", type=int, default=24, metavar="N", help="default: %(default)s")
     parser.add_argument("--unseen-cases", type=int, default=8, metavar="N", help="default: %(default)s")
@@ -68,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_ext.data.phantom import LABELS, write_phantoms
     from nnunetv2_ext.evaluation.report import markdown_table
 
-    steps = Steps(total=5 + len(CONTENDERS) * len(FOLDS), log=output / "log.txt")
+    steps = Steps(total=4 + len(CONTENDERS) * len(FOLDS), log=output / "log.txt")
     print(f"Demo in {output}; nnU-Net's own messages go to log.txt there.")
     raw = output / "nnUNet_raw" / DATASET
     with steps.step(f"draw {args.training_cases} training and {args.unseen_cases} unseen phantoms"):
@@ -80,10 +84,8 @@ def run(args: argparse.Namespace) -> int:
             processes=os.cpu_count() or 1,
             progress=lambda done, total: steps.advance(f"{done} of {total}"),
         )
-    with steps.step("plan for MNet and for nnU-Net's own network"):
-        _plan()
-    with steps.step("preprocess"):
-        _preprocess(output)
+    with steps.step("plan and preprocess"):
+        _plan_and_preprocess()
     seconds = {}
     for contender in CONTENDERS:
         for fold in FOLDS:
@@ -169,33 +171,20 @@ def _set_environment(output: Path, device: str) -> None:
     register()
 
 
-def _plan() -> None:
-    """Fingerprint, nnUNetPlans and MNetPlans."""
-    from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
-        extract_fingerprint_dataset,
-        plan_experiment_dataset,
-    )
+def _plan_and_preprocess() -> None:
+    """Plans of every contender; nnU-Net's first, because ours take over the data that they preprocess."""
+    from nnunetv2_ext.planning.api import plan_and_preprocess
 
-    from nnunetv2_ext.registry import find
-
-    extract_fingerprint_dataset(DATASET_ID, num_processes=2)
-    for planner in (ExperimentPlanner, find("planner", "MNetPlanner").load()):
-        plan_experiment_dataset(DATASET_ID, planner)
-
-
-def _preprocess(output: Path) -> None:
-    """Preprocess for each contender's plans, once where two name the same folder of preprocessed data."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
-
-    folder = output / "nnUNet_preprocessed" / DATASET
-    made = set()
-    for contender in CONTENDERS:
-        plans = json.loads((folder / f"{contender.plans}.json").read_text())
-        identifier = plans["configurations"][CONFIGURATION]["data_identifier"]
-        if identifier not in made:
-            preprocess_dataset(DATASET_ID, contender.plans, (CONFIGURATION,), num_processes=(2,))
-            made.add(identifier)
+    processes = min(8, os.cpu_count() or 1)
+    for contender in reversed(CONTENDERS):
+        plan_and_preprocess(
+            DATASET_ID,
+            planner=contender.planner,
+            configurations=(CONFIGURATION,),
+            processes=(processes,),
+            fingerprint_processes=processes,
+            progress=False,
+        )
 
 
 def _train(contender: Contender, fold: int, args: argparse.Namespace) -> float:

@@ -25,7 +25,7 @@ THIN_SLICES = 5
 SPACING = (float(THIN_SLICES), 1.0, 1.0)
 """Slice distance and pixel size of a phantom in mm, in array order (slice, row, column)."""
 
-# Mean intensities in Hounsfield units. Shared by: lesion, cyst and muscle; liver and spleen; kidneys, bowel and vessels.
+# Mean intensities in Hounsfield units. Lesion, cyst and muscle share one, liver and spleen, kidneys, bowel and vessels.
 AIR, FAT, DARK, PARENCHYMA, BRIGHT, BONE = -1000.0, -90.0, 30.0, 120.0, 190.0, 420.0
 
 

@@ -1,0 +1,80 @@
+"""Real commands on a few thick-slice cases: nnU-Net's folders, and a way to run a command line in them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CASES = 10
+SHORT = ("--epochs", "2", "--iterations", "2", "--val_iterations", "1")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.pipeline)
+
+
+class Pipeline:
+    """nnU-Net's three folders below one folder, and the environment that commands run in."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.environment = {**os.environ, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2"}
+        self.environment.pop("nnUNet_extTrainer", None)
+        self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+            (folder / variable).mkdir(exist_ok=True)
+            self.environment[variable] = str(folder / variable)
+        line = self.run("nnunetv2_ext env").strip()
+        self.environment["nnUNet_extTrainer"] = line.split("=", 1)[1].strip("'\"")
+
+    def start(self, command: str) -> "subprocess.Popen[str]":
+        """Start a command in a process group of its own, output into one pipe."""
+        return subprocess.Popen(
+            command.split(),
+            env=self.environment,
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, command: str, *, status: int = 0) -> str:
+        """Run a command to its end and return what it printed; fails the test on another exit status."""
+        process = self.start(command)
+        output = process.communicate(timeout=900)[0]
+        assert process.returncode == status, f"{command}\nended with {process.returncode}:\n{output[-6000:]}"
+        return output
+
+    def results(self, trainer: str, plans: str, dataset: str = "Dataset104_HippocampusThick4") -> Path:
+        return self.folder / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres"
+
+    def preprocessed(self, dataset: str = "Dataset104_HippocampusThick4") -> Path:
+        return self.folder / "nnUNet_preprocessed" / dataset
+
+
+@pytest.fixture(scope="module")
+def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+    """A `Pipeline` whose raw folder holds ten thick-slice hippocampus cases as data set 104."""
+    folder = tmp_path_factory.mktemp("pipeline")
+    pipeline = Pipeline(folder)
+    raw = folder / "nnUNet_raw" / "Dataset004_Hippocampus"
+    for name in ("imagesTr", "labelsTr"):
+        (raw / name).mkdir(parents=True)
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (hippocampus / "labelsTr").glob("*.nii.gz"))[:CASES]
+    for case in cases:
+        shutil.copyfile(hippocampus / "imagesTr" / f"{case}_0000.nii.gz", raw / "imagesTr" / f"{case}_0000.nii.gz")
+        shutil.copyfile(hippocampus / "labelsTr" / f"{case}.nii.gz", raw / "labelsTr" / f"{case}.nii.gz")
+    description = json.loads((hippocampus / "dataset.json").read_text())
+    (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": CASES}))
+    pipeline.run("nnunetv2_ext make_thick -d 4 -o 104 --factor 4")
+    yield pipeline
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,68 @@
+"""The whole way of docs/how-to-folds-to-ensemble.md: five folds, the best model, ensembles, export and import."""
+
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+
+from tests.pipeline.conftest import Pipeline
+
+FOLDS = range(5)
+STOCK_FOLD = """
+from nnunetv2_ext.training.run import train_fold
+
+if __name__ == "__main__":
+    for fold in range(5):
+        train_fold(104, "3d_fullres", fold, trainer="nnUNetTrainer", plans="nnUNetPlans", save_probabilities=True,
+                   schedule={"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "batch_size": 2})
+"""
+
+
+def predictions(folder: Path) -> dict[str, np.ndarray]:
+    return {path.name: np.asarray(nibabel.load(path).dataobj) for path in sorted(folder.glob("*.nii.gz"))}
+
+
+def test_folds_to_ensemble(pipeline: Pipeline) -> None:
+    run, folder = pipeline.run, pipeline.folder
+    run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar")
+    shared = pipeline.preprocessed() / "nnUNetPlans_3d_fullres"
+    before = {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
+    run(
+        "nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner --no_pbar --epochs 1 --iterations 2 --val_iterations 1"
+    )
+    assert before == {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}, "data were preprocessed twice"
+    assert not (pipeline.preprocessed() / "MNetPlans_3d_fullres").exists()
+
+    script = folder / "stock.py"  # nnU-Net's own trainer has no short schedule on the command line
+    script.write_text(STOCK_FOLD)
+    run(f"python {script}")
+    for fold in FOLDS:
+        run(f"nnUNetv2_train 104 3d_fullres {fold} -tr MNetTrainer -p MNetPlans --npz -device cpu")
+    run("nnUNetv2_find_best_configuration 104 -c 3d_fullres -tr MNetTrainer -p MNetPlans")
+    found = run(
+        "nnunetv2_ext find_best -d 104 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres"
+    )
+    assert "nnUNetv2_predict" in found
+
+    images = folder / "images"
+    images.mkdir()
+    raw = folder / "nnUNet_raw" / "Dataset104_HippocampusThick4" / "imagesTr"
+    for path in sorted(raw.glob("*.nii.gz"))[:2]:
+        shutil.copy(path, images)
+    options = "-d 104 -c 3d_fullres -f 0 1 2 3 4 --save_probabilities -device cpu -npp 1 -nps 1 --disable_tta"
+    ours = f"nnUNetv2_predict -i {images} -tr MNetTrainer -p MNetPlans {options}"
+    run(f"{ours} -o {folder / 'ours'}")
+    run(f"nnUNetv2_predict -i {images} -tr nnUNetTrainer -p nnUNetPlans {options} -o {folder / 'stock'}")
+    run(f"nnUNetv2_ensemble -i {folder / 'ours'} {folder / 'stock'} -o {folder / 'ensemble'} -np 1")
+    assert len(predictions(folder / "ensemble")) == 2
+
+    archive = folder / "m.zip"
+    run(f"nnUNetv2_export_model_to_zip -d 104 -o {archive} -c 3d_fullres -tr MNetTrainer -p MNetPlans -f 0 1 2 3 4")
+    shutil.move(folder / "nnUNet_results", folder / "elsewhere")
+    (folder / "nnUNet_results").mkdir()
+    run(f"nnUNetv2_install_pretrained_model_from_zip {archive}")
+    run(f"{ours} -o {folder / 'again'}")
+    first, second = predictions(folder / "ours"), predictions(folder / "again")
+    assert first.keys() == second.keys()
+    assert all(np.array_equal(first[name], second[name]) for name in first)

@@ -1,0 +1,54 @@
+"""A training whose whole process group is killed at random moments, and resumed each time, still finishes."""
+
+import os
+import random
+import re
+import signal
+import time
+
+import pytest
+import torch
+
+from nnunetv2_ext.training.checkpoints import is_readable
+from tests.pipeline.conftest import Pipeline
+from tests.pipeline.test_trainers import _processes_of_group
+
+KILLS = int(os.environ.get("NNUNETV2_EXT_KILLS", "3"))
+EPOCHS = 2 * KILLS
+
+
+def test_killed_at_random_moments(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = f"--epochs {EPOCHS} --iterations 1 --val_iterations 1"
+    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner {schedule}")
+    fold = pipeline.results("MNetTrainer", "MNetPlans") / "fold_0"
+    command = "nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans -device cpu"
+    moments = random.Random(0)
+    started: list[int] = []
+    for _ in range(KILLS):
+        latest = fold / "checkpoint_latest.pth"
+        before = latest.stat().st_mtime_ns if latest.is_file() else 0
+        training = pipeline.start(f"{command} --c" if started else command)
+        # from a new latest checkpoint on, so that every round gets somewhere, at any moment of the epochs that follow
+        while training.poll() is None and not (latest.is_file() and latest.stat().st_mtime_ns != before):
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, 3))
+        try:
+            os.killpg(training.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        output = training.communicate()[0]
+        started += [int(epoch) for epoch in re.findall(r"Epoch (\d+) ?\n", output)]
+        assert not _processes_of_group(training.pid)
+        whole = [path for path in fold.glob("checkpoint_*.pth") if is_readable(path)]
+        assert whole and len(whole) == len(list(fold.glob("checkpoint_*.pth")))
+    output = pipeline.run(f"{command} --c")
+    started += [int(epoch) for epoch in re.findall(r"Epoch (\d+) ?\n", output)]
+    final = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    assert final["current_epoch"] == EPOCHS
+    assert len(final["logging"]["train_losses"]) == EPOCHS
+    assert set(started) == set(range(EPOCHS))
+    repeated = len(started) - EPOCHS
+    with capsys.disabled():
+        print(f"\n{KILLS} kills, {EPOCHS} epochs, {repeated} repeated")
+    assert repeated <= KILLS
+    assert all(later - earlier in (0, 1) for earlier, later in zip(started, started[1:], strict=False))

@@ -1,0 +1,83 @@
+"""Thin slices, regions, the ignore label and a hand-made two-stage plan, trained for an epoch in this process."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from nnunetv2_ext.training.run import train_fold
+from tests.pipeline.conftest import Pipeline
+
+BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
+REGIONS = {"background": 0, "whole": [1, 2], "posterior": 2}
+TABLE = {  # labels of dataset.json, further keys, whether the first slices are marked as ignored
+    201: ({**REGIONS}, {"regions_class_order": [1, 2]}, False),
+    202: ({"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}, {}, True),
+    203: ({**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True),
+}
+
+
+@pytest.fixture
+def environment(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    for key, value in pipeline.environment.items():
+        if key.startswith("nnUNet_"):
+            monkeypatch.setenv(key, value)
+    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    return pipeline
+
+
+def copy_dataset(pipeline: Pipeline, identifier: int, labels: dict[str, object], more: dict[str, object]) -> Path:
+    raw = pipeline.folder / "nnUNet_raw"
+    target = raw / f"Dataset{identifier}_Copy"
+    shutil.copytree(raw / "Dataset104_HippocampusThick4", target)
+    description = json.loads((target / "dataset.json").read_text())
+    (target / "dataset.json").write_text(json.dumps({**description, "labels": labels, **more}))
+    return target
+
+
+@pytest.mark.parametrize("identifier", TABLE)
+def test_regions_and_ignore_label(environment: Pipeline, identifier: int) -> None:
+    labels, more, ignored = TABLE[identifier]
+    target = copy_dataset(environment, identifier, labels, more)
+    if ignored:
+        for path in (target / "labelsTr").glob("*.nii.gz"):
+            image = nibabel.load(path)
+            values = np.asarray(image.dataobj).copy()
+            values[..., : values.shape[2] // 3] = 3
+            nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), path)
+    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl MNetPlanner --no_pbar")
+    fold = train_fold(identifier, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    summary = json.loads((fold / "validation" / "summary.json").read_text())
+    assert len(summary["mean"]) == 2
+
+
+def test_thin_slices(environment: Pipeline) -> None:
+    environment.run("nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner --no_pbar")
+    fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    plans = json.loads((environment.preprocessed("Dataset004_Hippocampus") / "MNetPlans.json").read_text())
+    assert np.allclose(plans["configurations"]["3d_fullres"]["spacing"], 1)
+    assert (fold / "validation" / "summary.json").is_file()
+
+
+def test_cascade_of_a_hand_made_two_stage_plan(environment: Pipeline) -> None:
+    copy_dataset(environment, 204, {"background": 0, "anterior": 1, "posterior": 2}, {})
+    environment.run("nnunetv2_ext plan_and_preprocess -d 204 -pl MNetPlanner --no_pp --no_pbar")
+    path = environment.preprocessed("Dataset204_Copy") / "MNetPlans.json"
+    plans = json.loads(path.read_text())
+    configurations = plans["configurations"]
+    full = configurations["3d_fullres"]
+    low = json.loads(json.dumps(full))
+    low.update(data_identifier="MNetPlans_3d_lowres", spacing=[size * 1.25 for size in full["spacing"]])
+    low.update(patch_size=[full["patch_size"][0], 40, 32], next_stage="3d_cascade_fullres")
+    configurations["3d_lowres"] = low
+    configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
+    path.write_text(json.dumps(plans))
+    environment.run("nnUNetv2_preprocess -d 204 -plans_name MNetPlans -c 3d_fullres 3d_lowres -np 1 1 --no_pbar")
+    # every fold's validation writes the first stage's segmentations; `all` gives them for every case at once
+    first = train_fold(204, "3d_lowres", "all", trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    assert list((first.parent / "predicted_next_stage" / "3d_cascade_fullres").iterdir())
+    second = train_fold(204, "3d_cascade_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    assert (second / "validation" / "summary.json").is_file()

@@ -1,0 +1,98 @@
+"""The shared test of every registered trainer: plan, preprocess, train, kill, resume, validate, predict."""
+
+import json
+import os
+import shutil
+import signal
+import time
+
+import pytest
+import torch
+
+from nnunetv2_ext.registry import PLANNERS, TRAINERS
+from tests.pipeline.conftest import SHORT, Pipeline
+
+
+def planner_of(trainer: str) -> str:
+    return next(entry.name for entry in PLANNERS if entry.load().trainer == trainer)
+
+
+@pytest.mark.parametrize("trainer", [entry.name for entry in TRAINERS])
+def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> None:
+    planner = planner_of(trainer)
+    plans = planner.replace("Planner", "Plans")
+    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 104 -pl {planner} --verify_dataset_integrity {' '.join(SHORT)}")
+    planned = json.loads((pipeline.preprocessed() / f"{plans}.json").read_text())
+    assert "2d" not in planned["configurations"]
+    assert "ok" in pipeline.run(f"nnunetv2_ext doctor -d 104 -c 3d_fullres -tr {trainer} -p {plans} -device cpu")
+
+    fold = pipeline.results(trainer, plans) / "fold_0"
+    command = f"nnUNetv2_train 104 3d_fullres 0 -tr {trainer} -p {plans} --npz -device cpu"
+    training = pipeline.start(command)
+    while not (fold / "checkpoint_latest.pth").is_file():
+        assert training.poll() is None, training.communicate()[0][-6000:]
+        time.sleep(0.1)
+    os.killpg(training.pid, signal.SIGKILL)
+    training.communicate()
+
+    assert "next epoch 1" in pipeline.run(f"{command} --c")
+    final = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    assert final["current_epoch"] == 2
+    assert [len(final["logging"][key]) for key in ("train_losses", "val_losses", "lrs")] == [2, 2, 2]
+    assert not [
+        path.name for path in fold.glob("checkpoint_*") if path.name.split("_")[1] in ("latest.pth", "previous.pth")
+    ]
+    assert list((fold / "validation").glob("*.npz"))
+
+    (fold / "validation" / "summary.json").unlink()
+    pipeline.run(f"{command} --val")
+    assert (fold / "validation" / "summary.json").is_file()
+
+    images, predictions = pipeline.folder / "images", pipeline.folder / f"predictions_{trainer}"
+    images.mkdir(exist_ok=True)
+    raw = pipeline.folder / "nnUNet_raw" / "Dataset104_HippocampusThick4" / "imagesTr"
+    shutil.copy(next(raw.glob("*.nii.gz")), images)
+    pipeline.run(
+        f"nnUNetv2_predict -i {images} -o {predictions} -d 104 -c 3d_fullres -tr {trainer} -p {plans} -f 0"
+        " -device cpu -npp 1 -nps 1 --disable_tta"
+    )
+    assert len(list(predictions.glob("*.nii.gz"))) == 1
+
+
+def test_resuming_with_another_training_block_and_a_damaged_final_checkpoint(pipeline: Pipeline) -> None:
+    fold = pipeline.results("MNetTrainer", "MNetPlans") / "fold_0"
+    command = "nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans -device cpu"
+    pipeline.run("nnunetv2_ext schedule -d 104 -p MNetPlans --epochs 3")
+    refused = pipeline.run(f"{command} --c", status=1)
+    assert "training.epochs: 2 and 3" in refused
+    final = fold / "checkpoint_final.pth"
+    final.write_bytes(final.read_bytes()[:100_000])
+    assert "damaged checkpoint" in pipeline.run(f"{command} --val", status=1)
+
+
+def test_no_data_worker_outlives_a_killed_training(pipeline: Pipeline) -> None:
+    pipeline.run(f"nnunetv2_ext schedule -d 104 -p MNetPlans {' '.join(SHORT)} --epochs 50")
+    training = pipeline.start("nnUNetv2_train 104 3d_fullres 1 -tr MNetTrainer -p MNetPlans -device cpu")
+    while not (pipeline.results("MNetTrainer", "MNetPlans") / "fold_1" / "checkpoint_latest.pth").is_file():
+        assert training.poll() is None, training.communicate()[0][-6000:]
+        time.sleep(0.1)
+    workers = _processes_of_group(training.pid) - {training.pid}
+    assert workers
+    os.kill(training.pid, signal.SIGKILL)  # the training alone, not its group
+    training.wait()
+    deadline = time.monotonic() + 10
+    while workers & _processes_of_group(training.pid) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not workers & _processes_of_group(training.pid)
+
+
+def _processes_of_group(group: int) -> set[int]:
+    found = set()
+    for entry in os.listdir("/proc"):
+        try:
+            if entry.isdecimal() and os.getpgid(int(entry)) == group:
+                state = open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[0]
+                found |= {int(entry)} if state != "Z" else set()
+        except (ProcessLookupError, FileNotFoundError):
+            pass
+    return found

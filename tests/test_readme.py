@@ -1,0 +1,202 @@
+"""README and docs: their commands parse, their links lead somewhere, and the reference is complete."""
+
+import argparse
+import importlib
+import importlib.metadata
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunetv2_ext.cli import COMMANDS, main
+from nnunetv2_ext.registry import KINDS
+from nnunetv2_ext.training.schedule import NNUNET_SCHEDULE, resolve_schedule
+
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+NNUNET_COMMANDS = {
+    point.name: point
+    for point in importlib.metadata.entry_points(group="console_scripts")
+    if point.name.startswith("nnUNetv2_")
+}
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a language, without the indentation that a list gives them."""
+    found = re.findall(rf"^( *)```{language}\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return ["\n".join(line.removeprefix(indent) for line in block.splitlines()) for indent, block in found]
+
+
+def commands(name: str) -> list[Any]:
+    """Every command line of the docs whose program begins with `name`, as a test parameter."""
+    found = []
+    for page in PAGES:
+        for block in blocks(page, "bash"):
+            for line in block.replace("\\\n", " ").splitlines():
+                evaluated = re.fullmatch(r'eval "\$\((.*)\)"', line.strip())
+                words = shlex.split(evaluated.group(1) if evaluated else line, comments=True)
+                if words and words[0].startswith(name):
+                    found.append(pytest.param(words, id=f"{page.name}: {' '.join(words)}"))
+    return found
+
+
+@pytest.mark.parametrize("words", commands("nnunetv2_ext"))
+def test_our_commands_parse(words, monkeypatch):
+    if words[1] in COMMANDS:
+        monkeypatch.setattr(importlib.import_module(f"nnunetv2_ext.cli.{words[1]}"), "run", lambda args: 0)
+    assert main(words[1:]) == 0
+
+
+class ParsedError(Exception):
+    """Raised in place of what a command does after it has parsed its arguments."""
+
+
+@pytest.mark.parametrize("words", commands("nnUNetv2_"))
+def test_commands_of_nnunet_parse(words, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parse_only(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise ParsedError
+
+    command = NNUNET_COMMANDS[words[0]].load()
+    monkeypatch.setattr(sys, "argv", words)
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    with pytest.raises(ParsedError):
+        command()
+
+
+def test_commands_named_in_the_text_exist():
+    for page in PAGES:
+        text = page.read_text()
+        assert set(re.findall(r"\bnnUNetv2_\w+", text)) - {"nnUNetv2_"} <= NNUNET_COMMANDS.keys(), page.name
+        assert set(re.findall(r"`nnunetv2_ext ([a-z_]+)", text)) <= COMMANDS.keys(), page.name
+
+
+@pytest.mark.parametrize("words", commands("make"))
+def test_make_targets_exist(words):
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert words[1] in targets
+
+
+@pytest.mark.parametrize("words", commands("python"))
+def test_modules_that_are_run_exist(words):
+    assert words[1] == "-m"
+    assert importlib.util.find_spec(words[2]) is not None
+
+
+def test_the_installation_in_the_readme_works(tmp_path):
+    """The block with `env`, `list` and `doctor`, as it stands there, in a home of its own."""
+    (block,) = (block for block in blocks(README, "bash") if "nnunetv2_ext list" in block)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("nnUNet_")}
+    environment["HOME"] = str(tmp_path)
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment["PATH"]])
+    command = ["bash", "-euo", "pipefail", "-c", block]
+    finished = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "MNetTrainer is found by nnU-Net" in finished.stdout
+    assert (tmp_path / "nnunet" / "results").is_dir()
+
+
+def test_the_readme_is_short_and_names_every_method():
+    text = README.read_text()
+    assert len(text.splitlines()) <= 120
+    for entries in KINDS.values():
+        for entry in entries:
+            assert f"`{entry.name}`" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)#]*)(?:#[^)]*)?\)", page.read_text()):
+        if target and not target.startswith("https://"):
+            assert (page.parent / target).is_file(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_anchors_are_headings(page):
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        headings = re.findall(r"^#+ (.*)$", ((page.parent / target) if target else page).read_text(), re.MULTILINE)
+        assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert {page.name for page in PAGES if page.parent.name == "docs"} <= set(
+        re.findall(r"\]\(docs/([^)#]+)\)", README.read_text())
+    )
+
+
+def section(text: str, heading: str) -> str:
+    """What stands under a heading of the second level."""
+    return re.split(r"^## ", text.partition(f"\n## {heading}\n")[2], maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def rows(text: str) -> dict[str, list[str]]:
+    """The rows of a section's tables by their first cell, where that is code."""
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line[:1] == "|"]
+    return {cells[0].strip("`"): cells[1:] for cells in lines if cells[0].startswith("`")}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_reference_holds_every_argument(command):
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
+    documented = rows(section((ROOT / "docs" / "reference-commands.md").read_text(), command))
+    expected = {
+        name: action
+        for action in parser._actions
+        if action.dest != "help"
+        for name in action.option_strings or [action.dest]
+    }
+    assert documented.keys() == expected.keys()
+    for name, action in expected.items():
+        default = documented[name][0]
+        if action.required:
+            assert default == "required"
+        elif action.default is False:
+            assert default == "off"
+        elif action.default is not None:
+            values = action.default if isinstance(action.default, list) else [action.default]
+            assert default == " ".join(map(str, values))
+
+
+def test_the_reference_holds_no_other_command():
+    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "reference-commands.md").read_text(), re.MULTILINE)
+    assert headings == [*COMMANDS, "Benchmarks"]
+
+
+def leaves(block: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in block.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{path}{key}.")
+        else:
+            yield f"{path}{key}", value
+
+
+def test_the_training_block_is_documented_with_its_defaults():
+    page = ROOT / "docs" / "reference-training-block.md"
+    documented = rows(section(page.read_text(), "Keys"))
+    assert {key: json.loads(cells[0]) for key, cells in documented.items()} == dict(leaves(NNUNET_SCHEDULE))
+
+
+def test_the_training_block_shown_is_that_of_mnet():
+    from nnunetv2_ext.trainers.mnet import MNetTrainer
+
+    (block,) = blocks(ROOT / "docs" / "reference-training-block.md", "json")
+    assert json.loads(block) == resolve_schedule({}, MNetTrainer.published_schedule)
+
+
+def test_flags_of_the_schedule_are_documented():
+    page = ROOT / "docs" / "reference-training-block.md"
+    parser = argparse.ArgumentParser()
+    importlib.import_module("nnunetv2_ext.cli.schedule").add_schedule_arguments(parser)
+    flags = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
+    assert {cells[0].strip("`") for cells in rows(section(page.read_text(), "Changing it")).values()} == flags
