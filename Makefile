@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed
 
 help:
 	@echo 'make demo     the whole way on synthetic phantoms (DEMO_ARGS="--device cuda" for a GPU); results in demo/report'
-	@echo 'make test     lint, types and all tests (PYTEST_ARGS="-m \"not pipeline\"" leaves out the slow ones)'
+	@echo 'make test     lint, types and all tests (PYTEST_ARGS=-x, for instance, goes to pytest)'
 	@echo 'make lint     ruff and mypy only'
 	@echo 'make format   let ruff rewrite the code'
 	@echo 'make clean    remove the demo, build products and caches; keeps $(VENV)'
@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 # Two test processes with one thread each: more threads would only wait for one another.
 test: lint
 	OMP_NUM_THREADS=1 nnUNet_n_proc_DA=1 nnUNet_def_n_proc=2 \
-		$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+		$(BIN)/python -m pytest -rs -n 2 --dist loadfile $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,7 @@
-"""MNetPlanner: Dong et al., "MNet: Rethinking 2D/3D Networks for Anisotropic Medical Image Segmentation", IJCAI 2022."""
+"""MNetPlanner: plans for MNet.
+
+Paper: Dong et al., "MNet: Rethinking 2D/3D Networks for Anisotropic Medical Image Segmentation", IJCAI 2022.
+"""
 
 from typing import Any
 

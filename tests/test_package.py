@@ -61,7 +61,7 @@ def test_the_wheel_tells_licence_versions_and_command(wheel: Path) -> None:
         assert "nnunetv2_ext = nnunetv2_ext.cli:main" in archive.read(files["entry_points.txt"]).decode()
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
-    assert "nnunetv2>=2.8" in metadata.get_all("Requires-Dist")
+    assert "nnunetv2>=2.8" in metadata.get_all("Requires-Dist", [])
     assert wheel.name == f"nnunetv2_ext-{metadata['Version']}-py3-none-any.whl"
 
 

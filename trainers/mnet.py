@@ -1,4 +1,7 @@
-"""MNetTrainer: Dong et al., "MNet: Rethinking 2D/3D Networks for Anisotropic Medical Image Segmentation", IJCAI 2022."""
+"""MNetTrainer: trains MNet.
+
+Paper: Dong et al., "MNet: Rethinking 2D/3D Networks for Anisotropic Medical Image Segmentation", IJCAI 2022.
+"""
 
 from typing import Any, ClassVar
 

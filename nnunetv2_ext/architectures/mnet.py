@@ -191,7 +191,8 @@ class _ConvLayer(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel: Shape):
         super().__init__()
-        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=[size // 2 for size in kernel])
+        depth, height, width = kernel
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(depth // 2, height // 2, width // 2))
         self.norm = nn.InstanceNorm3d(out_channels, affine=True)
 
     def activate(self, x: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
     output = args.output.resolve()
     _make_folder(output, args)
     _set_environment(output, args.device)
-    # Only now: nnU-Net reads its number of processes when it is imported.
+    # Only now: nnU-Net and PyTorch read some of these variables when they are imported.
     import torch
 
     if args.device == "cpu":
@@ -168,6 +168,9 @@ def _set_environment(output: Path, device: str) -> None:
     workers = 1 if device == "cpu" else min(8, os.cpu_count() or 1)
     os.environ.setdefault("nnUNet_n_proc_DA", str(workers))
     os.environ.setdefault("nnUNet_def_n_proc", "2")
+    # Threads that wait for each other should sleep: spinning, they take the cores from the augmentation and from each
+    # other, and one step of a busy machine can take ten times as long. PyTorch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register()
 
 

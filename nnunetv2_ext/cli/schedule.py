@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from nnunetv2_ext.training.checkpoints import write_beside
-    from nnunetv2_ext.training.schedule import merge_schedule, resolve_schedule
+    from nnunetv2_ext.training.schedule import merge_schedule, planned_schedule, resolve_schedule
 
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.d) / f"{args.p}.json"
     plans = read_json(path, "run nnunetv2_ext plan_and_preprocess or correct -p")
@@ -64,10 +64,12 @@ def run(args: argparse.Namespace) -> int:
     chosen = args.c or [
         name for name, held in configurations.items() if "inherits_from" not in held and len(held["patch_size"]) == 3
     ]
+    if not chosen:
+        raise InputError(f"{args.p} without a 3D configuration", "one such as 3d_fullres", "pass -c or other plans")
     for name in chosen:
         if name not in configurations:
             raise InputError(f"the configuration '{name}'", f"one of {', '.join(configurations)}", "correct -c")
-        merged = merge_schedule(configurations[name].get("training", {}), block)
+        merged = merge_schedule(planned_schedule(configurations, name), block)
         resolve_schedule(merged)
         configurations[name]["training"] = merged
         print(f"{args.p} {name}: training = {json.dumps(merged)}")

@@ -67,11 +67,23 @@ def plan_and_preprocess(
     name = dataset_name(dataset)
     dataset_json = read_json(raw / name / "dataset.json", "put the data set into nnUNet_raw")
     chosen = with_schedule(planner_class(planner), dict(schedule or {}))
+    if preprocess and len(processes) not in (1, len(configurations)):
+        raise InputError(
+            f"{len(processes)} numbers of processes",
+            f"1 or {len(configurations)}, one per configuration",
+            "correct -np",
+        )
+    if target_spacing is not None and min(target_spacing) <= 0:
+        raise InputError(
+            f"a target spacing of {tuple(target_spacing)}", "mm above 0", "correct -overwrite_target_spacing"
+        )
+    fingerprint = preprocessed / name / "dataset_fingerprint.json"
+    if fingerprint.exists() and not clean:
+        read_json(fingerprint, "run again with --clean")
     identifier = int(name[7:10])
     api.extract_fingerprints(
         [identifier], fingerprint_extractor, fingerprint_processes, verify, clean, verbose, show_progress_bar=progress
     )
-    read_json(preprocessed / name / "dataset_fingerprint.json", "run again with --clean")
     _, plans_identifier = api.plan_experiment_dataset(
         identifier,
         chosen,
@@ -104,12 +116,6 @@ def _preprocess(
     verbose: bool,
     progress: bool,
 ) -> None:
-    if len(processes) not in (1, len(configurations)):
-        raise InputError(
-            f"{len(processes)} numbers of processes",
-            f"1 or {len(configurations)}, one per configuration",
-            "correct -np",
-        )
     per_configuration = dict(zip(configurations, processes * len(configurations), strict=False))
     planned = read_json(plans_file, "plan again")["configurations"]
     wanted = []

@@ -164,24 +164,27 @@ class ExtPlanner(ExperimentPlanner):
     def save_plans(self, plans: dict[str, Any]) -> None:
         configurations = plans["configurations"]
         del configurations["2d"]
-        stock = self._stock_configurations()
+        stock = self._configurations_on_disk(STOCK_PLANS)
+        self._configurations_on_disk(self.plans_identifier)  # nnU-Net keeps the user's own configurations in them
         resolved = resolve_schedule(self.schedule, find("trainer", self.trainer).load().published_schedule)
         for name, configuration in configurations.items():
             if "inherits_from" in configuration:
                 continue
             configuration["training"] = deepcopy(resolved)
-            if not self._shares_data(configuration, stock.get(name)):
+            if not self._shares_data(name, configuration, stock.get(name)):
                 configuration["data_identifier"] = f"{self.plans_identifier}_{name}"
         super().save_plans(plans)
 
-    def _stock_configurations(self) -> dict[str, Any]:
-        path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{STOCK_PLANS}.json"
-        return read_json(path, "plan again with nnU-Net")["configurations"] if path.is_file() else {}
+    def _configurations_on_disk(self, identifier: str) -> dict[str, Any]:
+        path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{identifier}.json"
+        return read_json(path, "remove it and plan again")["configurations"] if path.is_file() else {}
 
-    def _shares_data(self, configuration: dict[str, Any], stock: dict[str, Any] | None) -> bool:
+    def _shares_data(self, name: str, configuration: dict[str, Any], stock: dict[str, Any] | None) -> bool:
         """Whether nnU-Net's own plans, those on disk or those it would make, ask for the same preprocessed data."""
         if stock is None:
-            return self.overwrite_target_spacing is None and self.preprocessor_name == "DefaultPreprocessor"
+            # the spacing of 3d_lowres follows from the patch, which differs from nnU-Net's
+            as_stock = self.overwrite_target_spacing is None and self.preprocessor_name == "DefaultPreprocessor"
+            return as_stock and name == "3d_fullres"
         return all(
             np.allclose(configuration[key], stock[key]) if key == "spacing" else configuration[key] == stock[key]
             for key in _PREPROCESSING_KEYS
@@ -202,7 +205,7 @@ def with_schedule(planner: type[ExperimentPlanner], schedule: dict[str, Any]) ->
     """The planner with the user's schedule laid over its own; nnU-Net's own planners write none.
 
     Raises:
-        InputError: a schedule for a planner of nnU-Net.
+        InputError: a schedule for a planner of nnU-Net, or one with a wrong key or value.
     """
     if not schedule:
         return planner
@@ -212,4 +215,5 @@ def with_schedule(planner: type[ExperimentPlanner], schedule: dict[str, Any]) ->
             "one of our planners",
             "plan first, then run nnunetv2_ext schedule on the plans",
         )
+    resolve_schedule(schedule)
     return type(planner.__name__, (planner,), {"schedule": merge_schedule(planner.schedule, schedule)})

@@ -50,10 +50,14 @@ def _keep(path: Path, keep_as: Path) -> None:
     part = keep_as.with_name(keep_as.name + ".part")
     part.unlink(missing_ok=True)
     try:
-        os.link(path, part)
-    except OSError:  # a file system without hard links
-        shutil.copyfile(path, part)
-    part.replace(keep_as)
+        try:
+            os.link(path, part)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, part)
+        part.replace(keep_as)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Train one fold in this process, for the demo, the benchmarks and scripts; nnU-Net's commands do the same for users."""
+"""Train one fold in this process, for the demo, the benchmarks and scripts; users have nnU-Net's commands."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import nnunetv2_ext
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.training.schedule import merge_schedule
+from nnunetv2_ext.training.schedule import merge_schedule, planned_schedule
 
 # what nnU-Net's own trainers, which know no `training` block, call these settings
 _NNUNET_ATTRIBUTES = {
@@ -57,7 +57,7 @@ def train_fold(
     ours = issubclass(trainer_class, ExtTrainer)
     planned = content["configurations"].get(configuration)
     if planned is not None and ours:
-        planned["training"] = merge_schedule(planned.get("training", {}), settings)
+        planned["training"] = merge_schedule(planned_schedule(content["configurations"], configuration), settings)
     elif planned is not None and settings.get("batch_size"):
         planned["batch_size"] = settings["batch_size"]
     instance = trainer_class(

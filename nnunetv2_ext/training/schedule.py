@@ -86,8 +86,20 @@ def merge_schedule(base: Mapping[str, Any], block: Mapping[str, Any]) -> dict[st
     """`base` with the keys of `block` laid over it, one level deep."""
     merged = deepcopy(dict(base))
     for key, value in block.items():
-        merged[key] = {**merged[key], **value} if isinstance(value, Mapping) and key in merged else deepcopy(value)
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = {**merged[key], **value} if both else deepcopy(value)
     return merged
+
+
+def planned_schedule(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The `training` block of a configuration, its own or the one that it inherits; {} where there is none.
+
+    A block of its own replaces an inherited one whole, so whoever adds keys to it starts from this.
+    """
+    held = configurations[name]
+    if "training" not in held and held.get("inherits_from") in configurations:
+        return planned_schedule(configurations, held["inherits_from"])
+    return held.get("training") or {}
 
 
 def resolve_schedule(block: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:

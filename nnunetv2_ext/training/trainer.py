@@ -1,9 +1,11 @@
 """The base of our trainers: nnU-Net's trainer with the schedule of the plans, safe checkpoints and any network."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from pydoc import locate
 from typing import Any, ClassVar
 
 import numpy as np
@@ -34,6 +36,7 @@ class ExtTrainer(nnUNetTrainer):
     """The network, built with default arguments where the plans hold another one."""
     published_schedule: ClassVar[Mapping[str, Any]] = {}
     """What the method's paper does otherwise than nnU-Net; the plans' `training` block goes over it."""
+    current_epoch: int
 
     def __init__(
         self,
@@ -47,7 +50,9 @@ class ExtTrainer(nnUNetTrainer):
         self.schedule = self._checked_schedule(plans, configuration)
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
-        except PermissionError as error:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             raise InputError(
                 f"the read-only folder {error.filename}", "a results folder to write to", "correct nnUNet_results"
             ) from error
@@ -95,11 +100,15 @@ class ExtTrainer(nnUNetTrainer):
         return schedule
 
     @classmethod
+    def _is_planned(cls, configuration_manager: ConfigurationManager) -> bool:
+        """Whether the plans were made for our network."""
+        return locate(configuration_manager.network_arch_class_name) is cls.network_class
+
+    @classmethod
     def _network(cls, configuration_manager: ConfigurationManager, inputs: int, outputs: int, supervised: bool) -> Any:
-        planned = configuration_manager.network_arch_class_name
-        if planned == f"{cls.network_class.__module__}.{cls.network_class.__qualname__}":
+        if cls._is_planned(configuration_manager):
             return get_network_from_plans(
-                planned,
+                configuration_manager.network_arch_class_name,
                 configuration_manager.network_arch_init_kwargs,
                 configuration_manager.network_arch_init_kwargs_req_import,
                 inputs,
@@ -132,9 +141,7 @@ class ExtTrainer(nnUNetTrainer):
         ours = memory_gb(self.bare_network.compute_conv_feature_map_size(manager.patch_size), self.batch_size)
         line = f"Estimated GPU memory of {self.network_class.__name__}: {ours:.1f} GB at patch {manager.patch_size}"
         line += f" and batch {self.batch_size}"
-        if not isinstance(self.bare_network, type) and not manager.network_arch_class_name.endswith(
-            "." + self.network_class.__name__
-        ):
+        if not self._is_planned(manager):
             with torch.device("meta"):
                 planned = nnUNetTrainer.build_network_architecture(
                     self.plans_manager, manager, self.num_input_channels, self.label_manager.num_segmentation_heads
@@ -154,9 +161,11 @@ class ExtTrainer(nnUNetTrainer):
         )
         clip = self.schedule["grad_clip"]
         if clip < 12:  # nnU-Net's training step has clipped at 12 by then
-            optimizer.register_step_pre_hook(
-                lambda *_: torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip) and None
-            )
+
+            def clip_gradients(*_: Any) -> None:
+                torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip)
+
+            optimizer.register_step_pre_hook(clip_gradients)
         return optimizer, PolyLRScheduler(
             optimizer, settings["lr"], self.num_epochs, exponent=self.schedule["scheduler"]["exponent"]
         )
@@ -190,7 +199,7 @@ class ExtTrainer(nnUNetTrainer):
     def do_split(self) -> tuple[list[str], list[str]]:
         try:
             return super().do_split()
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
             path = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
             raise InputError(
                 f"the damaged file {path} ({error})", "valid JSON", "restore it, or remove it to split anew"

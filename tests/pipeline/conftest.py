@@ -1,5 +1,6 @@
 """Real commands on a few thick-slice cases: nnU-Net's folders, and a way to run a command line in them."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -27,6 +28,7 @@ class Pipeline:
     def __init__(self, folder: Path):
         self.folder = folder
         self.environment = {**os.environ, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2"}
+        self.environment["OMP_WAIT_POLICY"] = "PASSIVE"  # several tests share few cores
         self.environment.pop("nnUNet_extTrainer", None)
         self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
@@ -78,3 +80,15 @@ def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     pipeline.run("nnunetv2_ext make_thick -d 4 -o 104 --factor 4")
     yield pipeline
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def processes_of_group(group: int) -> set[int]:
+    """The living processes of a process group (Linux)."""
+    found = set()
+    for folder in Path("/proc").iterdir():
+        with contextlib.suppress(ProcessLookupError, FileNotFoundError):
+            if folder.name.isdecimal() and os.getpgid(int(folder.name)) == group:
+                state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
+                if state != "Z":
+                    found.add(int(folder.name))
+    return found

@@ -1,5 +1,7 @@
 """A training whose whole process group is killed at random moments, and resumed each time, still finishes."""
 
+import contextlib
+import itertools
 import os
 import random
 import re
@@ -10,8 +12,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.training.checkpoints import is_readable
-from tests.pipeline.conftest import Pipeline
-from tests.pipeline.test_trainers import _processes_of_group
+from tests.pipeline.conftest import Pipeline, processes_of_group
 
 KILLS = int(os.environ.get("NNUNETV2_EXT_KILLS", "3"))
 EPOCHS = 2 * KILLS
@@ -32,13 +33,11 @@ def test_killed_at_random_moments(pipeline: Pipeline, capsys: pytest.CaptureFixt
         while training.poll() is None and not (latest.is_file() and latest.stat().st_mtime_ns != before):
             time.sleep(0.02)
         time.sleep(moments.uniform(0, 3))
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(training.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         output = training.communicate()[0]
         started += [int(epoch) for epoch in re.findall(r"Epoch (\d+) ?\n", output)]
-        assert not _processes_of_group(training.pid)
+        assert not processes_of_group(training.pid)
         whole = [path for path in fold.glob("checkpoint_*.pth") if is_readable(path)]
         assert whole and len(whole) == len(list(fold.glob("checkpoint_*.pth")))
     output = pipeline.run(f"{command} --c")
@@ -51,4 +50,4 @@ def test_killed_at_random_moments(pipeline: Pipeline, capsys: pytest.CaptureFixt
     with capsys.disabled():
         print(f"\n{KILLS} kills, {EPOCHS} epochs, {repeated} repeated")
     assert repeated <= KILLS
-    assert all(later - earlier in (0, 1) for earlier, later in zip(started, started[1:], strict=False))
+    assert all(later - earlier in (0, 1) for earlier, later in itertools.pairwise(started))

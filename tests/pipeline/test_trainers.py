@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.registry import PLANNERS, TRAINERS
-from tests.pipeline.conftest import SHORT, Pipeline
+from tests.pipeline.conftest import SHORT, Pipeline, processes_of_group
 
 
 def planner_of(trainer: str) -> str:
@@ -76,23 +76,12 @@ def test_no_data_worker_outlives_a_killed_training(pipeline: Pipeline) -> None:
     while not (pipeline.results("MNetTrainer", "MNetPlans") / "fold_1" / "checkpoint_latest.pth").is_file():
         assert training.poll() is None, training.communicate()[0][-6000:]
         time.sleep(0.1)
-    workers = _processes_of_group(training.pid) - {training.pid}
+    workers = processes_of_group(training.pid) - {training.pid}
     assert workers
     os.kill(training.pid, signal.SIGKILL)  # the training alone, not its group
     training.wait()
     deadline = time.monotonic() + 10
-    while workers & _processes_of_group(training.pid) and time.monotonic() < deadline:
+    while workers & processes_of_group(training.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
-    assert not workers & _processes_of_group(training.pid)
-
-
-def _processes_of_group(group: int) -> set[int]:
-    found = set()
-    for entry in os.listdir("/proc"):
-        try:
-            if entry.isdecimal() and os.getpgid(int(entry)) == group:
-                state = open(f"/proc/{entry}/stat").read().rpartition(")")[2].split()[0]
-                found |= {int(entry)} if state != "Z" else set()
-        except (ProcessLookupError, FileNotFoundError):
-            pass
-    return found
+    assert not workers & processes_of_group(training.pid)
+    training.communicate()
