@@ -41,6 +41,10 @@ def backward(network: nn.Module, outputs: list[Tensor]) -> dict[str, Tensor | No
     return {name: parameter.grad for name, parameter in network.named_parameters()}
 
 
+def flat(gradients: dict[str, Tensor | None]) -> Tensor:
+    return torch.cat([gradient.flatten() for gradient in gradients.values() if gradient is not None])
+
+
 @pytest.fixture(params=ARCHITECTURES, ids=lambda entry: entry.name)
 def entry(request: pytest.FixtureRequest) -> Entry:
     return request.param
@@ -91,15 +95,18 @@ def test_a_sample_does_not_depend_on_its_batch(entry: Entry) -> None:
 
 
 def test_autocast(entry: Entry) -> None:
+    """Outputs and gradients point where those in full precision do."""
     network, x = build(entry), image(PATCHES[0])
-    with torch.no_grad():
-        exact = network(x)
+    exact = network(x)
+    expected = flat(backward(network, exact))
+    network.zero_grad()
     with torch.autocast("cpu", torch.bfloat16):
         outputs = network(x)
     for output, one in zip(outputs, exact, strict=True):
-        assert (output.float() - one).abs().mean() < 0.1 * one.abs().mean()
-    gradients = backward(network, outputs)
-    assert all(gradient is not None and gradient.isfinite().all() for gradient in gradients.values())
+        assert torch.cosine_similarity(output.float().flatten(), one.flatten(), dim=0) > 0.95
+    found = flat(backward(network, outputs))
+    assert found.isfinite().all()
+    assert torch.cosine_similarity(found, expected, dim=0) > 0.95
 
 
 def test_state_dict_round_trip(entry: Entry) -> None:

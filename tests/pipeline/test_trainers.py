@@ -1,4 +1,4 @@
-"""The shared test of every registered trainer: plan, preprocess, train, kill, resume, validate, predict."""
+"""The shared test of every registered trainer: plan, preprocess, train, kill, resume, validate, predict, refuse."""
 
 import json
 import os
@@ -58,20 +58,15 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     )
     assert len(list(predictions.glob("*.nii.gz"))) == 1
 
-
-def test_resuming_with_another_training_block_and_a_damaged_final_checkpoint(pipeline: Pipeline) -> None:
-    fold = pipeline.results("MNetTrainer", "MNetPlans") / "fold_0"
-    command = "nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans -device cpu"
-    pipeline.run("nnunetv2_ext schedule -d 104 -p MNetPlans --epochs 3")
-    refused = pipeline.run(f"{command} --c", status=1)
-    assert "training.epochs: 2 and 3" in refused
-    final = fold / "checkpoint_final.pth"
-    final.write_bytes(final.read_bytes()[:100_000])
+    pipeline.run(f"nnunetv2_ext schedule -d 104 -p {plans} --epochs 3")
+    assert "training.epochs: 2 and 3" in pipeline.run(f"{command} --c", status=1)
+    path = fold / "checkpoint_final.pth"
+    path.write_bytes(path.read_bytes()[:100_000])
     assert "damaged checkpoint" in pipeline.run(f"{command} --val", status=1)
 
 
 def test_no_data_worker_outlives_a_killed_training(pipeline: Pipeline) -> None:
-    pipeline.run(f"nnunetv2_ext schedule -d 104 -p MNetPlans {' '.join(SHORT)} --epochs 50")
+    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner {' '.join(SHORT)} --epochs 50")
     training = pipeline.start("nnUNetv2_train 104 3d_fullres 1 -tr MNetTrainer -p MNetPlans -device cpu")
     while not (pipeline.results("MNetTrainer", "MNetPlans") / "fold_1" / "checkpoint_latest.pth").is_file():
         assert training.poll() is None, training.communicate()[0][-6000:]

@@ -1,0 +1,175 @@
+"""Checkpoints under kills, full disks and damage."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS, is_readable, read_checkpoint, write_beside
+
+CONTENT: dict[str, Any] = {
+    "network_weights": {"weight": torch.arange(1000.0)},
+    "current_epoch": 3,
+    "init_args": {},
+    "trainer_name": "MNetTrainer",
+    "logging": {},
+}
+
+
+def raising(error: BaseException) -> Callable[[Path], None]:
+    """A writer that stops half-way."""
+
+    def write(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise error
+
+    return write
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "checkpoint_latest.pth"
+    torch.save(CONTENT, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), OSError),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), OSError),
+        (RuntimeError("basic_ios::clear: iostream error"), OSError),
+        (RuntimeError("a shape mismatch"), RuntimeError),
+        (ValueError("anything"), ValueError),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], keep: bool
+) -> None:
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    path.write_text("old")
+    with pytest.raises(raised):
+        write_beside(raising(error), path, keep_as=previous if keep else None)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["latest"]
+
+
+def test_the_new_file_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "latest"
+    for text in ("one", "two"):
+        write_beside(lambda part, text=text: part.write_text(text), path)
+        assert path.read_text() == text
+    assert names(tmp_path) == ["latest"]
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_the_replaced_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    (tmp_path / "previous.part").write_text("left by a kill")
+    for text in ("one", "two", "three"):
+        write_beside(lambda part, text=text: part.write_text(text), path, keep_as=previous)
+    assert (path.read_text(), previous.read_text()) == ("three", "two")
+    assert names(tmp_path) == ["latest", "previous"]
+
+
+def test_a_full_disk_while_keeping_the_old_file_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        (tmp_path / "previous.part").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr("shutil.copyfile", full)
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    path.write_text("old")
+    previous.write_text("older")
+    with pytest.raises(OSError, match="No space"):
+        write_beside(lambda part: part.write_text("new"), path, keep_as=previous)
+    assert (path.read_text(), previous.read_text()) == ("old", "older")
+    assert names(tmp_path) == ["latest", "previous"]
+
+
+def test_a_part_left_by_a_kill_does_not_matter(checkpoint: Path) -> None:
+    checkpoint.with_name(checkpoint.name + ".part").write_bytes(b"half")
+    write_beside(lambda part: torch.save({**CONTENT, "current_epoch": 4}, part), checkpoint)
+    assert read_checkpoint(checkpoint)["current_epoch"] == 4
+    assert names(checkpoint.parent) == [checkpoint.name]
+
+
+def test_a_whole_checkpoint(checkpoint: Path) -> None:
+    content = read_checkpoint(checkpoint)
+    assert torch.equal(content["network_weights"]["weight"], CONTENT["network_weights"]["weight"])
+    assert is_readable(checkpoint)
+
+
+@pytest.mark.parametrize("part", [0.0, 0.01, 0.3, 0.5, 0.9, 0.999])
+def test_truncated(checkpoint: Path, part: float) -> None:
+    data = checkpoint.read_bytes()
+    checkpoint.write_bytes(data[: int(len(data) * part)])
+    with pytest.raises(InputError, match="damaged checkpoint .*; continue from an earlier checkpoint with --c"):
+        read_checkpoint(checkpoint)
+    assert not is_readable(checkpoint)
+
+
+def test_a_flipped_byte_is_found_or_without_effect(checkpoint: Path) -> None:
+    data = bytearray(checkpoint.read_bytes())
+    weights = data.find(CONTENT["network_weights"]["weight"].numpy().tobytes())
+    assert weights > 0
+    found = 0
+    for position in [*range(0, len(data), 97), weights + 8]:
+        damaged = data.copy()
+        damaged[position] ^= 0x10
+        checkpoint.write_bytes(damaged)
+        try:
+            content = read_checkpoint(checkpoint)
+        except InputError:
+            found += 1
+        else:  # alignment between the records holds nothing
+            assert torch.equal(content["network_weights"]["weight"], CONTENT["network_weights"]["weight"])
+            assert content["current_epoch"] == 3
+            assert position != weights + 8
+    assert found > len(data) / 97 / 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([1, 2], "without network_weights, current_epoch"),
+        ({"state_dict": {}}, "without network_weights"),
+        *(({key: 0 for key in REQUIRED_KEYS if key != missing}, f"without {missing};") for missing in REQUIRED_KEYS),
+    ],
+    ids=str,
+)
+def test_not_a_checkpoint(tmp_path: Path, content: object, message: str) -> None:
+    torch.save(content, tmp_path / "file.pth")
+    with pytest.raises(InputError, match=message):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+@pytest.mark.parametrize("make", [lambda path: None, lambda path: path.mkdir()], ids=["nothing", "folder"])
+def test_missing(tmp_path: Path, make: Callable[[Path], object]) -> None:
+    make(tmp_path / "file.pth")
+    with pytest.raises(InputError, match=r"no file .*file\.pth; expected a checkpoint"):
+        read_checkpoint(tmp_path / "file.pth")
+
+
+def test_a_text_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "file.pth").write_text("<html>not found</html>")
+    assert not is_readable(tmp_path / "file.pth")
