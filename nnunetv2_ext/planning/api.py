@@ -24,9 +24,14 @@ def planner_class(name: str) -> type[ExperimentPlanner]:
     """
     if name in {entry.name for entry in PLANNERS}:
         return find("planner", name).load()
-    folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
-    planner = recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
+    planner = _find_in_nnunet(name)
     return planner if planner is not None else find("planner", name).load()
+
+
+def _find_in_nnunet(name: str) -> Any:
+    """nnU-Net's class of that name among its planners and fingerprint extractors, or None."""
+    folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
+    return recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
 
 
 def plan_and_preprocess(
@@ -76,6 +81,12 @@ def plan_and_preprocess(
     if target_spacing is not None and min(target_spacing) <= 0:
         raise InputError(
             f"a target spacing of {tuple(target_spacing)}", "mm above 0", "correct -overwrite_target_spacing"
+        )
+    if _find_in_nnunet(fingerprint_extractor) is None:
+        raise InputError(
+            f"the fingerprint extractor '{fingerprint_extractor}'",
+            "one of nnU-Net's, DatasetFingerprintExtractor",
+            "correct -fpe",
         )
     fingerprint = preprocessed / name / "dataset_fingerprint.json"
     if fingerprint.exists() and not clean:

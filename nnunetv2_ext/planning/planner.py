@@ -149,7 +149,7 @@ class ExtPlanner(ExperimentPlanner):
             if not shrinkable.any():
                 raise InputError(
                     f"a GPU memory target of {self.UNet_vram_target_GB} GB",
-                    f"at least {needed(patch):.1f} GB for the smallest patch {patch.tolist()}",
+                    f"at least {np.ceil(1000 * needed(patch)) / 1000:g} GB for the smallest patch {patch.tolist()}",
                     "raise -gpu_memory_target",
                 )
             axis = int(np.argmax(np.where(shrinkable, patch / median_shape, 0)))

@@ -78,5 +78,6 @@ def test_two_processes_stay_equal(architecture: str, tmp_path: Path) -> None:
         assert gradient is not None, name
         assert torch.equal(gradient, second["gradients"][name]), name
         assert torch.equal(first["parameters"][name], second["parameters"][name]), name
-    moved = sum(not torch.equal(tensor, start[name]) for name, tensor in first["parameters"].items())
-    assert moved > 0.9 * len(start)
+    # a bias before instance norm has no gradient but rounding's
+    weights = [name for name in start if name.endswith("weight")]
+    assert [name for name in weights if torch.equal(first["parameters"][name], start[name])] == []

@@ -153,6 +153,20 @@ def test_frozen_parameters_leave_the_others_gradients_unchanged() -> None:
             torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-9, atol=1e-12)
 
 
+def test_autocast_follows_the_oracle() -> None:
+    """Features that the backward pass computes again, outside autocast, have the precision that autocast chose."""
+    plain, ours = (network.float() for network in pair("sum"))
+    x = image(8, 32, 32).float()
+    for network in (plain, ours):
+        with torch.autocast("cpu", torch.bfloat16):
+            outputs = network(x)
+        loss_of([output.float() for output in outputs]).backward()
+    renamed = convert_published_state_dict(gradients(plain))
+    theirs = torch.cat([renamed[name].flatten() for name in gradients(ours)])
+    found = torch.cat([gradient.flatten() for gradient in gradients(ours).values()])
+    assert torch.cosine_similarity(found, theirs, dim=0) > 0.9
+
+
 def test_compiled_outputs_and_gradients() -> None:
     _, ours = pair()
     x = image(8, 32, 32)

@@ -123,7 +123,7 @@ def test_a_whole_checkpoint(checkpoint: Path) -> None:
 def test_truncated(checkpoint: Path, part: float) -> None:
     data = checkpoint.read_bytes()
     checkpoint.write_bytes(data[: int(len(data) * part)])
-    with pytest.raises(InputError, match="damaged checkpoint .*; continue from an earlier checkpoint with --c"):
+    with pytest.raises(InputError, match=r"damaged checkpoint .*; continue from an earlier checkpoint with --c"):
         read_checkpoint(checkpoint)
     assert not is_readable(checkpoint)
 

@@ -1,0 +1,147 @@
+"""`plan_and_preprocess`: what it refuses before anything is computed, and what reaches the planner."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nnunetv2.experiment_planning import plan_and_preprocess_api
+
+from nnunetv2_ext.cli import main
+from nnunetv2_ext.cli.plan_and_preprocess import EXAMPLE
+from tests.planning.conftest import NAME, Described
+
+
+@pytest.fixture
+def described(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Described:
+    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+    return Described(nnunet_folders).write()
+
+
+def run(*arguments: str) -> int:
+    return main(["plan_and_preprocess", "--no_pbar", *arguments])
+
+
+def unset(variable: str) -> Callable[[Described, pytest.MonkeyPatch], object]:
+    return lambda _, monkeypatch: monkeypatch.delenv(variable)
+
+
+def truncate(path: str) -> Callable[[Described, pytest.MonkeyPatch], object]:
+    def change(data: Described, _: pytest.MonkeyPatch) -> None:
+        file = data.raw.parents[1] / path
+        content = file.read_text() if file.exists() else '{"configurations": {}}'
+        file.write_text(content[:-5])
+
+    return change
+
+
+def copy(data: Described, _: pytest.MonkeyPatch) -> None:
+    shutil.copytree(data.raw, data.raw.with_name("Dataset901_Other"))
+
+
+def remove_raw(data: Described, _: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(data.raw)
+
+
+def nothing(*_: object) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "change", "message"),
+    [
+        (["-d", "901"], unset("nnUNet_raw"), "no value of nnUNet_raw; expected the path of a folder in it; run export"),
+        (["-d", "901"], unset("nnUNet_preprocessed"), "no value of nnUNet_preprocessed"),
+        (["-d", "902"], nothing, "no data set 902; expected one folder Dataset902_*"),
+        (["-d", "Boxes"], nothing, "the data set 'Boxes'; expected an id of 0 to 999"),
+        (["-d", "901"], copy, "2 data sets with id 901 (Dataset901_Boxes, Dataset901_Other)"),
+        (["-d", "901"], remove_raw, "dataset.json; expected a JSON file there; put the data set into nnUNet_raw"),
+        (["-d", "901"], truncate(f"nnUNet_raw/{NAME}/dataset.json"), "a damaged file"),
+        (
+            ["-d", "901"],
+            truncate(f"nnUNet_preprocessed/{NAME}/dataset_fingerprint.json"),
+            "expected valid JSON; run again with --clean",
+        ),
+        (["-d", "901", "--no_pp"], truncate(f"nnUNet_preprocessed/{NAME}/MNetPlans.json"), "MNetPlans.json"),
+        (["-d", "901", "--no_pp"], truncate(f"nnUNet_preprocessed/{NAME}/nnUNetPlans.json"), "nnUNetPlans.json"),
+        (["-d", "901", "-pl", "NoPlanner"], nothing, "the planner 'NoPlanner'; expected one of MNetPlanner"),
+        (
+            ["-d", "901", "-np", "1", "2", "3"],
+            nothing,
+            "3 numbers of processes; expected 1 or 2, one per configuration",
+        ),
+        (["-d", "901", "-fpe", "NoExtractor"], nothing, "the fingerprint extractor 'NoExtractor'"),
+        (["-d", "901", "--epochs", "0"], nothing, "training.epochs = 0"),
+        (["-d", "901", "-pl", "ExperimentPlanner", "--epochs", "3"], nothing, "a schedule for nnU-Net's"),
+        (["-d", "901", "--no_pp", "-gpu_memory_target", "0.001"], nothing, "for the smallest patch"),
+        (["-d", "901", "-overwrite_target_spacing", "5", "0", "1"], nothing, "a target spacing of (5.0, 0.0, 1.0)"),
+    ],
+)
+def test_refused(
+    described: Described,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    change: Callable[[Described, pytest.MonkeyPatch], object],
+    message: str,
+) -> None:
+    change(described, monkeypatch)
+    before = sorted(described.preprocessed.iterdir())
+    assert run(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert [path for path in sorted(described.preprocessed.iterdir()) if path.name != "dataset.json"] == before
+
+
+def test_flags_reach_the_plans(described: Described) -> None:
+    flags = "--no_pp -overwrite_target_spacing 5 2 2 -overwrite_plans_name Coarse -gpu_memory_target 4"
+    assert run("-d", "901", *flags.split(), "--epochs", "3", "--lr", "0.5") == 0
+    configuration = described.configuration("Coarse")
+    assert configuration["spacing"] == [5, 2, 2]
+    assert configuration["training"]["epochs"] == 3
+    assert configuration["training"]["optimizer"]["lr"] == 0.5
+    assert not (described.preprocessed / "MNetPlans.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "configurations", "processes"),
+    [
+        ("", ["3d_fullres"], [1]),
+        ("-np 3", ["3d_fullres"], [3]),
+        ("-c 3d_lowres 3d_fullres -np 2 4", ["3d_fullres"], [4]),
+        ("-c 3d_lowres", [], []),
+    ],
+)
+def test_what_is_preprocessed(
+    described: Described, monkeypatch: pytest.MonkeyPatch, flags: str, configurations: list[str], processes: list[int]
+) -> None:
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(plan_and_preprocess_api, "preprocess_dataset", lambda *args: calls.append(args))
+    assert run("-d", "901", *flags.split()) == 0
+    assert [call[:4] for call in calls] == [(901, "MNetPlans", configurations, processes)]
+
+
+@pytest.mark.parametrize(
+    ("flags", "kept"), [("", True), ("--clean", False), ("-overwrite_target_spacing 5 2 2", False)]
+)
+def test_preprocessed_data_are_kept(
+    described: Described, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str, kept: bool
+) -> None:
+    described.write(cases=1)
+    folder = described.preprocessed / "nnUNetPlans_3d_fullres"
+    folder.mkdir()
+    for part in (".pkl", ".b2nd", "_seg.b2nd"):
+        (folder / f"case{part}").touch()
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(plan_and_preprocess_api, "preprocess_dataset", lambda *args: calls.append(args))
+    monkeypatch.setattr(plan_and_preprocess_api, "extract_fingerprints", lambda *args, **options: None)
+    assert run("-d", "901", *flags.split()) == 0
+    assert calls[0][2] == ([] if kept else ["3d_fullres"])
+    assert ("agree with the plans and are kept" in capsys.readouterr().out) == kept
+
+
+def test_help_shows_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["plan_and_preprocess", "--help"])
+    assert stop.value.code == 0
+    assert EXAMPLE.strip() in capsys.readouterr().out

@@ -1,0 +1,117 @@
+"""`schedule`: the `training` block in existing plans."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunetv2_ext.cli import main
+
+FULL = {"patch_size": [8, 32, 32], "batch_size": 2}
+CONFIGURATIONS = {
+    "2d": {"patch_size": [32, 32]},
+    "3d_fullres": FULL,
+    "3d_lowres": {**FULL, "training": {"epochs": 9, "optimizer": {"lr": 0.1, "momentum": 0.9}}},
+    "3d_cascade_fullres": {"inherits_from": "3d_lowres"},
+}
+
+
+@pytest.fixture
+def plans(nnunet_folders: Path) -> Path:
+    path = nnunet_folders / "nnUNet_preprocessed" / "Dataset901_Boxes" / "nnUNetPlans.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"plans_name": "nnUNetPlans", "configurations": CONFIGURATIONS}))
+    return path
+
+
+def blocks(path: Path) -> dict[str, Any]:
+    configurations = json.loads(path.read_text())["configurations"]
+    return {name: held["training"] for name, held in configurations.items() if "training" in held}
+
+
+LOW = CONFIGURATIONS["3d_lowres"]["training"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("--epochs 5", {"3d_fullres": {"epochs": 5}, "3d_lowres": {**LOW, "epochs": 5}}),
+        ("-c 3d_fullres --epochs 5", {"3d_fullres": {"epochs": 5}, "3d_lowres": LOW}),
+        (
+            "-c 3d_lowres --lr 0.5 --weight_decay 0",
+            {"3d_lowres": {"epochs": 9, "optimizer": {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.0}}},
+        ),
+        (
+            "-c 3d_fullres --iterations 3 --val_iterations 2 --batch_size 4 --grad_clip 1",
+            {
+                "3d_fullres": {
+                    "iterations_per_epoch": 3,
+                    "val_iterations_per_epoch": 2,
+                    "batch_size": 4,
+                    "grad_clip": 1.0,
+                },
+                "3d_lowres": LOW,
+            },
+        ),
+        # a block of its own replaces the inherited one whole, so it starts from that
+        (
+            "-c 3d_cascade_fullres --batch_size 4",
+            {"3d_lowres": LOW, "3d_cascade_fullres": {**LOW, "batch_size": 4}},
+        ),
+    ],
+)
+def test_written(plans: Path, capsys: pytest.CaptureFixture[str], flags: str, expected: dict[str, Any]) -> None:
+    assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", *flags.split()]) == 0
+    assert blocks(plans) == expected
+    assert "nnUNetPlans 3d_" in capsys.readouterr().out
+    assert [path.name for path in plans.parent.iterdir()] == ["nnUNetPlans.json"]
+
+
+def test_a_null_block_is_filled(plans: Path) -> None:
+    content = json.loads(plans.read_text())
+    content["configurations"]["3d_fullres"]["training"] = None
+    plans.write_text(json.dumps(content))
+    assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", "-c", "3d_fullres", "--epochs", "5"]) == 0
+    assert blocks(plans)["3d_fullres"] == {"epochs": 5}
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("", "no flag of the schedule; expected at least one"),
+        ("--epochs 0", "training.epochs = 0; expected a whole number from 1"),
+        ("--lr -1", "training.optimizer.lr = -1.0"),
+        ("--grad_clip 20", "training.grad_clip = 20.0; expected a number above 0, at most 12"),
+        ("-c 3d --epochs 5", "the configuration '3d'; expected one of 2d, 3d_fullres"),
+        ("-p OtherPlans --epochs 5", "no file"),
+        ("-d 902 --epochs 5", "no data set 902"),
+    ],
+)
+def test_refused(plans: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
+    before = plans.read_bytes()
+    assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", *flags.split()]) == 2
+    assert message in capsys.readouterr().err
+    assert plans.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps({"configurations": CONFIGURATIONS})[:-20], "a damaged file"),
+        (json.dumps({"configurations": {"2d": CONFIGURATIONS["2d"]}}), "without a 3D configuration"),
+        (json.dumps({"configurations": {"3d": {**FULL, "training": {"epoch": 5}}}}), "unknown key 'training.epoch'"),
+        (json.dumps({"configurations": {"3d": {**FULL, "training": {"epochs": 5, "loss": 1}}}}), "training.loss = 1"),
+    ],
+)
+def test_damaged_plans(plans: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:
+    plans.write_text(content)
+    assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", "--epochs", "5"]) == 2
+    assert message in capsys.readouterr().err
+    assert plans.read_text() == content
+
+
+def test_unset_variable(plans: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("nnUNet_preprocessed")
+    assert main(["schedule", "-d", "901", "--epochs", "5"]) == 2
+    assert "no value of nnUNet_preprocessed" in capsys.readouterr().err

@@ -1,0 +1,229 @@
+"""Our trainers: what they take from plans, what they refuse, their losses and deep-supervision targets."""
+
+import errno
+import os
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from nnunetv2_ext.trainers.mnet import MNetTrainer
+
+from nnunetv2_ext.architectures import MNet
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.training.workers import EndWithTraining
+from tests.training.conftest import LABELS, MNET, REGIONS, UNET, Build, hand_made_plans
+
+PUBLISHED_WEIGHTS = np.array([1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8])
+
+
+@pytest.mark.parametrize(
+    ("changes", "configuration", "message"),
+    [
+        ({}, "2d", "the 2D configuration '2d'; expected a 3D one for MNetTrainer"),
+        ({}, "3d_lowres", "the configuration '3d_lowres'; expected one of 2d, 3d_fullres, 3d_cascade_fullres"),
+        ({"patch_size": [8, 12, 32]}, "3d_fullres", r"a patch of \(8, 12, 32\); expected at least 1 slice and 16"),
+        ({"patch_size": [1, 16, 16]}, "3d_fullres", "a patch of"),
+        ({"training": {"epoch": 5}}, "3d_fullres", "unknown key 'training.epoch'"),
+        ({"training": {"epochs": "5"}}, "3d_fullres", "training.epochs = '5'"),
+        ({"training": {"epochs": "5"}}, "3d_cascade_fullres", "training.epochs = '5'"),
+        ({"training": {"deep_supervision_weights": [1, 0.5]}}, "3d_fullres", "got 2 numbers .* expected 7, one per"),
+    ],
+    ids=str,
+)
+def test_refused_plans(build: Build, changes: dict[str, Any], configuration: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(configuration=configuration, **changes)
+    assert list((build.folder / "nnUNet_results").iterdir()) == []
+
+
+def test_unset_results_folder(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("nnUNet_results")
+    with pytest.raises(InputError, match=r"no value of nnUNet_results; .* run export nnUNet_results="):
+        build()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS], ids=errno.errorcode.get)
+def test_read_only_results_folder(build: Build, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def refuse(folder: Any, *_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number), str(folder))
+
+    monkeypatch.setattr(os, "makedirs", refuse)
+    with pytest.raises(InputError, match=r"the read-only folder .*fold_0; expected a results folder to write to"):
+        build()
+
+
+def test_missing_preprocessed_data(build: Build) -> None:
+    with pytest.raises(InputError, match=r"no preprocessed data at .*nnUNetPlans_3d_fullres; .*plan_and_preprocess"):
+        build().initialize()
+
+
+def test_published_schedule_is_the_default(build: Build) -> None:
+    trainer = build()
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (
+        500,
+        250,
+        50,
+    )
+    assert (trainer.initial_lr, trainer.weight_decay, trainer.oversample_foreground_percent) == (0.01, 3e-5, 0.33)
+    assert trainer.configuration_manager.batch_size == 2
+    assert trainer.save_every == 1
+    assert np.allclose(trainer.schedule["deep_supervision_weights"], PUBLISHED_WEIGHTS)
+
+
+@pytest.mark.parametrize("configuration", ["3d_fullres", "3d_cascade_fullres"])
+def test_the_plans_schedule_is_applied(build: Build, configuration: str) -> None:
+    block = {
+        "epochs": 7,
+        "iterations_per_epoch": 3,
+        "val_iterations_per_epoch": 2,
+        "optimizer": {"lr": 0.5, "momentum": 0.8, "nesterov": False, "weight_decay": 0.1},
+        "scheduler": {"exponent": 2.0},
+        "batch_size": 5,
+        "oversample_foreground": 0.5,
+    }
+    plans = hand_made_plans(training=block)
+    trainer = build.initialized(plans, configuration=configuration)
+    assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (7, 3, 2)
+    assert trainer.batch_size == 5
+    assert trainer.oversample_foreground_percent == 0.5
+    (group,) = trainer.optimizer.param_groups
+    assert (group["lr"], group["momentum"], group["nesterov"], group["weight_decay"]) == (0.5, 0.8, False, 0.1)
+    trainer.lr_scheduler.step(3)
+    assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * (1 - 3 / 7) ** 2)
+    assert plans == hand_made_plans(training=block), "the plans go into the model folder as they were"
+
+
+def test_the_schedule_travels_with_the_checkpoint(build: Build) -> None:
+    trainer = build(training={"epochs": 7})
+    planned = trainer.my_init_kwargs["plans"]["configurations"]["3d_fullres"]
+    assert planned["training"] == {"epochs": 7}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "merge"),
+    [
+        (MNET, (2, 3, 4, 5, 6), "sum"),
+        ({**MNET, "network_class_name": "nnunetv2_ext.architectures.MNet"}, (2, 3, 4, 5, 6), "sum"),
+        (UNET, (32, 48, 64, 80, 96), "difference"),
+    ],
+    ids=["its plans", "its plans, short name", "stock plans"],
+)
+def test_network(architecture: dict[str, Any], features: tuple[int, ...], merge: str) -> None:
+    manager = PlansManager(hand_made_plans(architecture))
+    with torch.device("meta"):
+        network = MNetTrainer.build_network_architecture(manager, manager.get_configuration("3d_fullres"), 2, 4, False)
+    assert isinstance(network, MNet)
+    assert (network.input_channels, network.num_classes, network.deep_supervision) == (2, 4, False)
+    assert (network.features_per_stage, network.merge) == (features, merge)
+
+
+@pytest.mark.parametrize("architecture", [MNET, UNET], ids=["its plans", "stock plans"])
+def test_memory_estimate_is_logged(build: Build, architecture: dict[str, Any]) -> None:
+    build.initialized(hand_made_plans(architecture))
+    (line,) = [line for line in build.log().splitlines() if "Estimated GPU memory" in line]
+    assert "of MNet: 0." in line
+    assert "patch [8, 32, 32] and batch 2" in line
+    assert ("the plans were made for PlainConvUNet with 0." in line) == (architecture is UNET)
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss_class", "channels"), [(LABELS, DC_and_CE_loss, 3), (REGIONS, DC_and_BCE_loss, 2)]
+)
+def test_loss(build: Build, labels: dict[str, Any], loss_class: type, channels: int) -> None:
+    trainer = build.initialized(labels=labels, training={"loss": {"dice": 0.25, "ce": 2}})
+    assert isinstance(trainer.loss.loss, loss_class)
+    assert (trainer.loss.loss.weight_dice, trainer.loss.loss.weight_ce) == (0.25, 2)
+    assert trainer.network.num_classes == channels
+    assert np.allclose(trainer.loss.weight_factors, PUBLISHED_WEIGHTS / PUBLISHED_WEIGHTS.sum())
+
+
+def test_weights_of_the_loss_reach_its_value(build: Build) -> None:
+    logits = torch.randn(1, 3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    target = torch.randint(0, 3, (1, 1, 8, 8, 8), generator=torch.Generator().manual_seed(1))
+    values = {}
+    for dice, ce in ((1, 0), (0, 1), (2, 3)):
+        loss = build.initialized(training={"loss": {"dice": dice, "ce": ce}}).loss.loss
+        values[dice, ce] = float(loss(logits, target))
+    assert values[2, 3] == pytest.approx(2 * values[1, 0] + 3 * values[0, 1])
+    assert values[1, 0] < 0 < values[0, 1]
+
+
+def test_own_deep_supervision_weights(build: Build) -> None:
+    trainer = build.initialized(training={"deep_supervision_weights": [2, 0, 0, 0, 0, 0, 2]})
+    assert trainer.loss.weight_factors == (0.5, 0, 0, 0, 0, 0, 0.5)
+
+
+@pytest.mark.parametrize("patch", [(8, 32, 32), (7, 33, 47), (9, 35, 39), (31, 33, 95), (1, 32, 33)], ids=str)
+def test_targets_have_exactly_the_outputs_sizes(build: Build, patch: tuple[int, ...]) -> None:
+    trainer = build.initialized(patch_size=list(patch))
+    scales = trainer._get_deep_supervision_scales()
+    assert scales[0] == [1, 1, 1]
+    targets = DownsampleSegForDSTransform(scales)(segmentation=torch.zeros(1, *patch))["segmentation"]
+    with torch.no_grad():
+        outputs = trainer.network(torch.zeros(1, 1, *patch))
+    assert [target.shape[1:] for target in targets] == [output.shape[2:] for output in outputs]
+
+
+def test_a_training_step_moves_every_weight_and_lowers_the_loss(build: Build) -> None:
+    torch.manual_seed(0)
+    trainer = build.initialized(training={"optimizer": {"momentum": 0.5}})
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    data = torch.randn(2, 1, 8, 32, 32)
+    down = DownsampleSegForDSTransform(trainer._get_deep_supervision_scales())
+    target = [part[:, None] for part in down(segmentation=(data[:, 0] > 0).float())["segmentation"]]
+    losses = [float(trainer.train_step({"data": data, "target": target})["loss"]) for _ in range(6)]
+    assert losses[-1] < losses[0]
+    after = trainer.network.state_dict()
+    assert [name for name in before if name.endswith("weight") and torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.parametrize(("clip", "expected"), [(None, 12.0), (12, 12.0), (0.5, 0.5)])
+def test_gradients_are_clipped(build: Build, clip: float | None, expected: float) -> None:
+    block = {"optimizer": {"lr": 1.0, "momentum": 0, "nesterov": False, "weight_decay": 0}}
+    trainer = build.initialized(training=block if clip is None else {**block, "grad_clip": clip})
+    before = torch.cat([parameter.detach().flatten().clone() for parameter in trainer.network.parameters()])
+    trainer.loss = lambda outputs, target: 1e6 * sum(output.square().mean() for output in outputs)
+    trainer.train_step({"data": torch.randn(2, 1, 8, 32, 32), "target": torch.zeros(1)})
+    after = torch.cat([parameter.detach().flatten() for parameter in trainer.network.parameters()])
+    assert float((after - before).norm()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_deep_supervision_is_switched_on_the_network(build: Build) -> None:
+    trainer = build.initialized()
+    assert trainer.network.deep_supervision
+    trainer.set_deep_supervision_enabled(False)
+    assert not trainer.network.deep_supervision
+    assert len(trainer._get_deep_supervision_scales()) == 7
+
+
+def test_transforms_start_with_the_watch_of_the_workers(build: Build) -> None:
+    trainer = build.initialized()
+    scales = trainer._get_deep_supervision_scales()
+    training = trainer.get_training_transforms([8, 32, 32], (-0.1, 0.1), scales, (0, 1, 2), True)
+    validation = trainer.get_validation_transforms(scales)
+    for transforms in (training, validation):
+        assert isinstance(transforms.transforms[0], EndWithTraining)
+        sample = transforms(image=torch.rand(1, 8, 32, 32), segmentation=torch.zeros(1, 8, 32, 32, dtype=torch.int16))
+        assert len(sample["segmentation"]) == 7
+
+
+@pytest.mark.parametrize("content", [b'[{"train": ["case_0"', b"", b"\xff\xfe\x00"])
+def test_damaged_splits(build: Build, content: bytes) -> None:
+    trainer = build.initialized()
+    (build.preprocessed / "splits_final.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"the damaged file .*splits_final\.json .*; expected valid JSON; restore it"):
+        trainer.do_split()
+
+
+def test_the_plans_are_not_changed(build: Build) -> None:
+    plans = hand_made_plans(training={"batch_size": 7})
+    before = deepcopy(plans)
+    build.initialized(plans)
+    assert plans == before
+    assert Path(build.fold).is_dir()
