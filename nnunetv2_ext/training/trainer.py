@@ -176,6 +176,8 @@ class ExtTrainer(nnUNetTrainer):
         loss.weight_dice, loss.weight_ce = self.schedule["loss"]["dice"], self.schedule["loss"]["ce"]
         weights = self.schedule["deep_supervision_weights"]
         if self.enable_deep_supervision and weights is not None:
+            if self.is_ddp:  # an output without weight would leave its head without a gradient, which DDP refuses
+                weights = [max(weight, 1e-6) for weight in weights]
             wrapper.weight_factors = tuple(weight / sum(weights) for weight in weights)
         return wrapper
 

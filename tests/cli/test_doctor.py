@@ -18,6 +18,7 @@ from nnunetv2_ext.cli import main
 from nnunetv2_ext.doctor import FAIL, OK, SKIP, WARN, Check, Examination, Subject, examine
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.registry import Entry
+from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 DATASET = "Dataset901_Boxes"
@@ -437,14 +438,17 @@ def cascade(prepared: Prepared) -> None:
     prepared.write(prepared.preprocessed / "nnUNetPlans.json", content)
 
 
+CHECKPOINT = {key: {"a": torch.zeros(100)} for key in REQUIRED_KEYS}
+
+
 def checkpoints(*names: str, damaged: tuple[str, ...] = ()):
     def write(prepared: Prepared) -> None:
         fold = prepared.model() / "fold_0"
         fold.mkdir(parents=True)
         for name in names:
-            torch.save({"network_weights": {"a": torch.zeros(100)}}, fold / f"checkpoint_{name}.pth")
+            torch.save(CHECKPOINT, fold / f"checkpoint_{name}.pth")
         for name in damaged:
-            torch.save({"network_weights": {"a": torch.zeros(100)}}, fold / f"checkpoint_{name}.pth")
+            torch.save(CHECKPOINT, fold / f"checkpoint_{name}.pth")
             truncate(fold / f"checkpoint_{name}.pth")
 
     return write

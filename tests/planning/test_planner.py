@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2_ext.plans.mnet import MNetPlanner
-from nnunetv2_ext.trainers.mnet import MNetTrainer
 
 from nnunetv2_ext.architectures.mnet import conv_feature_map_size
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.api import plan_and_preprocess, planner_class
 from nnunetv2_ext.planning.memory import memory_gb
 from nnunetv2_ext.planning.planner import preprocessed_cases, with_schedule
+from nnunetv2_ext.plans.mnet import MNetPlanner
+from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.schedule import resolve_schedule
 from tests.planning.conftest import LARGE, SMALL, Described
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from nnunetv2_ext.trainers.mnet import MNetTrainer
 
 DATASET = "Dataset901_Boxes"

@@ -12,10 +12,10 @@ import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-from nnunetv2_ext.trainers.mnet import MNetTrainer
 
 from nnunetv2_ext.architectures import MNet
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.workers import EndWithTraining
 from tests.training.conftest import LABELS, MNET, REGIONS, UNET, Build, hand_made_plans
 

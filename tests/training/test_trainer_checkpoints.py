@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 import torch
-from nnunetv2_ext.trainers.mnet import MNetTrainer
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, read_checkpoint
 from tests.training.conftest import Build
 
