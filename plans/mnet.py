@@ -14,25 +14,8 @@ class MNetPlanner(ExtPlanner):
 
     architecture = "MNet"
     trainer = "MNetTrainer"
+    plans_name = "MNetPlans"
     patch_divisor = (1, 8, 8)  # three in-plane poolings without a remainder; the fourth may floor
-
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "MNetPlans",
-        overwrite_target_spacing: list[float] | None = None,
-        suppress_transpose: bool = False,
-    ):
-        super().__init__(
-            dataset_name_or_id,
-            gpu_memory_target_in_gb,
-            preprocessor_name,
-            plans_name,
-            overwrite_target_spacing,
-            suppress_transpose,
-        )
 
     def architecture_kwargs(self, patch_size: list[int]) -> dict[str, Any]:
         return {"features_per_stage": [32, 48, 64, 80, 96], "merge": "difference", "min_pool_slices": 8}

@@ -38,6 +38,8 @@ class ExtPlanner(ExperimentPlanner):
     """The network's name in the registry."""
     trainer: ClassVar[str]
     """The trainer whose published schedule goes into the plans."""
+    plans_name: ClassVar[str]
+    """The plans identifier, unless the user gives another."""
     min_patch: ClassVar[tuple[int, int, int]] = (1, 32, 32)
     """Below this the search does not shrink a patch (voxels)."""
     patch_divisor: ClassVar[tuple[int, int, int]] = (1, 1, 1)
@@ -51,7 +53,7 @@ class ExtPlanner(ExperimentPlanner):
         dataset_name_or_id: str | int,
         gpu_memory_target_in_gb: float = 8,
         preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str = "ExtPlans",
+        plans_name: str | None = None,
         overwrite_target_spacing: list[float] | None = None,
         suppress_transpose: bool = False,
     ):
@@ -59,7 +61,7 @@ class ExtPlanner(ExperimentPlanner):
             dataset_name_or_id,
             gpu_memory_target_in_gb,
             preprocessor_name,
-            plans_name,
+            plans_name or self.plans_name,
             overwrite_target_spacing,
             suppress_transpose,
         )
