@@ -34,3 +34,9 @@ def nnunet_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / variable).mkdir()
         monkeypatch.setenv(variable, str(tmp_path / variable))
     return tmp_path
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that no process is left with one of them alone at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("pipeline") is None)
