@@ -27,9 +27,6 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
 
 RAW, PREPROCESSED, RESULTS = FOLDER_VARIABLES
-# nnU-Net's planner: so many elements of feature maps at this batch size stand for 8 GB
-REFERENCE_ELEMENTS = {2: (85_000_000, 12), 3: (560_000_000, 2)}
-REFERENCE_GB = 8
 DATASET_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 
@@ -180,13 +177,15 @@ def check_schedule(subject: Subject) -> Iterator[Check]:
     from nnunetv2_ext.training.schedule import resolve_schedule
 
     block = subject.found["configuration"].configuration.get("training")
-    if block is None:
-        yield Check(OK, "no training block in the plans: the trainer's own schedule")
-        return
-    schedule = resolve_schedule(block, None)
     if not subject.found["ours"]:
+        if block is None:
+            yield Check(OK, "no training block in the plans: the trainer's own schedule")
+            return
+        resolve_schedule(block)
         yield Check(WARN, f"{subject.trainer} does not read the training block", "choose one of our trainers to use it")
         return
+    defaults = getattr(subject.found["trainer"], "published_schedule", None)
+    schedule = resolve_schedule(block, defaults)
     subject.found["batch_size"] = schedule.get("batch_size") or subject.found["batch_size"]
     told = [f"{key} {schedule[key]}" for key in ("epochs", "iterations_per_epoch") if schedule.get(key)]
     yield Check(OK, ", ".join(told) or "valid")
@@ -361,8 +360,11 @@ def check_checkpoints(subject: Subject) -> Iterator[Check]:
     damaged = [file for file in files if not is_readable(file)]
     for file in damaged:
         whole = [other.name for other in files if other.parent == file.parent and other not in damaged]
-        remedy = f"remove it; --c then goes on from {whole[0]}" if whole else "remove it and train the fold anew"
-        yield Check(FAIL, f"{file} cannot be read", remedy)
+        if whole and subject.found["ours"]:
+            yield Check(WARN, f"{file} cannot be read", "leave it: --c falls back to the newest whole one by itself")
+        else:
+            remedy = f"remove it; --c then goes on from {whole[0]}" if whole else "remove it and train the fold anew"
+            yield Check(FAIL, f"{file} cannot be read", remedy)
     if not damaged:
         yield Check(OK, f"{len(files)} checkpoints, all readable" if files else "none yet")
 
@@ -400,14 +402,15 @@ def check_network(subject: Subject) -> Iterator[Check]:
 
 def check_memory(subject: Subject) -> Iterator[Check]:
     """nnU-Net's estimate of the memory a training takes, against the GPU; an estimate only warns."""
+    from nnunetv2_ext.planning.memory import memory_gb
+
     network = subject.found.get("network")
     patch, batch = list(subject.found["configuration"].patch_size), subject.found["batch_size"]
     if network is None or not hasattr(network, "compute_conv_feature_map_size"):
         yield Check(OK, "no estimate for this network")
         return
-    elements, reference_batch = REFERENCE_ELEMENTS[len(patch)]
     size = float(network.compute_conv_feature_map_size(tuple(patch)))
-    gigabytes = REFERENCE_GB * size / elements * batch / reference_batch
+    gigabytes = memory_gb(size, batch, axes=len(patch))
     told = f"about {gigabytes:.1f} GB of GPU memory at batch {batch}, by nnU-Net's estimate"
     available = subject.found.get("gpu_bytes", math.inf) / 2**30
     if gigabytes > available:

@@ -52,7 +52,7 @@ def dataset_name(dataset: int | str) -> str:
             for folder in searched
             if folder.is_dir()
             for child in folder.iterdir()
-            if re.fullmatch(pattern, child.name)
+            if re.fullmatch(pattern, child.name) and child.is_dir()
         }
     )
     if len(found) == 1:

@@ -1,7 +1,6 @@
 """`nnunetv2_ext import_weights`: published weights into a file that `nnUNetv2_train -pretrained_weights` takes."""
 
 import argparse
-import os
 import pickle
 import warnings
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from nnunetv2_ext.errors import InputError
 
 EXAMPLE = """example:
-  nnunetv2_ext import_weights mnet model_best.model -o mnet_lits.pth
+  nnunetv2_ext import_weights mnet model_best.model --trust -o mnet_lits.pth
   nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans -pretrained_weights mnet_lits.pth"""
 
 
@@ -33,9 +32,18 @@ def run(args: argparse.Namespace) -> int:
     """Convert one file and say what it holds."""
     if args.output.is_dir() or not args.output.resolve().parent.is_dir():
         raise InputError(f"the output {args.output}", "a file in an existing folder", "choose another path for -o")
+    import torch
+
+    from nnunetv2_ext.training.checkpoints import write_beside
+
     published = published_state_dict(read_torch_file(args.file, trust=args.trust), args.file)
     weights, description = convert_mnet(published, input_channels=args.input_channels, num_classes=args.num_classes)
-    save_beside_and_rename({"network_weights": weights}, args.output)
+    try:
+        write_beside(lambda part: torch.save({"network_weights": weights}, part), args.output)
+    except (OSError, RuntimeError) as error:  # torch raises RuntimeError where there is no such folder
+        raise InputError(
+            f"{args.output}, which cannot be written ({error})", "a writable folder", "choose another"
+        ) from None
     print(f"wrote {args.output}: {description}")
     print("nnU-Net's -pretrained_weights takes all but the segmentation heads from it")
     return 0
@@ -165,23 +173,3 @@ def convert_mnet(
     return weights, f"MNet, {found['input channels']} input channels, {found['classes']} classes, " + (
         f"features {features}, merge {merge}"
     )
-
-
-def save_beside_and_rename(content: Any, output: Path) -> None:
-    """`torch.save` that leaves either the whole file or none.
-
-    Raises:
-        InputError: the folder cannot be written or is full.
-    """
-    import torch
-
-    beside = output.with_name(f".{output.name}.{os.getpid()}.part")
-    try:
-        torch.save(content, beside)
-        beside.replace(output)
-    except (OSError, RuntimeError) as error:  # torch raises RuntimeError on a full or read-only disk
-        raise InputError(
-            f"{output}, which cannot be written ({error})", "a writable folder", "choose another"
-        ) from None
-    finally:
-        beside.unlink(missing_ok=True)

@@ -73,5 +73,8 @@ def run(args: argparse.Namespace) -> int:
         resolve_schedule(merged)
         configurations[name]["training"] = merged
         print(f"{args.p} {name}: training = {json.dumps(merged)}")
-    write_beside(lambda part: part.write_text(json.dumps(plans, indent=4)), path)
+    try:
+        write_beside(lambda part: part.write_text(json.dumps(plans, indent=4)), path)
+    except OSError as error:
+        raise InputError(f"{path}, which cannot be written ({error})", "a writable folder", "see to it") from None
     return 0

@@ -330,7 +330,7 @@ def _output_name(source: str, output: int | str, *, factor: Any, thickness: Any,
     prefix = f"Dataset{int(output):03d}_"
     # One id with two names, wherever they are, makes nnU-Net refuse both.
     for folder in filter(None, map(os.environ.get, FOLDER_VARIABLES)):
-        if taken := sorted(Path(folder).glob(f"{prefix}*")):
+        if taken := sorted(path for path in Path(folder).glob(f"{prefix}*") if path.is_dir()):
             raise InputError(
                 f"the output id {output}, which {taken[0]} has", "an id without data", "choose another id or remove it"
             )

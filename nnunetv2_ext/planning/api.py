@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.planning.planner import preprocessed_cases, with_schedule
+from nnunetv2_ext.planning.planner import STOCK_PLANS, preprocessed_cases, with_schedule
 from nnunetv2_ext.registry import PLANNERS, find
 
 
@@ -129,12 +129,14 @@ def _preprocess(
 ) -> None:
     per_configuration = dict(zip(configurations, processes * len(configurations), strict=False))
     planned = read_json(plans_file, "plan again")["configurations"]
+    stock, raw = plans_file.with_name(f"{STOCK_PLANS}.json"), nnunet_folder("nnUNet_raw") / plans_file.parent.name
+    sources = [plans_file.with_name("dataset_fingerprint.json"), stock, *raw.glob("*Tr/*")]
     wanted = []
     for name in configurations:
         if name not in planned:
             continue
         shared = planned[name]["data_identifier"] != f"{plans_file.stem}_{name}"
-        if not clean and shared and len(preprocessed_cases(plans_file, name)) == cases:
+        if not clean and shared and len(preprocessed_cases(plans_file, name, newer_than=sources)) == cases:
             tqdm.write(
                 f"{name}: the {cases} cases in {planned[name]['data_identifier']} agree with the plans and are kept"
             )

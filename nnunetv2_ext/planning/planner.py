@@ -1,5 +1,6 @@
 """The base of our planners: nnU-Net's rules for spacing, our network, our search for patch and batch."""
 
+from collections.abc import Iterable
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -193,11 +194,16 @@ class ExtPlanner(ExperimentPlanner):
         )
 
 
-def preprocessed_cases(plans_file: Path, configuration: str) -> set[str]:
-    """The cases that lie whole (data, segmentation, properties) in a configuration's preprocessed folder."""
+def preprocessed_cases(plans_file: Path, configuration: str, *, newer_than: Iterable[Path] = ()) -> set[str]:
+    """The cases that lie whole (data, segmentation, properties) in a configuration's preprocessed folder.
+
+    Args:
+        newer_than: files that the data were made from; cases written before one of them changed do not count.
+    """
+    changed = max((path.stat().st_mtime_ns for path in newer_than if path.is_file()), default=0)
     planned = read_json(plans_file, "plan again")["configurations"][configuration]
     folder = plans_file.parent / planned.get("data_identifier", "")
-    properties = {path.stem for path in folder.glob("*.pkl")}
+    properties = {path.stem for path in folder.glob("*.pkl") if path.stat().st_mtime_ns >= changed}
     blosc = {path.stem for path in folder.glob("*.b2nd")}
     packed = {path.stem for path in folder.glob("*.npz")}
     return {case for case in properties if case in packed or {case, f"{case}_seg"} <= blosc}

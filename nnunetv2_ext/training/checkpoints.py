@@ -36,8 +36,8 @@ def write_beside(write: Callable[[Path], object], path: Path, *, keep_as: Path |
         part.replace(path)
     except RuntimeError as error:
         part.unlink(missing_ok=True)
-        # torch.save(path) tells of a full disk with a RuntimeError of its zip writer
-        if "PytorchStreamWriter" in str(error) or "iostream" in str(error):
+        # torch.save(path) tells of a full disk with a RuntimeError of its zip writer, in one of several wordings
+        if any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "iostream")):
             raise OSError(f"could not write {path}: {error}") from error
         raise
     except BaseException:

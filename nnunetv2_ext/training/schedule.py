@@ -80,6 +80,8 @@ def _check(block: Any, schema: Mapping[str, Any], path: str) -> None:
             _check(value, rule, f"{path}.{key}")
         elif not rule[1](value):
             raise InputError(f"{path}.{key} = {value!r}", rule[0], "correct it in the plans")
+    if path == "training.loss" and block.get("dice", 1) == block.get("ce", 1) == 0:
+        raise InputError(f"{path} = {block!r}", "a weight above 0", "correct it in the plans")
 
 
 def merge_schedule(base: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ class ExtTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         self.resuming = bool(plans.get("continue_training", False))
-        self.schedule = self._checked_schedule(plans, configuration)
+        self.schedule = self.checked_schedule(plans, configuration)
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
@@ -65,9 +65,12 @@ class ExtTrainer(nnUNetTrainer):
         if self.schedule["batch_size"] is not None:
             self.configuration_manager.configuration["batch_size"] = self.schedule["batch_size"]
         self.save_every = 1
+        self.folder_is_ours = self.resuming
+        if not os.access(self.output_folder, os.W_OK):
+            raise InputError(f"the read-only folder {self.output_folder}", "one to write to", "change its permissions")
 
     @classmethod
-    def _checked_schedule(cls, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
+    def checked_schedule(cls, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
         """The configuration's resolved schedule, after everything that the user can have got wrong in the plans.
 
         Raises:
@@ -225,13 +228,18 @@ class ExtTrainer(nnUNetTrainer):
             super().save_checkpoint(filename)
             return
         path = Path(filename)
-        keep_as = path.with_name(PREVIOUS) if path.name == LATEST else None
+        keep_as = path.with_name(PREVIOUS) if path.name == LATEST and self.folder_is_ours else None
         try:
             write_beside(lambda part: super(ExtTrainer, self).save_checkpoint(str(part)), path, keep_as=keep_as)
         except OSError as error:
             if path.name == FINAL:  # without it the training is not finished, and nnU-Net would remove the latest one
                 raise OSError(f"{error}. Free some space, then run the same command with --c") from error
             self.print_to_log_file(f"WARNING: {error}; the last good file stays, training goes on")
+            return
+        if not self.folder_is_ours:  # a training started anew: --c must not find what an earlier one left
+            for name in set(FALLBACKS) - {path.name}:
+                path.with_name(name).unlink(missing_ok=True)
+            self.folder_is_ours = True
 
     def load_checkpoint(self, filename_or_checkpoint: str) -> None:
         """Load the newest whole checkpoint, falling back from a damaged one when a training is resumed.
@@ -240,16 +248,19 @@ class ExtTrainer(nnUNetTrainer):
             InputError: no whole checkpoint, one of another trainer, or (on resuming) of another `training` block.
         """
         requested = Path(filename_or_checkpoint)
-        names = FALLBACKS[FALLBACKS.index(requested.name) :] if self.resuming and requested.name in FALLBACKS else ()
-        candidates = [requested, *(requested.with_name(name) for name in names[1:])]
+        candidates = [requested]
+        if self.resuming and requested.name in FALLBACKS:
+            # nnU-Net does not know the previous one and asks for the best where there is no latest
+            first = min(FALLBACKS.index(requested.name), FALLBACKS.index(PREVIOUS))
+            others = (requested.with_name(name) for name in FALLBACKS[first:])
+            candidates = [path for path in others if path == requested or path.is_file()]
         for path in candidates:
             try:
                 content = read_checkpoint(path)
             except InputError as error:
                 if path == candidates[-1]:
                     raise
-                if path.exists() or path == requested:
-                    self.print_to_log_file(f"WARNING: {error} Falling back to an earlier checkpoint.")
+                self.print_to_log_file(f"WARNING: {error} Falling back to an earlier checkpoint.")
                 continue
             self._check_checkpoint(path, content)
             del content

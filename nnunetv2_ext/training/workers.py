@@ -25,10 +25,15 @@ class EndWithTraining(BasicTransform):
         process = os.getpid()
         if process not in (self.training_process, self.watching):
             self.watching = process
-            threading.Thread(target=self._watch, daemon=True).start()
+            # the training itself, or the server that forks for it and ends with it
+            parent = os.getppid()
+            if parent == 1 != self.training_process:  # gone already
+                os._exit(1)
+            threading.Thread(target=self._watch, args=(parent,), daemon=True).start()
         return data_dict
 
-    def _watch(self) -> None:
-        while os.getppid() == self.training_process:
+    @staticmethod
+    def _watch(parent: int) -> None:
+        while os.getppid() == parent:
             time.sleep(POLL_SECONDS)
         os._exit(1)

@@ -441,9 +441,9 @@ def cascade(prepared: Prepared) -> None:
 CHECKPOINT = {key: {"a": torch.zeros(100)} for key in REQUIRED_KEYS}
 
 
-def checkpoints(*names: str, damaged: tuple[str, ...] = ()):
+def checkpoints(*names: str, damaged: tuple[str, ...] = (), **model: str):
     def write(prepared: Prepared) -> None:
-        fold = prepared.model() / "fold_0"
+        fold = prepared.model(**model) / "fold_0"
         fold.mkdir(parents=True)
         for name in names:
             torch.save(CHECKPOINT, fold / f"checkpoint_{name}.pth")
@@ -621,6 +621,10 @@ TRAINING_FAULTS = {
     "a damaged checkpoint": (
         checkpoints("latest", damaged=("final",)), (*STOCK, "-f", "0"), FAIL, "checkpoints",
         ("checkpoint_final.pth cannot be read", "--c then goes on from checkpoint_latest.pth"),
+    ),
+    "a damaged checkpoint of ours": (
+        checkpoints("previous", damaged=("latest",), trainer="MNetTrainer", plans_name="MNetPlans"), (*OURS, "-f", "0"),
+        WARN, "checkpoints", ("checkpoint_latest.pth cannot be read", "falls back"),
     ),
     "only a damaged checkpoint": (
         checkpoints(damaged=("latest",)), STOCK, FAIL, "checkpoints", ("train the fold anew",),

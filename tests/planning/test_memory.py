@@ -6,7 +6,7 @@ import re
 import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunetv2_ext.planning.memory import REFERENCE_BATCH, REFERENCE_ELEMENTS, REFERENCE_GB, memory_gb
+from nnunetv2_ext.planning.memory import REFERENCE_GB, REFERENCES, memory_gb
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,11 @@ def test_memory(elements: int, batch_size: int, expected: float) -> None:
 @pytest.mark.parametrize(
     ("attribute", "value"),
     [
-        ("UNet_reference_val_3d", REFERENCE_ELEMENTS),
+        ("UNet_reference_val_2d", REFERENCES[2][0]),
+        ("UNet_reference_val_corresp_bs_2d", REFERENCES[2][1]),
+        ("UNet_reference_val_3d", REFERENCES[3][0]),
         ("UNet_reference_val_corresp_GB", REFERENCE_GB),
-        ("UNet_reference_val_corresp_bs_3d", REFERENCE_BATCH),
+        ("UNet_reference_val_corresp_bs_3d", REFERENCES[3][1]),
     ],
 )
 def test_the_reference_is_that_of_the_installed_nnunet(attribute: str, value: int) -> None:

@@ -65,6 +65,16 @@ def test_an_interrupted_write_leaves_the_old_file(
     assert names(tmp_path) == ["latest"]
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+@pytest.mark.parametrize("elements", [10, 10_000_000])
+def test_a_disk_that_is_really_full(tmp_path: Path, elements: int) -> None:
+    path = tmp_path / "latest"
+    path.write_text("old")
+    with pytest.raises(OSError, match="could not write"):
+        write_beside(lambda _: torch.save({"weights": torch.zeros(elements)}, "/dev/full"), path)
+    assert path.read_text() == "old"
+
+
 def test_the_new_file_replaces_the_old_one(tmp_path: Path) -> None:
     path = tmp_path / "latest"
     for text in ("one", "two"):

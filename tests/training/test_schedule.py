@@ -40,6 +40,7 @@ BAD: list[tuple[Any, str]] = [
     ({"grad_clip": 13}, "training.grad_clip = 13; expected a number above 0, at most 12"),
     ({"grad_clip": 0}, "training.grad_clip = 0"),
     ({"loss": {"dice": "1"}}, "training.loss.dice = '1'"),
+    ({"loss": {"dice": 0, "ce": 0}}, "a weight above 0"),
     ({"deep_supervision_weights": 1}, "training.deep_supervision_weights = 1"),
     ({"deep_supervision_weights": []}, "training.deep_supervision_weights"),
     ({"deep_supervision_weights": [0, 0.0]}, "not all 0"),

@@ -1,5 +1,6 @@
 """Saving, resuming and falling back, without a training."""
 
+import shutil
 import time
 from typing import Any
 
@@ -47,6 +48,21 @@ def damage(build: Build, *names: str) -> None:
 
 def files(build: Build) -> list[str]:
     return sorted(path.name for path in build.fold.glob("checkpoint*"))
+
+
+def test_a_training_started_anew_leaves_nothing_of_the_earlier_one(stopped: Build) -> None:
+    shutil.copy(stopped.fold / LATEST, stopped.fold / FINAL)
+    trainer = stopped.initialized(**EPOCHS)
+    end_epoch(trainer, 0.1)
+    assert files(stopped) == [BEST, LATEST]
+    assert {read_checkpoint(stopped.fold / name)["current_epoch"] for name in (BEST, LATEST)} == {1}
+
+
+def test_resuming_from_the_best_tries_the_previous_one_first(stopped: Build) -> None:
+    (stopped.fold / LATEST).unlink()
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    trainer.load_checkpoint(str(stopped.fold / BEST))
+    assert trainer.current_epoch == 2
 
 
 def test_every_epoch_is_saved_and_the_one_before_kept(stopped: Build) -> None:
