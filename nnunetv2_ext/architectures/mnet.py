@@ -195,14 +195,15 @@ class _ConvLayer(nn.Module):
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(depth // 2, height // 2, width // 2))
         self.norm = nn.InstanceNorm3d(out_channels, affine=True)
 
-    def activate(self, x: Tensor) -> Tensor:
+    def normalize(self, x: Tensor) -> Tensor:
         # Group norm with a group per channel is instance norm; only it keeps channels-last tensors as they are (CPU),
         # only instance norm stays in half precision under autocast (CUDA).
         if x.device.type == "cpu":
-            normed = F.group_norm(x, x.shape[1], self.norm.weight, self.norm.bias, self.norm.eps)
-        else:
-            normed = self.norm(x)
-        return F.leaky_relu_(normed, LEAK)
+            return F.group_norm(x, x.shape[1], self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.norm(x)
+
+    def activate(self, x: Tensor) -> Tensor:
+        return F.leaky_relu_(self.normalize(x), LEAK)
 
 
 class _Block(nn.Module):
@@ -224,12 +225,8 @@ class _Block(nn.Module):
 
     def _convolve_activated(self, x: Tensor) -> Tensor:
         """`layer2.conv(layer1.activate(x))`, keeping x alone for the backward pass."""
-        layer = self.layer1
-        if x.device.type == "cpu":
-            normed = F.group_norm(x, x.shape[1], layer.norm.weight, layer.norm.bias, layer.norm.eps)
-        else:
-            normed = layer.norm(x)
-        hooks = _RecomputedOnce(layer.activate, x, normed)
+        normed = self.layer1.normalize(x)
+        hooks = _RecomputedOnce(self.layer1.activate, x, normed)
         with torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack):
             return self.layer2.conv(F.leaky_relu_(normed, LEAK))
 

@@ -168,15 +168,20 @@ FULL = [
 ]
 
 
-@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
-def test_a_full_disk_while_training(stopped: Build, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    trainer = stopped.initialized(resume=True, **EPOCHS)
-    trainer.load_checkpoint(str(stopped.fold / LATEST))
+def fill_disk(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    """From now on `torch.save` fails with that error."""
 
     def full(*_: Any, **__: Any) -> None:
         raise error
 
     monkeypatch.setattr(torch, "save", full)
+
+
+@pytest.mark.parametrize("error", FULL, ids=lambda error: type(error).__name__)
+def test_a_full_disk_while_training(stopped: Build, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    trainer.load_checkpoint(str(stopped.fold / LATEST))
+    fill_disk(monkeypatch, error)
     end_epoch(trainer, 0.99)
     assert trainer.current_epoch == 4
     assert "WARNING" in stopped.log()
@@ -190,11 +195,7 @@ def test_a_full_disk_while_training(stopped: Build, monkeypatch: pytest.MonkeyPa
 def test_a_full_disk_at_the_end(stopped: Build, monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     trainer = stopped.initialized(resume=True, **EPOCHS)
     trainer.load_checkpoint(str(stopped.fold / LATEST))
-
-    def full(*_: Any, **__: Any) -> None:
-        raise error
-
-    monkeypatch.setattr(torch, "save", full)
+    fill_disk(monkeypatch, error)
     with pytest.raises(OSError, match="Free some space, then run the same command with --c"):
         trainer.on_train_end()
     assert files(stopped) == [BEST, LATEST, PREVIOUS]
