@@ -1,57 +1,33 @@
 """Peak memory of one network on CPU, measured in the process that runs this module.
 
-Definition: highest resident memory during two steps (forward, backward; no optimizer), network, input and gradients
-included, above the resident memory after the imports and one tiny convolution (which starts the thread pool and the
-convolution library). The allocator keeps the system's defaults, so fragmentation counts, as it does for a user.
+Two steps (forward, backward; no optimizer), network, input and gradients included, as
+`nnunetv2_ext.profiling.resident_memory` defines it.
 """
 
 import argparse
-import gc
 import json
-import resource
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from benchmarks._networks import build, network_class, step
-
-PROC = Path("/proc/self")
-
-
-def resident(key: str) -> int:
-    """Resident memory in bytes: `VmRSS` now, `VmHWM` at its highest."""
-    for line in (PROC / "status").read_text().splitlines():
-        if line.startswith(f"{key}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"no {key} in {PROC / 'status'}")
-
-
-def highest_ever() -> int:
-    """Highest resident memory in bytes since the process began, on any Unix."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+from benchmarks._networks import build, builder, step
+from nnunetv2_ext.profiling.resident_memory import rise
 
 
 def peak_bytes(name: str, shape: Sequence[int], classes: int) -> int:
     """Peak memory of the network called `name` in this process, see the module's first lines."""
-    network_class(name)
-    step(nn.Conv3d(1, 8, 3), torch.zeros(1, 1, 8, 8, 8))
-    gc.collect()
-    try:
-        (PROC / "clear_refs").write_text("5")  # VmHWM starts again from what is resident now
-        baseline, peak = resident("VmRSS"), lambda: resident("VmHWM")
-    except OSError:
-        # no such file: the imports' own peak is the baseline, which can only lower the figure
-        baseline, peak = highest_ever(), highest_ever
-    network = build(name, shape, classes)
-    x = torch.randn(*shape)
-    for _ in range(2):
-        step(network, x)
-    return peak() - baseline
+    builder(name)  # its imports are no part of the figure
+
+    def run() -> None:
+        network = build(name, shape, classes)
+        x = torch.randn(*shape)
+        for _ in range(2):
+            step(network, x)
+
+    return rise(run)
 
 
 def measure(name: str, shape: Sequence[int], classes: int, *, threads: int) -> int:

@@ -1,6 +1,7 @@
 """The networks that benchmarks.step runs, and the one step that it times."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,51 +11,60 @@ from nnunetv2_ext.errors import InputError
 
 REFERENCE = "PlainConvUNet"
 ORACLE = "plain MNet"
+REFINED = "PaR"
 REFERENCE_STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
+# nnU-Net's PlainConvUNet as it plans it for thick slices
+REFERENCE_KWARGS: dict[str, Any] = {
+    "n_stages": 5,
+    "features_per_stage": [32, 64, 128, 256, 320],
+    "conv_op": "torch.nn.modules.conv.Conv3d",
+    "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "strides": REFERENCE_STRIDES,
+    "n_conv_per_stage": 2,
+    "n_conv_per_stage_decoder": 2,
+    "conv_bias": True,
+    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+    "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+    "nonlin": "torch.nn.LeakyReLU",
+    "nonlin_kwargs": {"inplace": True},
+}
+Build = Callable[[int, int, Sequence[int]], nn.Module]
+"""Makes a network of (input channels, classes, patch), deep supervision on."""
 
 
-def reference(input_channels: int, classes: int) -> nn.Module:
-    """nnU-Net's PlainConvUNet as it plans it for thick slices, deep supervision on."""
-    from dynamic_network_architectures.architectures.unet import PlainConvUNet
-
-    return PlainConvUNet(
-        input_channels=input_channels,
-        n_stages=5,
-        features_per_stage=[32, 64, 128, 256, 320],
-        conv_op=nn.Conv3d,
-        kernel_sizes=[[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
-        strides=REFERENCE_STRIDES,
-        n_conv_per_stage=2,
-        num_classes=classes,
-        n_conv_per_stage_decoder=2,
-        conv_bias=True,
-        norm_op=nn.InstanceNorm3d,
-        norm_op_kwargs={"eps": 1e-5, "affine": True},
-        nonlin=nn.LeakyReLU,
-        nonlin_kwargs={"inplace": True},
-        deep_supervision=True,
-    )
-
-
-def network_class(name: str):
-    """What builds the network called `name`: a callable of (input channels, classes).
+def builder(name: str) -> Build:
+    """What builds the network called `name`: the reference, the oracle, an architecture, a backbone, or `PaR:BACKBONE`,
+    the refiner on that backbone (`PaR`: on the reference).
 
     Raises:
-        InputError: neither the reference, the oracle nor a registered architecture.
+        InputError: none of them.
     """
-    if name == REFERENCE:
-        return reference
     if name == ORACLE:
         from tests.architectures.plain_mnet import PlainMNet
 
-        return PlainMNet
-    return registry.find("architecture", name).load()
+        return lambda channels, classes, patch: PlainMNet(channels, classes)
+    refined, _, backbone = name.partition(":")
+    if refined == REFINED:
+        return _around("PaRNetwork", backbone or REFERENCE)
+    if name in {entry.name for entry in registry.BACKBONES} - {entry.name for entry in registry.ARCHITECTURES}:
+        return _around("BackboneNetwork", name)
+    network_class = registry.find("architecture", name).load()
+    return lambda channels, classes, patch: network_class(channels, classes)
+
+
+def _around(wrapper: str, backbone: str) -> Build:
+    registry.find("backbone", backbone).load()
+    network_class = registry.find("architecture", wrapper).load()
+    kwargs = REFERENCE_KWARGS if backbone == REFERENCE else {}
+    return lambda channels, classes, patch: network_class(
+        channels, classes, backbone=backbone, spatial_shape=patch, backbone_kwargs=kwargs
+    )
 
 
 def build(name: str, shape: Sequence[int], classes: int) -> nn.Module:
     """The network called `name` in training mode, with weights from a fixed seed."""
     torch.manual_seed(0)
-    return network_class(name)(shape[1], classes).train()
+    return builder(name)(shape[1], classes, shape[2:]).train()
 
 
 def check_shape(shape: Sequence[int]) -> None:

@@ -1,6 +1,7 @@
 """Seconds per forward + backward and peak memory of our architectures beside nnU-Net's PlainConvUNet, in one run.
 
     python -m benchmarks.step --oracle
+    python -m benchmarks.step --architectures PaR --shape 2 1 32 128 128
     python -m benchmarks.step --shape 2 1 12 64 64 --rounds 15 --threads 2 --json step.json
     python -m benchmarks.step --device cuda
 
@@ -27,9 +28,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import _memory
-from benchmarks._networks import ORACLE, REFERENCE, build, check_shape, step
+from benchmarks._networks import ORACLE, REFERENCE, REFINED, build, builder, check_shape, step
 from benchmarks._report import check_writable, machine, markdown_facts, markdown_table, write_json
-from nnunetv2_ext import registry
 from nnunetv2_ext.errors import InputError
 
 CUDA_WARM_UP_STEPS = 5
@@ -161,7 +161,7 @@ def measure_cuda(
     names: Sequence[str], shape: Sequence[int], classes: int, rounds: int, *, compiled: bool, device: str
 ) -> list[Measurement]:
     """Memory of each network once it is warm, then the time of all in turns; `compiled`: through torch.compile."""
-    torch.cuda.set_device(device)
+    torch.cuda.set_device(torch.device(device).index or 0)
     torch.backends.cudnn.benchmark = True
     torch.randn(64, 64, device=device).matmul(torch.randn(64, 64, device=device))  # the library's workspace
     peaks, parameters = {}, {}
@@ -193,7 +193,7 @@ def run(args: argparse.Namespace) -> int:
             "correct it",
         )
     for name in args.architectures:
-        registry.find("architecture", name)
+        builder(name)
     if args.device != "cpu" and not (args.device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(f"--device {args.device}", "cpu, or cuda where PyTorch sees one", "use --device cpu")
     if args.threads is not None:
@@ -232,8 +232,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.step", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    known = [entry.name for entry in registry.ARCHITECTURES]
-    parser.add_argument("--architectures", nargs="+", default=known, metavar="NAME", help=f"default: {' '.join(known)}")
+    parser.add_argument(
+        "--architectures",
+        nargs="+",
+        default=["MNet", REFINED],
+        metavar="NAME",
+        help=f"architectures or backbones of nnunetv2_ext list; {REFINED}: the refiner on {REFERENCE}, "
+        f"{REFINED}:NAME: on another backbone (default: MNet {REFINED})",
+    )
     parser.add_argument(
         "--shape", type=int, nargs=5, default=[2, 1, 16, 128, 128], metavar=("BATCH", "CHANNELS", "Z", "Y", "X")
     )

@@ -174,14 +174,14 @@ def _patch_size(manager: Any, configuration: str) -> list[int]:
 
 def check_schedule(subject: Subject) -> Iterator[Check]:
     """The `training` block, which only trainers of ours read."""
-    from nnunetv2_ext.training.schedule import resolve_schedule
+    from nnunetv2_ext.training.schedule import check_schedule, resolve_schedule
 
     block = subject.found["configuration"].configuration.get("training")
     if not subject.found["ours"]:
         if block is None:
             yield Check(OK, "no training block in the plans: the trainer's own schedule")
             return
-        resolve_schedule(block)
+        check_schedule(block)
         yield Check(WARN, f"{subject.trainer} does not read the training block", "choose one of our trainers to use it")
         return
     defaults = getattr(subject.found["trainer"], "published_schedule", None)

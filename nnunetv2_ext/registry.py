@@ -1,4 +1,4 @@
-"""The one explicit list of architectures, trainers and planners. Registered means tested."""
+"""The one explicit list of architectures, trainers, planners and backbones. Registered means tested."""
 
 import importlib
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Entry:
         """Import and return the class.
 
         Raises:
-            ImportError: an optional dependency is missing; the message names the extra to install.
+            InputError: an optional dependency is missing; the message names the extra to install.
         """
         module, _, attribute = self.path.rpartition(".")
         try:
@@ -29,25 +29,51 @@ class Entry:
         except ModuleNotFoundError as error:
             if self.extra is None:
                 raise
-            raise ImportError(
-                f"{self.name} needs the module '{error.name}': run pip install 'nnunetv2_ext[{self.extra}]'"
+            raise InputError(
+                f"no module '{error.name}'",
+                f"it for {self.name}",
+                f"run pip install 'nnunetv2_ext[{self.extra}]'",
             ) from error
 
 
 ARCHITECTURES = (
     Entry("MNet", "nnunetv2_ext.architectures.mnet.MNet", "2D and 3D streams fused in a 5 x 5 mesh (IJCAI 2022)"),
+    Entry("BackboneNetwork", "nnunetv2_ext.architectures.backbones.BackboneNetwork", "any backbone of the list below"),
+    Entry(
+        "PaRNetwork", "nnunetv2_ext.architectures.par.PaRNetwork", "a backbone and the axial refiner on it (IJCAI 2025)"
+    ),
 )
 TRAINERS = (
     Entry("MNetTrainer", "nnunetv2_ext.trainers.mnet.MNetTrainer", "MNet with its published schedule, on any 3D plans"),
+    Entry("PaRTrainer", "nnunetv2_ext.trainers.par.PaRTrainer", "the axial refiner on the network of any 3D plans"),
+    Entry("BackboneTrainer", "nnunetv2_ext.trainers.backbone.BackboneTrainer", "the network of any 3D plans as it is"),
 )
 PLANNERS = (
     Entry("MNetPlanner", "nnunetv2_ext.plans.mnet.MNetPlanner", "plans patch and batch for MNet from its own memory"),
+    Entry("PaRPlanner", "nnunetv2_ext.plans.par.PaRPlanner", "plans for the refiner on the --backbone of your choice"),
+    Entry("BackbonePlanner", "nnunetv2_ext.plans.backbone.BackbonePlanner", "plans for the --backbone of your choice"),
 )
-KINDS = {"architecture": ARCHITECTURES, "trainer": TRAINERS, "planner": PLANNERS}
+_UNETS = "dynamic_network_architectures.architectures.unet"
+_MONAI = "monai.networks.nets"
+BACKBONES = (
+    Entry("PlainConvUNet", f"{_UNETS}.PlainConvUNet", "nnU-Net's own U-Net (Nature Methods 2021)"),
+    Entry("ResidualEncoderUNet", f"{_UNETS}.ResidualEncoderUNet", "nnU-Net's residual encoder, planned for 8 GB"),
+    Entry("ResidualEncoderUNetM", f"{_UNETS}.ResidualEncoderUNet", "the same, nnU-Net's preset M of 8 GB"),
+    Entry("ResidualEncoderUNetL", f"{_UNETS}.ResidualEncoderUNet", "nnU-Net's preset L of 24 GB (MICCAI 2024)"),
+    Entry("ResidualEncoderUNetXL", f"{_UNETS}.ResidualEncoderUNet", "nnU-Net's preset XL of 40 GB (MICCAI 2024)"),
+    Entry("MNet", "nnunetv2_ext.architectures.mnet.MNet", "2D and 3D streams fused in a 5 x 5 mesh (IJCAI 2022)"),
+    Entry("UNet", f"{_MONAI}.unet.UNet", "residual 3D U-Net (MICCAI 2016, STACOM 2018)", extra="monai"),
+    Entry("VNet", f"{_MONAI}.vnet.VNet", "V-Net (3DV 2016)", extra="monai"),
+    Entry("SegResNet", f"{_MONAI}.segresnet.SegResNet", "residual encoder-decoder (BraTS 2018)", extra="monai"),
+    Entry("UNETR", f"{_MONAI}.unetr.UNETR", "ViT encoder, convolutional decoder (WACV 2022)", extra="monai"),
+    Entry("SwinUNETR", f"{_MONAI}.swin_unetr.SwinUNETR", "Swin encoder, convolutional decoder (2022)", extra="monai"),
+    Entry("MedNeXt", f"{_MONAI}.mednext.MedNeXt", "large-kernel ConvNeXt U-Net (MICCAI 2023)", extra="monai"),
+)
+KINDS = {"architecture": ARCHITECTURES, "trainer": TRAINERS, "planner": PLANNERS, "backbone": BACKBONES}
 
 
 def find(kind: str, name: str) -> Entry:
-    """The entry called `name` among the architectures, trainers or planners.
+    """The entry called `name` among the architectures, trainers, planners or backbones.
 
     Raises:
         InputError: unknown name; the message lists the known ones.

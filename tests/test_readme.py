@@ -17,7 +17,7 @@ import pytest
 
 from nnunetv2_ext.cli import COMMANDS, main
 from nnunetv2_ext.registry import KINDS
-from nnunetv2_ext.training.schedule import NNUNET_SCHEDULE, resolve_schedule
+from nnunetv2_ext.training.schedule import NNUNET_SCHEDULE, OPTIMIZERS, PRESETS, SCHEDULERS, resolve_schedule
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -181,22 +181,56 @@ def leaves(block: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]
             yield f"{path}{key}", value
 
 
+def columns(text: str) -> dict[str, dict[str, str]]:
+    """The columns of a section's first table: the heading, then the cells by the row's first cell."""
+    header = next(line for line in text.splitlines() if line[:1] == "|")
+    names = [cell.strip(" `") for cell in header.strip("|").split("|")][1:]
+    return {name: {key: cells[i] for key, cells in rows(text).items()} for i, name in enumerate(names)}
+
+
+TRAINING_BLOCK = ROOT / "docs" / "reference-training-block.md"
+BY_NAME = re.compile(r"(optimizer|scheduler)\.(?!name)")
+
+
 def test_the_training_block_is_documented_with_its_defaults():
-    page = ROOT / "docs" / "reference-training-block.md"
-    documented = rows(section(page.read_text(), "Keys"))
-    assert {key: json.loads(cells[0]) for key, cells in documented.items()} == dict(leaves(NNUNET_SCHEDULE))
+    documented = rows(section(TRAINING_BLOCK.read_text(), "Keys"))
+    expected = {key: value for key, value in leaves(NNUNET_SCHEDULE) if not BY_NAME.match(key)}
+    assert {key: json.loads(cells[0]) for key, cells in documented.items()} == expected
+
+
+@pytest.mark.parametrize(
+    ("heading", "group", "table"),
+    [("Optimizers", "optimizer", OPTIMIZERS), ("Schedulers", "scheduler", SCHEDULERS)],
+)
+def test_the_keys_of_each_optimizer_and_scheduler_are_documented_with_their_defaults(heading, group, table):
+    documented = columns(section(TRAINING_BLOCK.read_text(), heading))
+    found = {
+        name: {key: json.loads(cell) for key, cell in documented[name].items() if cell != "-"}
+        for name in documented.keys() - {"values", "meaning"}
+    }
+    assert found == {
+        name: {f"{group}.{key}": setting.default for key, setting in settings.items()}
+        for name, settings in table.items()
+    }
+
+
+def test_the_presets_are_documented():
+    documented = columns(section(TRAINING_BLOCK.read_text(), "Presets"))
+    found = {name: {key: json.loads(cell) for key, cell in column.items()} for name, column in documented.items()}
+    assert found == {
+        name: {key: value for key, value in leaves(block) if not BY_NAME.match(key)} for name, block in PRESETS.items()
+    }
 
 
 def test_the_training_block_shown_is_that_of_mnet():
     from nnunetv2_ext.trainers.mnet import MNetTrainer
 
-    (block,) = blocks(ROOT / "docs" / "reference-training-block.md", "json")
+    (block,) = blocks(TRAINING_BLOCK, "json")
     assert json.loads(block) == resolve_schedule({}, MNetTrainer.published_schedule)
 
 
 def test_flags_of_the_schedule_are_documented():
-    page = ROOT / "docs" / "reference-training-block.md"
     parser = argparse.ArgumentParser()
     importlib.import_module("nnunetv2_ext.cli.schedule").add_schedule_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
-    assert {cells[0].strip("`") for cells in rows(section(page.read_text(), "Changing it")).values()} == flags
+    assert {cells[0].strip("`") for cells in rows(section(TRAINING_BLOCK.read_text(), "Changing it")).values()} == flags

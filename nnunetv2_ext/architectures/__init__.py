@@ -1,5 +1,7 @@
 """Networks: PyTorch only, they know nothing of nnU-Net."""
 
+from nnunetv2_ext.architectures.backbones import BackboneNetwork
 from nnunetv2_ext.architectures.mnet import MNet
+from nnunetv2_ext.architectures.par import PaR, PaRNetwork
 
-__all__ = ["MNet"]
+__all__ = ["BackboneNetwork", "MNet", "PaR", "PaRNetwork"]

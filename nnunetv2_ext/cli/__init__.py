@@ -21,6 +21,7 @@ COMMANDS = {
     "make_thick": "make a thick-slice data set by averaging neighbouring slices",
     "import_weights": "turn published weights into a file for -pretrained_weights",
     "find_best": "find the best model or pair of models among trained ones",
+    "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }
 

@@ -1,4 +1,4 @@
-"""`nnunetv2_ext import_weights`: published weights into a file that `nnUNetv2_train -pretrained_weights` takes."""
+"""`nnunetv2_ext import_weights`: published or trained weights into a file for `nnUNetv2_train -pretrained_weights`."""
 
 import argparse
 import pickle
@@ -7,20 +7,33 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.registry import find
 
 EXAMPLE = """example:
   nnunetv2_ext import_weights mnet model_best.model --trust -o mnet_lits.pth
-  nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans -pretrained_weights mnet_lits.pth"""
+  nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans -pretrained_weights mnet_lits.pth
+
+  nnunetv2_ext import_weights par $nnUNet_results/.../fold_0/checkpoint_final.pth -o par_start.pth
+  nnUNetv2_train 104 3d_fullres 0 -tr PaRTrainer -p nnUNetPlans -pretrained_weights par_start.pth"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The method, the file, and what the user expects of it."""
     parser.epilog = EXAMPLE
-    parser.add_argument("method", choices=["mnet"], help="whose weights: mnet")
-    parser.add_argument("file", type=Path, help="a published state dict, bare or inside an nnU-Net v1 .model file")
+    parser.add_argument("method", choices=["mnet", "par"], help="what the weights are for")
+    parser.add_argument(
+        "file",
+        type=Path,
+        help="mnet: the published state dict, bare or inside an nnU-Net v1 .model file; par: the checkpoint of a "
+        "finished training of nnU-Net or of ours, whose network becomes the backbone",
+    )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="the file to write")
     parser.add_argument("--input-channels", type=int, help="refuse weights with another number of input channels")
     parser.add_argument("--num-classes", type=int, help="refuse weights with another number of classes")
+    parser.add_argument("-d", help="par: data set id or name to train on (default: the checkpoint's)")
+    parser.add_argument("-p", help="par: plans identifier to train with (default: the checkpoint's plans)")
+    parser.add_argument("-c", help="par: configuration to train (default: the checkpoint's)")
     parser.add_argument(
         "--trust",
         action="store_true",
@@ -36,8 +49,12 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunetv2_ext.training.checkpoints import write_beside
 
-    published = published_state_dict(read_torch_file(args.file, trust=args.trust), args.file)
-    weights, description = convert_mnet(published, input_channels=args.input_channels, num_classes=args.num_classes)
+    content = read_torch_file(args.file, trust=args.trust)
+    counts = {"input_channels": args.input_channels, "num_classes": args.num_classes}
+    if args.method == "mnet":
+        weights, description = convert_mnet(published_state_dict(content, args.file), **counts)
+    else:
+        weights, description = start_of_par(content, args.file, args.d, args.p, args.c, **counts)
     try:
         write_beside(lambda part: torch.save({"network_weights": weights}, part), args.output)
     except (OSError, RuntimeError) as error:  # torch raises RuntimeError where there is no such folder
@@ -45,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
             f"{args.output}, which cannot be written ({error})", "a writable folder", "choose another"
         ) from None
     print(f"wrote {args.output}: {description}")
-    print("nnU-Net's -pretrained_weights takes all but the segmentation heads from it")
+    if args.method == "mnet":
+        print("nnU-Net's -pretrained_weights takes all but the segmentation heads from it")
     return 0
 
 
@@ -63,7 +81,7 @@ def read_torch_file(file: Path, *, trust: bool = False) -> Any:
     if not file.is_file():
         raise InputError(f"no file {file}", "a file of published weights", "check the path")
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
             warnings.simplefilter("ignore")  # torch's remarks on a file's pickle protocol
             return torch.load(file, map_location="cpu", weights_only=not trust)
     except pickle.UnpicklingError as error:
@@ -77,6 +95,17 @@ def read_torch_file(file: Path, *, trust: bool = False) -> Any:
         raise _damaged(file, error) from None
     except Exception as error:  # a damaged zip or pickle fails in many ways; none of them is the user's concern
         raise _damaged(file, error) from None
+
+
+def _numpy_globals() -> list[Any]:
+    """What pickled numpy numbers and arrays refer to, as nnU-Net's checkpoints hold them; none of it runs code."""
+    import numpy as np
+
+    functions: list[Any] = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
+    kinds = {type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")}
+    # the module had another name in numpy 1, which older files hold
+    old = [(function, f"numpy.core.multiarray.{function.__name__}") for function in functions]
+    return [*functions, *old, np.ndarray, np.dtype, *kinds]
 
 
 def _damaged(file: Path, error: Exception) -> InputError:
@@ -173,3 +202,82 @@ def convert_mnet(
     return weights, f"MNet, {found['input channels']} input channels, {found['classes']} classes, " + (
         f"features {features}, merge {merge}"
     )
+
+
+def start_of_par(
+    content: Any,
+    file: Path,
+    dataset: str | None,
+    plans: str | None,
+    configuration: str | None,
+    *,
+    input_channels: int | None = None,
+    num_classes: int | None = None,
+) -> tuple[dict[str, Any], str]:
+    """The state dict of a `PaRNetwork` whose backbone is the trained network of a checkpoint, its refiner fresh.
+
+    Args:
+        content: of the checkpoint.
+        dataset, plans, configuration: what PaRTrainer will train; None: the checkpoint's own.
+
+    Raises:
+        InputError: no checkpoint of nnU-Net, or one whose network, channels or classes are not the plans'.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_ext.architectures.par import backbone_state_dict
+
+    if not isinstance(content, dict) or not {"network_weights", "init_args", "trainer_name"} <= content.keys():
+        raise InputError(f"{file}", "a checkpoint that a training of nnU-Net wrote", "give checkpoint_final.pth")
+    if any(key.startswith("refiner.") for key in content["network_weights"]):
+        raise InputError(
+            f"{file}, whose network has a refiner already",
+            "a network without one",
+            "give this file to nnUNetv2_train -pretrained_weights as it is",
+        )
+    made_with = content["init_args"]
+    plans_content, description = made_with["plans"], made_with["dataset_json"]
+    if dataset is not None or plans is not None:
+        name = dataset_name(dataset or plans_content["dataset_name"])
+        folder = nnunet_folder("nnUNet_preprocessed") / name
+        remedy = "run nnunetv2_ext plan_and_preprocess, or correct -d and -p"
+        plans_content = read_json(folder / f"{plans or plans_content['plans_name']}.json", remedy)
+        description = read_json(folder / "dataset.json", remedy)
+    chosen = configuration or made_with["configuration"]
+    if chosen not in plans_content["configurations"]:
+        raise InputError(
+            f"the configuration '{chosen}'", f"one of {', '.join(plans_content['configurations'])}", "correct -c"
+        )
+    trainer = find("trainer", "PaRTrainer").load()
+    manager = PlansManager(plans_content)
+    channels = determine_num_input_channels(manager, manager.get_configuration(chosen), description)
+    classes = manager.get_label_manager(description).num_segmentation_heads
+    for what, asked, found in (("input channels", input_channels, channels), ("classes", num_classes, classes)):
+        if asked is not None and asked != found:
+            raise InputError(f"plans with {found} {what}", f"{asked} {what}", "correct the flag, or choose other plans")
+    network = trainer.build_network_architecture(manager, manager.get_configuration(chosen), channels, classes, True)
+    weights, trained = network.state_dict(), backbone_state_dict(content["network_weights"])
+    _check_backbone({key: value for key, value in weights.items() if key.startswith("backbone.")}, trained, file)
+    weights.update(trained)
+    weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
+    about = f"{network.backbone.backbone} of {content['trainer_name']}, {channels} input channels, {classes} classes"
+    return weights, f"PaR on {about}, patch {list(network.refiner.spatial_shape)}, the refiner fresh"
+
+
+def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Path) -> None:
+    differing = [
+        f"{key} {_shape(trained.get(key))} instead of {_shape(expected.get(key))}"
+        for key in sorted({*expected, *trained})
+        if _shape(trained.get(key)) != _shape(expected.get(key))
+    ]
+    if differing:
+        raise InputError(
+            f"{file}, whose network differs from the plans' backbone ({'; '.join(differing[:3])})",
+            "the network of the plans",
+            "choose the plans that the checkpoint was trained with",
+        )
+
+
+def _shape(tensor: Any) -> str:
+    return "missing" if tensor is None else str(tuple(tensor.shape))

@@ -2,12 +2,13 @@
 
 import argparse
 
-from nnunetv2_ext.registry import ARCHITECTURES, PLANNERS, TRAINERS
+from nnunetv2_ext.registry import ARCHITECTURES, BACKBONES, PLANNERS, TRAINERS
 
 GROUPS = (
     ("trainers, for nnUNetv2_train -tr", TRAINERS),
     ("planners, for nnunetv2_ext plan_and_preprocess -pl", PLANNERS),
     ("architectures, in nnunetv2_ext.architectures", ARCHITECTURES),
+    ("backbones, for plan_and_preprocess --backbone with PaRPlanner or BackbonePlanner", BACKBONES),
 )
 
 

@@ -1,13 +1,16 @@
 """`nnunetv2_ext plan_and_preprocess`: nnU-Net's command of that name, for our planners."""
 
 import argparse
+import json
 import os
+from typing import Any
 
 from nnunetv2_ext.cli.schedule import add_schedule_arguments, schedule_from_arguments
 
 EXAMPLE = """example:
   nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner --verify_dataset_integrity
   nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
+  nnunetv2_ext plan_and_preprocess -d 4 -pl PaRPlanner --backbone SwinUNETR --backbone_kwargs '{"feature_size": 24}'
 """
 
 
@@ -28,7 +31,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed data anew")
     parser.add_argument("--verbose", action="store_true", help="print what nnU-Net does")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
+    parser.add_argument("--patch_size", nargs=3, type=int, metavar="VOXELS", help="z y x, instead of the planned one")
+    group = parser.add_argument_group("backbone and refiner (PaRPlanner, BackbonePlanner)")
+    group.add_argument("--backbone", help="a name that nnunetv2_ext list tells (default: PlainConvUNet)")
+    group.add_argument("--backbone_kwargs", type=_json_object, metavar="JSON", help="arguments of the backbone")
+    group.add_argument("--axis", type=int, help="axis to refine, 0, 1 or 2 of z, y, x (default: 0, the coarsest)")
+    group.add_argument("--heads", type=int, help="heads of the refiner's attention (default: 8)")
+    group.add_argument("--groups", type=int, help="groups of slices in the refiner (default: 8)")
+    group.add_argument("--kernel_size", type=int, help="kernel of the refiner's features, odd (default: 3)")
+    group.add_argument("--variant", help="paper or published_code (default: paper)")
+    group.add_argument("--fusion", help="add, multiply or concat (default: add)")
     add_schedule_arguments(parser)
+
+
+OPTIONS = ("patch_size", "backbone", "backbone_kwargs", "axis", "heads", "groups", "kernel_size", "variant", "fusion")
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a JSON object; correct it ({error})") from None
+    if not isinstance(content, dict):
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a JSON object; put it into braces")
+    return content
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
             dataset,
             planner=args.pl,
             schedule=schedule_from_arguments(args),
+            options={name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None},
             configurations=args.c,
             processes=args.np or [processes],
             fingerprint_processes=args.npfp or processes,

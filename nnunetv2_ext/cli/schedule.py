@@ -6,9 +6,11 @@ from typing import Any
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.training.schedule import PRESETS, check_schedule, merge_schedule, planned_schedule
 
 EXAMPLE = """example:
   nnunetv2_ext schedule -d 4 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch_size 4
+  nnunetv2_ext schedule -d 4 -p nnUNetPlans --preset par_paper --lr 0.0002
 
 Trainers of nnunetv2_ext read the block; nnU-Net's own trainers do not. Keys that are not given keep what the plans say,
 or the method's published value. A running training is not changed, and --c refuses to continue it with another block.
@@ -18,6 +20,7 @@ or the method's published value. A running training is not changed, and --c refu
 def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of the schedule, shared with `plan_and_preprocess`."""
     group = parser.add_argument_group("schedule (the `training` block of the plans)")
+    group.add_argument("--preset", choices=PRESETS, help="optimizer, scheduler, length, batch and loss in one")
     group.add_argument("--epochs", type=int, help="number of epochs")
     group.add_argument("--iterations", type=int, help="training iterations per epoch")
     group.add_argument("--val_iterations", type=int, help="validation iterations per epoch")
@@ -25,6 +28,7 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--lr", type=float, help="initial learning rate")
     group.add_argument("--weight_decay", type=float, help="weight decay")
     group.add_argument("--grad_clip", type=float, help="bound of the gradient norm, at most 12")
+    group.add_argument("--freeze_backbone", action="store_true", help="train only what refines the backbone's output")
 
 
 def schedule_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -35,12 +39,13 @@ def schedule_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
         "val_iterations_per_epoch": args.val_iterations,
         "batch_size": args.batch_size,
         "grad_clip": args.grad_clip,
+        "freeze_backbone": args.freeze_backbone or None,
     }
     optimizer = {
         key: value for key, value in (("lr", args.lr), ("weight_decay", args.weight_decay)) if value is not None
     }
     block = {key: value for key, value in block.items() if value is not None}
-    return {**block, "optimizer": optimizer} if optimizer else block
+    return merge_schedule(PRESETS.get(args.preset, {}), {**block, "optimizer": optimizer} if optimizer else block)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +58,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from nnunetv2_ext.training.checkpoints import write_beside
-    from nnunetv2_ext.training.schedule import merge_schedule, planned_schedule, resolve_schedule
 
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.d) / f"{args.p}.json"
     plans = read_json(path, "run nnunetv2_ext plan_and_preprocess or correct -p")
@@ -70,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
         if name not in configurations:
             raise InputError(f"the configuration '{name}'", f"one of {', '.join(configurations)}", "correct -c")
         merged = merge_schedule(planned_schedule(configurations, name), block)
-        resolve_schedule(merged)
+        check_schedule(merged)
         configurations[name]["training"] = merged
         print(f"{args.p} {name}: training = {json.dumps(merged)}")
     try:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.planning.planner import STOCK_PLANS, preprocessed_cases, with_schedule
+from nnunetv2_ext.planning.planner import STOCK_PLANS, preprocessed_cases, with_options
 from nnunetv2_ext.registry import PLANNERS, find
 
 
@@ -39,6 +39,7 @@ def plan_and_preprocess(
     *,
     planner: str,
     schedule: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | None = None,
     configurations: Sequence[str] = ("3d_fullres", "3d_lowres"),
     processes: Sequence[int] = (8,),
     fingerprint_processes: int = 8,
@@ -58,6 +59,7 @@ def plan_and_preprocess(
     Args:
         dataset: id or name of a data set in nnUNet_raw.
         schedule: keys of the `training` block.
+        options: what the planner lets the user choose, patch_size or backbone, for instance.
         gpu_memory_target: GB.
         target_spacing: mm, in the order of the axes as nnU-Net reads them (z, y, x).
 
@@ -65,13 +67,13 @@ def plan_and_preprocess(
         The plans identifier.
 
     Raises:
-        InputError: nnU-Net's folders are unset, no such data set or planner, 2D images, a bad schedule, a memory
-            target too small.
+        InputError: nnU-Net's folders are unset, no such data set or planner, 2D images, a bad schedule or option, a
+            memory target too small.
     """
     raw, preprocessed = nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")
     name = dataset_name(dataset)
     dataset_json = read_json(raw / name / "dataset.json", "put the data set into nnUNet_raw")
-    chosen = with_schedule(planner_class(planner), dict(schedule or {}))
+    chosen = with_options(planner_class(planner), schedule or {}, options or {})
     if preprocess and len(processes) not in (1, len(configurations)):
         raise InputError(
             f"{len(processes)} numbers of processes",

@@ -1,6 +1,8 @@
 """The base of our planners: nnU-Net's rules for spacing, our network, our search for patch and batch."""
 
-from collections.abc import Iterable
+import warnings
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +14,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import nnunet_folder, read_json
 from nnunetv2_ext.planning.memory import memory_gb
 from nnunetv2_ext.registry import find
-from nnunetv2_ext.training.schedule import merge_schedule, resolve_schedule
+from nnunetv2_ext.training.schedule import check_schedule, merge_schedule, resolve_schedule
 
 # where two configurations agree on these, they read the same preprocessed data
 _PREPROCESSING_KEYS = (
@@ -41,18 +43,25 @@ class ExtPlanner(ExperimentPlanner):
     """The trainer whose published schedule goes into the plans."""
     plans_name: ClassVar[str]
     """The plans identifier, unless the user gives another."""
+    memory_target: ClassVar[float] = 8
+    """GPU memory (GB) that patch and batch may fill, unless the user gives another."""
     min_patch: ClassVar[tuple[int, int, int]] = (1, 32, 32)
     """Below this the search does not shrink a patch (voxels)."""
     patch_divisor: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     """Patches are rounded up to multiples of this."""
 
+    # What the user sets; on a subclass (`with_options`), since nnU-Net builds the planner.
+    options: ClassVar[tuple[str, ...]] = ("patch_size",)
+    """The attributes that the user may set beside the schedule."""
     schedule: ClassVar[dict[str, Any]] = {}
-    """The user's part of the `training` block; set on a subclass, since nnU-Net builds the planner."""
+    """The user's part of the `training` block."""
+    patch_size: ClassVar[list[int] | None] = None
+    """The user's patch (z, y, x) instead of the search's."""
 
     def __init__(
         self,
         dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float = 8,
+        gpu_memory_target_in_gb: float | None = None,
         preprocessor_name: str = "DefaultPreprocessor",
         plans_name: str | None = None,
         overwrite_target_spacing: list[float] | None = None,
@@ -60,20 +69,40 @@ class ExtPlanner(ExperimentPlanner):
     ):
         super().__init__(
             dataset_name_or_id,
-            gpu_memory_target_in_gb,
+            self.memory_target if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb,
             preprocessor_name,
             plans_name or self.plans_name,
             overwrite_target_spacing,
             suppress_transpose,
         )
 
-    def architecture_kwargs(self, patch_size: list[int]) -> dict[str, Any]:
-        """The network's keyword arguments for the plans."""
+    def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
+        """The network's keyword arguments for the plans.
+
+        Args:
+            patch_size: (z, y, x) in voxels.
+            spacing: (z, y, x) in mm.
+        """
         raise NotImplementedError
 
-    def feature_map_size(self, patch_size: list[int], input_channels: int, output_channels: int) -> float:
+    def feature_map_size(
+        self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
+    ) -> float:
         """Elements of feature maps per sample, in the measure of `nnunetv2_ext.planning.memory`."""
         raise NotImplementedError
+
+    def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+        """The patch rounded up to a size that the network takes."""
+        divisor = np.array(self.patch_divisor)
+        return np.maximum(np.ceil(patch_size / divisor) * divisor, self.min_patch).astype(int)
+
+    def published_schedule(self) -> Mapping[str, Any]:
+        """What the method does otherwise than nnU-Net."""
+        return find("trainer", self.trainer).load().published_schedule
+
+    def further_entries(self, patch_size: list[int]) -> dict[str, Any]:
+        """What a method adds to a configuration."""
+        return {}
 
     def plan_experiment(self) -> dict[str, Any]:
         shapes = np.array(self.dataset_fingerprint["shapes_after_crop"])
@@ -97,8 +126,13 @@ class ExtPlanner(ExperimentPlanner):
             return {}
         channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
         sizes = (len(channels), len(self.dataset_json["labels"]))
-        patch_size = self._search_patch(np.asarray(spacing, float), np.asarray(median_shape, float), sizes)
-        per_sample = memory_gb(self.feature_map_size(patch_size, *sizes), 1)
+        spacing_mm, median = np.asarray(spacing, float), np.asarray(median_shape, float)
+        if self.patch_size is None:
+            patch_size = self._search_patch(spacing_mm, median, sizes)
+            self._warn_of_padding(patch_size, median)
+        else:
+            patch_size = self._checked_patch(self.patch_size, spacing_mm)
+        per_sample = memory_gb(self.feature_map_size(patch_size, spacing_mm, *sizes), 1)
         fitting = int(self.UNet_vram_target_GB / per_sample)
         # nnU-Net's guard against over-fitting: a batch sees at most 5 % of the data set
         covering = round(approximate_n_voxels_dataset * self.max_dataset_covered / np.prod(patch_size, dtype=float))
@@ -122,9 +156,10 @@ class ExtPlanner(ExperimentPlanner):
             "resampling_fn_probabilities_kwargs": probabilities_kwargs,
             "architecture": {
                 "network_class_name": find("architecture", self.architecture).path,
-                "arch_kwargs": self.architecture_kwargs(patch_size),
+                "arch_kwargs": self.architecture_kwargs(patch_size, spacing_mm),
                 "_kw_requires_import": [],
             },
+            **self.further_entries(patch_size),
         }
 
     def _search_patch(self, spacing: np.ndarray, median_shape: np.ndarray, sizes: tuple[int, int]) -> list[int]:
@@ -136,29 +171,64 @@ class ExtPlanner(ExperimentPlanner):
         Raises:
             InputError: not even the smallest patch fits.
         """
-        divisor, smallest = np.array(self.patch_divisor), np.array(self.min_patch)
-
-        def fitted(patch: np.ndarray) -> np.ndarray:
-            return np.maximum(np.ceil(patch / divisor) * divisor, smallest).astype(int)
+        cube = np.round(256 / spacing * np.prod(spacing) ** (1 / 3))
+        patches = [self.fitted_patch(np.minimum(cube, median_shape), spacing)]
+        while (smaller := self._shrunk(patches[-1], spacing, median_shape)) is not None:
+            patches.append(smaller)
 
         def needed(patch: np.ndarray) -> float:
-            elements = self.feature_map_size(patch.tolist(), *sizes)
+            elements = self.feature_map_size(patch.tolist(), spacing, *sizes)
             return memory_gb(elements, self.UNet_min_batch_size)
 
-        cube = np.round(256 / spacing * np.prod(spacing) ** (1 / 3))
-        patch = fitted(np.minimum(cube, median_shape))
-        while needed(patch) > self.UNet_vram_target_GB:
-            shrinkable = patch > smallest
-            if not shrinkable.any():
-                raise InputError(
-                    f"a GPU memory target of {self.UNet_vram_target_GB} GB",
-                    f"at least {np.ceil(1000 * needed(patch)) / 1000:g} GB for the smallest patch {patch.tolist()}",
-                    "raise -gpu_memory_target",
-                )
-            axis = int(np.argmax(np.where(shrinkable, patch / median_shape, 0)))
-            patch[axis] -= 1
-            patch = np.maximum(patch // divisor * divisor, smallest)
-        return [int(size) for size in patch]
+        # the patches only shrink, so a few of them tell where they begin to fit
+        first = bisect_left(patches, True, key=lambda patch: needed(patch) <= self.UNet_vram_target_GB)
+        if first == len(patches):
+            raise InputError(
+                f"a GPU memory target of {self.UNet_vram_target_GB} GB",
+                f"at least {np.ceil(1000 * needed(patches[-1])) / 1000:g} GB for the smallest patch "
+                f"{patches[-1].tolist()}",
+                "raise -gpu_memory_target",
+            )
+        return [int(size) for size in patches[first]]
+
+    def _shrunk(self, patch: np.ndarray, spacing: np.ndarray, median_shape: np.ndarray) -> np.ndarray | None:
+        """The next smaller patch that the network takes, or None below the smallest."""
+        for axis in np.argsort(-patch / median_shape, kind="stable"):
+            for size in range(patch[axis] - 1, self.min_patch[axis] - 1, -1):
+                smaller = self.fitted_patch(np.array([*patch[:axis], size, *patch[axis + 1 :]]), spacing)
+                if smaller[axis] < patch[axis] and (smaller <= patch).all():
+                    return smaller
+        return None
+
+    def _warn_of_padding(self, patch_size: list[int], median_shape: np.ndarray) -> None:
+        """Say where rounding adds more than half to what the data fill."""
+        filled = np.minimum(patch_size, np.maximum(np.ceil(median_shape), self.min_patch))
+        added = np.prod(patch_size) / np.prod(filled) - 1
+        if added > 0.5:
+            warnings.warn(
+                f"the patch {patch_size} of {type(self).__name__} is rounded up from at most "
+                f"{[int(size) for size in filled]} of the data, which adds {added:.0%}; a network of finer size rules "
+                "or a smaller --patch_size would compute less",
+                stacklevel=2,
+            )
+
+    def _checked_patch(self, patch_size: list[int], spacing: np.ndarray) -> list[int]:
+        """The user's patch.
+
+        Raises:
+            InputError: a patch that the network cannot take.
+        """
+        given = np.array(patch_size)
+        if given.min() < 1:
+            raise InputError(f"a patch of {patch_size}", "three positive numbers (z, y, x)", "correct --patch_size")
+        fitted = self.fitted_patch(given, spacing)
+        if (fitted != given).any():
+            raise InputError(
+                f"a patch of {patch_size}",
+                f"a size that the network takes, {fitted.tolist()} for instance",
+                "correct --patch_size, or leave it out",
+            )
+        return [int(size) for size in given]
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """nnU-Net's own identifier, so that its preprocessed data are shared; `save_plans` takes it back if need be."""
@@ -169,7 +239,7 @@ class ExtPlanner(ExperimentPlanner):
         del configurations["2d"]
         stock = self._configurations_on_disk(STOCK_PLANS)
         self._configurations_on_disk(self.plans_identifier)  # nnU-Net keeps the user's own configurations in them
-        resolved = resolve_schedule(self.schedule, find("trainer", self.trainer).load().published_schedule)
+        resolved = resolve_schedule(self.schedule, self.published_schedule())
         for name, configuration in configurations.items():
             if "inherits_from" in configuration:
                 continue
@@ -209,19 +279,33 @@ def preprocessed_cases(plans_file: Path, configuration: str, *, newer_than: Iter
     return {case for case in properties if case in packed or {case, f"{case}_seg"} <= blosc}
 
 
-def with_schedule(planner: type[ExperimentPlanner], schedule: dict[str, Any]) -> type[ExperimentPlanner]:
-    """The planner with the user's schedule laid over its own; nnU-Net's own planners write none.
+def with_options(
+    planner: type[ExperimentPlanner], schedule: Mapping[str, Any], options: Mapping[str, Any]
+) -> type[ExperimentPlanner]:
+    """The planner with the user's schedule and options laid over its own; nnU-Net's own planners take none.
+
+    Args:
+        schedule: keys of the `training` block.
+        options: attributes among `ExtPlanner.options` of the planner.
 
     Raises:
-        InputError: a schedule for a planner of nnU-Net, or one with a wrong key or value.
+        InputError: a planner of nnU-Net, a wrong key or value of the schedule, an option that the planner has not.
     """
-    if not schedule:
+    if not schedule and not options:
         return planner
     if not issubclass(planner, ExtPlanner):
         raise InputError(
-            f"a schedule for nnU-Net's {planner.__name__}",
+            f"{'a schedule' if schedule else ', '.join(options)} for nnU-Net's {planner.__name__}",
             "one of our planners",
-            "plan first, then run nnunetv2_ext schedule on the plans",
+            "plan first, then run nnunetv2_ext schedule on the plans" if schedule else "drop it",
         )
-    resolve_schedule(schedule)
-    return type(planner.__name__, (planner,), {"schedule": merge_schedule(planner.schedule, schedule)})
+    unknown = sorted(set(options) - set(planner.options))
+    if unknown:
+        raise InputError(
+            f"the option {', '.join(unknown)} for {planner.__name__}",
+            f"some of {', '.join(planner.options)}",
+            "drop it, or choose another planner",
+        )
+    check_schedule(schedule)
+    attributes = {**options, "schedule": merge_schedule(planner.schedule, schedule)}
+    return type(planner.__name__, (planner,), attributes)

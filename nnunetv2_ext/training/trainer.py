@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from batchgeneratorsv2.transforms.base.basic_transform import BasicTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
-from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
@@ -23,6 +22,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.memory import memory_gb
 from nnunetv2_ext.training.checkpoints import FALLBACKS, FINAL, LATEST, PREVIOUS, read_checkpoint, write_beside
 from nnunetv2_ext.training.schedule import differences, resolve_schedule
+from nnunetv2_ext.training.scheduler import EpochScheduler, build_optimizer, build_scheduler
 from nnunetv2_ext.training.workers import EndWithTraining
 
 
@@ -64,6 +64,9 @@ class ExtTrainer(nnUNetTrainer):
         self.oversample_foreground_percent = self.schedule["oversample_foreground"]
         if self.schedule["batch_size"] is not None:
             self.configuration_manager.configuration["batch_size"] = self.schedule["batch_size"]
+        manager = self.configuration_manager
+        # nnU-Net's deep supervision gives the last output no weight, even if it is the only one
+        self.enable_deep_supervision = len(self._meta_network(manager).deep_supervision_shapes(manager.patch_size)) > 1
         self.save_every = 1
         self.folder_is_ours = self.resuming
         if not os.access(self.output_folder, os.W_OK):
@@ -74,8 +77,8 @@ class ExtTrainer(nnUNetTrainer):
         """The configuration's resolved schedule, after everything that the user can have got wrong in the plans.
 
         Raises:
-            InputError: unknown or 2D configuration, a patch the network cannot take, a bad `training` block, no
-                results folder.
+            InputError: unknown or 2D configuration, a patch the network cannot take, a bad `training` block, a
+                backbone to freeze where there is none, no results folder.
         """
         known = plans.get("configurations", {})
         if configuration not in known:
@@ -90,8 +93,13 @@ class ExtTrainer(nnUNetTrainer):
         if not os.environ.get("nnUNet_results"):
             raise InputError("no value of nnUNet_results", "a folder for the models", "run export nnUNet_results=...")
         schedule = resolve_schedule(manager.configuration.get("training"), cls.published_schedule)
-        with torch.device("meta"):
-            network = cls._network(manager, 1, 2, True)
+        network = cls._meta_network(manager)
+        if schedule["freeze_backbone"] and not hasattr(network, "freeze_backbone"):
+            raise InputError(
+                f"training.freeze_backbone = true with {cls.network_class.__name__}, which has no backbone to freeze",
+                "a network that refines a backbone's output",
+                "choose a trainer of one, or correct the plans",
+            )
         outputs = len(network.deep_supervision_shapes(manager.patch_size))
         weights = schedule["deep_supervision_weights"]
         if weights is not None and len(weights) != outputs:
@@ -101,6 +109,12 @@ class ExtTrainer(nnUNetTrainer):
                 "correct the plans",
             )
         return schedule
+
+    @classmethod
+    def _meta_network(cls, configuration_manager: ConfigurationManager) -> Any:
+        """The network without memory for its weights, for questions that need no data set."""
+        with torch.device("meta"):
+            return cls._network(configuration_manager, 1, 2, True)
 
     @classmethod
     def _is_planned(cls, configuration_manager: ConfigurationManager) -> bool:
@@ -153,25 +167,25 @@ class ExtTrainer(nnUNetTrainer):
             line += f"; the plans were made for {type(planned).__name__} with {theirs:.1f} GB"
         self.print_to_log_file(line)
 
-    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, Any]:
-        settings = self.schedule["optimizer"]
-        optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            settings["lr"],
-            momentum=settings["momentum"],
-            nesterov=settings["nesterov"],
-            weight_decay=settings["weight_decay"],
-        )
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochScheduler]:
+        if self.schedule["freeze_backbone"]:
+            self.bare_network.freeze_backbone()
+        trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
+        optimizer = build_optimizer(trained, self.schedule)
         clip = self.schedule["grad_clip"]
         if clip < 12:  # nnU-Net's training step has clipped at 12 by then
 
             def clip_gradients(*_: Any) -> None:
-                torch.nn.utils.clip_grad_norm_(self.network.parameters(), clip)
+                torch.nn.utils.clip_grad_norm_(trained, clip)
 
             optimizer.register_step_pre_hook(clip_gradients)
-        return optimizer, PolyLRScheduler(
-            optimizer, settings["lr"], self.num_epochs, exponent=self.schedule["scheduler"]["exponent"]
+        scheduler = build_scheduler(
+            optimizer,
+            self.schedule,
+            epochs=self.num_epochs,
+            losses=lambda: self.logger.get_value("val_losses", step=None),
         )
+        return optimizer, scheduler
 
     def _build_loss(self) -> nn.Module:
         wrapper = super()._build_loss()
@@ -191,7 +205,8 @@ class ExtTrainer(nnUNetTrainer):
         return [list(shape / patch_size) for shape in self.bare_network.deep_supervision_shapes(patch_size)]
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:
-        self.bare_network.deep_supervision = enabled
+        # nnU-Net's validation ends with True, whatever there was before
+        self.bare_network.deep_supervision = enabled and self.enable_deep_supervision
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:

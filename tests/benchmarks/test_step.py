@@ -85,6 +85,16 @@ def test_reference_is_the_published_one():
 
 
 @pytest.mark.parametrize(
+    ("name", "wrapped"), [("PaR", "PlainConvUNet"), ("PaR:MNet", "MNet"), ("SegResNet", "SegResNet")]
+)
+def test_backbones_with_and_without_the_refiner(name, wrapped):
+    network = build(name, [1, 1, 8, 32, 32], 3)
+    assert hasattr(network, "refiner") == name.startswith("PaR")
+    inner = network.backbone if hasattr(network, "refiner") else network
+    assert inner.backbone == wrapped
+
+
+@pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--shape", "1", "1", "6", "32", "32"], "multiples of 4, 16, 16"),
@@ -109,7 +119,7 @@ def test_tiny_run(tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     content = json.loads(file.read_text())
     rows = {row["network"]: row for row in content["tables"]["float32"]}
-    assert list(rows) == [REFERENCE, ORACLE, "MNet"]
+    assert list(rows) == [REFERENCE, ORACLE, "MNet", "PaR"]
     assert all(f"| {name}" in printed for name in rows)
     assert content["machine"]["cpu"] in printed and content["machine"]["torch"] == torch.__version__
     assert rows["MNet"]["parameters"] == rows[ORACLE]["parameters"]

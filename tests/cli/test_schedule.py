@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 
 from nnunetv2_ext.cli import main
+from nnunetv2_ext.training.schedule import PRESETS, resolve_schedule
 
 FULL = {"patch_size": [8, 32, 32], "batch_size": 2}
-CONFIGURATIONS = {
+CONFIGURATIONS: dict[str, Any] = {
     "2d": {"patch_size": [32, 32]},
     "3d_fullres": FULL,
     "3d_lowres": {**FULL, "training": {"epochs": 9, "optimizer": {"lr": 0.1, "momentum": 0.9}}},
@@ -31,6 +32,7 @@ def blocks(path: Path) -> dict[str, Any]:
 
 
 LOW = CONFIGURATIONS["3d_lowres"]["training"]
+PAPER = PRESETS["par_paper"]
 
 
 @pytest.mark.parametrize(
@@ -54,6 +56,22 @@ LOW = CONFIGURATIONS["3d_lowres"]["training"]
                 "3d_lowres": LOW,
             },
         ),
+        ("-c 3d_fullres --freeze_backbone", {"3d_fullres": {"freeze_backbone": True}, "3d_lowres": LOW}),
+        ("-c 3d_fullres --preset par_paper", {"3d_fullres": PAPER, "3d_lowres": LOW}),
+        # nothing is left of the optimizer that was planned
+        ("-c 3d_lowres --preset par_paper", {"3d_lowres": PAPER}),
+        (
+            "-c 3d_lowres --preset par_paper --lr 0.5 --epochs 7 --batch_size 3 --grad_clip 1",
+            {
+                "3d_lowres": {
+                    **PAPER,
+                    "epochs": 7,
+                    "batch_size": 3,
+                    "optimizer": {**PAPER["optimizer"], "lr": 0.5},
+                    "grad_clip": 1.0,
+                }
+            },
+        ),
         # a block of its own replaces the inherited one whole, so it starts from that
         (
             "-c 3d_cascade_fullres --batch_size 4",
@@ -66,6 +84,31 @@ def test_written(plans: Path, capsys: pytest.CaptureFixture[str], flags: str, ex
     assert blocks(plans) == expected
     assert "nnUNetPlans 3d_" in capsys.readouterr().out
     assert [path.name for path in plans.parent.iterdir()] == ["nnUNetPlans.json"]
+
+
+def test_presets_and_flags_one_after_the_other(plans: Path) -> None:
+    command = ["schedule", "-d", "901", "-p", "nnUNetPlans", "-c", "3d_fullres"]
+    assert main([*command, "--preset", "par_paper"]) == 0
+    assert main([*command, "--lr", "0.5"]) == 0
+    assert blocks(plans)["3d_fullres"] == {**PAPER, "optimizer": {**PAPER["optimizer"], "lr": 0.5}}
+    assert main([*command, "--preset", "nnunet"]) == 0
+    assert resolve_schedule(blocks(plans)["3d_fullres"]) == resolve_schedule({})
+
+
+def test_a_planned_block_of_another_optimizer(plans: Path) -> None:
+    content = json.loads(plans.read_text())
+    content["configurations"]["3d_fullres"]["training"] = {"optimizer": {"betas": [0.5, 0.5]}}
+    plans.write_text(json.dumps(content))
+    assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", "-c", "3d_fullres", "--lr", "0.5"]) == 0
+    assert blocks(plans)["3d_fullres"] == {"optimizer": {"betas": [0.5, 0.5], "lr": 0.5}}
+
+
+def test_an_unknown_preset(plans: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["schedule", "-d", "901", "--preset", "paper"])
+    error = capsys.readouterr().err
+    assert "invalid choice: 'paper'" in error
+    assert "par_paper" in error
 
 
 def test_a_null_block_is_filled(plans: Path) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-CASES = 10
-SHORT = ("--epochs", "2", "--iterations", "2", "--val_iterations", "1")
+CASES = 12
+SHORT = ("--epochs", "2", "--iterations", "2", "--val_iterations", "1", "--batch_size", "2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -65,7 +65,7 @@ class Pipeline:
 
 @pytest.fixture(scope="module")
 def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    """A `Pipeline` whose raw folder holds ten thick-slice hippocampus cases as data set 104."""
+    """A `Pipeline` whose raw folder holds twelve thick-slice hippocampus cases as data set 104."""
     folder = tmp_path_factory.mktemp("pipeline")
     pipeline = Pipeline(folder)
     raw = folder / "nnUNet_raw" / "Dataset004_Hippocampus"

@@ -13,10 +13,11 @@ from tests.pipeline.conftest import Pipeline
 
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "posterior": 2}
-TABLE = {  # labels of dataset.json, further keys, whether the first slices are marked as ignored
-    201: ({**REGIONS}, {"regions_class_order": [1, 2]}, False),
-    202: ({"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}, {}, True),
-    203: ({**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True),
+TABLE = {  # method, labels of dataset.json, further keys, whether the first slices are marked as ignored
+    201: ("MNet", {**REGIONS}, {"regions_class_order": [1, 2]}, False),
+    202: ("MNet", {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}, {}, True),
+    203: ("MNet", {**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True),
+    204: ("PaR", {**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True),
 }
 
 
@@ -40,7 +41,7 @@ def copy_dataset(pipeline: Pipeline, identifier: int, labels: dict[str, object],
 
 @pytest.mark.parametrize("identifier", TABLE)
 def test_regions_and_ignore_label(environment: Pipeline, identifier: int) -> None:
-    labels, more, ignored = TABLE[identifier]
+    method, labels, more, ignored = TABLE[identifier]
     target = copy_dataset(environment, identifier, labels, more)
     if ignored:
         for path in (target / "labelsTr").glob("*.nii.gz"):
@@ -48,8 +49,8 @@ def test_regions_and_ignore_label(environment: Pipeline, identifier: int) -> Non
             values = np.asarray(image.dataobj).copy()
             values[..., : values.shape[2] // 3] = 3
             nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), path)
-    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl MNetPlanner --no_pbar")
-    fold = train_fold(identifier, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl {method}Planner --no_pbar")
+    fold = train_fold(identifier, "3d_fullres", 0, trainer=f"{method}Trainer", plans=f"{method}Plans", schedule=BRIEF)
     summary = json.loads((fold / "validation" / "summary.json").read_text())
     assert len(summary["mean"]) == 2
 
@@ -62,22 +63,28 @@ def test_thin_slices(environment: Pipeline) -> None:
     assert (fold / "validation" / "summary.json").is_file()
 
 
-def test_cascade_of_a_hand_made_two_stage_plan(environment: Pipeline) -> None:
-    copy_dataset(environment, 204, {"background": 0, "anterior": 1, "posterior": 2}, {})
-    environment.run("nnunetv2_ext plan_and_preprocess -d 204 -pl MNetPlanner --no_pp --no_pbar")
-    path = environment.preprocessed("Dataset204_Copy") / "MNetPlans.json"
+@pytest.mark.parametrize(("identifier", "method"), [(205, "MNet"), (206, "PaR")])
+def test_cascade_of_a_hand_made_two_stage_plan(environment: Pipeline, identifier: int, method: str) -> None:
+    trainer, plans_name = f"{method}Trainer", f"{method}Plans"
+    copy_dataset(environment, identifier, {"background": 0, "anterior": 1, "posterior": 2}, {})
+    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl {method}Planner --no_pp --no_pbar")
+    path = environment.preprocessed(f"Dataset{identifier}_Copy") / f"{plans_name}.json"
     plans = json.loads(path.read_text())
     configurations = plans["configurations"]
     full = configurations["3d_fullres"]
     low = json.loads(json.dumps(full))
-    low.update(data_identifier="MNetPlans_3d_lowres", spacing=[size * 1.25 for size in full["spacing"]])
+    low.update(data_identifier=f"{plans_name}_3d_lowres", spacing=[size * 1.25 for size in full["spacing"]])
     low.update(patch_size=[full["patch_size"][0], 40, 32], next_stage="3d_cascade_fullres")
+    if method == "PaR":
+        low["architecture"]["arch_kwargs"]["spatial_shape"] = low["patch_size"]
     configurations["3d_lowres"] = low
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     path.write_text(json.dumps(plans))
-    environment.run("nnUNetv2_preprocess -d 204 -plans_name MNetPlans -c 3d_fullres 3d_lowres -np 1 1 --no_pbar")
+    environment.run(
+        f"nnUNetv2_preprocess -d {identifier} -plans_name {plans_name} -c 3d_fullres 3d_lowres -np 1 1 --no_pbar"
+    )
     # every fold's validation writes the first stage's segmentations; `all` gives them for every case at once
-    first = train_fold(204, "3d_lowres", "all", trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    first = train_fold(identifier, "3d_lowres", "all", trainer=trainer, plans=plans_name, schedule=BRIEF)
     assert list((first.parent / "predicted_next_stage" / "3d_cascade_fullres").iterdir())
-    second = train_fold(204, "3d_cascade_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    second = train_fold(identifier, "3d_cascade_fullres", 0, trainer=trainer, plans=plans_name, schedule=BRIEF)
     assert (second / "validation" / "summary.json").is_file()

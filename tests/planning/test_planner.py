@@ -13,7 +13,7 @@ from nnunetv2_ext.architectures.mnet import conv_feature_map_size
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.api import plan_and_preprocess, planner_class
 from nnunetv2_ext.planning.memory import memory_gb
-from nnunetv2_ext.planning.planner import preprocessed_cases, with_schedule
+from nnunetv2_ext.planning.planner import preprocessed_cases, with_options
 from nnunetv2_ext.plans.mnet import MNetPlanner
 from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.schedule import resolve_schedule
@@ -231,15 +231,46 @@ def test_planners_are_found_by_name(name: str, expected: type) -> None:
     assert planner_class(name) is expected
 
 
-def test_schedules() -> None:
-    assert with_schedule(ExperimentPlanner, {}) is ExperimentPlanner
-    twice = with_schedule(with_schedule(MNetPlanner, {"epochs": 5}), {"batch_size": 3})
-    assert twice.schedule == {"epochs": 5, "batch_size": 3}  # type: ignore[attr-defined]
+def test_options() -> None:
+    assert with_options(ExperimentPlanner, {}, {}) is ExperimentPlanner
+    twice: Any = with_options(
+        with_options(MNetPlanner, {"epochs": 5}, {}), {"batch_size": 3}, {"patch_size": [8, 64, 64]}
+    )
+    assert twice.schedule == {"epochs": 5, "batch_size": 3}
+    assert twice.patch_size == [8, 64, 64]
     assert twice.__name__ == "MNetPlanner"
     with pytest.raises(InputError, match="a schedule for nnU-Net's ExperimentPlanner; expected one of our planners"):
-        with_schedule(ExperimentPlanner, {"epochs": 5})
+        with_options(ExperimentPlanner, {"epochs": 5}, {})
+    with pytest.raises(InputError, match="patch_size for nnU-Net's ExperimentPlanner; expected one of our planners"):
+        with_options(ExperimentPlanner, {}, {"patch_size": [8, 64, 64]})
+    with pytest.raises(InputError, match="the option backbone for MNetPlanner; expected some of patch_size"):
+        with_options(MNetPlanner, {}, {"backbone": "UNet"})
     with pytest.raises(InputError, match=r"training\.epochs = 0"):
-        with_schedule(MNetPlanner, {"epochs": 0})
+        with_options(MNetPlanner, {"epochs": 0}, {})
+
+
+@pytest.mark.parametrize("patch", [[8, 64, 64], [3, 32, 48]], ids=str)
+def test_the_users_patch(described: Describe, patch: list[int]) -> None:
+    data = described(**LARGE)
+    plan(options={"patch_size": patch})
+    configuration = data.configuration()
+    assert configuration["patch_size"] == patch
+    assert estimate(configuration) <= 8
+
+
+@pytest.mark.parametrize(
+    ("patch", "message"),
+    [
+        ([8, 60, 64], r"a patch of \[8, 60, 64\]; expected a size .* \[8, 64, 64\] for instance"),
+        ([8, 16, 64], r"\[8, 32, 64\] for instance"),
+        ([0, 64, 64], "three positive numbers"),
+    ],
+    ids=str,
+)
+def test_a_patch_of_the_user_that_cannot_work(described: Describe, patch: list[int], message: str) -> None:
+    described(**LARGE)
+    with pytest.raises(InputError, match=message):
+        plan(options={"patch_size": patch})
 
 
 def test_preprocessed_cases_are_whole_ones(described: Describe) -> None:

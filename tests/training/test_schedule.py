@@ -8,11 +8,21 @@ import pytest
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.training.schedule import (
     NNUNET_SCHEDULE,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULERS,
+    check_schedule,
     differences,
     merge_schedule,
+    named_defaults,
     planned_schedule,
     resolve_schedule,
 )
+
+# what only the whole schedule tells
+NO_LOSS = r"training.loss = \{'dice': 0, 'ce': 0\}; expected a weight above 0"
+NO_MOMENTUM = "training.optimizer.nesterov = true with momentum 0; expected a momentum above 0"
+ONLY_IN_THE_WHOLE = (NO_LOSS, NO_MOMENTUM)
 
 BAD: list[tuple[Any, str]] = [
     ({"epoch": 5}, "unknown key 'training.epoch'; expected one of epochs, iterations_per_epoch"),
@@ -28,19 +38,40 @@ BAD: list[tuple[Any, str]] = [
     ({"batch_size": 0}, "training.batch_size = 0; expected null or"),
     ({"batch_size": True}, "training.batch_size = True"),
     ({"optimizer": "SGD"}, "training.optimizer = 'SGD'; expected an object"),
-    ({"optimizer": {"name": "Adam"}}, "training.optimizer.name = 'Adam'; expected SGD"),
+    ({"optimizer": {"name": "Adam"}}, "training.optimizer.name = 'Adam'; expected SGD or AdamW"),
+    ({"optimizer": {"betas": [0.9, 0.99], "name": "Adam"}}, "training.optimizer.name = 'Adam'"),
+    ({"optimizer": {"name": ["SGD"]}}, r"training.optimizer.name = \['SGD'\]"),
+    (
+        {"optimizer": {"name": "AdamW", "momentum": 0.9}},
+        "unknown key 'training.optimizer.momentum'; expected one of name, lr, betas, weight_decay for AdamW; correct",
+    ),
+    ({"optimizer": {"momentum": 0.9, "name": "AdamW"}}, "unknown key 'training.optimizer.momentum'"),
+    ({"optimizer": {"name": "SGD", "betas": [0.9, 0.999]}}, "unknown key 'training.optimizer.betas'.* for SGD"),
+    ({"optimizer": {"name": "AdamW", "betas": 0.9}}, "training.optimizer.betas = 0.9; expected a list of two numbers"),
+    ({"optimizer": {"name": "AdamW", "betas": [0.9]}}, "training.optimizer.betas"),
+    ({"optimizer": {"name": "AdamW", "betas": [0.9, 1]}}, "training.optimizer.betas"),
+    ({"optimizer": {"name": "AdamW", "betas": [0.9, "0"]}}, "training.optimizer.betas"),
     ({"optimizer": {"lr": 0}}, "training.optimizer.lr = 0; expected a number above 0"),
     ({"optimizer": {"lr": float("nan")}}, "training.optimizer.lr = nan"),
     ({"optimizer": {"lr": float("inf")}}, "training.optimizer.lr = inf"),
     ({"optimizer": {"lr": True}}, "training.optimizer.lr = True"),
     ({"optimizer": {"momentum": 1}}, "training.optimizer.momentum = 1; expected a number in"),
     ({"optimizer": {"nesterov": 1}}, "training.optimizer.nesterov = 1; expected true or false"),
+    ({"optimizer": {"momentum": 0}}, NO_MOMENTUM),
     ({"optimizer": {"weight_decay": -1e-5}}, "training.optimizer.weight_decay"),
-    ({"scheduler": {"name": "cosine"}}, "training.scheduler.name = 'cosine'; expected poly"),
+    ({"scheduler": {"name": "cosine"}}, "training.scheduler.name = 'cosine'; expected poly or plateau"),
+    ({"scheduler": {"name": "plateau", "exponent": 0.9}}, "unknown key 'training.scheduler.exponent'.* for plateau"),
+    ({"scheduler": {"name": "poly", "patience": 3}}, "unknown key 'training.scheduler.patience'.* for poly"),
+    ({"scheduler": {"name": "plateau", "factor": 1}}, "training.scheduler.factor = 1; expected a number above 0 and"),
+    ({"scheduler": {"name": "plateau", "factor": 0}}, "training.scheduler.factor = 0"),
+    ({"scheduler": {"name": "plateau", "patience": 1.5}}, "training.scheduler.patience = 1.5; expected a whole number"),
+    ({"scheduler": {"name": "plateau", "patience": -1}}, "training.scheduler.patience = -1"),
+    ({"freeze_backbone": "yes"}, "training.freeze_backbone = 'yes'; expected true or false"),
+    ({"freeze_backbone": None}, "training.freeze_backbone = None"),
     ({"grad_clip": 13}, "training.grad_clip = 13; expected a number above 0, at most 12"),
     ({"grad_clip": 0}, "training.grad_clip = 0"),
     ({"loss": {"dice": "1"}}, "training.loss.dice = '1'"),
-    ({"loss": {"dice": 0, "ce": 0}}, "a weight above 0"),
+    ({"loss": {"dice": 0, "ce": 0}}, NO_LOSS),
     ({"deep_supervision_weights": 1}, "training.deep_supervision_weights = 1"),
     ({"deep_supervision_weights": []}, "training.deep_supervision_weights"),
     ({"deep_supervision_weights": [0, 0.0]}, "not all 0"),
@@ -71,6 +102,89 @@ def test_defaults_of_a_method_lie_between() -> None:
     assert resolve_schedule(schedule) == schedule
 
 
+SGD = named_defaults("optimizer", "SGD")
+ADAMW = named_defaults("optimizer", "AdamW")
+
+
+@pytest.mark.parametrize(
+    ("method", "block", "expected"),
+    [
+        (None, None, SGD),
+        (None, {"name": "SGD", "lr": 0.5}, {**SGD, "lr": 0.5}),
+        (None, {"name": "AdamW"}, ADAMW),
+        (None, {"name": "AdamW", "lr": 0.5}, {**ADAMW, "lr": 0.5}),
+        ({"name": "AdamW"}, None, ADAMW),
+        ({"name": "AdamW", "weight_decay": 0.1}, {"lr": 0.5}, {**ADAMW, "weight_decay": 0.1, "lr": 0.5}),
+        ({"name": "AdamW", "weight_decay": 0.1}, {"betas": [0, 0]}, {**ADAMW, "weight_decay": 0.1, "betas": [0, 0]}),
+        ({"name": "AdamW", "weight_decay": 0.1}, {"name": "AdamW"}, {**ADAMW, "weight_decay": 0.1}),
+        ({"name": "AdamW", "weight_decay": 0.1}, {"name": "SGD"}, SGD),
+        ({"lr": 0.5, "momentum": 0.5}, {"name": "AdamW"}, ADAMW),
+        ({"lr": 0.5, "momentum": 0.5}, {"name": "SGD"}, {**SGD, "lr": 0.5, "momentum": 0.5}),
+    ],
+)
+def test_another_optimizer_starts_from_its_own_numbers(method: Any, block: Any, expected: dict[str, Any]) -> None:
+    layers = [{} if optimizer is None else {"optimizer": optimizer} for optimizer in (block, method)]
+    schedule = resolve_schedule(*layers)
+    assert schedule["optimizer"] == expected
+    assert next(iter(schedule["optimizer"])) == "name"
+    assert schedule == {**NNUNET_SCHEDULE, "optimizer": expected}
+
+
+def test_another_scheduler_starts_from_its_own_numbers() -> None:
+    plateau = {"scheduler": {"name": "plateau", "patience": 3}}
+    assert resolve_schedule(plateau)["scheduler"] == {"name": "plateau", "factor": 0.9, "patience": 3}
+    assert resolve_schedule({"scheduler": {"name": "poly"}}, plateau)["scheduler"] == {"name": "poly", "exponent": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("method", "block", "message"),
+    [
+        ("AdamW", {"momentum": 0.5}, "unknown key 'training.optimizer.momentum'; .* for AdamW"),
+        ("SGD", {"betas": [0.5, 0.5]}, "unknown key 'training.optimizer.betas'; .* for SGD"),
+    ],
+)
+def test_keys_are_those_of_the_layer_below(method: str, block: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_schedule({"optimizer": block}, {"optimizer": {"name": method}})
+    check_schedule({"optimizer": block})
+
+
+@pytest.mark.parametrize(
+    "block", [block for block, message in BAD if message not in ONLY_IN_THE_WHOLE], ids=lambda value: str(value)[:40]
+)
+def test_a_block_alone_is_refused(block: Any) -> None:
+    with pytest.raises(InputError):
+        check_schedule(block)
+
+
+def test_two_optimizers_keys_in_one_block() -> None:
+    with pytest.raises(InputError, match=r"unknown key 'training\.optimizer\.betas'"):
+        check_schedule({"optimizer": {"momentum": 0.5, "betas": [0.5, 0.5]}})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets(name: str) -> None:
+    check_schedule(PRESETS[name])
+    method = {"epochs": 500, "deep_supervision_weights": [1, 2], "optimizer": {"name": "SGD", "momentum": 0.5}}
+    schedule = resolve_schedule(PRESETS[name], method)
+    assert {key: schedule[key] for key in PRESETS[name]} == PRESETS[name]
+    assert schedule["deep_supervision_weights"] == [1, 2]
+
+
+def test_a_preset_undoes_the_other() -> None:
+    for name, other in (("nnunet", "par_paper"), ("par_paper", "nnunet")):
+        assert merge_schedule(PRESETS[other], PRESETS[name]) == PRESETS[name]
+    assert resolve_schedule(PRESETS["nnunet"]) == NNUNET_SCHEDULE
+    assert PRESETS["par_paper"]["epochs"] * PRESETS["par_paper"]["iterations_per_epoch"] == 80_000
+
+
+def test_no_default_is_refused() -> None:
+    for group, table in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS)):
+        for name in table:
+            assert resolve_schedule({group: named_defaults(group, name)})[group] == named_defaults(group, name)
+    assert resolve_schedule(NNUNET_SCHEDULE) == NNUNET_SCHEDULE
+
+
 def test_nothing_handed_in_or_out_is_shared() -> None:
     before = deepcopy(NNUNET_SCHEDULE)
     block = {"deep_supervision_weights": [1.0, 0.5], "optimizer": {"lr": 0.5}}
@@ -90,6 +204,10 @@ def test_nothing_handed_in_or_out_is_shared() -> None:
         ({"a": {"x": 1, "y": 2}}, {"a": {"x": 3}}, {"a": {"x": 3, "y": 2}}),
         ({"a": 1}, {"a": {"x": 3}}, {"a": {"x": 3}}),
         ({"a": {"x": 1}}, {"a": None}, {"a": None}),
+        ({"optimizer": {"name": "AdamW"}}, {"optimizer": {"lr": 1}}, {"optimizer": {"name": "AdamW", "lr": 1}}),
+        ({"optimizer": SGD}, {"optimizer": {"name": "AdamW", "lr": 1}}, {"optimizer": {"name": "AdamW", "lr": 1}}),
+        ({"optimizer": {"momentum": 0.5}}, {"optimizer": {"name": "AdamW"}}, {"optimizer": {"name": "AdamW"}}),
+        ({"optimizer": SGD}, {"optimizer": {"name": "SGD", "lr": 1}}, {"optimizer": {**SGD, "lr": 1}}),
     ],
 )
 def test_merge(base: dict[str, Any], block: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -104,6 +222,16 @@ def test_merge(base: dict[str, Any], block: dict[str, Any], expected: dict[str, 
         (
             {"optimizer": {"lr": 0.5}, "batch_size": 3},
             ["training.batch_size: None and 3", "training.optimizer.lr: 0.01 and 0.5"],
+        ),
+        ({"freeze_backbone": True}, ["training.freeze_backbone: False and True"]),
+        (
+            {"scheduler": {"name": "plateau"}},
+            [
+                "training.scheduler.exponent: 0.9 and None",
+                "training.scheduler.factor: None and 0.9",
+                "training.scheduler.name: poly and plateau",
+                "training.scheduler.patience: None and 10",
+            ],
         ),
         ({"deep_supervision_weights": [1]}, ["training.deep_supervision_weights: None and [1]"]),
     ],

@@ -12,10 +12,13 @@ import torch
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from torch import nn
 
 from nnunetv2_ext.architectures import MNet
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.trainers.mnet import MNetTrainer
+from nnunetv2_ext.training.scheduler import PlateauScheduler
+from nnunetv2_ext.training.trainer import ExtTrainer
 from nnunetv2_ext.training.workers import EndWithTraining
 from tests.training.conftest import LABELS, MNET, REGIONS, UNET, Build, hand_made_plans
 
@@ -32,6 +35,16 @@ PUBLISHED_WEIGHTS = np.array([1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8])
         ({"training": {"epoch": 5}}, "3d_fullres", "unknown key 'training.epoch'"),
         ({"training": {"epochs": "5"}}, "3d_fullres", "training.epochs = '5'"),
         ({"training": {"epochs": "5"}}, "3d_cascade_fullres", "training.epochs = '5'"),
+        (
+            {"training": {"freeze_backbone": True}},
+            "3d_fullres",
+            "freeze_backbone = true with MNet, which has no backbone",
+        ),
+        (
+            {"training": {"optimizer": {"name": "AdamW", "momentum": 0.9}}},
+            "3d_fullres",
+            "unknown key 'training.optimizer.momentum'",
+        ),
         ({"training": {"deep_supervision_weights": [1, 0.5]}}, "3d_fullres", "got 2 numbers .* expected 7, one per"),
     ],
     ids=str,
@@ -97,6 +110,23 @@ def test_the_plans_schedule_is_applied(build: Build, configuration: str) -> None
     trainer.lr_scheduler.step(3)
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(0.5 * (1 - 3 / 7) ** 2)
     assert plans == hand_made_plans(training=block), "the plans go into the model folder as they were"
+
+
+def test_another_optimizer_and_scheduler(build: Build) -> None:
+    block = {
+        "optimizer": {"name": "AdamW", "lr": 0.5, "betas": [0.8, 0.9], "weight_decay": 0.1},
+        "scheduler": {"name": "plateau", "factor": 0.5, "patience": 0},
+    }
+    trainer = build.initialized(training=block)
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    (group,) = trainer.optimizer.param_groups
+    assert (group["lr"], tuple(group["betas"]), group["weight_decay"]) == (0.5, (0.8, 0.9), 0.1)
+    assert (trainer.initial_lr, trainer.weight_decay) == (0.5, 0.1)
+    assert isinstance(trainer.lr_scheduler, PlateauScheduler)
+    for epoch in range(3):
+        trainer.logger.log("val_losses", -0.1, epoch)
+    trainer.lr_scheduler.step(3)
+    assert group["lr"] == 0.5**3
 
 
 def test_the_schedule_travels_with_the_checkpoint(build: Build) -> None:
@@ -227,3 +257,115 @@ def test_the_plans_are_not_changed(build: Build) -> None:
     build.initialized(plans)
     assert plans == before
     assert Path(build.fold).is_dir()
+
+
+class Refined(nn.Module):
+    """A network of a single output that refines a backbone; one weight is frozen from the start."""
+
+    def __init__(self, input_channels: int, num_classes: int, *, deep_supervision: bool = True):
+        super().__init__()
+        self.deep_supervision = deep_supervision
+        self.backbone = nn.Conv3d(input_channels, num_classes, 1)
+        self.refiner = nn.Conv3d(num_classes, num_classes, 1)
+        self.unused = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        refined = self.refiner(self.backbone(x))
+        return [refined] if self.deep_supervision else refined
+
+    def deep_supervision_shapes(self, patch_size: Any) -> list[Any]:
+        return [np.array(patch_size)]
+
+    def compute_conv_feature_map_size(self, patch_size: Any) -> int:
+        return int(np.prod(patch_size))
+
+    def freeze_backbone(self) -> None:
+        self.backbone.requires_grad_(False)
+
+
+class RefinedTrainer(ExtTrainer):
+    network_class = Refined
+
+    @staticmethod
+    def build_network_architecture(
+        plans_manager: Any,
+        configuration_manager: Any,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        return RefinedTrainer._network(
+            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
+
+
+@pytest.fixture
+def build_refined(build: Build, monkeypatch: pytest.MonkeyPatch) -> Build:
+    monkeypatch.setattr("tests.training.conftest.MNetTrainer", RefinedTrainer)
+    return build
+
+
+def batch() -> dict[str, torch.Tensor]:
+    data = torch.randn(2, 1, 8, 32, 32, generator=torch.Generator().manual_seed(0))
+    return {"data": data, "target": (data > 0).float()}
+
+
+@pytest.mark.parametrize("labels", [LABELS, REGIONS], ids=["labels", "regions"])
+@pytest.mark.parametrize("weights", [None, [0.5]], ids=str)
+def test_a_single_output_is_trained_without_deep_supervision(
+    build_refined: Build, labels: dict[str, Any], weights: list[float] | None
+) -> None:
+    torch.manual_seed(0)
+    trainer = build_refined.initialized(labels=labels, training={"deep_supervision_weights": weights})
+    assert not trainer.enable_deep_supervision
+    assert not trainer.network.deep_supervision
+    assert trainer._get_deep_supervision_scales() is None
+    samples = batch()
+    if labels is REGIONS:
+        samples["target"] = samples["target"].repeat(1, 2, 1, 1, 1)
+    assert isinstance(trainer.loss, DC_and_BCE_loss if labels is REGIONS else DC_and_CE_loss)
+    losses = [float(trainer.train_step(samples)["loss"]) for _ in range(3)]
+    assert losses[-1] < losses[0]
+    trainer.on_validation_epoch_start()
+    assert np.isfinite(trainer.validation_step(samples)["loss"])
+    trainer.set_deep_supervision_enabled(True)  # as nnU-Net's validation ends
+    assert isinstance(trainer.network(samples["data"]), torch.Tensor)
+
+
+def test_the_samples_of_a_single_output_hold_one_target(build_refined: Build) -> None:
+    trainer = build_refined.initialized()
+    transforms = trainer.get_validation_transforms(trainer._get_deep_supervision_scales())
+    sample = transforms(image=torch.rand(1, 8, 32, 32), segmentation=torch.zeros(1, 8, 32, 32, dtype=torch.int16))
+    assert sample["segmentation"].shape == (1, 8, 32, 32)
+
+
+@pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
+@pytest.mark.parametrize("freeze", [False, True])
+def test_what_is_frozen_is_not_trained(build_refined: Build, freeze: bool, optimizer: str) -> None:
+    block = {"optimizer": {"name": optimizer, "weight_decay": 0.5}, "freeze_backbone": freeze, "grad_clip": 1}
+    trainer = build_refined.initialized(training=block)
+    before = {name: tensor.clone() for name, tensor in trainer.network.state_dict().items()}
+    trainer.train_step(batch())
+    after = trainer.network.state_dict()
+    moved = {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved == ({"refiner"} if freeze else {"backbone", "refiner"})
+    (group,) = trainer.optimizer.param_groups
+    assert len(group["params"]) == (2 if freeze else 4)
+
+
+def test_a_frozen_training_is_resumed(build_refined: Build) -> None:
+    trainer = build_refined.initialized(training={"freeze_backbone": True, "epochs": 3})
+    trainer.train_step(batch())
+    trainer.save_checkpoint(str(build_refined.folder / "checkpoint_latest.pth"))
+    trainer = build_refined.initialized(training={"freeze_backbone": True, "epochs": 3}, resume=True)
+    trainer.load_checkpoint(str(build_refined.folder / "checkpoint_latest.pth"))
+    assert len(trainer.optimizer.state_dict()["state"]) == 2
+    trainer = build_refined.initialized(training={"epochs": 3}, resume=True)
+    with pytest.raises(InputError, match=r"training\.freeze_backbone: True and False"):
+        trainer.load_checkpoint(str(build_refined.folder / "checkpoint_latest.pth"))
+
+
+def test_several_outputs_keep_deep_supervision(build: Build) -> None:
+    trainer = build.initialized()
+    assert trainer.enable_deep_supervision
+    assert trainer.network.deep_supervision

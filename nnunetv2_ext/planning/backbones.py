@@ -1,0 +1,156 @@
+"""What planners of named backbones share: nnU-Net's rules for its U-Nets, the size rules of the others."""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
+
+from nnunetv2_ext.architectures.backbones import size_rule
+from nnunetv2_ext.planning.memory import REFERENCES
+from nnunetv2_ext.planning.planner import ExtPlanner
+from nnunetv2_ext.registry import find
+
+DEFAULT_BACKBONE = "PlainConvUNet"
+# nnU-Net's presets of the residual encoder: GPU memory in GB
+_MEMORY_TARGETS = {"ResidualEncoderUNetL": 24.0, "ResidualEncoderUNetXL": 40.0}
+# how many elements nnU-Net's planners let fill 8 GB, where they say otherwise for a network
+_REFERENCES = dict.fromkeys([f"ResidualEncoderUNet{preset}" for preset in ("", "M", "L", "XL")], 680_000_000)
+# backbones with a trainer of their own, whose weights of the outputs hold here too
+_TRAINERS = {"MNet": "MNetTrainer"}
+# nnU-Net's numbers of blocks per stage, from the first on, the last one repeated
+_RESIDUAL_BLOCKS, _PLAIN_CONVOLUTIONS = (1, 3, 4, 6), (2,)
+
+
+class PlannerOfBackbones(ExtPlanner):
+    """Plans a network around a backbone of the list (`nnunetv2_ext list`), chosen by `--backbone`."""
+
+    options = (*ExtPlanner.options, "backbone", "backbone_kwargs")
+    backbone: ClassVar[str] = DEFAULT_BACKBONE
+    backbone_kwargs: ClassVar[Mapping[str, Any]] = {}
+    """The user's arguments of the backbone, over the planned ones."""
+
+    def __init__(
+        self,
+        dataset_name_or_id: str | int,
+        gpu_memory_target_in_gb: float | None = None,
+        preprocessor_name: str = "DefaultPreprocessor",
+        plans_name: str | None = None,
+        overwrite_target_spacing: list[float] | None = None,
+        suppress_transpose: bool = False,
+    ):
+        find("backbone", self.backbone).load()  # unknown, or MONAI missing
+        if plans_name is None and self.backbone != DEFAULT_BACKBONE:
+            plans_name = f"{self.plans_name.removesuffix('Plans')}{self.backbone}Plans"
+        if gpu_memory_target_in_gb is None:
+            gpu_memory_target_in_gb = _MEMORY_TARGETS.get(self.backbone)
+        super().__init__(
+            dataset_name_or_id,
+            gpu_memory_target_in_gb,
+            preprocessor_name,
+            plans_name,
+            overwrite_target_spacing,
+            suppress_transpose,
+        )
+
+    def published_schedule(self) -> Mapping[str, Any]:
+        published = super().published_schedule()
+        if self.backbone not in _TRAINERS:
+            return published
+        own = find("trainer", _TRAINERS[self.backbone]).load().published_schedule
+        return {**published, "deep_supervision_weights": own["deep_supervision_weights"]}
+
+    def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
+        larger = np.maximum(patch_size, self.min_patch).astype(int)
+        if self.backbone in _PLANNED:
+            larger = np.array(self._topology(larger, spacing)[3])
+        divisor, minimum = (np.array(rule) for rule in size_rule(self.backbone, self._kwargs(larger, spacing)))
+        return np.maximum(np.ceil(larger / divisor) * divisor, minimum).astype(int)
+
+    def _topology(self, patch_size: np.ndarray, spacing: np.ndarray) -> Any:
+        """nnU-Net's pooling and kernels for a patch, and the patch rounded up to what they need."""
+        return get_pool_and_conv_props(spacing, patch_size, self.UNet_featuremap_min_edge_length, 999999)
+
+    def _kwargs(self, patch_size: np.ndarray, spacing: np.ndarray) -> dict[str, Any]:
+        """The backbone's own arguments."""
+        planned: dict[str, Any] = {}
+        if self.backbone in _PLANNED:
+            _, strides, kernel_sizes, _, _ = self._topology(patch_size, spacing)
+            features = [
+                min(self.UNet_base_num_features * 2**stage, self.UNet_max_features_3d) for stage in range(len(strides))
+            ]
+            planned = _PLANNED[self.backbone](
+                [list(stride) for stride in strides], [list(kernel) for kernel in kernel_sizes], features
+            )
+        return {**planned, **self.backbone_kwargs}
+
+    def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
+        return {
+            "backbone": self.backbone,
+            "spatial_shape": patch_size,
+            "backbone_kwargs": self._kwargs(np.array(patch_size), spacing),
+        }
+
+    def feature_map_size(
+        self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
+    ) -> float:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # initialising what has no values
+            network = find("architecture", self.architecture).load()(
+                input_channels, output_channels, **self.architecture_kwargs(patch_size, spacing)
+            )
+        usual, _ = REFERENCES[3]
+        return network.compute_conv_feature_map_size(patch_size) * usual / _REFERENCES.get(self.backbone, usual)
+
+
+def _repeated(numbers: tuple[int, ...], stages: int) -> list[int]:
+    return [numbers[min(stage, len(numbers) - 1)] for stage in range(stages)]
+
+
+def _unet(strides: list[list[int]], kernel_sizes: list[list[int]], features: list[int]) -> dict[str, Any]:
+    """The arguments that nnU-Net's two U-Nets share, as its plans hold them."""
+    return {
+        "n_stages": len(strides),
+        "features_per_stage": features,
+        "conv_op": "torch.nn.modules.conv.Conv3d",
+        "kernel_sizes": kernel_sizes,
+        "strides": strides,
+        "conv_bias": True,
+        "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
+        "norm_op_kwargs": {"eps": 1e-5, "affine": True},
+        "nonlin": "torch.nn.LeakyReLU",
+        "nonlin_kwargs": {"inplace": True},
+    }
+
+
+def _plain(strides: list[list[int]], kernel_sizes: list[list[int]], features: list[int]) -> dict[str, Any]:
+    return {
+        **_unet(strides, kernel_sizes, features),
+        "n_conv_per_stage": _repeated(_PLAIN_CONVOLUTIONS, len(strides)),
+        "n_conv_per_stage_decoder": _repeated(_PLAIN_CONVOLUTIONS, len(strides) - 1),
+    }
+
+
+def _residual(strides: list[list[int]], kernel_sizes: list[list[int]], features: list[int]) -> dict[str, Any]:
+    return {
+        **_unet(strides, kernel_sizes, features),
+        "n_blocks_per_stage": _repeated(_RESIDUAL_BLOCKS, len(strides)),
+        "n_conv_per_stage_decoder": [1] * (len(strides) - 1),
+    }
+
+
+def _monai_unet(strides: list[list[int]], kernel_sizes: list[list[int]], features: list[int]) -> dict[str, Any]:
+    return {"channels": features, "strides": strides[1:]}
+
+
+# backbones whose depth and strides follow from spacing and patch
+_PLANNED = {
+    "PlainConvUNet": _plain,
+    "ResidualEncoderUNet": _residual,
+    "ResidualEncoderUNetM": _residual,
+    "ResidualEncoderUNetL": _residual,
+    "ResidualEncoderUNetXL": _residual,
+    "UNet": _monai_unet,
+}

@@ -1,0 +1,46 @@
+"""Peak memory of something that runs on the CPU, as the rise of this process's resident memory.
+
+Definition: highest resident memory while it runs, above the resident memory after the imports and one tiny convolution
+(which starts the thread pool and the convolution library). The allocator keeps the system's defaults, so fragmentation
+counts, as it does for a user. Meaningful in a fresh process only: memory that was freed before is used again unseen.
+"""
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+PROC = Path("/proc/self")
+
+
+def resident(key: str) -> int:
+    """Resident memory in bytes: `VmRSS` now, `VmHWM` at its highest."""
+    for line in (PROC / "status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"no {key} in {PROC / 'status'}")
+
+
+def highest_ever() -> int:
+    """Highest resident memory in bytes since the process began, on any Unix."""
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def rise(run: Callable[[], object]) -> int:
+    """The bytes by which the resident memory rises while `run` does, at its highest."""
+    nn.Conv3d(1, 8, 3)(torch.zeros(1, 1, 8, 8, 8)).square().mean().backward()
+    gc.collect()
+    try:
+        (PROC / "clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+        baseline, peak = resident("VmRSS"), lambda: resident("VmHWM")
+    except OSError:
+        # no such file: the imports' own peak is the baseline, which can only lower the figure
+        baseline, peak = highest_ever(), highest_ever
+    run()
+    return peak() - baseline

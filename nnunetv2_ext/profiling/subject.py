@@ -1,0 +1,174 @@
+"""What `nnunetv2_ext profile` profiles: the network of a trainer with plans, or an architecture with its arguments.
+
+A subject is described by plain values, so that a process of its own can build the same network.
+"""
+
+import inspect
+import io
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+import nnunetv2_ext
+from nnunetv2_ext import registry
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.profiling.count import said
+
+REFINER = registry.Entry("PaR", "nnunetv2_ext.architectures.par.PaR", "the refiner alone, on logits")
+WRAPPER = registry.Entry("BackboneNetwork", "nnunetv2_ext.architectures.backbones.BackboneNetwork", "any backbone")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to profile.
+
+    Attributes:
+        title: what it is, in a line.
+        build: makes the network with fresh weights, on the device of a `torch.device` context.
+        shape: of one sample, (channels, *patch).
+        description: the arguments of `find_subject`, in values that JSON can hold.
+    """
+
+    title: str
+    build: Callable[[], nn.Module]
+    shape: tuple[int, ...]
+    description: Mapping[str, Any]
+
+
+def find_subject(**description: Any) -> Subject:
+    """The subject of `architecture_subject` or `training_subject`, whichever has these arguments."""
+    return training_subject(**description) if "dataset" in description else architecture_subject(**description)
+
+
+def architecture_subject(
+    architecture: str,
+    patch: Sequence[int],
+    channels: int = 1,
+    classes: int = 2,
+    kwargs: Mapping[str, Any] | None = None,
+) -> Subject:
+    """A registered architecture, a backbone, or the refiner alone ("PaR").
+
+    Args:
+        patch: voxels along z, y, x; also the network's `spatial_shape` where it has one and `kwargs` do not give it.
+        channels: of the input. The refiner's input are logits, so that its channels are the classes.
+        kwargs: of the constructor; for a backbone those of `BackboneNetwork`.
+
+    Raises:
+        InputError: an unknown name (the message lists the known), sizes below 1, arguments that the network does not
+            have or lacks, a missing optional dependency; from `build`, arguments that it refuses.
+    """
+    given = dict(kwargs or {})
+    network_class, settled = _find_class(architecture)
+    parameters = inspect.signature(network_class).parameters
+    settled["num_classes"] = classes
+    if "input_channels" in parameters:
+        settled["input_channels"] = channels
+    else:
+        channels = classes
+    known = [key for key in parameters if key not in settled]
+    for key in given:
+        if key not in known:
+            raise InputError(f"the argument '{key}' of {architecture}", f"one of {', '.join(known)}", "correct it")
+    if min([*patch, channels, classes], default=0) < 1:
+        raise InputError(
+            f"a patch of {tuple(patch)}, {channels} channels, {classes} classes", "numbers of at least 1", "correct it"
+        )
+    shape = {"spatial_shape": list(patch)} if "spatial_shape" in known else {}
+    arguments = {**shape, **given, **settled}
+    for key, parameter in parameters.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            raise InputError(f"no '{key}' of {architecture}", "a value for it", f"pass --kwargs '{{\"{key}\": ...}}'")
+    return Subject(
+        f"{architecture}, {classes} classes",
+        partial(_construct, architecture, network_class, arguments),
+        (channels, *patch),
+        {
+            "architecture": architecture,
+            "patch": list(patch),
+            "channels": channels,
+            "classes": classes,
+            "kwargs": given,
+        },
+    )
+
+
+def _find_class(name: str) -> tuple[Any, dict[str, Any]]:
+    """The class behind a name, and the arguments that the name settles."""
+    known = [REFINER, *registry.ARCHITECTURES]
+    for entry in known:
+        if entry.name == name:
+            return entry.load(), {}
+    if name in [entry.name for entry in registry.BACKBONES]:
+        registry.find("backbone", name).load()  # a missing extra is told here
+        return WRAPPER.load(), {"backbone": name}
+    names = dict.fromkeys(entry.name for entry in (*known, *registry.BACKBONES))
+    raise InputError(f"the architecture '{name}'", f"one of {', '.join(names)}", "see `nnunetv2_ext list`")
+
+
+def _construct(name: str, network_class: Any, arguments: Mapping[str, Any]) -> nn.Module:
+    try:
+        return network_class(**arguments)
+    except InputError:
+        raise
+    except (TypeError, ValueError, KeyError, AssertionError) as error:
+        raise InputError(
+            f"{name} with {dict(arguments)}, which it refuses ({said(error)})",
+            "arguments that it takes",
+            "correct them",
+        ) from error
+
+
+def training_subject(dataset: str, configuration: str, trainer: str, plans: str) -> Subject:
+    """The network that a trainer builds for plans, deep supervision included.
+
+    Args:
+        dataset: id or name of a data set in nnUNet_preprocessed.
+
+    Raises:
+        InputError: what `nnunetv2_ext doctor` would find wrong on the way to the network.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+
+    from nnunetv2_ext import doctor, doctor_training
+
+    nnunetv2_ext.register()
+    examined = doctor.Subject(dataset, configuration, trainer, plans)
+    for check in (
+        doctor_training.check_dataset,
+        doctor_training.check_dataset_json,
+        doctor_training.check_plans,
+        doctor_training.check_trainer,
+        doctor_training.check_configuration,
+        doctor_training.check_network,
+    ):
+        for result in check(examined):
+            if result.status == doctor.FAIL:
+                raise InputError(result.what, "a training that can start", result.remedy)
+    found = examined.found
+    if "network" not in found:
+        raise InputError(
+            f"{trainer}, whose build_network_architecture has a signature of its own", "nnU-Net's", "choose another -tr"
+        )
+    manager, planned, labels = found["plans_manager"], found["configuration"], found["dataset_json"]
+    channels = determine_num_input_channels(manager, planned, labels)
+    classes = manager.get_label_manager(labels).num_segmentation_heads
+
+    def build() -> nn.Module:
+        with redirect_stdout(io.StringIO()):  # nnU-Net's networks print
+            # copies: some trainers write into what they are given
+            return found["trainer"].build_network_architecture(
+                deepcopy(manager), deepcopy(planned), channels, classes, True
+            )
+
+    return Subject(
+        f"{trainer} on {found['name']} {plans} {configuration}, {classes} classes",
+        build,
+        (channels, *planned.patch_size),
+        {"dataset": dataset, "configuration": configuration, "trainer": trainer, "plans": plans},
+    )

@@ -1,0 +1,182 @@
+"""What the command prints and writes, for architectures and trainings, and what it refuses."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnunetv2_ext.cli import main
+from nnunetv2_ext.cli.profile import MEBIBYTE
+from nnunetv2_ext.profiling import step as profiled_step
+from nnunetv2_ext.profiling.step import Measured
+from nnunetv2_ext.registry import BACKBONES
+from tests.training.conftest import DATASET, LABELS, MNET, UNET, hand_made_plans
+
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference-commands.md"
+SMALL = ["--patch", "4", "32", "32"]
+NET = ["--architecture", "MNet", *SMALL]
+PAR = ["--architecture", "PaR", "--patch", "96", "96", "96", "--classes", "5", "--no-time"]
+TRAINING = ["-d", "901", "-c", "3d_fullres"]
+
+
+def cells(printed: str) -> dict[str, list[str]]:
+    """The table's rows by their first cell."""
+    lines = [line.strip("|").split("|") for line in printed.splitlines() if line.startswith("|")]
+    return {line[0].strip(): [cell.strip() for cell in line[1:]] for line in lines}
+
+
+@pytest.fixture
+def preprocessed(nnunet_folders) -> Path:
+    """A data set whose plans hold a U-Net (nnUNetPlans) and MNet (MNetPlans)."""
+    folder = nnunet_folders / "nnUNet_preprocessed" / DATASET
+    folder.mkdir()
+    dataset_json = {"channel_names": {"0": "T1", "1": "T2"}, "numTraining": 5, "file_ending": ".nii.gz", **LABELS}
+    (folder / "dataset.json").write_text(json.dumps(dataset_json))
+    for architecture in (UNET, MNET):
+        plans = hand_made_plans(architecture)
+        (folder / f"{plans['plans_name']}.json").write_text(json.dumps(plans))
+    return folder
+
+
+def test_the_columns_of_the_paper(capsys):
+    assert main(["profile", *PAR, "--depth", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert cells(printed)["PaR"][:3] == ["168,053", "5.97", "7.71"]
+    documented = cells(REFERENCE.read_text().partition("PaR, 5 classes")[2].partition("```")[0])
+    assert list(cells(printed)) == list(documented) == ["module", "-" * 6, "PaR", "pdi", "sai"]
+    for name in ("PaR", "pdi", "sai"):
+        *counts, kept = cells(printed)[name]
+        assert documented[name][:3] == counts
+        # what autograd saves changes a little between releases of PyTorch
+        assert float(documented[name][3]) == pytest.approx(float(kept), rel=0.1)
+
+
+def test_counts_of_an_architecture(tmp_path, capsys):
+    file = tmp_path / "figures.json"
+    options = ["--classes", "3", "--kwargs", '{"features_per_stage": [2, 3, 4, 5, 6]}', "--no-time"]
+    assert main(["profile", *NET, *options, "--json", str(file)]) == 0
+    table, content = cells(capsys.readouterr().out), json.loads(file.read_text())
+    assert content["subject"]["shape"] == [1, 4, 32, 32] and "step" not in content
+    assert table["module"] == ["parameters", "multiply-adds, G", "+ attention, G", "kept, MiB"]
+    assert table["heads"][0] == str(3 * (2 + 3 + 3 + 4 + 4 + 5 + 5))
+    whole, *modules = content["modules"]
+    assert table["MNet"][0] == f"{whole['parameters']:,}" and whole["name"] == ""
+    below = [module for module in modules if "." not in module["name"]]
+    for key in ("parameters", "multiply_adds", "multiply_adds_with_attention"):
+        assert sum(module[key] for module in below) == whole[key]
+    assert 0 < sum(module["kept_bytes"] for module in below) < whole["kept_bytes"]
+
+
+@pytest.mark.parametrize("name", [entry.name for entry in BACKBONES if entry.extra] + ["MNet"])
+def test_backbones_get_the_patch(name, capsys):
+    kwargs = json.dumps({"backbone": name})
+    options = ["--patch", "32", "64", "64", "--no-time", "--depth", "0"]
+    counts = []
+    for chosen in (["--architecture", name], ["--architecture", "PaRNetwork", "--kwargs", kwargs]):
+        assert main(["profile", *chosen, *options]) == 0
+        (row,) = list(cells(capsys.readouterr().out).values())[2:]
+        counts.append(float(row[2]))
+    assert counts[0] < counts[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "network", "heads"),
+    [([], "PlainConvUNet", "decoder.seg_layers"), (["-tr", "MNetTrainer", "-p", "MNetPlans"], "MNet", "heads")],
+)
+def test_counts_of_a_training(preprocessed, options, network, heads, capsys, monkeypatch):
+    monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+    assert main(["profile", *TRAINING, *options, "--no-time"]) == 0
+    printed = capsys.readouterr().out
+    assert "3 classes, patch 8 x 32 x 32, 2 input channels" in printed
+    assert network in cells(printed) and heads in cells(printed)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_times_are_printed_and_written(device, tmp_path, capsys, monkeypatch):
+    def measure(subject, *, depth, **options):
+        assert (depth, options) == (1, {"batch_size": 3, "rounds": 5, "device": device, "progress": True})
+        return Measured({"": 2.0, "blocks": 1.25, "heads": 0.001}, [4.0, 3.0, 9.0], 300 * MEBIBYTE)
+
+    monkeypatch.setattr(profiled_step, "measure", measure)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
+    file = tmp_path / "figures.json"
+    options = ["--depth", "1", "--batch_size", "3", "--rounds", "5", "-device", device, "--json", str(file)]
+    assert main(["profile", *NET, *options]) == 0
+    printed, step = capsys.readouterr().out, json.loads(file.read_text())["step"]
+    assert [cells(printed)[name][-1] for name in ("MNet", "blocks", "heads")] == ["2,000.0", "1,250.0", "1.0"]
+    assert "training step, batch 3: 4.000 s, peak memory 300 MiB" in printed
+    assert (step["seconds"], step["rounds"], step["peak_bytes"]) == (4.0, [4.0, 3.0, 9.0], 300 * MEBIBYTE)
+    assert ("Some GPU" in printed) == (step["device"] == "Some GPU") == (device == "cuda")
+
+
+def test_a_training_is_measured(preprocessed, capsys):
+    """All of it, the process that measures memory too: it has to find the same plans."""
+    options = ["--batch_size", "1", "--rounds", "1", "--depth", "1"]
+    assert main(["profile", *TRAINING, "-tr", "MNetTrainer", "-p", "MNetPlans", *options]) == 0
+    printed = capsys.readouterr().out
+    assert float(cells(printed)["MNet"][-1]) > float(cells(printed)["blocks"][-1]) > 0
+    seconds, peak = re.search(r"batch 1: ([\d.]+) s, peak memory (\d+) MiB", printed).groups()
+    assert float(seconds) > 0 and 0 < int(peak) < 500
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "neither -d nor --architecture"),
+        ([*TRAINING, *NET], "both -d and --architecture"),
+        ([*TRAINING, "--patch", "8", "32", "32", "--kwargs", "{}"], "--patch beside -d; expected only -c, -tr, -p"),
+        ([*NET, "-tr", "MNetTrainer"], "-tr beside --architecture"),
+        (["--architecture", "MNet"], "no --patch"),
+        (["--architecture", "Nothing", *SMALL], "expected one of PaR, MNet"),
+        (["--architecture", "Nothing", *SMALL], "SwinUNETR"),
+        ([*NET, "--kwargs", "{merge}"], "a JSON object"),
+        ([*NET, "--kwargs", "[1]"], "an object"),
+        ([*NET, "--kwargs", '{"colour": 1}'], "the argument 'colour' of MNet; expected one of features_per_stage"),
+        ([*NET, "--kwargs", '{"num_classes": 4}'], "the argument 'num_classes'"),
+        ([*NET, "--kwargs", '{"merge": "product"}'], "one of difference, sum, concat"),
+        ([*NET, "--kwargs", '{"features_per_stage": 3}'], "which it refuses"),
+        (["--architecture", "MNet", "--patch", "4", "8", "8"], "at least 1 slice and 16 voxels"),
+        (["--architecture", "MNet", "--patch", "32", "32"], "three axes"),
+        (["--architecture", "UNet", "--patch", "4", "30", "32"], "a patch of (4, 30, 32) for UNet"),
+        (["--architecture", "PaRNetwork", *SMALL], "no 'backbone' of PaRNetwork"),
+        (["--architecture", "PaRNetwork", *SMALL, "--kwargs", '{"backbone": "Nothing"}'], "'Nothing'"),
+        (["--architecture", "UNet", *SMALL, "--kwargs", '{"backbone": "VNet"}'], "the argument 'backbone' of UNet"),
+        (["--architecture", "PaR", *SMALL, "--kwargs", '{"spatial_shape": [4, 32, 16]}'], "(2, 4, 32, 16)"),
+        (["--architecture", "MNet", "--patch", "0", "32", "32"], "numbers of at least 1"),
+        ([*NET, "--classes", "0"], "numbers of at least 1"),
+        ([*NET, "--channels", "-1"], "numbers of at least 1"),
+        ([*NET, "--depth", "-1"], "a depth of at least 0"),
+        ([*NET, "--rounds", "0"], "rounds of at least 1"),
+        ([*NET, "--batch_size", "0"], "a batch and rounds of at least 1"),
+        ([*NET, "-device", "cuda"], "cuda where PyTorch sees a GPU"),
+        ([*NET, "--json", "no/such/folder/file.json"], "a file in an existing folder"),
+        (["-d", "999"], "no data set 999"),
+        ([*TRAINING, "-c", "2d_fullres"], "choose -c from"),
+        ([*TRAINING, "-p", "NoPlans"], "choose -p from MNetPlans, nnUNetPlans"),
+        ([*TRAINING, "-tr", "NoTrainer"], "no trainer NoTrainer"),
+        ([*TRAINING, "-p", "MNetPlans"], "nnUNetTrainer cannot train"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_a_sentence(arguments, told, preprocessed, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["profile", *arguments]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("nnunetv2_ext profile: got ") and "; expected " in error
+    assert told in error
+
+
+def test_help_is_light():
+    """The columns are defined there, and it imports no torch."""
+    program = (
+        "import sys\nfrom nnunetv2_ext.cli import main\n"
+        "try: main(['profile', '--help'])\nexcept SystemExit: print('torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[-1] == "False"
+    for told in ("168,053", "5.97 G", "7.71 G", "multiply-adds, G", "kept, MiB", "norms and pooling are not counted"):
+        assert told in printed

@@ -1,0 +1,175 @@
+"""PaRTrainer on every backbone: two folds, an ensemble with MNetTrainer, and a start from a trained network.
+
+Real commands cost about two minutes a backbone. NNUNETV2_EXT_BACKBONES names those that go through them, separated by
+commas ("all": every one); the others are planned, trained and applied in this process.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from nnunetv2_ext.architectures.par import backbone_state_dict
+from nnunetv2_ext.planning.api import plan_and_preprocess
+from nnunetv2_ext.training.run import train_fold
+from tests.pipeline.conftest import Pipeline
+
+# arguments that make every backbone quick
+SMALL: dict[str, dict[str, Any]] = {
+    "PlainConvUNet": {"features_per_stage": [8, 16, 24, 32]},
+    "ResidualEncoderUNet": {"features_per_stage": [8, 16, 24, 32]},
+    "MNet": {"features_per_stage": [8, 12, 16, 20, 24]},
+    "UNet": {"channels": [8, 16, 24, 32]},
+    "VNet": {},
+    "SegResNet": {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
+    "UNETR": {"feature_size": 8, "hidden_size": 48, "mlp_dim": 96, "num_heads": 4},
+    "SwinUNETR": {"feature_size": 12, "depths": [1, 1, 1, 1]},
+    "MedNeXt": {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1, 1], "blocks_bottleneck": 1},
+}
+REAL = os.environ.get("NNUNETV2_EXT_BACKBONES", "UNETR").split(",")
+assert {*REAL} <= {*SMALL, "all"}, f"got NNUNETV2_EXT_BACKBONES={','.join(REAL)}; expected all or some of {[*SMALL]}"
+DATASET = "Dataset104_HippocampusThick4"
+BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
+FLAGS = "--iterations 1 --val_iterations 1 --batch_size 2"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(pipeline: Pipeline) -> Iterator[None]:
+    """nnU-Net's folders for this process too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in pipeline.environment.items():
+            if key.startswith("nnUNet_"):
+                patch.setenv(key, value)
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def images(pipeline: Pipeline) -> Path:
+    """Two images to predict; the data set is preprocessed, and its first two folds validate on one case each."""
+    pipeline.run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar")
+    paths = sorted((pipeline.folder / "nnUNet_raw" / DATASET / "imagesTr").glob("*.nii.gz"))
+    cases = [path.name.removesuffix("_0000.nii.gz") for path in paths]
+    splits = [{"train": [case for case in cases if case != validated], "val": [validated]} for validated in cases[:2]]
+    (pipeline.preprocessed() / "splits_final.json").write_text(json.dumps(splits))
+    folder = pipeline.folder / "images"
+    folder.mkdir()
+    for path in paths[:2]:
+        shutil.copy(path, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def mnet_prediction(pipeline: Pipeline, images: Path) -> Path:
+    plan_and_preprocess(104, planner="MNetPlanner", processes=[1], progress=False)
+    fold = train_fold(104, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    return predict(fold, images, pipeline.folder / "mnet")
+
+
+def predict(fold: Path, images: Path, output: Path) -> Path:
+    """What `nnUNetv2_predict --save_probabilities --disable_tta` does with one fold, in this process."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(fold.parent), use_folds=(int(fold.name.removeprefix("fold_")),))
+    output.mkdir()
+    predictor.predict_from_files_sequential(str(images), str(output), save_probabilities=True)
+    return output
+
+
+def check_predictions(folder: Path, images: Path) -> None:
+    for path in images.glob("*.nii.gz"):
+        case = path.name.removesuffix("_0000.nii.gz")
+        labels = np.asarray(nibabel.load(folder / f"{case}.nii.gz").dataobj)
+        assert labels.shape == nibabel.load(path).shape
+        probabilities = np.load(folder / f"{case}.npz")["probabilities"]
+        assert np.isfinite(probabilities).all()
+        assert np.array_equal(probabilities.argmax(0).T, labels)
+
+
+def plans_of(backbone: str) -> str:
+    return "PaRPlans" if backbone == "PlainConvUNet" else f"PaR{backbone}Plans"
+
+
+@pytest.mark.parametrize("backbone", [name for name in SMALL if name in REAL or "all" in REAL])
+def test_backbone_through_the_commands(
+    pipeline: Pipeline, images: Path, mnet_prediction: Path, backbone: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begin = time.monotonic()
+    plans, folder = plans_of(backbone), pipeline.folder / f"par_{backbone}"
+    kwargs = json.dumps(SMALL[backbone], separators=(",", ":"))
+    pipeline.run(
+        f"nnunetv2_ext plan_and_preprocess -d 104 -pl PaRPlanner --backbone {backbone} --backbone_kwargs {kwargs}"
+        f" --no_pbar --epochs 2 {FLAGS}"
+    )
+    model = pipeline.results("PaRTrainer", plans)
+    train = f"nnUNetv2_train 104 3d_fullres %d -tr PaRTrainer -p {plans} -device cpu"
+    training = pipeline.start(train % 0)
+    while not (model / "fold_0" / "checkpoint_latest.pth").is_file():
+        assert training.poll() is None, training.communicate()[0][-6000:]
+        time.sleep(0.05)
+    os.killpg(training.pid, signal.SIGKILL)
+    training.communicate()
+    assert "next epoch 1" in pipeline.run(f"{train % 0} --c")
+    pipeline.run(train % 1)
+    for fold in ("fold_0", "fold_1"):
+        final = torch.load(model / fold / "checkpoint_final.pth", weights_only=False)
+        assert final["current_epoch"] == 2
+        assert (model / fold / "validation" / "summary.json").is_file()
+
+    pipeline.run(
+        f"nnUNetv2_predict -i {images} -o {folder} -d 104 -c 3d_fullres -tr PaRTrainer -p {plans} -f 0 1"
+        " --save_probabilities --disable_tta -device cpu -npp 1 -nps 1"
+    )
+    check_predictions(folder, images)
+    ensemble = pipeline.folder / f"ensemble_{backbone}"
+    pipeline.run(f"nnUNetv2_ensemble -i {folder} {mnet_prediction} -o {ensemble} -np 1 --save_npz")
+    check_predictions(ensemble, images)
+    for path in ensemble.glob("*.npz"):
+        members = [np.load(member / path.name)["probabilities"] for member in (folder, mnet_prediction)]
+        assert np.allclose(np.load(path)["probabilities"], np.mean(members, axis=0), atol=1e-3)
+    shutil.rmtree(model)
+    with capsys.disabled():
+        print(f"\n{backbone}: {time.monotonic() - begin:.0f} s")
+
+
+@pytest.mark.filterwarnings("ignore:the patch .* is rounded up from")
+@pytest.mark.parametrize("backbone", [name for name in SMALL if name not in REAL and "all" not in REAL])
+def test_backbone_in_this_process(pipeline: Pipeline, images: Path, backbone: str) -> None:
+    options = {"backbone": backbone, "backbone_kwargs": SMALL[backbone]}
+    plans = plan_and_preprocess(104, planner="PaRPlanner", options=options, processes=[1], progress=False)
+    assert plans == plans_of(backbone)
+    fold = train_fold(104, "3d_fullres", 0, trainer="PaRTrainer", plans=plans, schedule=BRIEF)
+    assert (fold / "validation" / "summary.json").is_file()
+    check_predictions(predict(fold, images, pipeline.folder / f"par_{backbone}"), images)
+    shutil.rmtree(fold.parent)
+
+
+def test_refiner_alone_on_a_trained_network(pipeline: Pipeline, images: Path) -> None:
+    trained = train_fold(104, "3d_fullres", 0, trainer="nnUNetTrainer", plans="nnUNetPlans", schedule=BRIEF)
+    source, start = trained / "checkpoint_final.pth", pipeline.folder / "start.pth"
+    pipeline.run(f"nnunetv2_ext import_weights par {source} -o {start}")
+    pipeline.run(f"nnunetv2_ext schedule -d 104 -p nnUNetPlans --freeze_backbone --epochs 1 {FLAGS}")
+    train = "nnUNetv2_train 104 3d_fullres 0 -tr PaRTrainer -p nnUNetPlans -device cpu"
+    pipeline.run(f"{train} -pretrained_weights {start}")
+
+    def weights(file: Path) -> dict[str, torch.Tensor]:
+        return torch.load(file, weights_only=False)["network_weights"]
+
+    final = weights(pipeline.results("PaRTrainer", "nnUNetPlans") / "fold_0" / "checkpoint_final.pth")
+    backbone = {key: value for key, value in final.items() if key.startswith("backbone.")}
+    expected = backbone_state_dict(weights(source))
+    assert backbone.keys() == expected.keys()
+    assert all(torch.equal(backbone[key], expected[key]) for key in expected)
+    before = weights(start)
+    unchanged = [key for key, value in final.items() if "refiner." in key and torch.equal(value, before[key])]
+    assert not unchanged
