@@ -84,10 +84,12 @@ def summarise(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
         }
         for key, other in (("reference", by_name[REFERENCE]), ("oracle", by_name.get(ORACLE))):
             if other is not None:
-                ratios = [mine / theirs for mine, theirs in zip(one.seconds, other.seconds, strict=True)]
+                ratios = [own / others for own, others in zip(one.seconds, other.seconds, strict=True)]
                 row[f"time_to_{key}"] = spread(ratios)
                 if one.peaks and other.peaks:
-                    row[f"memory_to_{key}"] = statistics.median(one.peaks) / statistics.median(other.peaks)
+                    mine, theirs = statistics.median(one.peaks), statistics.median(other.peaks)
+                    row[f"memory_to_{key}"] = mine / theirs
+                    row[f"mib_over_{key}"] = (mine - theirs) / MEBIBYTE
         rows.append(row)
     return rows
 
@@ -108,6 +110,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         "time_to_reference": ("time / reference", ".2f"),
         "time_to_oracle": (f"time / {ORACLE}", ".2f"),
         "peak_mib": ("peak memory, MiB", ".0f"),
+        "mib_over_reference": ("over reference, MiB", "+.0f"),
         "memory_to_reference": ("memory / reference", ".2f"),
         "memory_to_oracle": (f"memory / {ORACLE}", ".2f"),
     }

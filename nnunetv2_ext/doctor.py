@@ -214,11 +214,12 @@ def check_trainers(subject: Subject) -> Iterator[Check]:
     for entry in registry.TRAINERS:
         try:
             expected = entry.load()
+        except InputError as error:
+            got, expected, remedy = error.args
+            yield Check(WARN, f"{got}; expected {expected}", f"{remedy} if you want to use it")
+            continue
         except ImportError as error:
-            if entry.extra is None:
-                yield Check(FAIL, said(error), "run pip install --force-reinstall nnunetv2_ext")
-            else:
-                yield Check(WARN, said(error), f"run pip install 'nnunetv2_ext[{entry.extra}]' if you want to use it")
+            yield Check(FAIL, said(error), "run pip install --force-reinstall nnunetv2_ext")
             continue
         try:
             found = find_trainer(entry.name)

@@ -32,8 +32,17 @@ DATASET_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
 
 def replan(subject: Subject) -> str:
     """The command that makes the plans and data that a training needs."""
-    if subject.plans == "MNetPlans":
-        return f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl MNetPlanner"
+    for entry in registry.PLANNERS:
+        method = entry.load().plans_name.removesuffix("Plans")
+        backbone, plans, more = subject.plans.removeprefix(method).partition("Plans")
+        if not subject.plans.startswith(method) or not plans:
+            continue
+        command = f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {entry.name}"
+        if backbone in {one.name for one in registry.BACKBONES}:
+            command += f" --backbone {backbone}"
+        elif backbone:
+            more = backbone
+        return command + (f" -overwrite_plans_name {subject.plans}" if more else "")
     return f"run nnUNetv2_plan_and_preprocess -d {subject.dataset}"
 
 
@@ -129,7 +138,7 @@ def check_trainer(subject: Subject) -> Iterator[Check]:
     for entry in known.values():
         try:
             ours.append(entry.load())
-        except ImportError:  # told by the check of all trainers
+        except (ImportError, InputError):  # told by the check of all trainers
             continue
     subject.found["trainer"] = trainer
     subject.found["ours"] = any(issubclass(trainer, one) for one in ours)
@@ -173,8 +182,8 @@ def _patch_size(manager: Any, configuration: str) -> list[int]:
 
 
 def check_schedule(subject: Subject) -> Iterator[Check]:
-    """The `training` block, which only trainers of ours read."""
-    from nnunetv2_ext.training.schedule import check_schedule, resolve_schedule
+    """The `training` block, which only trainers of ours read; they check it when training starts."""
+    from nnunetv2_ext.training.schedule import check_schedule
 
     block = subject.found["configuration"].configuration.get("training")
     if not subject.found["ours"]:
@@ -184,8 +193,8 @@ def check_schedule(subject: Subject) -> Iterator[Check]:
         check_schedule(block)
         yield Check(WARN, f"{subject.trainer} does not read the training block", "choose one of our trainers to use it")
         return
-    defaults = getattr(subject.found["trainer"], "published_schedule", None)
-    schedule = resolve_schedule(block, defaults)
+    plans = deepcopy(subject.found["plans_manager"].plans)
+    schedule = subject.found["trainer"].checked_schedule(plans, subject.configuration)
     subject.found["batch_size"] = schedule.get("batch_size") or subject.found["batch_size"]
     told = [f"{key} {schedule[key]}" for key in ("epochs", "iterations_per_epoch") if schedule.get(key)]
     yield Check(OK, ", ".join(told) or "valid")
@@ -431,7 +440,6 @@ TRAINING = (
     Examination("plans", check_plans, needs=("dataset.json",)),
     Examination("trainer", check_trainer, needs=("import",)),
     Examination("configuration", check_configuration, needs=("plans", "trainer")),
-    Examination("schedule", check_schedule, needs=("configuration",)),
     Examination("fingerprint", check_fingerprint, needs=("data set",)),
     Examination("preprocessed data", check_data, needs=("configuration",)),
     Examination("references", check_references, needs=("preprocessed data",)),
@@ -440,5 +448,6 @@ TRAINING = (
     Examination("results", check_results, needs=("configuration", RESULTS)),
     Examination("checkpoints", check_checkpoints, needs=("results",)),
     Examination("network", check_network, needs=("configuration",)),
+    Examination("schedule", check_schedule, needs=("network", RESULTS)),
     Examination("memory", check_memory, needs=("network", "schedule")),
 )

@@ -1,21 +1,32 @@
 """The registry: names resolve, unknown ones list the known, a missing optional dependency names its extra."""
 
 import importlib
+import sys
 
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import KINDS, Entry, find
+from nnunetv2_ext.registry import BACKBONES, KINDS, Entry, find
 
-ENTRIES = [pytest.param(kind, entry, id=entry.name) for kind, entries in KINDS.items() for entry in entries]
+ENTRIES = [pytest.param(kind, entry, id=f"{kind} {entry.name}") for kind, entries in KINDS.items() for entry in entries]
+# a suffix that tells planners how large to build the network
+PRESETS = {f"ResidualEncoderUNet{size}": "ResidualEncoderUNet" for size in ("M", "L", "XL")}
 
 
 @pytest.mark.parametrize(("kind", "entry"), ENTRIES)
 def test_every_entry_loads_the_class_it_names(kind, entry):
     loaded = find(kind, entry.name).load()
     assert isinstance(loaded, type)
-    assert loaded.__name__ == entry.name
-    assert f"{loaded.__module__}.{loaded.__name__}" == entry.path
+    assert loaded.__name__ == (PRESETS if kind == "backbone" else {}).get(entry.name, entry.name)
+    module, _, attribute = entry.path.rpartition(".")
+    assert getattr(importlib.import_module(module), attribute) is loaded
+    assert attribute == loaded.__name__
+
+
+def test_presets_are_of_one_class():
+    assert {name for name in PRESETS if find("backbone", name).load() is find("backbone", PRESETS[name]).load()} == {
+        *PRESETS
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -47,10 +58,23 @@ def needy_module(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("extra", "error", "message"),
     [
-        ("needy", ImportError, r"Needy needs the module 'a_module_nobody_has'.*nnunetv2_ext\[needy\]"),
+        (
+            "needy",
+            InputError,
+            r"no module 'a_module_nobody_has'; expected it for Needy; run pip install 'nnunetv2_ext\[needy\]'",
+        ),
         (None, ModuleNotFoundError, "a_module_nobody_has"),
     ],
 )
 def test_a_missing_dependency_is_named(needy_module, extra, error, message):
     with pytest.raises(error, match=message):
         Entry("Needy", "needy_module.Needy", "needs what is missing", extra=extra).load()
+
+
+@pytest.mark.parametrize("entry", [entry for entry in BACKBONES if "monai" in entry.path], ids=lambda e: e.name)
+def test_without_monai_its_backbones_name_the_extra(entry, monkeypatch):
+    for module in [name for name in sys.modules if name.partition(".")[0] == "monai"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "monai", None)
+    with pytest.raises(InputError, match=rf"for {entry.name}; run pip install 'nnunetv2_ext\[monai\]'"):
+        entry.load()

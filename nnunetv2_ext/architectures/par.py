@@ -264,7 +264,7 @@ class PaR(nn.Module):
             )
         coarse = y.movedim(2 + self.axis, 2)
         intensity = self._fused(self.pdi(coarse), self.sai(coarse)).movedim(2, 2 + self.axis)
-        return torch.addcmul(y, y, torch.sigmoid(intensity))
+        return torch.addcmul(y, y, torch.sigmoid(intensity).to(y.dtype))  # half precision stays half
 
     def _fused(self, pdi: Tensor, sai: Tensor) -> Tensor:
         if self.fusion == "concat":

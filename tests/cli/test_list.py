@@ -7,11 +7,18 @@ from nnunetv2_ext.cli import main
 from nnunetv2_ext.registry import KINDS, Entry
 
 
-@pytest.mark.parametrize("entry", [entry for entries in KINDS.values() for entry in entries], ids=lambda e: e.name)
-def test_one_line_for_each_entry(entry, capsys):
+HEADINGS = {"trainer": "trainers,", "planner": "planners,", "architecture": "architectures,", "backbone": "backbones,"}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_line_for_each_entry_under_its_heading(kind, capsys):
     assert main(["list"]) == 0
-    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert lines.count([entry.name, entry.summary]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    (start,) = [number for number, line in enumerate(lines) if line.startswith(HEADINGS[kind])]
+    told = [line.split(maxsplit=1) for line in lines[start + 1 :][: len(KINDS[kind])]]
+    for entry, (name, line) in zip(KINDS[kind], told, strict=True):
+        needs = f" [needs pip install 'nnunetv2_ext[{entry.extra}]']" if entry.extra else ""
+        assert (name, line) == (entry.name, entry.summary + needs)
 
 
 def test_names_the_extra_without_importing_anything(monkeypatch, capsys):

@@ -101,10 +101,7 @@ def plans_of(backbone: str) -> str:
 
 
 @pytest.mark.parametrize("backbone", [name for name in SMALL if name in REAL or "all" in REAL])
-def test_backbone_through_the_commands(
-    pipeline: Pipeline, images: Path, mnet_prediction: Path, backbone: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begin = time.monotonic()
+def test_backbone_through_the_commands(pipeline: Pipeline, images: Path, mnet_prediction: Path, backbone: str) -> None:
     plans, folder = plans_of(backbone), pipeline.folder / f"par_{backbone}"
     kwargs = json.dumps(SMALL[backbone], separators=(",", ":"))
     pipeline.run(
@@ -138,8 +135,6 @@ def test_backbone_through_the_commands(
         members = [np.load(member / path.name)["probabilities"] for member in (folder, mnet_prediction)]
         assert np.allclose(np.load(path)["probabilities"], np.mean(members, axis=0), atol=1e-3)
     shutil.rmtree(model)
-    with capsys.disabled():
-        print(f"\n{backbone}: {time.monotonic() - begin:.0f} s")
 
 
 @pytest.mark.filterwarnings("ignore:the patch .* is rounded up from")
