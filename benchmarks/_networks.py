@@ -1,5 +1,6 @@
 """The networks that benchmarks.step runs, and the one step that it times."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -49,6 +50,8 @@ def builder(name: str) -> Build:
     if name in {entry.name for entry in registry.BACKBONES} - {entry.name for entry in registry.ARCHITECTURES}:
         return _around("BackboneNetwork", name)
     network_class = registry.find("architecture", name).load()
+    if "backbone" in inspect.signature(network_class).parameters:
+        raise InputError(f"the network {name}", f"a backbone, {REFINED} or {REFINED}:BACKBONE", "name what to build")
     return lambda channels, classes, patch: network_class(channels, classes)
 
 

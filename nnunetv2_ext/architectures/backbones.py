@@ -7,7 +7,7 @@ sizes that cannot work, nnU-Net's memory count, and heads under the name that nn
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import prod
 from pydoc import ErrorDuringImport, locate
@@ -26,6 +26,10 @@ Kwargs = Mapping[str, Any]
 
 # arguments that plans give as dotted names, as in nnU-Net's own plans
 LOCATED = ("conv_op", "norm_op", "dropout_op", "nonlin", "block")
+
+
+# nnU-Net's reference: so many elements of PlainConvUNet fill 8 GB at batch 2
+PLAIN_ELEMENTS = 560e6
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class _Family:
     """Whether a single voxel at the bottleneck will do; instance normalisation needs two."""
     fixed_size: bool = False
     """Whether the network takes the planned patch only."""
+    full_memory: float = PLAIN_ELEMENTS
+    """How many elements of its own count nnU-Net lets fill 8 GB at batch 2."""
 
 
 def _triple(stride: int | Sequence[int]) -> Shape:
@@ -77,7 +83,14 @@ def _fixed(stride: int, levels: int) -> Callable[[Kwargs], list[Shape]]:
 
 def _halvings(argument: str, less: int = 0) -> Callable[[Kwargs], list[Shape]]:
     """Strides of two, one per entry of the argument."""
-    return lambda kwargs: [_triple(2)] * (len(kwargs[argument]) - less)
+
+    def strides(kwargs: Kwargs) -> list[Shape]:
+        blocks = kwargs[argument]
+        if not isinstance(blocks, list | tuple) or len(blocks) <= less:
+            raise InputError(f"{argument}={blocks!r} in backbone_kwargs", "a list of blocks per level", "correct it")
+        return [_triple(2)] * (len(blocks) - less)
+
+    return strides
 
 
 def _cumulative(strides: list[Shape]) -> list[Shape]:
@@ -89,13 +102,14 @@ _NNUNET = _Family(
     outputs=lambda strides: _cumulative(strides)[:-1],
     switch="decoder.deep_supervision",
 )
+_RESIDUAL = replace(_NNUNET, full_memory=680e6)
 _OURS = _Family(strides=None, switch="deep_supervision")
 _FAMILIES = {
     "PlainConvUNet": _NNUNET,
-    "ResidualEncoderUNet": _NNUNET,
-    "ResidualEncoderUNetM": _NNUNET,
-    "ResidualEncoderUNetL": _NNUNET,
-    "ResidualEncoderUNetXL": _NNUNET,
+    "ResidualEncoderUNet": _RESIDUAL,
+    "ResidualEncoderUNetM": _RESIDUAL,
+    "ResidualEncoderUNetL": replace(_RESIDUAL, full_memory=2100e6 * 8 / 24),
+    "ResidualEncoderUNetXL": replace(_RESIDUAL, full_memory=3600e6 * 8 / 40),
     "MNet": _OURS,
     "UNet": _Family(
         strides=_strides_argument,
@@ -239,6 +253,7 @@ class BackboneNetwork(nn.Module):
         self.divisor: Shape = _cumulative(strides)[-1] if strides else (1, 1, 1)
         self._output_divisors = family.outputs(strides) if strides else []
         self._one_voxel, self._fixed_size = family.one_voxel, family.fixed_size
+        self._full_memory = family.full_memory
         self._only_in_training, self._heads = family.only_in_training, family.heads
         self._holder, _, self._switch = (family.switch or "").rpartition(".")
         self._counts: dict[tuple[Shape, bool], int] = {}
@@ -299,7 +314,8 @@ class BackboneNetwork(nn.Module):
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
         """What nnU-Net's planner compares with its reference: elements per sample.
 
-        The network's own count where it has one; else half of `kept_elements`, which is the same measure.
+        The network's own count where it has one, in units of PlainConvUNet's where nnU-Net has another reference for
+        it; else half of `kept_elements`, which is the same measure.
 
         Raises:
             InputError: a patch that the backbone cannot take.
@@ -307,7 +323,7 @@ class BackboneNetwork(nn.Module):
         sizes = self._checked(patch_size)
         count = getattr(self.network, "compute_conv_feature_map_size", None)
         if count is not None:
-            return int(count(sizes))
+            return int(count(sizes) * PLAIN_ELEMENTS / self._full_memory)
         key = sizes, self.deep_supervision
         if key not in self._counts:
             self._counts[key] = round(kept_elements(self.network, (1, self.input_channels, *sizes)) / 2)

@@ -8,7 +8,9 @@ of 96 slices; attention never holds its matrix; on the CPU convolutions of few c
 `variant="paper"` follows the paper where the code does otherwise (groups along the axis, no second residual).
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -25,6 +27,7 @@ FUSIONS = ("add", "multiply", "concat")
 GATE_KERNEL = 7
 # CUDA's fused attention takes the sequences as a dimension of the launch grid
 MAX_SEQUENCES_CUDA = 65_535
+CUDA_FEATURES = 8
 
 
 def resolve_heads(length: int, heads: int) -> int:
@@ -49,6 +52,21 @@ def resolved_sizes(length: int, heads: int, groups: int) -> dict[str, int]:
     return {"heads": resolve_heads(length, heads), "groups": resolved, "padding": -length % (2 * resolved)}
 
 
+def attend_on_cuda(query: Tensor, key: Tensor, value: Tensor, *, limit: int = MAX_SEQUENCES_CUDA) -> Tensor:
+    """Attention, (S, heads, T, E) -> the same, in the sizes that CUDA's fused kernels take.
+
+    Features are filled up to a multiple of `CUDA_FEATURES` with zeros, which change no product, and the sequences go
+    in chunks of at most `limit`.
+    """
+    width = query.shape[-1]
+    tensors = [query, key, value]
+    if width % CUDA_FEATURES:
+        tensors = [F.pad(tensor, (0, -width % CUDA_FEATURES)) for tensor in tensors]
+    chunks = zip(*(tensor.split(limit) for tensor in tensors), strict=True)
+    attended = [F.scaled_dot_product_attention(q, k, v, scale=width**-0.5) for q, k, v in chunks]
+    return (attended[0] if len(attended) == 1 else torch.cat(attended))[..., :width]
+
+
 class _Attention(nn.Module):
     """Multi-head self-attention over sequences of vectors, (S, T, length) -> (S, T, length)."""
 
@@ -60,19 +78,9 @@ class _Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = rearrange(self.to_qkv(x), "s t (qkv n e) -> qkv s n t e", qkv=3, n=self.heads)
-        return self.to_out(rearrange(self._attend(query, key, value), "s n t e -> s t (n e)"))
-
-    @staticmethod
-    def _attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """Attention by PyTorch's fused kernels, which never hold the T x T matrix."""
-        if query.device.type != "cuda":
-            return F.scaled_dot_product_attention(query, key, value)
-        width = query.shape[-1]
-        # the fused kernels take multiples of eight features; zeros change no product
-        padded = [F.pad(tensor, (0, -width % 8)) for tensor in (query, key, value)]
-        chunks = zip(*(tensor.split(MAX_SEQUENCES_CUDA) for tensor in padded), strict=True)
-        attended = [F.scaled_dot_product_attention(q, k, v, scale=width**-0.5) for q, k, v in chunks]
-        return torch.cat(attended)[..., :width]
+        # PyTorch's fused kernels never hold the T x T matrix
+        attend = attend_on_cuda if x.device.type == "cuda" else F.scaled_dot_product_attention
+        return self.to_out(rearrange(attend(query, key, value), "s n t e -> s t (n e)"))
 
 
 class PDI(nn.Module):
@@ -254,6 +262,14 @@ class PaR(nn.Module):
             self.fusion_conv = nn.Conv3d(2 * num_classes, num_classes, 1)
         self.register_load_state_dict_pre_hook(_check_shapes)
 
+    def feature_map_size(self) -> float:
+        """Elements per sample in nnU-Net's measure, half of what is kept for the backward pass on CUDA."""
+        logits = (1, self.num_classes, *self.spatial_shape)
+        width = self.spatial_shape[self.axis] // self.heads
+        # queries, keys, values and results of the three attentions, filled up for CUDA's kernels
+        filling = 3 * 4 * math.prod(logits) * (-width % CUDA_FEATURES) / width
+        return (kept_elements(self, logits) + filling) / 2
+
     def forward(self, y: Tensor) -> Tensor:
         expected = (self.num_classes, *self.spatial_shape)
         if tuple(y.shape[1:]) != expected:
@@ -287,16 +303,19 @@ def _check_shapes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: s
 def _check_arguments(
     num_classes: int, spatial_shape: Sequence[int], axis: int, heads: int, groups: int, kernel_size: int
 ) -> None:
-    sizes = tuple(spatial_shape)
-    if len(sizes) != 3 or min(sizes) < 1:
-        raise InputError(f"spatial_shape={sizes}", "three positive numbers (z, y, x)", "correct it")
-    if axis not in (0, 1, 2):
-        raise InputError(f"axis={axis}", "0, 1 or 2, one of the spatial axes (z, y, x)", "correct it")
+    def is_count(number: Any) -> bool:
+        return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1
+
+    sizes = tuple(spatial_shape) if isinstance(spatial_shape, Iterable) else (spatial_shape,)
+    if len(sizes) != 3 or not all(map(is_count, sizes)):
+        raise InputError(f"spatial_shape={spatial_shape!r}", "three positive whole numbers (z, y, x)", "correct it")
+    if isinstance(axis, bool) or axis not in (0, 1, 2):
+        raise InputError(f"axis={axis!r}", "0, 1 or 2, one of the spatial axes (z, y, x)", "correct it")
     for what, number in (("num_classes", num_classes), ("heads", heads), ("groups", groups)):
-        if number < 1:
-            raise InputError(f"{what}={number}", "a number from 1", "correct it")
-    if kernel_size < 1 or kernel_size % 2 == 0:
-        raise InputError(f"kernel_size={kernel_size}", "an odd number (3 as published)", "correct it")
+        if not is_count(number):
+            raise InputError(f"{what}={number!r}", "a whole number from 1", "correct it")
+    if not is_count(kernel_size) or kernel_size % 2 == 0:
+        raise InputError(f"kernel_size={kernel_size!r}", "an odd number (3 as published)", "correct it")
 
 
 class PaRNetwork(nn.Module):
@@ -387,8 +406,7 @@ class PaRNetwork(nn.Module):
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> float:
         """What nnU-Net's planner compares with its reference: the backbone's elements, and those of the refiner."""
         self._check_patch(patch_size)
-        logits = (1, self.refiner.num_classes, *self.refiner.spatial_shape)
-        return self.backbone.compute_conv_feature_map_size(patch_size) + kept_elements(self.refiner, logits) / 2
+        return self.backbone.compute_conv_feature_map_size(patch_size) + self.refiner.feature_map_size()
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         self._check_patch(x.shape[2:])

@@ -2,6 +2,7 @@
 
 import argparse
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
     """Convert one file and say what it holds."""
     if args.output.is_dir() or not args.output.resolve().parent.is_dir():
         raise InputError(f"the output {args.output}", "a file in an existing folder", "choose another path for -o")
+    if args.output.resolve() == args.file.resolve():
+        raise InputError(f"the input {args.file} as the output", "another file", "choose another path for -o")
     import torch
 
     from nnunetv2_ext.training.checkpoints import write_beside
@@ -97,15 +100,32 @@ def read_torch_file(file: Path, *, trust: bool = False) -> Any:
         raise _damaged(file, error) from None
 
 
-def _numpy_globals() -> list[Any]:
-    """What pickled numpy numbers and arrays refer to, as nnU-Net's checkpoints hold them; none of it runs code."""
+class _NumberKind:
+    """Stands in for numpy.dtype while a file is read: plain numbers only."""
+
+    def __init__(self, name: Any, *_: Any):
+        if not (isinstance(name, str) and re.fullmatch(r"[biuf][1248]", name)):
+            raise pickle.UnpicklingError(f"Unsupported numpy dtype {name!r}")
+        self.name = name
+
+    def __setstate__(self, state: Any) -> None:
+        """Byte order and the like, which are the machine's own for numbers."""
+
+
+def _number(kind: Any, data: Any) -> Any:
+    """Stands in for what makes numpy's scalars: a Python number from its bytes."""
     import numpy as np
 
-    functions: list[Any] = [np.zeros(1).__reduce__()[0], np.float64(0).__reduce__()[0]]
-    kinds = {type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")}
-    # the module had another name in numpy 1, which older files hold
-    old = [(function, f"numpy.core.multiarray.{function.__name__}") for function in functions]
-    return [*functions, *old, np.ndarray, np.dtype, *kinds]
+    return np.frombuffer(data, np.dtype(kind.name))[0].item()
+
+
+def _numpy_globals() -> list[Any]:
+    """What the numbers in nnU-Net's checkpoints refer to, under the names of numpy 2 and 1.
+
+    numpy's own functions would let a file make arrays of any pointers.
+    """
+    scalars = [(_number, f"{module}.multiarray.scalar") for module in ("numpy._core", "numpy.core")]
+    return [*scalars, (_NumberKind, "numpy.dtype")]
 
 
 def _damaged(file: Path, error: Exception) -> InputError:
@@ -223,6 +243,7 @@ def start_of_par(
     Raises:
         InputError: no checkpoint of nnU-Net, or one whose network, channels or classes are not the plans'.
     """
+    import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
@@ -230,7 +251,10 @@ def start_of_par(
 
     if not isinstance(content, dict) or not {"network_weights", "init_args", "trainer_name"} <= content.keys():
         raise InputError(f"{file}", "a checkpoint that a training of nnU-Net wrote", "give checkpoint_final.pth")
-    if any(key.startswith("refiner.") for key in content["network_weights"]):
+    trained = content["network_weights"]
+    if not all(isinstance(value, torch.Tensor) for value in trained.values()):
+        raise InputError(f"{file}, whose network_weights are no tensors", "a checkpoint of nnU-Net", "check the file")
+    if any(key.startswith("refiner.") for key in trained):
         raise InputError(
             f"{file}, whose network has a refiner already",
             "a network without one",
@@ -257,15 +281,20 @@ def start_of_par(
         if asked is not None and asked != found:
             raise InputError(f"plans with {found} {what}", f"{asked} {what}", "correct the flag, or choose other plans")
     network = trainer.build_network_architecture(manager, manager.get_configuration(chosen), channels, classes, True)
-    weights, trained = network.state_dict(), backbone_state_dict(content["network_weights"])
-    _check_backbone({key: value for key, value in weights.items() if key.startswith("backbone.")}, trained, file)
+    weights, trained = network.state_dict(), backbone_state_dict(trained)
+    remedy = "choose the plans that hold the network of the checkpoint, with -p"
+    if dataset is None and plans is None:
+        remedy = f"{content['trainer_name']} trains another network than its plans hold, so plan for it and pass -p"
+    _check_backbone(
+        {key: value for key, value in weights.items() if key.startswith("backbone.")}, trained, file, remedy
+    )
     weights.update(trained)
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     about = f"{network.backbone.backbone} of {content['trainer_name']}, {channels} input channels, {classes} classes"
     return weights, f"PaR on {about}, patch {list(network.refiner.spatial_shape)}, the refiner fresh"
 
 
-def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Path) -> None:
+def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Path, remedy: str) -> None:
     differing = [
         f"{key} {_shape(trained.get(key))} instead of {_shape(expected.get(key))}"
         for key in sorted({*expected, *trained})
@@ -275,7 +304,7 @@ def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Pat
         raise InputError(
             f"{file}, whose network differs from the plans' backbone ({'; '.join(differing[:3])})",
             "the network of the plans",
-            "choose the plans that the checkpoint was trained with",
+            remedy,
         )
 
 

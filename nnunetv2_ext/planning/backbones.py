@@ -1,5 +1,6 @@
 """What planners of named backbones share: nnU-Net's rules for its U-Nets, the size rules of the others."""
 
+import json
 import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
@@ -9,15 +10,12 @@ import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunetv2_ext.architectures.backbones import size_rule
-from nnunetv2_ext.planning.memory import REFERENCES
 from nnunetv2_ext.planning.planner import ExtPlanner
 from nnunetv2_ext.registry import find
 
 DEFAULT_BACKBONE = "PlainConvUNet"
-# nnU-Net's presets of the residual encoder: GPU memory in GB
-_MEMORY_TARGETS = {"ResidualEncoderUNetL": 24.0, "ResidualEncoderUNetXL": 40.0}
-# how many elements nnU-Net's planners let fill 8 GB, where they say otherwise for a network
-_REFERENCES = dict.fromkeys([f"ResidualEncoderUNet{preset}" for preset in ("", "M", "L", "XL")], 680_000_000)
+# nnU-Net's presets of the residual encoder: GPU memory in GB; they let a batch see the whole data set
+_PRESETS = {"ResidualEncoderUNetM": 8.0, "ResidualEncoderUNetL": 24.0, "ResidualEncoderUNetXL": 40.0}
 # backbones with a trainer of their own, whose weights of the outputs hold here too
 _TRAINERS = {"MNet": "MNetTrainer"}
 # nnU-Net's numbers of blocks per stage, from the first on, the last one repeated
@@ -45,7 +43,7 @@ class PlannerOfBackbones(ExtPlanner):
         if plans_name is None and self.backbone != DEFAULT_BACKBONE:
             plans_name = f"{self.plans_name.removesuffix('Plans')}{self.backbone}Plans"
         if gpu_memory_target_in_gb is None:
-            gpu_memory_target_in_gb = _MEMORY_TARGETS.get(self.backbone)
+            gpu_memory_target_in_gb = _PRESETS.get(self.backbone)
         super().__init__(
             dataset_name_or_id,
             gpu_memory_target_in_gb,
@@ -54,6 +52,9 @@ class PlannerOfBackbones(ExtPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+        if self.backbone in _PRESETS:
+            self.max_dataset_covered = 1
+        self._sizes: dict[str, float] = {}
 
     def published_schedule(self) -> Mapping[str, Any]:
         published = super().published_schedule()
@@ -96,13 +97,14 @@ class PlannerOfBackbones(ExtPlanner):
     def feature_map_size(
         self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
     ) -> float:
-        with torch.device("meta"), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # initialising what has no values
-            network = find("architecture", self.architecture).load()(
-                input_channels, output_channels, **self.architecture_kwargs(patch_size, spacing)
-            )
-        usual, _ = REFERENCES[3]
-        return network.compute_conv_feature_map_size(patch_size) * usual / _REFERENCES.get(self.backbone, usual)
+        kwargs = self.architecture_kwargs(patch_size, spacing)
+        key = json.dumps([input_channels, output_channels, kwargs])
+        if key not in self._sizes:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # initialising what has no values
+                network = find("architecture", self.architecture).load()(input_channels, output_channels, **kwargs)
+            self._sizes[key] = network.compute_conv_feature_map_size(patch_size)
+        return self._sizes[key]
 
 
 def _repeated(numbers: tuple[int, ...], stages: int) -> list[int]:

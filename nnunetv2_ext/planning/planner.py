@@ -129,7 +129,8 @@ class ExtPlanner(ExperimentPlanner):
         spacing_mm, median = np.asarray(spacing, float), np.asarray(median_shape, float)
         if self.patch_size is None:
             patch_size = self._search_patch(spacing_mm, median, sizes)
-            self._warn_of_padding(patch_size, median)
+        elif data_identifier == self.generate_data_identifier("3d_lowres"):  # of any spacing that nnU-Net tries
+            patch_size = self.fitted_patch(np.array(self.patch_size), spacing_mm).tolist()
         else:
             patch_size = self._checked_patch(self.patch_size, spacing_mm)
         per_sample = memory_gb(self.feature_map_size(patch_size, spacing_mm, *sizes), 1)
@@ -200,13 +201,15 @@ class ExtPlanner(ExperimentPlanner):
                     return smaller
         return None
 
-    def _warn_of_padding(self, patch_size: list[int], median_shape: np.ndarray) -> None:
+    def _warn_of_padding(self, name: str, configuration: dict[str, Any]) -> None:
         """Say where rounding adds more than half to what the data fill."""
+        patch_size = configuration["patch_size"]
+        median_shape = np.array(configuration["median_image_size_in_voxels"])
         filled = np.minimum(patch_size, np.maximum(np.ceil(median_shape), self.min_patch))
         added = np.prod(patch_size) / np.prod(filled) - 1
         if added > 0.5:
             warnings.warn(
-                f"the patch {patch_size} of {type(self).__name__} is rounded up from at most "
+                f"the patch {patch_size} of {name} is rounded up from at most "
                 f"{[int(size) for size in filled]} of the data, which adds {added:.0%}; a network of finer size rules "
                 "or a smaller --patch_size would compute less",
                 stacklevel=2,
@@ -244,6 +247,7 @@ class ExtPlanner(ExperimentPlanner):
             if "inherits_from" in configuration:
                 continue
             configuration["training"] = deepcopy(resolved)
+            self._warn_of_padding(name, configuration)
             if not self._shares_data(name, configuration, stock.get(name)):
                 configuration["data_identifier"] = f"{self.plans_identifier}_{name}"
         super().save_plans(plans)
@@ -307,5 +311,11 @@ def with_options(
             "drop it, or choose another planner",
         )
     check_schedule(schedule)
+    if schedule.get("freeze_backbone"):
+        network = find("architecture", planner.architecture).load()
+        if not hasattr(network, "freeze_backbone"):
+            raise InputError(
+                f"freeze_backbone for {planner.__name__}", "a planner of a refined network, PaRPlanner", "drop it"
+            )
     attributes = {**options, "schedule": merge_schedule(planner.schedule, schedule)}
     return type(planner.__name__, (planner,), attributes)

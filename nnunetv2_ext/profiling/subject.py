@@ -20,7 +20,6 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.profiling.count import said
 
 REFINER = registry.Entry("PaR", "nnunetv2_ext.architectures.par.PaR", "the refiner alone, on logits")
-WRAPPER = registry.Entry("BackboneNetwork", "nnunetv2_ext.architectures.backbones.BackboneNetwork", "any backbone")
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _find_class(name: str) -> tuple[Any, dict[str, Any]]:
             return entry.load(), {}
     if name in [entry.name for entry in registry.BACKBONES]:
         registry.find("backbone", name).load()  # a missing extra is told here
-        return WRAPPER.load(), {"backbone": name}
+        return registry.find("architecture", "BackboneNetwork").load(), {"backbone": name}
     names = dict.fromkeys(entry.name for entry in (*known, *registry.BACKBONES))
     raise InputError(f"the architecture '{name}'", f"one of {', '.join(names)}", "see `nnunetv2_ext list`")
 

@@ -159,13 +159,21 @@ class ExtTrainer(nnUNetTrainer):
         line = f"Estimated GPU memory of {self.network_class.__name__}: {ours:.1f} GB at patch {manager.patch_size}"
         line += f" and batch {self.batch_size}"
         if not self._is_planned(manager):
+            line += self._planned_memory()
+        self.print_to_log_file(line)
+
+    def _planned_memory(self) -> str:
+        """What the network of the plans would take in the place of ours, for the log."""
+        manager = self.configuration_manager
+        try:
             with torch.device("meta"):
                 planned = nnUNetTrainer.build_network_architecture(
                     self.plans_manager, manager, self.num_input_channels, self.label_manager.num_segmentation_heads
                 )
             theirs = memory_gb(planned.compute_conv_feature_map_size(manager.patch_size), self.batch_size)
-            line += f"; the plans were made for {type(planned).__name__} with {theirs:.1f} GB"
-        self.print_to_log_file(line)
+        except Exception as error:  # a network that is not trained may not take the patch, or not be installed
+            return f"; the network of the plans was not looked at ({error})"
+        return f"; the plans were made for {type(planned).__name__} with {theirs:.1f} GB"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochScheduler]:
         if self.schedule["freeze_backbone"]:

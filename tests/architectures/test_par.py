@@ -17,6 +17,7 @@ from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.architectures.par import (
     PaR,
     PaRNetwork,
+    attend_on_cuda,
     backbone_state_dict,
     convert_published_state_dict,
     resolve_groups,
@@ -159,9 +160,30 @@ def test_no_attention_matrix_is_held(shape: tuple[int, int, int]) -> None:
     assert y.numel() < seen.largest <= 3 * y.numel()  # queries, keys and values in one; the matrix is 96 times y
 
 
+@pytest.mark.parametrize("width", [1, 3, 8, 12])
+@pytest.mark.parametrize("limit", [4, 7, 100])
+def test_attention_in_cudas_sizes_is_the_same(width: int, limit: int) -> None:
+    query, key, value = torch.randn(3, 15, 2, 6, width, dtype=torch.float64)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
+    torch.testing.assert_close(attend_on_cuda(query, key, value, limit=limit), expected)
+
+
+def test_memory_counts_what_cudas_kernels_fill_up() -> None:
+    """Eight slices are one feature per head, which CUDA's kernels fill up to eight; 64 slices need no filling."""
+    thin, thick = (PaR(2, shape).feature_map_size() for shape in ((8, 32, 64), (64, 16, 16)))
+    logits = 2 * 64 * 16 * 16
+    assert 10 * logits < thick < 15 * logits
+    assert 4.5 < thin / thick < 5.5
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"heads": 2.5}, "heads=2.5; expected a whole number from 1"),
+        ({"groups": "8"}, "groups='8'"),
+        ({"spatial_shape": 8}, "spatial_shape=8; expected three positive whole numbers"),
+        ({"spatial_shape": (8, 8.5, 8)}, "spatial_shape="),
+        ({"axis": "0"}, "axis='0'; expected 0, 1 or 2"),
         ({"axis": 3}, "axis=3; expected 0, 1 or 2"),
         ({"axis": -1}, "axis=-1"),
         ({"variant": "code"}, "variant='code'; expected one of paper, published_code"),
@@ -171,7 +193,7 @@ def test_no_attention_matrix_is_held(shape: tuple[int, int, int]) -> None:
         ({"groups": 0}, "groups=0"),
         ({"num_classes": 0}, "num_classes=0"),
         ({"spatial_shape": (8, 8)}, r"spatial_shape=\(8, 8\)"),
-        ({"spatial_shape": (8, 0, 8)}, "three positive numbers"),
+        ({"spatial_shape": (8, 0, 8)}, "three positive whole numbers"),
     ],
     ids=str,
 )
@@ -270,5 +292,4 @@ def test_another_patch_is_refused(patch: tuple[int, ...]) -> None:
 def test_memory_counts_backbone_and_refiner() -> None:
     ours = network()
     backbone = ours.backbone.compute_conv_feature_map_size(PATCH)
-    logits = 3 * PATCH[0] * PATCH[1] * PATCH[2]
-    assert 10 * logits < ours.compute_conv_feature_map_size(PATCH) - backbone < 15 * logits
+    assert ours.compute_conv_feature_map_size(PATCH) == backbone + ours.refiner.feature_map_size()

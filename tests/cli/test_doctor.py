@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 
@@ -32,6 +33,7 @@ DATASET_JSON = {
 }
 STOCK = ("-d", "901", "-c", "3d_fullres", "-device", "cpu")
 OURS = (*STOCK, "-tr", "MNetTrainer", "-p", "MNetPlans")
+PAR = (*STOCK, "-tr", "PaRTrainer", "-p", "PaRPlans")
 
 
 def configuration(patch: list[int], architecture: dict) -> dict:
@@ -74,6 +76,15 @@ MNET = {
 }
 
 
+def par(patch: list[int], backbone: str = "PlainConvUNet", kwargs: dict | None = None) -> dict:
+    kwargs = unet(3)["arch_kwargs"] if kwargs is None else kwargs
+    return {
+        "network_class_name": "nnunetv2_ext.architectures.par.PaRNetwork",
+        "arch_kwargs": {"backbone": backbone, "spatial_shape": patch, "backbone_kwargs": kwargs},
+        "_kw_requires_import": [],
+    }
+
+
 def plans(name: str, configurations: dict) -> dict:
     return {
         "dataset_name": DATASET,
@@ -107,6 +118,10 @@ class Prepared:
         self.write(
             self.preprocessed / "MNetPlans.json",
             plans("MNetPlans", {"3d_fullres": configuration([8, 32, 32], MNET) | {"training": {"epochs": 7}}}),
+        )
+        self.write(
+            self.preprocessed / "PaRPlans.json",
+            plans("PaRPlans", {"3d_fullres": configuration([16] * 3, par([16] * 3))}),
         )
 
     def write_cases(self, *parts: str) -> None:
@@ -179,7 +194,18 @@ def assert_told(checks: list[tuple[str, str]], status: str, name: str, texts: tu
 
 
 @pytest.mark.parametrize(
-    "arguments", [(), STOCK, (*STOCK, "-f", "0"), (*STOCK, "-c", "2d"), OURS, (*OURS, "-f", "all")]
+    "arguments",
+    [
+        (),
+        STOCK,
+        (*STOCK, "-f", "0"),
+        (*STOCK, "-c", "2d"),
+        OURS,
+        (*OURS, "-f", "all"),
+        PAR,
+        (*STOCK, "-tr", "PaRTrainer"),
+        (*PAR, "-tr", "BackboneTrainer"),
+    ],
 )
 def test_nothing_to_complain_of(arguments, prepared, diagnose):
     shutil.copytree(prepared.data, prepared.preprocessed / "nnUNetPlans_2d")
@@ -500,7 +526,7 @@ TRAINING_FAULTS = {
     ),
     "no plans": (
         None, (*STOCK, "-p", "NoPlans"), FAIL, "plans",
-        ("NoPlans.json", "choose -p from MNetPlans, nnUNetPlans"),
+        ("NoPlans.json", "choose -p from MNetPlans, PaRPlans, nnUNetPlans"),
     ),
     "truncated plans": (
         lambda p: truncate(p.preprocessed / "nnUNetPlans.json"), STOCK, FAIL, "plans",
@@ -544,6 +570,26 @@ TRAINING_FAULTS = {
     ),
     "wrong type in training": (
         lambda p: p.change_plans("MNetPlans", training={"epochs": "many"}), OURS, FAIL, "schedule", ("epochs", "many"),
+    ),
+    "more weights than outputs": (
+        lambda p: p.change_plans("MNetPlans", training={"deep_supervision_weights": [1, 0.5]}), OURS, FAIL, "schedule",
+        ("2 numbers in training.deep_supervision_weights", "7, one per output of MNet"),
+    ),
+    "nothing to freeze": (
+        lambda p: p.change_plans("MNetPlans", training={"freeze_backbone": True}), OURS, FAIL, "schedule",
+        ("MNet, which has no backbone to freeze", "choose a trainer of one"),
+    ),
+    "another patch than the refiner's": (
+        lambda p: p.change_plans("PaRPlans", patch_size=[16, 16, 32]), PAR, FAIL, "network",
+        ("a patch of (16, 16, 32)", "(16, 16, 16), which the refiner was built for"),
+    ),
+    "a patch that the backbone cannot halve": (
+        lambda p: p.change_plans("nnUNetPlans", patch_size=[16, 16, 15]), (*STOCK, "-tr", "PaRTrainer"), FAIL,
+        "network", ("a patch of (16, 16, 15) for PlainConvUNet", "[16, 16, 14] or [16, 16, 16]"),
+    ),
+    "an unknown backbone": (
+        lambda p: p.change_plans("PaRPlans", architecture=par([16] * 3, "nnFormer")), PAR, FAIL, "network",
+        ("the backbone 'nnFormer'", "one of PlainConvUNet"),
     ),
     "training nobody reads": (
         lambda p: p.change_plans("nnUNetPlans", training={"epochs": 3}), STOCK, WARN, "schedule", ("does not read",),
@@ -649,6 +695,48 @@ def test_training(damage, arguments, status, name, texts, prepared, diagnose):
     assert exit_status == (1 if status == FAIL else 0), checks
     # a fault is told once, where it lies; what builds on it is left out
     assert {what.partition(":")[0] for found, what in checks if found == FAIL} <= {name}
+
+
+def test_a_backbone_whose_extra_is_missing(prepared, diagnose, monkeypatch):
+    for module in [name for name in sys.modules if name.partition(".")[0] == "monai"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "monai", None)
+    prepared.change_plans("PaRPlans", architecture=par([16] * 3, "SegResNet", {}))
+    exit_status, checks = diagnose(*PAR)
+    assert exit_status == 1
+    assert_told(checks, FAIL, "network", ("it for SegResNet", "pip install 'nnunetv2_ext[monai]'"))
+    assert_told(checks, OK, "trainers", ("PaRTrainer",))
+
+
+def test_unset_results_are_told_once(prepared, diagnose, monkeypatch):
+    monkeypatch.delenv("nnUNet_results")
+    _, checks = diagnose(*PAR)
+    assert [what.partition(":")[0] for status, what in checks if status == FAIL] == ["nnUNet_results"]
+    assert_told(checks, OK, "network", ("PaRNetwork",))
+
+
+@pytest.mark.parametrize(
+    ("plans_name", "command"),
+    [
+        ("nnUNetPlans", "nnUNetv2_plan_and_preprocess -d 901"),
+        ("nnUNetResEncUNetLPlans", "nnUNetv2_plan_and_preprocess -d 901"),
+        ("MNetPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl MNetPlanner"),
+        (
+            "MNetPlans24GB",
+            "nnunetv2_ext plan_and_preprocess -d 901 -pl MNetPlanner -overwrite_plans_name MNetPlans24GB",
+        ),
+        ("PaRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl PaRPlanner"),
+        ("PaRSwinUNETRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl PaRPlanner --backbone SwinUNETR"),
+        ("BackboneUNETRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl BackbonePlanner --backbone UNETR"),
+        (
+            "PaRMinePlans",
+            "nnunetv2_ext plan_and_preprocess -d 901 -pl PaRPlanner -overwrite_plans_name PaRMinePlans",
+        ),
+        ("MyPlans", "nnUNetv2_plan_and_preprocess -d 901"),
+    ],
+)
+def test_the_command_that_plans_again(plans_name, command):
+    assert doctor_training.replan(Subject(dataset="901", plans=plans_name)) == f"run {command}"
 
 
 def npz_layout(prepared: Prepared) -> None:

@@ -6,7 +6,6 @@ from nnunetv2_ext.cli import list as list_command
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.registry import KINDS, Entry
 
-
 HEADINGS = {"trainer": "trainers,", "planner": "planners,", "architecture": "architectures,", "backbone": "backbones,"}
 
 

@@ -1,6 +1,7 @@
 """`plan_and_preprocess`: what it refuses before anything is computed, and what reaches the planner."""
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,15 @@ def nothing(*_: object) -> None:
     pass
 
 
+def without_monai(_: Described, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [name for name in sys.modules if name.partition(".")[0] == "monai"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "monai", None)
+
+
+PAR = ["-d", "901", "--no_pp", "-pl", "PaRPlanner"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "change", "message"),
     [
@@ -76,6 +86,19 @@ def nothing(*_: object) -> None:
         (["-d", "901", "-pl", "ExperimentPlanner", "--epochs", "3"], nothing, "a schedule for nnU-Net's"),
         (["-d", "901", "--no_pp", "-gpu_memory_target", "0.001"], nothing, "for the smallest patch"),
         (["-d", "901", "-overwrite_target_spacing", "5", "0", "1"], nothing, "a target spacing of (5.0, 0.0, 1.0)"),
+        (["-d", "901", "--backbone", "UNETR"], nothing, "the option backbone for MNetPlanner"),
+        (["-d", "901", "-pl", "BackbonePlanner", "--axis", "1"], nothing, "the option axis for BackbonePlanner"),
+        (["-d", "901", "-pl", "ExperimentPlanner", "--patch_size", "8", "32", "32"], nothing, "patch_size for nnU-Net"),
+        ([*PAR, "--backbone", "nnFormer"], nothing, "the backbone 'nnFormer'; expected one of PlainConvUNet"),
+        ([*PAR, "--variant", "code"], nothing, "variant='code'; expected one of paper, published_code"),
+        ([*PAR, "--fusion", "mean"], nothing, "fusion='mean'; expected one of add, multiply, concat"),
+        ([*PAR, "--axis", "3"], nothing, "axis=3; expected 0, 1 or 2"),
+        (
+            [*PAR, "--patch_size", "12", "42", "40"],
+            nothing,
+            "a patch of [12, 42, 40]; expected a size that the network",
+        ),
+        ([*PAR, "--backbone", "VNet"], without_monai, "run pip install 'nnunetv2_ext[monai]'"),
     ],
 )
 def test_refused(
@@ -101,6 +124,47 @@ def test_flags_reach_the_plans(described: Described) -> None:
     assert configuration["training"]["epochs"] == 3
     assert configuration["training"]["optimizer"]["lr"] == 0.5
     assert not (described.preprocessed / "MNetPlans.json").exists()
+
+
+def test_flags_of_backbone_and_refiner_reach_the_plans(described: Described) -> None:
+    flags = (
+        "--backbone SegResNet --axis 1 --heads 4 --groups 2 --kernel_size 5 --variant published_code --fusion concat"
+    )
+    patch = "--patch_size 16 48 64 --epochs 3 --freeze_backbone"
+    arguments = '{"init_filters": 8}'
+    assert run(*PAR, *flags.split(), *patch.split(), "--backbone_kwargs", arguments) == 0
+    configuration = described.configuration("PaRSegResNetPlans")
+    assert configuration["architecture"]["arch_kwargs"] == {
+        "backbone": "SegResNet",
+        "spatial_shape": [16, 48, 64],
+        "backbone_kwargs": {"init_filters": 8},
+        "axis": 1,
+        "heads": 4,
+        "groups": 2,
+        "kernel_size": 5,
+        "variant": "published_code",
+        "fusion": "concat",
+    }
+    assert configuration["patch_size"] == [16, 48, 64]
+    assert configuration["refiner"] == {"heads": 4, "groups": 2, "padding": 0}
+    assert (configuration["training"]["epochs"], configuration["training"]["freeze_backbone"]) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("feature_size=24", "expected a JSON object; correct it"),
+        ("[24]", "expected a JSON object; put it into braces"),
+        ("{'feature_size': 24}", "expected a JSON object; correct it"),
+    ],
+)
+def test_arguments_that_are_no_json_object(
+    described: Described, capsys: pytest.CaptureFixture[str], text: str, message: str
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        run(*PAR, "--backbone", "SwinUNETR", "--backbone_kwargs", text)
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -3,22 +3,25 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import pytest
 
+from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.training.run import train_fold
 from tests.pipeline.conftest import Pipeline
 
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "posterior": 2}
-TABLE = {  # method, labels of dataset.json, further keys, whether the first slices are marked as ignored
-    201: ("MNet", {**REGIONS}, {"regions_class_order": [1, 2]}, False),
-    202: ("MNet", {"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}, {}, True),
-    203: ("MNet", {**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True),
-    204: ("PaR", {**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True),
+TABLE = {  # labels of dataset.json, further keys, whether the first slices are marked as ignored, methods
+    201: ({**REGIONS}, {"regions_class_order": [1, 2]}, False, ["MNet"]),
+    202: ({"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}, {}, True, ["MNet"]),
+    203: ({**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True, ["MNet", "PaR"]),
 }
+# what makes a method's network quick
+OPTIONS: dict[str, dict[str, Any]] = {"MNet": {}, "PaR": {"backbone_kwargs": {"features_per_stage": [8, 16, 24, 32]}}}
 
 
 @pytest.fixture
@@ -39,9 +42,20 @@ def copy_dataset(pipeline: Pipeline, identifier: int, labels: dict[str, object],
     return target
 
 
+def plan(identifier: int, method: str, *, preprocess: bool = True) -> None:
+    plan_and_preprocess(
+        identifier,
+        planner=f"{method}Planner",
+        options=OPTIONS[method],
+        processes=[1],
+        preprocess=preprocess,
+        progress=False,
+    )
+
+
 @pytest.mark.parametrize("identifier", TABLE)
 def test_regions_and_ignore_label(environment: Pipeline, identifier: int) -> None:
-    method, labels, more, ignored = TABLE[identifier]
+    labels, more, ignored, methods = TABLE[identifier]
     target = copy_dataset(environment, identifier, labels, more)
     if ignored:
         for path in (target / "labelsTr").glob("*.nii.gz"):
@@ -49,10 +63,14 @@ def test_regions_and_ignore_label(environment: Pipeline, identifier: int) -> Non
             values = np.asarray(image.dataobj).copy()
             values[..., : values.shape[2] // 3] = 3
             nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), path)
-    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl {method}Planner --no_pbar")
-    fold = train_fold(identifier, "3d_fullres", 0, trainer=f"{method}Trainer", plans=f"{method}Plans", schedule=BRIEF)
-    summary = json.loads((fold / "validation" / "summary.json").read_text())
-    assert len(summary["mean"]) == 2
+    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl MNetPlanner --no_pbar")
+    for method in methods:
+        plan(identifier, method)  # the data are kept
+        fold = train_fold(
+            identifier, "3d_fullres", 0, trainer=f"{method}Trainer", plans=f"{method}Plans", schedule=BRIEF
+        )
+        summary = json.loads((fold / "validation" / "summary.json").read_text())
+        assert len(summary["mean"]) == 2
 
 
 def test_thin_slices(environment: Pipeline) -> None:
@@ -63,28 +81,38 @@ def test_thin_slices(environment: Pipeline) -> None:
     assert (fold / "validation" / "summary.json").is_file()
 
 
-@pytest.mark.parametrize(("identifier", "method"), [(205, "MNet"), (206, "PaR")])
-def test_cascade_of_a_hand_made_two_stage_plan(environment: Pipeline, identifier: int, method: str) -> None:
-    trainer, plans_name = f"{method}Trainer", f"{method}Plans"
-    copy_dataset(environment, identifier, {"background": 0, "anterior": 1, "posterior": 2}, {})
-    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl {method}Planner --no_pp --no_pbar")
-    path = environment.preprocessed(f"Dataset{identifier}_Copy") / f"{plans_name}.json"
+def add_stages(pipeline: Pipeline, method: str) -> None:
+    """A coarse first stage in the method's plans for data set 204, and the cascade's second one."""
+    path = pipeline.preprocessed("Dataset204_Copy") / f"{method}Plans.json"
     plans = json.loads(path.read_text())
     configurations = plans["configurations"]
     full = configurations["3d_fullres"]
     low = json.loads(json.dumps(full))
-    low.update(data_identifier=f"{plans_name}_3d_lowres", spacing=[size * 1.25 for size in full["spacing"]])
+    low.update(data_identifier="coarse", spacing=[size * 1.25 for size in full["spacing"]])
     low.update(patch_size=[full["patch_size"][0], 40, 32], next_stage="3d_cascade_fullres")
     if method == "PaR":
         low["architecture"]["arch_kwargs"]["spatial_shape"] = low["patch_size"]
     configurations["3d_lowres"] = low
     configurations["3d_cascade_fullres"] = {"inherits_from": "3d_fullres", "previous_stage": "3d_lowres"}
     path.write_text(json.dumps(plans))
-    environment.run(
-        f"nnUNetv2_preprocess -d {identifier} -plans_name {plans_name} -c 3d_fullres 3d_lowres -np 1 1 --no_pbar"
-    )
+
+
+@pytest.fixture(scope="module")
+def data_of_two_stages(pipeline: Pipeline) -> None:
+    copy_dataset(pipeline, 204, {"background": 0, "anterior": 1, "posterior": 2}, {})
+    pipeline.run("nnunetv2_ext plan_and_preprocess -d 204 -pl MNetPlanner --no_pp --no_pbar")
+    add_stages(pipeline, "MNet")
+    pipeline.run("nnUNetv2_preprocess -d 204 -plans_name MNetPlans -c 3d_fullres 3d_lowres -np 1 1 --no_pbar")
+
+
+@pytest.mark.usefixtures("data_of_two_stages")
+@pytest.mark.parametrize("method", OPTIONS)
+def test_cascade_of_a_hand_made_two_stage_plan(environment: Pipeline, method: str) -> None:
+    plan(204, method, preprocess=False)
+    add_stages(environment, method)
+    trainer, plans = f"{method}Trainer", f"{method}Plans"
     # every fold's validation writes the first stage's segmentations; `all` gives them for every case at once
-    first = train_fold(identifier, "3d_lowres", "all", trainer=trainer, plans=plans_name, schedule=BRIEF)
+    first = train_fold(204, "3d_lowres", "all", trainer=trainer, plans=plans, schedule=BRIEF)
     assert list((first.parent / "predicted_next_stage" / "3d_cascade_fullres").iterdir())
-    second = train_fold(identifier, "3d_cascade_fullres", 0, trainer=trainer, plans=plans_name, schedule=BRIEF)
+    second = train_fold(204, "3d_cascade_fullres", 0, trainer=trainer, plans=plans, schedule=BRIEF)
     assert (second / "validation" / "summary.json").is_file()

@@ -1,4 +1,4 @@
-"""Trainers on hand-made plans: nothing is planned or preprocessed, and no sample is ever read."""
+"""Trainers of ours on hand-made plans: nothing is planned or preprocessed, and no sample is ever read."""
 
 from collections.abc import Callable, Iterator
 from copy import deepcopy
@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.trainers.mnet import MNetTrainer
+from nnunetv2_ext.training.trainer import ExtTrainer
 
 DATASET = "Dataset901_Boxes"
 MNET = {
@@ -71,7 +72,7 @@ def hand_made_plans(architecture: dict[str, Any] = MNET, **changes: Any) -> dict
 
 
 class Build:
-    """Builds MNetTrainers in nnU-Net's folders below `folder`."""
+    """Builds trainers, MNetTrainers unless told otherwise, in nnU-Net's folders below `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -82,18 +83,19 @@ class Build:
         self,
         plans: dict[str, Any] | None = None,
         *,
+        trainer: type[ExtTrainer] | None = None,
         configuration: str = "3d_fullres",
         labels: dict[str, Any] = LABELS,
         resume: bool = False,
         **changes: Any,
-    ) -> MNetTrainer:
+    ) -> Any:
         plans = hand_made_plans(**changes) if plans is None else plans
         dataset_json = {"channel_names": {"0": "MRI"}, "numTraining": 5, "file_ending": ".nii.gz", **labels}
-        return MNetTrainer(
+        return (trainer or MNetTrainer)(
             {**plans, "continue_training": resume}, configuration, 0, deepcopy(dataset_json), torch.device("cpu")
         )
 
-    def initialized(self, *args: Any, **options: Any) -> MNetTrainer:
+    def initialized(self, *args: Any, **options: Any) -> Any:
         data = self.preprocessed / "nnUNetPlans_3d_fullres"
         data.mkdir(parents=True, exist_ok=True)
         (data / "case.b2nd").touch()
