@@ -68,19 +68,27 @@ def attend_on_cuda(query: Tensor, key: Tensor, value: Tensor, *, limit: int = MA
 
 
 class _Attention(nn.Module):
-    """Multi-head self-attention over sequences of vectors, (S, T, length) -> (S, T, length)."""
+    """Multi-head self-attention along one dimension, vectors along W: (B, C, W, H, D) -> (B, C, W, H, D).
 
-    def __init__(self, length: int, heads: int):
+    Args:
+        length: size of W.
+        sequences: how the dimensions make sequences, tokens and vectors, in the notation of einops.
+    """
+
+    def __init__(self, length: int, heads: int, sequences: str):
         super().__init__()
-        self.heads = heads
+        self.heads, self.sequences = heads, sequences
         self.to_qkv = nn.Linear(length, 3 * length, bias=False)
         self.to_out = nn.Linear(length, length)
 
-    def forward(self, x: Tensor) -> Tensor:
-        query, key, value = rearrange(self.to_qkv(x), "s t (qkv n e) -> qkv s n t e", qkv=3, n=self.heads)
+    def forward(self, y: Tensor) -> Tensor:
+        _, channels, _, height, depth = y.shape
+        projected = self.to_qkv(rearrange(y, f"b c w h d -> {self.sequences}"))
+        query, key, value = (rearrange(one, "s t (n e) -> s n t e", n=self.heads) for one in projected.chunk(3, dim=-1))
         # PyTorch's fused kernels never hold the T x T matrix
-        attend = attend_on_cuda if x.device.type == "cuda" else F.scaled_dot_product_attention
-        return self.to_out(rearrange(attend(query, key, value), "s n t e -> s t (n e)"))
+        attend = attend_on_cuda if y.device.type == "cuda" else F.scaled_dot_product_attention
+        attended = self.to_out(rearrange(attend(query, key, value), "s n t e -> s t (n e)"))
+        return rearrange(attended, f"{self.sequences} -> b c w h d", c=channels, h=height, d=depth)
 
 
 class PDI(nn.Module):
@@ -94,16 +102,11 @@ class PDI(nn.Module):
 
     def __init__(self, length: int, heads: int):
         super().__init__()
-        self.attentions = nn.ModuleList(_Attention(length, heads) for _ in self._SEQUENCES)
+        self.attentions = nn.ModuleList(_Attention(length, heads, sequences) for sequences in self._SEQUENCES)
 
     def forward(self, y: Tensor) -> Tensor:
-        _, channels, _, height, depth = y.shape
-        sizes = {"c": channels, "h": height, "d": depth}
-        result = torch.zeros_like(y)
-        for attention, sequences in zip(self.attentions, self._SEQUENCES, strict=True):
-            attended = attention(rearrange(y, f"b c w h d -> {sequences}"))
-            result = result + rearrange(attended, f"{sequences} -> b c w h d", **sizes)
-        return result
+        along_c, along_h, along_d = (attention(y) for attention in self.attentions)
+        return along_c + along_h + along_d
 
 
 class SAI(nn.Module):

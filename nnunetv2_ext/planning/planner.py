@@ -247,7 +247,8 @@ class ExtPlanner(ExperimentPlanner):
             if "inherits_from" in configuration:
                 continue
             configuration["training"] = deepcopy(resolved)
-            self._warn_of_padding(name, configuration)
+            if configuration["patch_size"] != self.patch_size:
+                self._warn_of_padding(name, configuration)
             if not self._shares_data(name, configuration, stock.get(name)):
                 configuration["data_identifier"] = f"{self.plans_identifier}_{name}"
         super().save_plans(plans)

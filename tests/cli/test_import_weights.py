@@ -229,7 +229,7 @@ def checkpoint(network, plans, trainer="nnUNetTrainer", configuration="3d_fullre
         "network_weights": network.state_dict(),
         "optimizer_state": {"state": {}, "param_groups": [{"lr": 0.01}]},
         "grad_scaler_state": None,
-        "logging": {"val_losses": losses, "dice_per_class_or_region": [np.zeros(2), [np.float64(0.1)]]},
+        "logging": {"val_losses": losses, "dice_per_class_or_region": [[np.float64(0.1), np.float32(0)]]},
         "_best_ema": np.float64(0.5),
         "current_epoch": 3,
         "init_args": {

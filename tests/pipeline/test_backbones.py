@@ -57,6 +57,11 @@ def environment(pipeline: Pipeline) -> Iterator[None]:
         yield
 
 
+def plan(planner: str, **more: Any) -> str:
+    """What `nnunetv2_ext plan_and_preprocess` does, in this process."""
+    return plan_and_preprocess(104, planner=planner, processes=[1], progress=False, **more)
+
+
 @pytest.fixture(scope="module")
 def images(pipeline: Pipeline) -> Path:
     """Two images to predict; the data set is preprocessed, and its first two folds validate on one case each."""
@@ -74,7 +79,7 @@ def images(pipeline: Pipeline) -> Path:
 
 @pytest.fixture(scope="module")
 def mnet_prediction(pipeline: Pipeline, images: Path) -> Path:
-    plan_and_preprocess(104, planner="MNetPlanner", processes=[1], progress=False)
+    plan("MNetPlanner")
     fold = train_fold(104, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
     return predict(fold, images, pipeline.folder / "mnet")
 
@@ -145,7 +150,7 @@ def test_backbone_through_the_commands(pipeline: Pipeline, images: Path, mnet_pr
 @pytest.mark.parametrize("backbone", BRIEFLY)
 def test_backbone_in_this_process(pipeline: Pipeline, images: Path, backbone: str) -> None:
     options = {"backbone": backbone, "backbone_kwargs": SMALL[backbone]}
-    plans = plan_and_preprocess(104, planner="PaRPlanner", options=options, processes=[1], progress=False)
+    plans = plan("PaRPlanner", options=options)
     assert plans == plans_of(backbone)
     fold = train_fold(104, "3d_fullres", 0, trainer="PaRTrainer", plans=plans, schedule=BRIEF)
     assert (fold / "validation" / "summary.json").is_file()
