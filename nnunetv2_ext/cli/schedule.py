@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
@@ -78,7 +79,10 @@ def run(args: argparse.Namespace) -> int:
         configurations[name]["training"] = merged
         print(f"{args.p} {name}: training = {json.dumps(merged)}")
     try:
+        before = path.stat()
         write_beside(lambda part: part.write_text(json.dumps(plans, indent=4)), path)
+        # preprocessed data are judged by the age of the plans, and nothing that they depend on has changed
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     except OSError as error:
         raise InputError(f"{path}, which cannot be written ({error})", "a writable folder", "see to it") from None
     return 0

@@ -385,3 +385,36 @@ def test_other_objects_than_numbers_still_need_trust(tmp_path, capsys):
     assert start_of_par(tmp_path, content)[0] == 2
     assert "--trust" in capsys.readouterr().err
     assert start_of_par(tmp_path, content, "--trust")[0] == 0
+
+
+class Reduced:
+    """Pickled as a call of a function with arguments."""
+
+    def __init__(self, function, arguments):
+        self.function, self.arguments = function, arguments
+
+    def __reduce__(self):
+        return self.function, self.arguments
+
+
+@pytest.mark.parametrize(
+    "forged",
+    [
+        Reduced(np.ndarray, ((1,), Reduced(np.dtype, ("O",)), b"A" * 8)),
+        Reduced(np.float64(0).__reduce__()[0], (Reduced(np.dtype, ("O",)), b"A" * 8)),
+    ],
+    ids=["array of pointers", "pointer"],
+)
+def test_no_pointers_come_from_an_untrusted_file(forged, tmp_path, capsys):
+    file = tmp_path / "forged.pth"
+    torch.save({"network_weights": forged}, file)
+    assert main(["import_weights", "par", str(file), "-o", str(tmp_path / "start.pth")]) == 2
+    assert "add --trust" in capsys.readouterr().err
+
+
+def test_the_input_is_not_overwritten(tmp_path, capsys):
+    file = tmp_path / "checkpoint_final.pth"
+    file.write_bytes(b"whatever")
+    assert main(["import_weights", "par", str(file), "-o", str(file)]) == 2
+    assert "as the output" in capsys.readouterr().err
+    assert file.read_bytes() == b"whatever"

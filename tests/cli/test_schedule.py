@@ -1,6 +1,7 @@
 """`schedule`: the `training` block in existing plans."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,11 @@ def test_unset_variable(plans: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.delenv("nnUNet_preprocessed")
     assert main(["schedule", "-d", "901", "--epochs", "5"]) == 2
     assert "no value of nnUNet_preprocessed" in capsys.readouterr().err
+
+
+def test_the_age_of_the_plans_stays(plans: Path) -> None:
+    """Preprocessed data are judged by it, and would be made anew."""
+    os.utime(plans, ns=(10**18, 10**18))
+    assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", "--epochs", "5"]) == 0
+    assert blocks(plans)["3d_fullres"] == {"epochs": 5}
+    assert plans.stat().st_mtime_ns == 10**18
