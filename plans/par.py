@@ -10,6 +10,8 @@ import numpy as np
 from nnunetv2_ext.architectures.par import resolved_sizes
 from nnunetv2_ext.planning.backbones import PlannerOfBackbones
 
+REFINER_ARGUMENTS = ("axis", "heads", "groups", "kernel_size", "variant", "fusion")
+
 
 class PaRPlanner(PlannerOfBackbones):
     """Plans patch and batch for the network that `--backbone` names and the refiner on it, from the memory of both."""
@@ -17,7 +19,7 @@ class PaRPlanner(PlannerOfBackbones):
     architecture = "PaRNetwork"
     trainer = "PaRTrainer"
     plans_name = "PaRPlans"
-    options = (*PlannerOfBackbones.options, "axis", "heads", "groups", "kernel_size", "variant", "fusion")
+    options = (*PlannerOfBackbones.options, *REFINER_ARGUMENTS)
     axis: ClassVar[int] = 0
     heads: ClassVar[int] = 8
     groups: ClassVar[int] = 8
@@ -26,17 +28,8 @@ class PaRPlanner(PlannerOfBackbones):
     fusion: ClassVar[str] = "add"
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
-        return {**super().architecture_kwargs(patch_size, spacing), **self._refiner_kwargs()}
-
-    def _refiner_kwargs(self) -> dict[str, Any]:
-        return {
-            "axis": self.axis,
-            "heads": self.heads,
-            "groups": self.groups,
-            "kernel_size": self.kernel_size,
-            "variant": self.variant,
-            "fusion": self.fusion,
-        }
+        refiner = {name: getattr(self, name) for name in REFINER_ARGUMENTS}
+        return {**super().architecture_kwargs(patch_size, spacing), **refiner}
 
     def further_entries(self, patch_size: list[int]) -> dict[str, Any]:
         return {"refiner": resolved_sizes(patch_size[self.axis], self.heads, self.groups)}

@@ -5,9 +5,6 @@ Paper: Dong et al., "MNet: Rethinking 2D/3D Networks for Anisotropic Medical Ima
 
 from typing import Any, ClassVar
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
-from torch import nn
-
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.training.trainer import ExtTrainer
 
@@ -20,15 +17,3 @@ class MNetTrainer(ExtTrainer):
         "epochs": 500,
         "deep_supervision_weights": [1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8],
     }
-
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: PlansManager,
-        configuration_manager: ConfigurationManager,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        return MNetTrainer._network(
-            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )

@@ -432,17 +432,20 @@ _HEADS, _REFINED_HEADS = ".seg_layers.", ".refined_layers."
 
 
 def _rename_heads(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """To the names in the state dict of a `PaRNetwork`, in place and in order."""
-    for key in list(state_dict):
-        value = state_dict.pop(key)
-        state_dict[key.replace(_HEADS, _REFINED_HEADS) if key.startswith(prefix) else key] = value
+    """To the names in the state dict of a `PaRNetwork`."""
+    _replace(state_dict, prefix, _HEADS, _REFINED_HEADS)
 
 
 def _restore_heads(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Back to the names of its modules."""
+    _replace(state_dict, prefix, _REFINED_HEADS, _HEADS)
+
+
+def _replace(state_dict: dict[str, Any], prefix: str, old: str, new: str) -> None:
+    """Replace a part of the keys below `prefix`, in place and in order."""
     for key in list(state_dict):
         value = state_dict.pop(key)
-        state_dict[key.replace(_REFINED_HEADS, _HEADS) if key.startswith(prefix) else key] = value
+        state_dict[key.replace(old, new) if key.startswith(prefix) else key] = value
 
 
 def backbone_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:

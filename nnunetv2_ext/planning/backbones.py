@@ -30,31 +30,20 @@ class PlannerOfBackbones(ExtPlanner):
     backbone_kwargs: ClassVar[Mapping[str, Any]] = {}
     """The user's arguments of the backbone, over the planned ones."""
 
-    def __init__(
-        self,
-        dataset_name_or_id: str | int,
-        gpu_memory_target_in_gb: float | None = None,
-        preprocessor_name: str = "DefaultPreprocessor",
-        plans_name: str | None = None,
-        overwrite_target_spacing: list[float] | None = None,
-        suppress_transpose: bool = False,
-    ):
+    def __init__(self, *args: Any, **kwargs: Any):
         find("backbone", self.backbone).load()  # unknown, or MONAI missing
-        if plans_name is None and self.backbone != DEFAULT_BACKBONE:
-            plans_name = f"{self.plans_name.removesuffix('Plans')}{self.backbone}Plans"
-        if gpu_memory_target_in_gb is None:
-            gpu_memory_target_in_gb = _PRESETS.get(self.backbone)
-        super().__init__(
-            dataset_name_or_id,
-            gpu_memory_target_in_gb,
-            preprocessor_name,
-            plans_name,
-            overwrite_target_spacing,
-            suppress_transpose,
-        )
+        super().__init__(*args, **kwargs)
         if self.backbone in _PRESETS:
             self.max_dataset_covered = 1
         self._sizes: dict[str, float] = {}
+
+    def default_memory_target(self) -> float:
+        return _PRESETS.get(self.backbone, super().default_memory_target())
+
+    def default_plans_name(self) -> str:
+        if self.backbone == DEFAULT_BACKBONE:
+            return self.plans_name
+        return f"{self.plans_name.removesuffix('Plans')}{self.backbone}Plans"
 
     def published_schedule(self) -> Mapping[str, Any]:
         published = super().published_schedule()

@@ -42,9 +42,7 @@ class ExtPlanner(ExperimentPlanner):
     trainer: ClassVar[str]
     """The trainer whose published schedule goes into the plans."""
     plans_name: ClassVar[str]
-    """The plans identifier, unless the user gives another."""
-    memory_target: ClassVar[float] = 8
-    """GPU memory (GB) that patch and batch may fill, unless the user gives another."""
+    """The plans identifier, see `default_plans_name`."""
     min_patch: ClassVar[tuple[int, int, int]] = (1, 32, 32)
     """Below this the search does not shrink a patch (voxels)."""
     patch_divisor: ClassVar[tuple[int, int, int]] = (1, 1, 1)
@@ -69,12 +67,20 @@ class ExtPlanner(ExperimentPlanner):
     ):
         super().__init__(
             dataset_name_or_id,
-            self.memory_target if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb,
+            self.default_memory_target() if gpu_memory_target_in_gb is None else gpu_memory_target_in_gb,
             preprocessor_name,
-            plans_name or self.plans_name,
+            plans_name or self.default_plans_name(),
             overwrite_target_spacing,
             suppress_transpose,
         )
+
+    def default_memory_target(self) -> float:
+        """GPU memory (GB) that patch and batch may fill, unless the user gives another."""
+        return 8
+
+    def default_plans_name(self) -> str:
+        """The plans identifier, unless the user gives another."""
+        return self.plans_name
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
         """The network's keyword arguments for the plans.

@@ -47,7 +47,7 @@ class ExtTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         self.resuming = bool(plans.get("continue_training", False))
-        self.schedule = self.checked_schedule(plans, configuration)
+        self.schedule, outputs = self._checked(plans, configuration)
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
@@ -64,9 +64,8 @@ class ExtTrainer(nnUNetTrainer):
         self.oversample_foreground_percent = self.schedule["oversample_foreground"]
         if self.schedule["batch_size"] is not None:
             self.configuration_manager.configuration["batch_size"] = self.schedule["batch_size"]
-        manager = self.configuration_manager
         # nnU-Net's deep supervision gives the last output no weight, even if it is the only one
-        self.enable_deep_supervision = len(self._meta_network(manager).deep_supervision_shapes(manager.patch_size)) > 1
+        self.enable_deep_supervision = outputs > 1
         self.save_every = 1
         self.folder_is_ours = self.resuming
         if not os.access(self.output_folder, os.W_OK):
@@ -80,6 +79,11 @@ class ExtTrainer(nnUNetTrainer):
             InputError: unknown or 2D configuration, a patch the network cannot take, a bad `training` block, a
                 backbone to freeze where there is none, no results folder.
         """
+        return cls._checked(plans, configuration)[0]
+
+    @classmethod
+    def _checked(cls, plans: dict[str, Any], configuration: str) -> tuple[dict[str, Any], int]:
+        """What `checked_schedule` returns, and the number of the network's outputs."""
         known = plans.get("configurations", {})
         if configuration not in known:
             raise InputError(f"the configuration '{configuration}'", f"one of {', '.join(known)}", "correct it or plan")
@@ -93,7 +97,8 @@ class ExtTrainer(nnUNetTrainer):
         if not os.environ.get("nnUNet_results"):
             raise InputError("no value of nnUNet_results", "a folder for the models", "run export nnUNet_results=...")
         schedule = resolve_schedule(manager.configuration.get("training"), cls.published_schedule)
-        network = cls._meta_network(manager)
+        with torch.device("meta"):
+            network = cls._network(manager, 1, 2, True)
         if schedule["freeze_backbone"] and not hasattr(network, "freeze_backbone"):
             raise InputError(
                 f"training.freeze_backbone = true with {cls.network_class.__name__}, which has no backbone to freeze",
@@ -108,13 +113,7 @@ class ExtTrainer(nnUNetTrainer):
                 f"{outputs}, one per output of {cls.network_class.__name__}",
                 "correct the plans",
             )
-        return schedule
-
-    @classmethod
-    def _meta_network(cls, configuration_manager: ConfigurationManager) -> Any:
-        """The network without memory for its weights, for questions that need no data set."""
-        with torch.device("meta"):
-            return cls._network(configuration_manager, 1, 2, True)
+        return schedule, outputs
 
     @classmethod
     def _is_planned(cls, configuration_manager: ConfigurationManager) -> bool:
@@ -134,6 +133,17 @@ class ExtTrainer(nnUNetTrainer):
                 deep_supervision=supervised,
             )
         return cls.network_class(inputs, outputs, deep_supervision=supervised)
+
+    @classmethod
+    def build_network_architecture(  # nnU-Net's is static; called on a class or a trainer, both are the same
+        cls,
+        plans_manager: PlansManager,
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        return cls._network(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
 
     @property
     def bare_network(self) -> Any:

@@ -286,18 +286,6 @@ class Refined(nn.Module):
 class RefinedTrainer(ExtTrainer):
     network_class = Refined
 
-    @staticmethod
-    def build_network_architecture(
-        plans_manager: Any,
-        configuration_manager: Any,
-        num_input_channels: int,
-        num_output_channels: int,
-        enable_deep_supervision: bool = True,
-    ) -> nn.Module:
-        return RefinedTrainer._network(
-            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
-        )
-
 
 @pytest.fixture
 def build_refined(build: Build, monkeypatch: pytest.MonkeyPatch) -> Build:
