@@ -8,7 +8,7 @@ from nnunetv2_ext.errors import InputError
 
 EXAMPLES = """examples:
   nnunetv2_ext make_thick -d 4 -o 104 --factor 4         Dataset104_HippocampusThick4 from Dataset004_Hippocampus
-  nnunetv2_ext make_thick -d 4 -o 105 --thickness 5      slabs of 5 mm
+  nnunetv2_ext make_thick -d 4 -o 105 --thickness 3.7    slabs of 3.7 mm, whatever the slice spacing
   nnunetv2_ext make_thick -d 4 -o 106 --factor 3 --axis 2 --name HippocampusSagittal
 """
 SHOWN_CASES = 5
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="id or name of the source")
     parser.add_argument("-o", dest="output", required=True, metavar="ID", help="id of the new data set")
     parser.add_argument("--factor", metavar="N", help="slices per slab, 2 or more")
-    parser.add_argument("--thickness", metavar="MM", help="slab thickness, a multiple of each case's slice spacing")
+    parser.add_argument("--thickness", metavar="MM", help="slab thickness, more than each case's slice spacing")
     parser.add_argument(
         "--axis",
         metavar="K",
@@ -48,14 +48,18 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         processes=default_num_processes if processes is None else processes,
     )
-    factors = sorted(set(made.factors.values()))
+    factors = list(dict.fromkeys(f"{factor:.4g}" for factor in sorted(made.factors.values())))
     print(f"{made.folder}: {len(made.factors)} cases, {_listed(factors)} slices per slab along array axis {made.axis}")
     by_number = defaultdict(list)
     for case, number in made.dropped.items():
         by_number[number].append(case)
+    if len(by_number) > SHOWN_CASES:
+        span = f"{min(by_number):g} to {max(by_number):g}"
+        print(f"dropped {span} remainder slices at the end of {len(made.dropped)} cases")
+        by_number.clear()
     for number, cases in sorted(by_number.items()):
-        plural = "s" if number > 1 else ""
-        print(f"dropped {number} remainder slice{plural} at the end of {len(cases)} cases: {_listed(cases)}")
+        plural = "" if number == 1 else "s"
+        print(f"dropped {number:g} remainder slice{plural} at the end of {len(cases)} cases: {_listed(cases)}")
     if made.labels_left_out:
         print(f"left out {len(made.labels_left_out)} label files without an image: {_listed(made.labels_left_out)}")
     return 0

@@ -1,9 +1,9 @@
 """Thick-slice data sets: average intensity projection of neighbouring slices over a whole nnU-Net raw data set.
 
-Slices are averaged in slabs of `factor`, starting at the volume's first slice; the slices that fill no slab are dropped
-at the end. Axes are array axes as nnU-Net's readers see them (SimpleITK's order, z, y, x): axis 0 is SimpleITK's last
-index axis. All headers are checked before the first voxel is read, and the new data set appears under its name only
-when it is complete.
+Slices are averaged in slabs of `factor` slices, a whole number or not, from the volume's first slice on; what fills no
+slab is dropped at the end. Axes are array axes as nnU-Net's readers see them (SimpleITK's order, z, y, x): axis 0 is
+SimpleITK's last index axis. All headers are checked before the first voxel is read, and the new data set appears under
+its name only when it is complete.
 """
 
 import copy
@@ -25,7 +25,6 @@ from typing import Any, TypeVar
 import nibabel
 import numpy as np
 import SimpleITK as sitk
-from einops import rearrange
 from nnunetv2.utilities.utils import (
     create_paths_fn,
     get_filenames_of_train_images_and_targets,
@@ -33,6 +32,7 @@ from nnunetv2.utilities.utils import (
 )
 from tqdm import tqdm
 
+from nnunetv2_ext.data.slabs import average, majority, slab_matrix, slice_edges
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
 
@@ -48,40 +48,26 @@ Result = TypeVar("Result")
 # Slabs over arrays.
 
 
-def slabs_of(volume: np.ndarray, *, axis: int, factor: int) -> np.ndarray:
-    """Group the slices along `axis`: (Z, Y, X) -> (slabs, factor, *others), a view; remainder slices left out."""
-    slices = np.moveaxis(volume, axis, 0)
-    whole = slices[: len(slices) // factor * factor]
-    return rearrange(whole, "(slab slice) u v -> slab slice u v", slice=factor)
+def slab_count(slices: int, factor: float) -> int:
+    """Slabs of `factor` slices that fit into `slices`; rounding in a header costs none."""
+    return int(slices / factor + 1e-4)
 
 
-def average_slabs(volume: np.ndarray, *, axis: int, factor: int) -> np.ndarray:
-    """Mean of each slab, in float32 with the slabs along `axis`: (Z, Y, X) -> (Z // factor, Y, X) for axis 0.
-
-    A mean of integers is seldom one, and rounding it would add noise; nnU-Net reads every image as float32 anyway.
-    """
-    mean = slabs_of(volume, axis=axis, factor=factor).mean(axis=1, dtype=np.float64)
-    return np.ascontiguousarray(np.moveaxis(mean.astype(np.float32), 0, axis))
+def thick_matrix(slices: int, factor: float) -> np.ndarray:
+    """The operator of slabs of `factor` slices beside each other, from the first slice on: (slabs, slices)."""
+    # In units of a slice, so that whole factors are exact.
+    slabs = slice_edges(slab_count(slices, factor), factor)
+    return slab_matrix(np.minimum(slabs, slices), slice_edges(slices, 1))
 
 
-def majority_slabs(labels: np.ndarray, *, axis: int, factor: int) -> np.ndarray:
-    """Most frequent label of each column of a slab, shape as `average_slabs`, type as `labels`.
+def average_slabs(volume: np.ndarray, *, axis: int, factor: float) -> np.ndarray:
+    """`average` over slabs of `factor` slices along `axis`: (Z, Y, X) -> float32 (Z // factor, Y, X) for axis 0."""
+    return average(volume, thick_matrix(volume.shape[axis], factor), axis=axis)
 
-    Ties go to the label of the slab's middle slice, number `factor // 2` counted from 0; where that label is not among
-    the tied ones, to the smallest of them.
-    """
-    slabs = slabs_of(labels, axis=axis, factor=factor)
-    best_count = np.full(slabs[:, 0].shape, -1)
-    best = np.empty(best_count.shape, labels.dtype)
-    for label in np.unique(slabs):
-        count = np.count_nonzero(slabs == label, axis=1)
-        # Labels come in ascending order, so that a later one has to have strictly more.
-        more = count > best_count
-        best[more], best_count[more] = label, count[more]
-    middle = slabs[:, factor // 2]
-    middle_count = np.count_nonzero(slabs == middle[:, None], axis=1)
-    best = np.where(middle_count == best_count, middle, best)
-    return np.ascontiguousarray(np.moveaxis(best, 0, axis))
+
+def majority_slabs(labels: np.ndarray, *, axis: int, factor: float) -> np.ndarray:
+    """`majority` over slabs of `factor` slices along `axis`, shape as `average_slabs`, type as `labels`."""
+    return majority(labels, thick_matrix(labels.shape[axis], factor), axis=axis)
 
 
 # Volumes in files.
@@ -96,11 +82,11 @@ class Grid:
     origin: tuple[float, ...]
     direction: tuple[float, ...]
 
-    def thick(self, *, axis: int, factor: int) -> "Grid":
+    def thick(self, *, axis: int, factor: float) -> "Grid":
         """The grid of slabs of `factor` slices along array axis `axis`; the origin is the first slab's centre."""
         index = 2 - axis
         size, spacing = list(self.size), list(self.spacing)
-        size[index] //= factor
+        size[index] = slab_count(size[index], factor)
         spacing[index] *= factor
         step = np.reshape(self.direction, (3, 3))[:, index] * self.spacing[index]
         origin = np.asarray(self.origin) + step * (factor - 1) / 2
@@ -231,10 +217,10 @@ class ThickDataset:
 
     folder: Path
     axis: int
-    factors: dict[str, int] = field(default_factory=dict)
-    """Slices per slab, by `imagesTr/CASE` or `imagesTs/CASE`."""
-    dropped: dict[str, int] = field(default_factory=dict)
-    """Slices dropped at the end, by the same keys; cases without any are left out."""
+    factors: dict[str, float] = field(default_factory=dict)
+    """Slices per slab, a whole number or not, by `imagesTr/CASE` or `imagesTs/CASE`."""
+    dropped: dict[str, float] = field(default_factory=dict)
+    """Slices, and parts of one, dropped at the end, by the same keys; cases without any are left out."""
     labels_left_out: list[str] = field(default_factory=list)
     """Label files without an image."""
 
@@ -252,14 +238,14 @@ def make_thick(
 ) -> ThickDataset:
     """Write a thick-slice copy of a raw data set into `nnUNet_raw`.
 
-    Images are averaged over slabs and stored as float32, label maps take the majority (`majority_slabs`). Files of one
-    case all get the grid of its first channel. Test images, their labels and `splits_final.json` come along.
+    Images are averaged over slabs and stored as float32, label maps take the majority by overlap (`majority`). Files
+    of one case all get the grid of its first channel. Test images, their labels and `splits_final.json` come along.
 
     Args:
         dataset: id or name of the source.
         output: id of the new data set.
         factor: slices per slab; or
-        thickness: mm per slab, within 1 % an integer multiple of each case's slice spacing.
+        thickness: mm per slab, more than each case's slice spacing. Within 1 % of a whole multiple of it, the multiple.
         axis: array axis of the slices, the same for all cases. By default the first one whose median spacing over the
             training cases is within 1 % of the coarsest: the slice axis of anisotropic data, axis 0 of isotropic data.
         name: what follows `DatasetXXX_`; by default the source's name with `Thick4` or `Thick5mm`.
@@ -295,7 +281,9 @@ def make_thick(
         case_factor = _case_factor(case, grid, file_axis, factor=factor, thickness=thickness)
         key = f"images{case.part}/{case.name}"
         outcome.factors[key] = case_factor
-        if rest := grid.size[2 - file_axis] % case_factor:
+        slices = grid.size[2 - file_axis]
+        # Rounded, and not below 0, for what `slab_count` lets pass.
+        if (rest := round(slices - slab_count(slices, case_factor) * case_factor, 2)) > 0:
             outcome.dropped[key] = rest
         jobs.append((case, grid, file_axis, case_factor))
     outcome.labels_left_out = _labels_without_image(source, cases, dataset_json["file_ending"])
@@ -320,7 +308,7 @@ def _output_name(source: str, output: int | str, *, factor: Any, thickness: Any,
     if factor is not None and (not isinstance(factor, Integral) or factor < 2):
         raise InputError(f"factor {factor}", "a whole number of 2 or more slices per slab", "choose one")
     if thickness is not None and not (isinstance(thickness, int | float) and 0 < thickness < math.inf):
-        raise InputError(f"thickness {thickness}", "millimetres above 0", "choose a multiple of the slice spacing")
+        raise InputError(f"thickness {thickness}", "millimetres above 0", "choose more than the slice spacing")
     if not str(output).isdecimal() or int(output) > 999:
         raise InputError(f"the output data set '{output}'", "an id of 0 to 999", "choose a free id, such as 104")
     made = f"Thick{factor}" if factor is not None else f"Thick{thickness:g}mm"
@@ -416,36 +404,39 @@ def _coarsest_axis(grids: Sequence[Grid], reorient: bool) -> int:
     return int(np.argmax(median >= median.max() * (1 - TOLERANCE)))
 
 
-def _case_factor(case: Case, grid: Grid, file_axis: int, *, factor: int | None, thickness: float | None) -> int:
+def _case_factor(case: Case, grid: Grid, file_axis: int, *, factor: int | None, thickness: float | None) -> float:
     """Slices per slab of one case, checked against its slice spacing and its number of slices."""
     slices, spacing = grid.size[2 - file_axis], grid.spacing[2 - file_axis]
-    if factor is None:
+    per_slab: float
+    if factor is not None:
+        per_slab = factor
+    else:
         assert thickness is not None
-        factor = round(thickness / spacing)
-        if factor < 2 or abs(factor * spacing - thickness) > TOLERANCE * thickness:
-            below = max(2, math.floor(thickness / spacing))
+        whole = round(thickness / spacing)
+        per_slab = whole if abs(whole * spacing - thickness) <= TOLERANCE * thickness else thickness / spacing
+        if per_slab <= 1:
             raise InputError(
                 f"thickness {thickness:g} mm for case {case.name} with slices every {spacing:g} mm",
-                "a multiple of the slice spacing, two slices or more",
-                f"choose {below * spacing:g} or {(below + 1) * spacing:g} mm",
+                "slabs thicker than the slices",
+                f"choose more than {spacing * (1 + TOLERANCE):g} mm",
             )
-    if factor > slices:
+    if slab_count(slices, per_slab) < 1:
         raise InputError(
-            f"slabs of {factor} slices for case {case.name}, which has {slices} along its array axis {file_axis}",
+            f"slabs of {per_slab:g} slices for case {case.name}, which has {slices} along its array axis {file_axis}",
             "slabs no larger than the volume",
             "choose thinner slabs, another axis, or remove the case",
         )
-    return factor
+    return per_slab
 
 
 def _write_dataset(
-    folder: Path, jobs: Sequence[tuple[Case, Grid, int, int]], dataset_json: dict, *, processes: int, progress: bool
+    folder: Path, jobs: Sequence[tuple[Case, Grid, int, float]], dataset_json: dict, *, processes: int, progress: bool
 ) -> None:
     for case, *_ in jobs:
         for kind in ("images", "labels") if case.label else ("images",):
             (folder / f"{kind}{case.part}").mkdir(parents=True, exist_ok=True)
 
-    def write(job: tuple[Case, Grid, int, int]) -> None:
+    def write(job: tuple[Case, Grid, int, float]) -> None:
         _write_case(*job, folder=folder, ending=dataset_json["file_ending"])
 
     _each(write, jobs, processes=processes, label="cases" if progress else None)
@@ -455,14 +446,14 @@ def _write_dataset(
     (folder / "dataset.json").write_text(json.dumps(entries, indent=4))
 
 
-def _write_case(case: Case, grid: Grid, axis: int, factor: int, *, folder: Path, ending: str) -> None:
+def _write_case(case: Case, grid: Grid, axis: int, factor: float, *, folder: Path, ending: str) -> None:
     thick = grid.thick(axis=axis, factor=factor)
     for channel, path in enumerate(case.images):
-        averaged = average_slabs(read_volume(path), axis=axis, factor=factor)
-        write_volume(averaged, thick, folder / f"images{case.part}" / f"{case.name}_{channel:04d}{ending}")
+        mean = average_slabs(read_volume(path), axis=axis, factor=factor)
+        write_volume(mean, thick, folder / f"images{case.part}" / f"{case.name}_{channel:04d}{ending}")
     if case.label:
-        majority = majority_slabs(read_volume(case.label), axis=axis, factor=factor)
-        write_volume(majority, thick, folder / f"labels{case.part}" / f"{case.name}{ending}")
+        labels = majority_slabs(read_volume(case.label), axis=axis, factor=factor)
+        write_volume(labels, thick, folder / f"labels{case.part}" / f"{case.name}{ending}")
 
 
 def _each(

@@ -113,6 +113,8 @@ def test_whole_data_set(raw, capsys, ending):
         ((0.8, 0.9, 2.0), ["--thickness", 6], "SmallThick6mm", 0, 3),
         ((0.8, 0.9, 2.5), ["--thickness", 7.5], "SmallThick7.5mm", 0, 3),
         ((0.8, 0.9, 2.0), ["--thickness", 3.97], "SmallThick3.97mm", 0, 2),
+        ((0.8, 0.9, 2.0), ["--thickness", 7.4], "SmallThick7.4mm", 0, 3.7),
+        ((0.8, 0.9, 2.0), ["--thickness", 3, "--axis", 1], "SmallThick3mm", 1, 3 / 0.9),
         ((0.8, 0.9, 2.0), ["--factor", 2, "--axis", 2, "--name", "Side"], "Side", 2, 2),
         ((3.0, 0.9, 0.9), ["--factor", 2], "SmallThick2", 2, 2),
         ((0.9, 3.0, 0.9), ["--factor", 2], "SmallThick2", 1, 2),
@@ -128,6 +130,44 @@ def test_axis_name_and_factor(raw, spacing, options, made, axis, factor):
     expected = list(spacing)
     expected[2 - axis] *= factor
     np.testing.assert_allclose(thick.GetSpacing(), expected, rtol=1e-6)
+
+
+def test_thickness_that_is_no_multiple(raw, capsys):
+    """Slabs of 3 mm from slices of 2 mm: every second slice is shared by two of them."""
+    assert run("-d", 4, "-o", 104, "--thickness", 3) == 0
+    name = "imagesTr/case_b_0000.nii.gz"
+    thin, thick = read(raw / SOURCE / name), read(raw / "Dataset104_SmallThick3mm" / name)
+    slices = sitk.GetArrayFromImage(thin).astype(float)
+    assert thick.GetSize() == (8, 10, 9)
+    np.testing.assert_allclose(thick.GetSpacing(), (0.8, 0.9, 3.0), rtol=1e-6)
+    # From the centre of a slice 2 mm thick to that of a slab 3 mm thick that begins where it begins.
+    centre = thin.TransformContinuousIndexToPhysicalPoint((0, 0, 0.25))
+    np.testing.assert_allclose(thick.GetOrigin(), centre, atol=1e-5)
+    for pair in range(4):
+        first, shared, last = slices[3 * pair : 3 * pair + 3]
+        made = sitk.GetArrayFromImage(thick)[2 * pair : 2 * pair + 2]
+        np.testing.assert_allclose(made, [(2 * first + shared) / 3, (shared + 2 * last) / 3], rtol=1e-5, atol=1e-4)
+    thin, thick = (read(raw / folder / "labelsTr/case_b.nii.gz") for folder in (SOURCE, "Dataset104_SmallThick3mm"))
+    # Two thirds of a slab are one slice, whose label wins.
+    np.testing.assert_array_equal(
+        sitk.GetArrayFromImage(thick), sitk.GetArrayFromImage(thin)[[0, 2, 3, 5, 6, 8, 9, 11, 12]]
+    )
+    printed = capsys.readouterr().out
+    assert "4 cases, 1.5 slices per slab along array axis 0" in printed
+    assert "dropped 0.5 remainder slices at the end of 2 cases: imagesTr/case_b, imagesTs/case_d" in printed
+
+
+def test_many_remainders_are_one_line(raw, capsys):
+    array = np.zeros((10, 4, 4), np.int16)
+    for number in range(6):
+        for channel in range(2):
+            name = f"imagesTs/odd_{number}_{channel:04d}.nii.gz"
+            write_image(raw / SOURCE / name, array, Spacing=(0.8, 0.9, 2 + number / 10))
+    assert run("-d", 4, "-o", 104, "--thickness", 3.3, "--axis", 0) == 0
+    printed = capsys.readouterr().out
+    assert "10 cases, 1.32, 1.375, 1.435, 1.5, 1.571, and 1 more slices per slab" in printed
+    assert re.search(r"dropped [\d.]+ to [\d.]+ remainder slices at the end of \d+ cases\n", printed)
+    assert printed.count("dropped") == 1
 
 
 def test_reorienting_reader_names_the_axis(raw):
@@ -290,13 +330,18 @@ REFUSED = {
     ),
     "factor and thickness": (nothing, [*F4, "--thickness", "4"], "both factor and thickness"),
     "neither": (nothing, [], "neither factor nor thickness"),
-    "thickness between": (
+    "thickness of one slice": (
         nothing,
-        ["--thickness", "5"],
-        "thickness 5 mm for case case_a .*every 2 mm.*choose 4 or 6 mm",
+        ["--thickness", "2"],
+        "thickness 2 mm for case case_a .*every 2 mm; expected slabs thicker .*choose more than 2.02 mm",
     ),
-    "thickness of one slice": (nothing, ["--thickness", "2"], "thickness 2 mm.*choose 4 or 6 mm"),
-    "thickness too small": (nothing, ["--thickness", "0.5"], "thickness 0.5 mm.*choose 4 or 6 mm"),
+    "thickness of a slice and rounding": (nothing, ["--thickness", "2.01"], "thickness 2.01 mm.*choose more than 2.02"),
+    "thickness too small": (nothing, ["--thickness", "0.5"], "thickness 0.5 mm.*choose more than 2.02 mm"),
+    "thickness fraction too large": (
+        nothing,
+        ["--thickness", "17"],
+        "slabs of 8.5 slices for case case_d, which has 8",
+    ),
     "thickness too large": (nothing, ["--thickness", "40"], "slabs of 20 slices for case case_a, which has 12"),
     "thickness 0": (nothing, ["--thickness", "0"], "thickness 0.0; expected millimetres above 0"),
     "thickness nan": (nothing, ["--thickness", "nan"], "thickness nan; expected millimetres above 0"),

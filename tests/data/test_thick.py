@@ -13,7 +13,8 @@ from nnunetv2_ext.data.thick import (
     majority_slabs,
     read_grid,
     read_volume,
-    slabs_of,
+    slab_count,
+    thick_matrix,
     write_volume,
 )
 from nnunetv2_ext.errors import InputError
@@ -62,12 +63,27 @@ def test_average_does_not_overflow_small_integers():
     assert average_slabs(np.full((4, 1, 1), 255, np.uint8), axis=0, factor=4).item() == 255
 
 
-def test_slabs_are_a_view_in_order():
-    volume = np.arange(7 * 2 * 3).reshape(7, 2, 3)
-    slabs = slabs_of(volume, axis=0, factor=3)
-    assert slabs.shape == (2, 3, 2, 3)
-    assert np.shares_memory(slabs, volume)
-    np.testing.assert_array_equal(slabs[1, 2], volume[5])
+@pytest.mark.parametrize(
+    ("slices", "factor", "slabs"),
+    [(12, 4, 3), (11, 4, 2), (3, 4, 0), (37, 3.7, 10), (36, 3.7, 9), (7, 3.50000006, 2), (10, 1.5, 6)],
+)
+def test_number_of_slabs(slices, factor, slabs):
+    assert slab_count(slices, factor) == slabs
+
+
+@pytest.mark.parametrize(
+    ("slices", "factor", "expected"),
+    [
+        (5, 2, [[1 / 2, 1 / 2, 0, 0, 0], [0, 0, 1 / 2, 1 / 2, 0]]),
+        (4, 1.5, [[2 / 3, 1 / 3, 0, 0], [0, 1 / 3, 2 / 3, 0]]),
+        # The spacing 0.7 read from a header in float32, the thickness 2.45.
+        (7, 2.45 / float(np.float32(0.7)), [[2 / 7, 2 / 7, 2 / 7, 1 / 7, 0, 0, 0], [0, 0, 0, 1 / 7, *[2 / 7] * 3]]),
+    ],
+)
+def test_slabs_lie_beside_each_other(slices, factor, expected):
+    matrix = thick_matrix(slices, factor)
+    np.testing.assert_allclose(matrix, expected, atol=1e-7)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1, rtol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +127,8 @@ def test_majority_equals_a_count_per_column(factor):
 
 
 @pytest.mark.parametrize("direction", DIRECTIONS.values(), ids=DIRECTIONS)
-@pytest.mark.parametrize(("axis", "factor"), [(0, 2), (0, 5), (1, 3), (2, 4)])
-def test_thick_voxel_lies_at_the_mean_of_its_thin_voxels(direction, axis, factor):
+@pytest.mark.parametrize(("axis", "factor"), [(0, 2), (0, 5), (1, 3), (2, 4), (0, 3.7), (2, 2.5)])
+def test_thick_voxel_lies_in_the_middle_of_its_slab(direction, axis, factor):
     thin = sitk.Image([11, 12, 13], sitk.sitkUInt8)
     thin.SetSpacing([0.7, 0.9, 1.3])
     thin.SetOrigin([-50.5, 20.25, 300])
@@ -124,13 +140,15 @@ def test_thick_voxel_lies_at_the_mean_of_its_thin_voxels(direction, axis, factor
     thick.SetOrigin(thick_grid.origin)
     thick.SetDirection(thick_grid.direction)
     along = 2 - axis
-    assert thick.GetSize()[along] == thin.GetSize()[along] // factor
+    assert thick.GetSize()[along] == int(thin.GetSize()[along] / factor)
     for index in itertools.product((0, 1), repeat=3):
-        members = [list(index) for _ in range(factor)]
-        for offset, member in enumerate(members):
-            member[along] = index[along] * factor + offset
-        centres = [thin.TransformIndexToPhysicalPoint(member) for member in members]
-        np.testing.assert_allclose(thick.TransformIndexToPhysicalPoint(index), np.mean(centres, axis=0), atol=1e-9)
+        # The slab's edges in the thin grid's continuous index, whose first slice reaches from -0.5 to 0.5.
+        ends = []
+        for end in (index[along], index[along] + 1):
+            ends.append([float(i) for i in index])
+            ends[-1][along] = end * factor - 0.5
+        centre = np.mean([thin.TransformContinuousIndexToPhysicalPoint(end) for end in ends], axis=0)
+        np.testing.assert_allclose(thick.TransformIndexToPhysicalPoint(index), centre, atol=1e-9)
     assert thick_grid.spacing[along] == pytest.approx(grid.spacing[along] * factor)
     assert thick_grid.direction == grid.direction
 
