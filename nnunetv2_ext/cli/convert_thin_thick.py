@@ -1,0 +1,93 @@
+"""Make a thin-thick data set: `nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver ...`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from nnunetv2_ext.cli.make_thick import _number
+
+EXAMPLES = """examples:
+  nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver tumour
+  nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver \\
+      --channel-names CT --slice-thickness 3    slices 3 mm thick with gaps between them, which are ignored
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    # Numbers are read in `run`, so that a wrong one ends in the same kind of sentence as any other bad input.
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="thin images")
+    parser.add_argument(
+        "--labels", type=Path, required=True, metavar="DIR", help="thick annotations, named as the images"
+    )
+    parser.add_argument("-d", dest="output", required=True, metavar="ID", help="id of the new data set")
+    parser.add_argument("--name", required=True, help="name after DatasetXXX_")
+    parser.add_argument(
+        "--label-names", nargs="+", required=True, metavar="NAME", help="of the values 0, 1, 2, ...; background first"
+    )
+    parser.add_argument(
+        "--channel-names", nargs="+", metavar="NAME", help="as nnU-Net wants them; CT is normalised as such"
+    )
+    parser.add_argument(
+        "--slice-axis",
+        metavar="K",
+        help="array axis of the slices, 0, 1 or 2 in nnU-Net's order z, y, x (default: the one along which the "
+        "annotations are coarser)",
+    )
+    parser.add_argument(
+        "--slice-thickness",
+        metavar="MM",
+        help="thickness of the annotated slices (default: what DICOM tells, else their spacing)",
+    )
+    parser.add_argument(
+        "--skip-unmatched",
+        action="store_true",
+        help="leave out images without annotation and annotations without image",
+    )
+    parser.add_argument(
+        "-np", dest="processes", metavar="N", help="cases at the same time (default: nnUNet_def_n_proc)"
+    )
+    parser.epilog = EXAMPLES
+
+
+def run(args: argparse.Namespace) -> int:
+    from nnunetv2.configuration import default_num_processes
+
+    from nnunetv2_ext.data.thin_thick import ConvertedCase, convert_thin_thick
+
+    processes = _number(args.processes, int, "-np")
+    made = convert_thin_thick(
+        args.images,
+        args.labels,
+        args.output,
+        name=args.name,
+        label_names=args.label_names,
+        channel_names=args.channel_names,
+        slice_axis=_number(args.slice_axis, int, "--slice-axis"),
+        slice_thickness=_number(args.slice_thickness, float, "--slice-thickness"),
+        skip_unmatched=args.skip_unmatched,
+        processes=default_num_processes if processes is None else processes,
+    )
+
+    def line(case: ConvertedCase) -> list[str]:
+        lengths = [f"{length:.4g}" for length in (case.thin_spacing, case.thick_spacing, case.thickness, case.ratio)]
+        numbers = [case.thin_slices, case.slabs, case.covered, case.ignored]
+        return [case.case, *lengths, *map(str, numbers), "resampled" if case.resampled else "as the image"]
+
+    head = ["case", "thin, mm", "thick, mm", "thickness, mm", "ratio", "thin slices", "slabs", "covered", "ignored"]
+    print(_table([[*head, "within slices"], *map(line, made.cases)]))
+    print(f"{made.folder}: {len(made.cases)} cases, slices along array axis {made.axis}, table in conversion.csv")
+    if made.ignore_label is not None:
+        ignored = sum(case.ignored for case in made.cases)
+        print(f"{ignored} thin slices in no slab have the label {made.ignore_label}, which training ignores")
+    if made.left_out:
+        print(f"left out {len(made.left_out)} without partner: {', '.join(path.name for path in made.left_out)}")
+    if not args.channel_names:
+        print("channels are normalised by mean and standard deviation: give --channel-names CT for computed tomography")
+    return 0
+
+
+def _table(lines: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    rows = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))
