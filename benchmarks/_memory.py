@@ -13,16 +13,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks._networks import build, builder, step
+from benchmarks._networks import TOKEN_SIZE, build, builder, step
 from nnunetv2_ext.profiling.resident_memory import rise
 
 
-def peak_bytes(name: str, shape: Sequence[int], classes: int) -> int:
+def peak_bytes(name: str, shape: Sequence[int], classes: int, token_size: Sequence[int] = TOKEN_SIZE) -> int:
     """Peak memory of the network called `name` in this process, see the module's first lines."""
-    builder(name)  # its imports are no part of the figure
+    builder(name, token_size)  # its imports are no part of the figure
 
     def run() -> None:
-        network = build(name, shape, classes)
+        network = build(name, shape, classes, token_size)
         x = torch.randn(*shape)
         for _ in range(2):
             step(network, x)
@@ -30,11 +30,13 @@ def peak_bytes(name: str, shape: Sequence[int], classes: int) -> int:
     return rise(run)
 
 
-def measure(name: str, shape: Sequence[int], classes: int, *, threads: int) -> int:
+def measure(
+    name: str, shape: Sequence[int], classes: int, *, threads: int, token_size: Sequence[int] = TOKEN_SIZE
+) -> int:
     """`peak_bytes` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks._memory", name, "--threads", str(threads), "--classes", str(classes)]
     output = subprocess.run(
-        [*command, "--shape", *map(str, shape)],
+        [*command, "--shape", *map(str, shape), "--token_size", *map(str, token_size)],
         cwd=Path(__file__).resolve().parents[1],
         check=True,
         stdout=subprocess.PIPE,
@@ -48,11 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--shape", type=int, nargs=5, required=True)
+    parser.add_argument("--token_size", type=int, nargs=3, required=True)
     parser.add_argument("--classes", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
-    print(peak_bytes(args.name, args.shape, args.classes))
+    print(peak_bytes(args.name, args.shape, args.classes, args.token_size))
     return 0
 
 

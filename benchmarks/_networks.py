@@ -13,6 +13,10 @@ from nnunetv2_ext.errors import InputError
 REFERENCE = "PlainConvUNet"
 ORACLE = "plain MNet"
 REFINED = "PaR"
+PRIMUS = "Primus"
+CONVFREE = "ConvFreeTransformer"
+IN_BLOCKS = f"{CONVFREE}:block"
+TOKEN_SIZE = (8, 8, 8)
 REFERENCE_STRIDES = [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2], [1, 2, 2]]
 # nnU-Net's PlainConvUNet as it plans it for thick slices
 REFERENCE_KWARGS: dict[str, Any] = {
@@ -29,13 +33,18 @@ REFERENCE_KWARGS: dict[str, Any] = {
     "nonlin": "torch.nn.LeakyReLU",
     "nonlin_kwargs": {"inplace": True},
 }
+_PRIMUS = registry.Entry(PRIMUS, "benchmarks._primus_network.PrimusNetwork", "Primus S")
 Build = Callable[[int, int, Sequence[int]], nn.Module]
 """Makes a network of (input channels, classes, patch), deep supervision on."""
 
 
-def builder(name: str) -> Build:
-    """What builds the network called `name`: the reference, the oracle, an architecture, a backbone, or `PaR:BACKBONE`,
-    the refiner on that backbone (`PaR`: on the reference).
+def builder(name: str, token_size: Sequence[int] = TOKEN_SIZE) -> Build:
+    """What builds the network called `name`: the reference, the oracle, an architecture, a backbone, `PaR:BACKBONE`,
+    the refiner on that backbone (`PaR`: on the reference), `ConvFreeTransformer:block`, the same in block context, or
+    `Primus`, size S.
+
+    Args:
+        token_size: (z, y, x) in voxels, of the networks that have tokens.
 
     Raises:
         InputError: none of them.
@@ -44,6 +53,8 @@ def builder(name: str) -> Build:
         from tests.architectures.plain_mnet import PlainMNet
 
         return lambda channels, classes, patch: PlainMNet(channels, classes)
+    if has_tokens(name):
+        return _of_tokens(name, token_size)
     refined, _, backbone = name.partition(":")
     if refined == REFINED:
         return _around("PaRNetwork", backbone or REFERENCE)
@@ -55,6 +66,19 @@ def builder(name: str) -> Build:
     return lambda channels, classes, patch: network_class(channels, classes)
 
 
+def has_tokens(name: str) -> bool:
+    """Whether the network cuts its input into tokens, whose size is then to be chosen."""
+    return name in (CONVFREE, IN_BLOCKS, PRIMUS)
+
+
+def _of_tokens(name: str, token_size: Sequence[int]) -> Build:
+    options: dict[str, Any] = {"token_size": tuple(token_size), "deep_supervision": True}
+    if name != PRIMUS:
+        options["context"] = "block" if name == IN_BLOCKS else "patch"
+    network_class = _PRIMUS.load() if name == PRIMUS else registry.find("architecture", CONVFREE).load()
+    return lambda channels, classes, patch: network_class(channels, classes, spatial_shape=patch, **options)
+
+
 def _around(wrapper: str, backbone: str) -> Build:
     registry.find("backbone", backbone).load()
     network_class = registry.find("architecture", wrapper).load()
@@ -64,27 +88,26 @@ def _around(wrapper: str, backbone: str) -> Build:
     )
 
 
-def build(name: str, shape: Sequence[int], classes: int) -> nn.Module:
+def build(name: str, shape: Sequence[int], classes: int, token_size: Sequence[int] = TOKEN_SIZE) -> nn.Module:
     """The network called `name` in training mode, with weights from a fixed seed."""
     torch.manual_seed(0)
-    return builder(name)(shape[1], classes, shape[2:]).train()
+    return builder(name, token_size)(shape[1], classes, shape[2:]).train()
 
 
-def check_shape(shape: Sequence[int]) -> None:
-    """Refuse an input shape (batch, channels, z, y, x) that the reference cannot take.
+def check_shape(shape: Sequence[int], names: Sequence[str]) -> None:
+    """Refuse an input shape (batch, channels, z, y, x) that is not positive, or that PlainConvUNet cannot take if it is
+    among the networks, alone or refined.
 
     Raises:
-        InputError: not positive, or axes that the reference's strides do not divide.
+        InputError: see above.
     """
-    total = torch.tensor(REFERENCE_STRIDES).prod(0).tolist()
-    indivisible = any(size % stride for size, stride in zip(shape[2:], total, strict=True))
-    if min(shape) < 1 or indivisible:
-        multiples = ", ".join(str(stride) for stride in total)
-        raise InputError(
-            f"--shape {' '.join(map(str, shape))}",
-            f"batch, channels, z, y, x, all positive, z, y, x multiples of {multiples}, which {REFERENCE} needs",
-            "round the patch",
-        )
+    divisors = [1, 1, 1]
+    rule = "all positive"
+    if {REFERENCE, REFINED, f"{REFINED}:{REFERENCE}"} & set(names):
+        divisors = torch.tensor(REFERENCE_STRIDES).prod(0).tolist()
+        rule += f", z, y, x multiples of {', '.join(map(str, divisors))}, which {REFERENCE} needs"
+    if min(shape) < 1 or any(size % divisor for size, divisor in zip(shape[2:], divisors, strict=True)):
+        raise InputError(f"--shape {' '.join(map(str, shape))}", f"batch, channels, z, y, x, {rule}", "round the patch")
 
 
 def step(network: nn.Module, x: Tensor) -> None:

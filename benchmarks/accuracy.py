@@ -2,12 +2,16 @@
 
     python -m benchmarks.accuracy -d 104 -tr MNetTrainer nnUNetTrainer --folds 0 1
     python -m benchmarks.accuracy -d 104 -tr MNetTrainer:MNetPlans nnUNetTrainer:nnUNetPlans --device cuda --resume
+    python -m benchmarks.accuracy -d 104 -tr ConvFreeTrainer:ConvFreePlans PrimusTrainer:ConvFreePlans
 
 Each fold is trained and then validated by nnU-Net on whole cases; Dice is read from its validation/summary.json.
 A label absent from truth and prediction has no Dice in that case and is left out, as nnU-Net does. The difference is
 the mean over cases of the difference of the case's mean Dice; its 95 % interval is a bootstrap over cases with a fixed
 seed, so it holds the chance in the cases, not that in the training. Seconds are those of a whole fold, validation
 included. The models go to a results folder of their own (--output), where nothing finished is ever overwritten.
+
+Beside the trainers that nnU-Net finds there is PrimusTrainer: Primus S with tokens, patch and `training` block of
+plans of ConvFreeTransformer, and with nnU-Net's initialisation (benchmarks/_primus.py).
 """
 
 import argparse
@@ -22,6 +26,7 @@ from typing import Any
 
 from benchmarks._report import check_writable, machine, markdown_facts, markdown_table, write_json
 from benchmarks._statistics import bootstrap, dice_per_label, mean_dice, paired_differences, read_summary
+from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import dataset_name, read_json
 
@@ -110,7 +115,7 @@ def train_all(args: argparse.Namespace, dataset: str, runs: Sequence[Run], train
             dataset,
             args.configuration,
             run.fold,
-            trainer=run.trainer,
+            trainer=trainer_for(run.trainer),
             plans=run.plans,
             schedule=budget(args),
             device=args.device,

@@ -1,9 +1,13 @@
-"""Seconds per forward + backward and peak memory of our architectures beside nnU-Net's PlainConvUNet, in one run.
+"""Seconds per forward + backward and peak memory of networks beside a reference, nnU-Net's PlainConvUNet by default.
 
     python -m benchmarks.step --oracle
     python -m benchmarks.step --architectures PaR --shape 2 1 32 128 128
     python -m benchmarks.step --shape 2 1 12 64 64 --rounds 15 --threads 2 --json step.json
     python -m benchmarks.step --device cuda
+    python -m benchmarks.step --architectures ConvFreeTransformer --reference Primus --shape 2 1 40 56 40 \
+        --token_size 4 8 8
+    python -m benchmarks.step --architectures ConvFreeTransformer:block --reference ConvFreeTransformer \
+        --shape 1 1 40 56 40 --token_size 4 8 8
 
 The loss is the sum over all deep-supervision outputs of their mean square; no optimizer, no data loading.
 CPU: float32; every round runs each network once, in turns forwards and backwards through the list; memory is the peak
@@ -28,7 +32,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from benchmarks import _memory
-from benchmarks._networks import ORACLE, REFERENCE, REFINED, build, builder, check_shape, step
+from benchmarks._networks import (
+    IN_BLOCKS,
+    ORACLE,
+    PRIMUS,
+    REFERENCE,
+    REFINED,
+    TOKEN_SIZE,
+    build,
+    builder,
+    check_shape,
+    has_tokens,
+    step,
+)
 from benchmarks._report import check_writable, machine, markdown_facts, markdown_table, write_json
 from nnunetv2_ext.errors import InputError
 
@@ -68,7 +84,7 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def summarise(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
+def summarise(measurements: Sequence[Measurement], reference: str = REFERENCE) -> list[dict[str, Any]]:
     """One row per network: spreads of seconds and bytes, and ratios to the reference and, if it ran, to the oracle.
 
     A time ratio is the median of the ratios within each round; a memory ratio divides medians.
@@ -82,7 +98,7 @@ def summarise(measurements: Sequence[Measurement]) -> list[dict[str, Any]]:
             "seconds": spread(one.seconds),
             "peak_mib": spread([peak / MEBIBYTE for peak in one.peaks]) if one.peaks else None,
         }
-        for key, other in (("reference", by_name[REFERENCE]), ("oracle", by_name.get(ORACLE))):
+        for key, other in (("reference", by_name[reference]), ("oracle", by_name.get(ORACLE))):
             if other is not None:
                 ratios = [own / others for own, others in zip(one.seconds, other.seconds, strict=True)]
                 row[f"time_to_{key}"] = spread(ratios)
@@ -144,11 +160,17 @@ def cuda_seconds(network: nn.Module, x: Tensor, *, steps: int) -> float:
 
 
 def measure_cpu(
-    names: Sequence[str], shape: Sequence[int], classes: int, rounds: int, memory_runs: int
+    names: Sequence[str],
+    shape: Sequence[int],
+    classes: int,
+    rounds: int,
+    memory_runs: int,
+    *,
+    token_size: Sequence[int] = TOKEN_SIZE,
 ) -> list[Measurement]:
     """Time all networks in this process, then each one's memory in processes of its own."""
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
-    networks = {name: build(name, shape, classes) for name in names}
+    networks = {name: build(name, shape, classes, token_size) for name in names}
     for network in networks.values():
         cpu_seconds(network, x)
     runs: Runs = {name: partial(cpu_seconds, network, x) for name, network in networks.items()}
@@ -156,12 +178,20 @@ def measure_cpu(
     # one process at a time, in turns, so that a disturbance does not hit one network alone
     peaks: dict[str, list[int]] = {name: [] for name in names}
     for name in tqdm(list(names) * memory_runs, desc="memory", file=sys.stderr):
-        peaks[name].append(_memory.measure(name, shape, classes, threads=torch.get_num_threads()))
+        peak = _memory.measure(name, shape, classes, threads=torch.get_num_threads(), token_size=token_size)
+        peaks[name].append(peak)
     return [Measurement(name, count_parameters(networks[name]), seconds[name], peaks[name]) for name in names]
 
 
 def measure_cuda(
-    names: Sequence[str], shape: Sequence[int], classes: int, rounds: int, *, compiled: bool, device: str
+    names: Sequence[str],
+    shape: Sequence[int],
+    classes: int,
+    rounds: int,
+    *,
+    compiled: bool,
+    device: str,
+    token_size: Sequence[int] = TOKEN_SIZE,
 ) -> list[Measurement]:
     """Memory of each network once it is warm, then the time of all in turns; `compiled`: through torch.compile."""
     torch.cuda.set_device(torch.device(device).index or 0)
@@ -173,7 +203,7 @@ def measure_cuda(
         gc.collect()
         held = torch.cuda.memory_allocated()
         x = torch.randn(*shape, generator=torch.Generator().manual_seed(0)).to(device)
-        network = build(name, shape, classes).to(device)
+        network = build(name, shape, classes, token_size).to(device)
         parameters[name] = count_parameters(network)
         called: Any = torch.compile(network) if compiled else network
         cuda_seconds(called, x, steps=CUDA_WARM_UP_STEPS)
@@ -188,15 +218,16 @@ def measure_cuda(
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the JSON."""
     check_writable(args.json)
-    check_shape(args.shape)
+    names = list(dict.fromkeys([args.reference, *([ORACLE] if args.oracle else []), *args.architectures]))
+    check_shape(args.shape, names)
     if args.rounds < 1 or args.classes < 2 or args.memory_runs < 0:
         raise InputError(
             f"--rounds {args.rounds} --classes {args.classes} --memory-runs {args.memory_runs}",
             "at least 1 round, 2 classes, 0 memory runs",
             "correct it",
         )
-    for name in args.architectures:
-        builder(name)
+    for name in names:
+        builder(name, args.token_size)
     if args.device != "cpu" and not (args.device.startswith("cuda") and torch.cuda.is_available()):
         raise InputError(f"--device {args.device}", "cpu, or cuda where PyTorch sees one", "use --device cpu")
     if args.threads is not None:
@@ -204,17 +235,19 @@ def run(args: argparse.Namespace) -> int:
             raise InputError(f"--threads {args.threads}", "a positive number", "correct it")
         torch.set_num_threads(args.threads)
     about = machine(args.device)
-    names = list(dict.fromkeys([REFERENCE, *([ORACLE] if args.oracle else []), *args.architectures]))
     setting = f"shape {tuple(args.shape)}, {args.classes} classes, {args.rounds} rounds, {args.device}"
+    if any(map(has_tokens, names)):
+        setting += f", tokens {tuple(args.token_size)}"
+    sizes = (names, args.shape, args.classes, args.rounds)
     if args.device == "cpu":
-        measured = {"float32": measure_cpu(names, args.shape, args.classes, args.rounds, args.memory_runs)}
+        measured = {"float32": measure_cpu(*sizes, args.memory_runs, token_size=args.token_size)}
     else:
         measured = {
-            mode: measure_cuda(names, args.shape, args.classes, args.rounds, compiled=compiled, device=args.device)
+            mode: measure_cuda(*sizes, compiled=compiled, device=args.device, token_size=args.token_size)
             for mode, compiled in CUDA_MODES.items()
         }
-    tables = {mode: summarise(measurements) for mode, measurements in measured.items()}
-    print(f"Forward + backward, {setting}; reference {REFERENCE}; median (min-max).\n{markdown_facts(about)}")
+    tables = {mode: summarise(measurements, args.reference) for mode, measurements in measured.items()}
+    print(f"Forward + backward, {setting}; reference {args.reference}; median (min-max).\n{markdown_facts(about)}")
     for mode, rows in tables.items():
         print(f"\n{mode}\n\n{table(rows)}")
     options = {key: value for key, value in vars(args).items() if key != "json"}
@@ -241,7 +274,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["MNet", REFINED],
         metavar="NAME",
         help=f"architectures or backbones of nnunetv2_ext list; {REFINED}: the refiner on {REFERENCE}, "
-        f"{REFINED}:NAME: on another backbone (default: MNet {REFINED})",
+        f"{REFINED}:NAME: on another backbone; {IN_BLOCKS}; {PRIMUS}, size S (default: MNet {REFINED})",
+    )
+    parser.add_argument(
+        "--reference",
+        default=REFERENCE,
+        metavar="NAME",
+        help=f"the network that ratios are to, run in any case (default {REFERENCE})",
+    )
+    parser.add_argument(
+        "--token_size",
+        type=int,
+        nargs=3,
+        default=list(TOKEN_SIZE),
+        metavar=("Z", "Y", "X"),
+        help="voxels per token, for networks of tokens (default 8 8 8)",
     )
     parser.add_argument(
         "--shape", type=int, nargs=5, default=[2, 1, 16, 128, 128], metavar=("BATCH", "CHANNELS", "Z", "Y", "X")

@@ -42,16 +42,31 @@ ARCHITECTURES = (
     Entry(
         "PaRNetwork", "nnunetv2_ext.architectures.par.PaRNetwork", "a backbone and the axial refiner on it (IJCAI 2025)"
     ),
+    Entry(
+        "ConvFreeTransformer",
+        "nnunetv2_ext.architectures.convfree.ConvFreeTransformer",
+        "attention and linear layers alone (MICCAI 2021)",
+    ),
 )
 TRAINERS = (
     Entry("MNetTrainer", "nnunetv2_ext.trainers.mnet.MNetTrainer", "MNet with its published schedule, on any 3D plans"),
     Entry("PaRTrainer", "nnunetv2_ext.trainers.par.PaRTrainer", "the axial refiner on the network of any 3D plans"),
     Entry("BackboneTrainer", "nnunetv2_ext.trainers.backbone.BackboneTrainer", "the network of any 3D plans as it is"),
+    Entry(
+        "ConvFreeTrainer",
+        "nnunetv2_ext.trainers.convfree.ConvFreeTrainer",
+        "the convolution-free transformer, on any 3D plans that a token divides",
+    ),
 )
 PLANNERS = (
     Entry("MNetPlanner", "nnunetv2_ext.plans.mnet.MNetPlanner", "plans patch and batch for MNet from its own memory"),
     Entry("PaRPlanner", "nnunetv2_ext.plans.par.PaRPlanner", "plans for the refiner on the --backbone of your choice"),
     Entry("BackbonePlanner", "nnunetv2_ext.plans.backbone.BackbonePlanner", "plans for the --backbone of your choice"),
+    Entry(
+        "ConvFreePlanner",
+        "nnunetv2_ext.plans.convfree.ConvFreePlanner",
+        "plans for the convolution-free transformer of the --size of your choice",
+    ),
 )
 _UNETS = "dynamic_network_architectures.architectures.unet"
 _MONAI = "monai.networks.nets"

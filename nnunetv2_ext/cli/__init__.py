@@ -19,6 +19,7 @@ COMMANDS = {
     "plan_and_preprocess": "fingerprint, plan and preprocess with one of our planners",
     "schedule": "write the training schedule into existing plans",
     "make_thick": "make a thick-slice data set by averaging neighbouring slices",
+    "convert_thin_thick": "make a data set of thin images with thick annotations",
     "import_weights": "turn published weights into a file for -pretrained_weights",
     "find_best": "find the best model or pair of models among trained ones",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",

@@ -11,6 +11,7 @@ EXAMPLE = """example:
   nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner --verify_dataset_integrity
   nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
   nnunetv2_ext plan_and_preprocess -d 4 -pl PaRPlanner --backbone SwinUNETR --backbone_kwargs '{"feature_size": 24}'
+  nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --size B -gpu_memory_target 24
 """
 
 
@@ -41,10 +42,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--kernel_size", type=int, help="kernel of the refiner's features, odd (default: 3)")
     group.add_argument("--variant", help="paper or published_code (default: paper)")
     group.add_argument("--fusion", help="add, multiply or concat (default: add)")
+    group = parser.add_argument_group("convolution-free transformer (ConvFreePlanner)")
+    group.add_argument("--size", help="S, B, L or paper, which implies --post_norm (default: S)")
+    group.add_argument("--token_size", nargs=3, type=int, metavar="VOXELS", help="z y x, instead of the planned one")
+    group.add_argument("--context", help="patch, or block of the papers (default: patch)")
+    group.add_argument("--block_tokens", type=int, help="tokens per axis of a block, odd (default: 3)")
+    group.add_argument("--post_norm", action="store_true", default=None, help="the papers' norm after each sublayer")
+    group.add_argument(
+        "--activation_checkpointing", action="store_true", default=None, help="recompute layers to save memory"
+    )
     add_schedule_arguments(parser)
 
 
-OPTIONS = ("patch_size", "backbone", "backbone_kwargs", "axis", "heads", "groups", "kernel_size", "variant", "fusion")
+REFINED = ("backbone", "backbone_kwargs", "axis", "heads", "groups", "kernel_size", "variant", "fusion")
+CONVOLUTION_FREE = ("size", "token_size", "context", "block_tokens", "post_norm", "activation_checkpointing")
+OPTIONS = ("patch_size", *REFINED, *CONVOLUTION_FREE)
 
 
 def _json_object(text: str) -> dict[str, Any]:

@@ -1,12 +1,9 @@
 """What planners of named backbones share: nnU-Net's rules for its U-Nets, the size rules of the others."""
 
-import json
-import warnings
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunetv2_ext.architectures.backbones import size_rule
@@ -35,7 +32,6 @@ class PlannerOfBackbones(ExtPlanner):
         super().__init__(*args, **kwargs)
         if self.backbone in _PRESETS:
             self.max_dataset_covered = 1
-        self._sizes: dict[str, float] = {}
 
     def default_memory_target(self) -> float:
         return _PRESETS.get(self.backbone, super().default_memory_target())
@@ -82,18 +78,6 @@ class PlannerOfBackbones(ExtPlanner):
             "spatial_shape": patch_size,
             "backbone_kwargs": self._kwargs(np.array(patch_size), spacing),
         }
-
-    def feature_map_size(
-        self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
-    ) -> float:
-        kwargs = self.architecture_kwargs(patch_size, spacing)
-        key = json.dumps([input_channels, output_channels, kwargs])
-        if key not in self._sizes:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # initialising what has no values
-                network = find("architecture", self.architecture).load()(input_channels, output_channels, **kwargs)
-            self._sizes[key] = network.compute_conv_feature_map_size(patch_size)
-        return self._sizes[key]
 
 
 def _repeated(numbers: tuple[int, ...], stages: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The base of our planners: nnU-Net's rules for spacing, our network, our search for patch and batch."""
 
+import json
 import warnings
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunetv2_ext.errors import InputError
@@ -73,6 +75,7 @@ class ExtPlanner(ExperimentPlanner):
             overwrite_target_spacing,
             suppress_transpose,
         )
+        self._counts: dict[str, tuple[float, int]] = {}
 
     def default_memory_target(self) -> float:
         """GPU memory (GB) that patch and batch may fill, unless the user gives another."""
@@ -94,13 +97,43 @@ class ExtPlanner(ExperimentPlanner):
     def feature_map_size(
         self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
     ) -> float:
-        """Elements of feature maps per sample, in the measure of `nnunetv2_ext.planning.memory`."""
-        raise NotImplementedError
+        """Elements of feature maps per sample, in the measure of `nnunetv2_ext.planning.memory`.
+
+        Counted on the network itself, unless a subclass knows a formula.
+        """
+        return self._counted(patch_size, spacing, input_channels, output_channels)[0]
+
+    def weights_gb(
+        self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
+    ) -> float:
+        """GPU memory (GB) of weights, gradients and optimizer, which patch and batch leave free.
+
+        0 by default: the reference of nnU-Net's measure holds those of a U-Net.
+        """
+        return 0.0
+
+    def _counted(
+        self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
+    ) -> tuple[float, int]:
+        """Elements of feature maps per sample and number of parameters of the network, built without values."""
+        kwargs = self.architecture_kwargs(patch_size, spacing)
+        key = json.dumps([input_channels, output_channels, kwargs])
+        if key not in self._counts:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
+            with torch.device("meta"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # initialising what has no values
+                network = find("architecture", self.architecture).load()(input_channels, output_channels, **kwargs)
+            parameters = sum(parameter.numel() for parameter in network.parameters())
+            self._counts[key] = (network.compute_conv_feature_map_size(patch_size), parameters)
+        return self._counts[key]
 
     def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         """The patch rounded up to a size that the network takes."""
         divisor = np.array(self.patch_divisor)
         return np.maximum(np.ceil(patch_size / divisor) * divisor, self.min_patch).astype(int)
+
+    def suits(self, patch_size: np.ndarray, spacing: np.ndarray) -> bool:
+        """Whether the search may end with this patch; one that the network takes, but badly, may be passed over."""
+        return True
 
     def published_schedule(self) -> Mapping[str, Any]:
         """What the method does otherwise than nnU-Net."""
@@ -140,7 +173,8 @@ class ExtPlanner(ExperimentPlanner):
         else:
             patch_size = self._checked_patch(self.patch_size, spacing_mm)
         per_sample = memory_gb(self.feature_map_size(patch_size, spacing_mm, *sizes), 1)
-        fitting = int(self.UNet_vram_target_GB / per_sample)
+        weights = self.weights_gb(patch_size, spacing_mm, *sizes)
+        fitting = int((self.UNet_vram_target_GB - weights) / per_sample)
         # nnU-Net's guard against over-fitting: a batch sees at most 5 % of the data set
         covering = round(approximate_n_voxels_dataset * self.max_dataset_covered / np.prod(patch_size, dtype=float))
         resampling_data, data_kwargs, resampling_seg, seg_kwargs = self.determine_resampling()
@@ -182,18 +216,22 @@ class ExtPlanner(ExperimentPlanner):
         patches = [self.fitted_patch(np.minimum(cube, median_shape), spacing)]
         while (smaller := self._shrunk(patches[-1], spacing, median_shape)) is not None:
             patches.append(smaller)
+        patches = [patch for patch in patches if self.suits(patch, spacing)]
 
         def needed(patch: np.ndarray) -> float:
             elements = self.feature_map_size(patch.tolist(), spacing, *sizes)
-            return memory_gb(elements, self.UNet_min_batch_size)
+            weights = self.weights_gb(patch.tolist(), spacing, *sizes)
+            return memory_gb(elements, self.UNet_min_batch_size) + weights
 
         # the patches only shrink, so a few of them tell where they begin to fit
         first = bisect_left(patches, True, key=lambda patch: needed(patch) <= self.UNet_vram_target_GB)
         if first == len(patches):
+            smallest = patches[-1].tolist()
+            weights = self.weights_gb(smallest, spacing, *sizes)
             raise InputError(
                 f"a GPU memory target of {self.UNet_vram_target_GB} GB",
-                f"at least {np.ceil(1000 * needed(patches[-1])) / 1000:g} GB for the smallest patch "
-                f"{patches[-1].tolist()}",
+                f"at least {np.ceil(1000 * needed(patches[-1])) / 1000:g} GB for the smallest patch {smallest}"
+                + (f", of which weights and optimizer take {weights:.3g} GB" if weights else ""),
                 "raise -gpu_memory_target",
             )
         return [int(size) for size in patches[first]]
@@ -232,12 +270,24 @@ class ExtPlanner(ExperimentPlanner):
             raise InputError(f"a patch of {patch_size}", "three positive numbers (z, y, x)", "correct --patch_size")
         fitted = self.fitted_patch(given, spacing)
         if (fitted != given).any():
+            below = self._fitted_below(given, spacing)
             raise InputError(
                 f"a patch of {patch_size}",
-                f"a size that the network takes, {fitted.tolist()} for instance",
+                "a size that the network takes, "
+                + ("" if below is None else f"{below.tolist()} or ")
+                + f"{fitted.tolist()} for instance",
                 "correct --patch_size, or leave it out",
             )
         return [int(size) for size in given]
+
+    def _fitted_below(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray | None:
+        """The nearest patch that the network takes, smaller along each axis that does not fit, or None."""
+        below = patch_size
+        while (larger := self.fitted_patch(below, spacing) > below).any():
+            below = below - larger
+            if below.min() < 1:
+                return None
+        return below
 
     def generate_data_identifier(self, configuration_name: str) -> str:
         """nnU-Net's own identifier, so that its preprocessed data are shared; `save_plans` takes it back if need be."""

@@ -22,16 +22,17 @@ def train_fold(
     configuration: str,
     fold: int | str,
     *,
-    trainer: str,
+    trainer: str | type,
     plans: str,
     schedule: Mapping[str, Any] | None = None,
     device: str = "cpu",
     save_probabilities: bool = False,
 ) -> Path:
-    """Train and validate one fold with any trainer that nnU-Net finds, ours or its own.
+    """Train and validate one fold with any trainer, ours or nnU-Net's own.
 
     Args:
         dataset: id or name.
+        trainer: its name, or the class itself where nnU-Net would not find it.
         schedule: keys of the `training` block that go over the plans' for this training. nnU-Net's own trainers take
             epochs, iterations_per_epoch, val_iterations_per_epoch and batch_size of it.
         device: "cpu", "cuda" or "mps".
@@ -43,6 +44,25 @@ def train_fold(
     Raises:
         InputError: no such data set or plans, or a key that nnU-Net's own trainers have no place for.
     """
+    instance = make_trainer(
+        dataset, configuration, fold, trainer=trainer, plans=plans, schedule=schedule, device=device
+    )
+    instance.run_training()
+    instance.perform_actual_validation(save_probabilities)
+    return Path(instance.output_folder)
+
+
+def make_trainer(
+    dataset: int | str,
+    configuration: str,
+    fold: int | str,
+    *,
+    trainer: str | type,
+    plans: str,
+    schedule: Mapping[str, Any] | None = None,
+    device: str = "cpu",
+) -> Any:
+    """The trainer that `train_fold` runs; same arguments and errors."""
     nnunetv2_ext.register()
     import torch
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
@@ -53,7 +73,7 @@ def train_fold(
     remedy = "run nnunetv2_ext plan_and_preprocess"
     content = read_json(folder / f"{plans}.json", remedy)
     settings = dict(schedule or {})
-    trainer_class = recursive_find_trainer_class_by_name(trainer)
+    trainer_class = recursive_find_trainer_class_by_name(trainer) if isinstance(trainer, str) else trainer
     ours = issubclass(trainer_class, ExtTrainer)
     planned = content["configurations"].get(configuration)
     if planned is not None and ours:
@@ -70,8 +90,8 @@ def train_fold(
     if not ours:
         for key in settings.keys() - {"batch_size"}:
             if key not in _NNUNET_ATTRIBUTES:
-                raise InputError(f"schedule key '{key}' for {trainer}", f"{', '.join(_NNUNET_ATTRIBUTES)}", "drop it")
+                raise InputError(
+                    f"schedule key '{key}' for {trainer_class.__name__}", ", ".join(_NNUNET_ATTRIBUTES), "drop it"
+                )
             setattr(instance, _NNUNET_ATTRIBUTES[key], settings[key])
-    instance.run_training()
-    instance.perform_actual_validation(save_probabilities)
-    return Path(instance.output_folder)
+    return instance

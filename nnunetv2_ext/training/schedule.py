@@ -23,6 +23,10 @@ def _is_positive_int(value: Any) -> bool:
     return _is_int(value) and value > 0
 
 
+def _is_count(value: Any) -> bool:
+    return _is_int(value) and value >= 0
+
+
 def _is_weight(value: Any) -> bool:
     return (isinstance(value, float) or _is_int(value)) and 0 <= value < float("inf")
 
@@ -75,7 +79,13 @@ SCHEDULERS: dict[str, dict[str, Setting]] = {
         "factor": Setting(
             0.9, "a number above 0 and below 1", lambda value: _is_positive(value) and _is_below_one(value)
         ),
-        "patience": Setting(10, "a whole number from 0", lambda value: _is_int(value) and value >= 0),
+        "patience": Setting(10, "a whole number from 0", _is_count),
+    },
+    "warmup_poly": {
+        "exponent": Setting(0.9, *_WEIGHT),
+        "warmup_iterations": Setting(
+            None, "null or a whole number from 0", lambda value: value is None or _is_count(value)
+        ),
     },
 }
 

@@ -171,6 +171,13 @@ class ExtTrainer(nnUNetTrainer):
         if not self._is_planned(manager):
             line += self._planned_memory()
         self.print_to_log_file(line)
+        optimizer = self.schedule["optimizer"]["name"]
+        copies = 3 if optimizer == "SGD" else 4  # weight, gradient, and one moment or AdamW's two, in float32
+        trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
+        self.print_to_log_file(
+            f"{trained / 1e6:.1f} million trained parameters, their gradients and {optimizer} take "
+            f"{4e-9 * copies * trained:.2f} GB; the estimate contains those of a U-Net of 30 million"
+        )
 
     def _planned_memory(self) -> str:
         """What the network of the plans would take in the place of ours, for the log."""
@@ -201,6 +208,7 @@ class ExtTrainer(nnUNetTrainer):
             optimizer,
             self.schedule,
             epochs=self.num_epochs,
+            iterations=self.num_iterations_per_epoch,
             losses=lambda: self.logger.get_value("val_losses", step=None),
         )
         return optimizer, scheduler

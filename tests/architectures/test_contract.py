@@ -54,6 +54,20 @@ FURTHER: dict[str, list[Shape]] = {
     "MedNeXt": [(8, 8, 24)],
 }
 CASES = [Case("MNet", "MNet", [(8, 32, 32), *FURTHER["MNet"]], SMALL_BACKBONES["MNet"], built_for_a_patch=False)]
+_CONVFREE = {"token_size": [2, 8, 8], "embed_dim": 24, "depth": 2, "num_heads": 2}
+CASES += [
+    Case(
+        f"ConvFreeTransformer-{name}",
+        "ConvFreeTransformer",
+        [(8, 32, 32), (2, 8, 24), (6, 16, 8)],
+        {**_CONVFREE, **kwargs},
+    )
+    for name, kwargs in {
+        "patch": {},
+        "block": {"context": "block"},
+        "post_norm": {"pre_norm": False, "activation_checkpointing": True},
+    }.items()
+]
 for _backbone in BACKBONES:
     if _backbone.name[-1] in "ML":  # ResidualEncoderUNetM, L and XL are the class of ResidualEncoderUNet
         continue

@@ -28,6 +28,7 @@ CASES = [
     ("PaRNetwork-MNet", False),
     ("PaRNetwork-UNETR", False),
     ("PaRNetwork-UNETR", True),
+    ("ConvFreeTransformer-block", False),
 ]
 IDS = [f"{name}{' frozen' * frozen}" for name, frozen in CASES]
 

@@ -184,6 +184,21 @@ def test_a_benchmark_from_training_to_table(folders, capsys, monkeypatch):
     assert "with the budget" in capsys.readouterr().err and calls == []
 
 
+def test_a_trainer_that_nnunet_does_not_find_is_handed_over_as_a_class(folders):
+    from benchmarks._primus import PrimusTrainer
+
+    given = []
+
+    def train(*fold, trainer, **rest):
+        given.append(trainer)
+        name = trainer if isinstance(trainer, str) else trainer.__name__
+        stand_in([])(*fold, trainer=name, **rest)
+
+    arguments = ["-d", "104", "-tr", "PrimusTrainer:Own", "nnUNetTrainer", "--output", str(folders / "own")]
+    assert accuracy.main([*arguments, "--folds", "0"], train) == 0
+    assert given == [PrimusTrainer, "nnUNetTrainer"]
+
+
 @pytest.mark.parametrize(
     ("low", "high", "told"), [(-0.01, 0.02, "+0.80 points lie in"), (0.009, 0.02, "+0.80 points do not lie in")]
 )

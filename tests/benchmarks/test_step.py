@@ -1,16 +1,18 @@
 """Ratios and tables from made-up figures, refusals, and one tiny run."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from benchmarks import _memory, step
-from benchmarks._networks import ORACLE, REFERENCE, build
+from benchmarks._networks import IN_BLOCKS, ORACLE, PRIMUS, REFERENCE, build
 from benchmarks._report import cpu_model, markdown_table
 from benchmarks.step import MEBIBYTE, Measurement, interleave, spread, summarise, table
 
 # one thread: threads that wait for each other make tiny steps slow on a busy machine
+TOKENS = ["--shape", "1", "1", "8", "32", "32", "--token_size"]
 TINY = ["--shape", "1", "1", "4", "32", "32", "--threads", "1"]
 
 
@@ -55,6 +57,11 @@ def test_ratio_is_the_median_of_the_rounds_ratios():
     assert last.startswith("| Ours") and "4.000 (1.500-10.000)" in last and "200 (150-250)" in last
 
 
+def test_ratios_to_another_reference():
+    rows = summarise([Measurement(PRIMUS, 1, [1.0], [100]), Measurement("Ours", 1, [3.0], [50])], PRIMUS)
+    assert (rows[1]["time_to_reference"]["median"], rows[1]["memory_to_reference"]) == (3, 0.5)
+
+
 def test_table_without_memory_and_oracle_has_no_such_columns():
     header = table(summarise([Measurement(REFERENCE, 1, [1.0])])).splitlines()[0]
     assert "memory" not in header and ORACLE not in header
@@ -94,10 +101,25 @@ def test_backbones_with_and_without_the_refiner(name, wrapped):
     assert inner.backbone == wrapped
 
 
+def test_networks_of_tokens():
+    shape, tokens = [1, 1, 4, 16, 16], (2, 8, 8)
+    networks = {name: build(name, shape, 3, tokens) for name in ("ConvFreeTransformer", IN_BLOCKS, PRIMUS)}
+    assert [networks[name].context for name in ("ConvFreeTransformer", IN_BLOCKS)] == ["patch", "block"]
+    for network in networks.values():
+        (logits,) = network(torch.zeros(*shape))
+        assert logits.shape == (1, 3, 4, 16, 16)
+    assert networks["ConvFreeTransformer"].token_size == tokens
+    assert networks[PRIMUS].primus.down_projection.proj.kernel_size == tokens
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         (["--shape", "1", "1", "6", "32", "32"], "multiples of 4, 16, 16"),
+        (["--shape", "1", "1", "6", "32", "32", "--reference", "MNet", "--architectures", "PaR"], "multiples of 4"),
+        (["--reference", "Nothing"], "one of MNet"),
+        (["--reference", "Primus", "--architectures", "ConvFreeTransformer", *TOKENS, "3", "8", "8"], "powers of two"),
+        (["--architectures", "ConvFreeTransformer", *TOKENS, "4", "12", "12"], "multiples of the token"),
         (["--shape", "0", "1", "4", "32", "32"], "all positive"),
         (["--architectures", "Nothing"], "one of MNet"),
         (["--rounds", "0"], "at least 1 round"),
@@ -113,7 +135,7 @@ def test_bad_input_is_a_sentence(arguments, told, capsys):
 
 
 def test_tiny_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(_memory, "measure", lambda name, shape, classes, *, threads: 3 * MEBIBYTE)
+    monkeypatch.setattr(_memory, "measure", lambda *_, **__: 3 * MEBIBYTE)
     file = tmp_path / "step.json"
     assert step.main([*TINY, "--rounds", "2", "--memory-runs", "1", "--oracle", "--json", str(file)]) == 0
     printed = capsys.readouterr().out
@@ -127,9 +149,30 @@ def test_tiny_run(tmp_path, monkeypatch, capsys):
     assert all(len(seconds) == 2 and min(seconds) > 0 for seconds in content["seconds"]["float32"].values())
 
 
+def test_a_reference_of_ones_own_takes_shapes_that_the_default_cannot(tmp_path, monkeypatch, capsys):
+    given = []
+    monkeypatch.setattr(_memory, "measure", lambda *_, **options: given.append(options["token_size"]) or MEBIBYTE)
+    arguments = ["--reference", IN_BLOCKS, "--architectures", "ConvFreeTransformer", "--rounds", "1"]
+    arguments += ["--shape", "1", "1", "3", "12", "12", "--token_size", "3", "12", "12", "--threads", "1"]
+    assert step.main([*arguments, "--memory-runs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert f"reference {IN_BLOCKS}" in printed and "tokens (3, 12, 12)" in printed and f"| {REFERENCE}" not in printed
+    assert given == [[3, 12, 12]] * 2
+
+
 def test_memory_in_a_process_of_its_own_holds_weights_and_gradients():
     peak = _memory.measure(ORACLE, [1, 1, 2, 32, 32], 2, threads=1)
     assert 2 * 4 * 8_700_000 < peak < 400 * MEBIBYTE
+
+
+def test_memory_process_builds_the_tokens_asked_for(monkeypatch, capsys):
+    def in_this_process(command, **_):
+        assert _memory.main(command[3:]) == 0
+        return SimpleNamespace(stdout=capsys.readouterr().out)
+
+    monkeypatch.setattr(_memory.subprocess, "run", in_this_process)
+    # the default 8 x 8 x 8 would be refused
+    assert _memory.measure("ConvFreeTransformer", [1, 1, 3, 12, 12], 2, threads=1, token_size=(3, 12, 12)) > 0
 
 
 def test_memory_sees_a_tensor_that_is_freed_before_the_end(monkeypatch):

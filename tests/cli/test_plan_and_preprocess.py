@@ -56,6 +56,7 @@ def without_monai(_: Described, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PAR = ["-d", "901", "--no_pp", "-pl", "PaRPlanner"]
+CONVFREE = ["-d", "901", "--no_pp", "-pl", "ConvFreePlanner"]
 
 
 @pytest.mark.parametrize(
@@ -99,6 +100,18 @@ PAR = ["-d", "901", "--no_pp", "-pl", "PaRPlanner"]
             "a patch of [12, 42, 40]; expected a size that the network",
         ),
         ([*PAR, "--backbone", "VNet"], without_monai, "run pip install 'nnunetv2_ext[monai]'"),
+        ([*PAR, "--size", "B"], nothing, "the option size for PaRPlanner"),
+        (["-d", "901", "--post_norm"], nothing, "the option post_norm for MNetPlanner"),
+        ([*CONVFREE, "--size", "XL"], nothing, "the size 'XL'; expected one of S, B, L, paper"),
+        ([*CONVFREE, "--context", "volume"], nothing, "context = 'volume'; expected patch or block"),
+        ([*CONVFREE, "--block_tokens", "2"], nothing, "block_tokens = 2; expected an odd number"),
+        ([*CONVFREE, "--token_size", "0", "8", "8"], nothing, "token_size = [0, 8, 8]; expected three numbers"),
+        (
+            [*CONVFREE, "--token_size", "2", "8", "8", "--patch_size", "12", "44", "40"],
+            nothing,
+            "a patch of [12, 44, 40]; expected a size that the network takes, [12, 40, 40] or [12, 48, 40]",
+        ),
+        ([*CONVFREE, "-gpu_memory_target", "0.3"], nothing, "of which weights and optimizer take 0.3"),
     ],
 )
 def test_refused(
@@ -148,6 +161,17 @@ def test_flags_of_backbone_and_refiner_reach_the_plans(described: Described) -> 
     assert configuration["patch_size"] == [16, 48, 64]
     assert configuration["refiner"] == {"heads": 4, "groups": 2, "padding": 0}
     assert (configuration["training"]["epochs"], configuration["training"]["freeze_backbone"]) == (3, True)
+
+
+def test_flags_of_the_transformer_reach_the_plans(described: Described) -> None:
+    flags = "--size B --token_size 3 8 8 --context block --block_tokens 5 --post_norm --activation_checkpointing"
+    assert run(*CONVFREE, *flags.split(), "--epochs", "3") == 0
+    configuration = described.configuration("ConvFreePlans")
+    arguments = configuration["architecture"]["arch_kwargs"]
+    assert (arguments["embed_dim"], arguments["depth"], arguments["token_size"]) == (768, 12, [3, 8, 8])
+    assert (arguments["context"], arguments["block_tokens"]) == ("block", 5)
+    assert (arguments["pre_norm"], arguments["activation_checkpointing"]) == (False, True)
+    assert configuration["training"]["epochs"] == 3
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import nibabel
+import numpy as np
 import pytest
+import torch
 
 CASES = 12
 SHORT = ("--epochs", "2", "--iterations", "2", "--val_iterations", "1", "--batch_size", "2")
@@ -80,6 +83,38 @@ def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
     pipeline.run("nnunetv2_ext make_thick -d 4 -o 104 --factor 4")
     yield pipeline
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def environment(pipeline: Pipeline) -> Iterator[None]:
+    """nnU-Net's folders for this process too."""
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in pipeline.environment.items():
+            if key.startswith("nnUNet_"):
+                patch.setenv(key, value)
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        yield
+
+
+def predict(fold: Path, images: Path, output: Path) -> Path:
+    """What `nnUNetv2_predict --save_probabilities --disable_tta` does with one fold, in this process."""
+    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(fold.parent), use_folds=(int(fold.name.removeprefix("fold_")),))
+    output.mkdir()
+    predictor.predict_from_files_sequential(str(images), str(output), save_probabilities=True)
+    return output
+
+
+def check_predictions(folder: Path, images: Path) -> None:
+    for path in images.glob("*.nii.gz"):
+        case = path.name.removesuffix("_0000.nii.gz")
+        labels = np.asarray(nibabel.load(folder / f"{case}.nii.gz").dataobj)
+        assert labels.shape == nibabel.load(path).shape
+        probabilities = np.load(folder / f"{case}.npz")["probabilities"]
+        assert np.isfinite(probabilities).all()
+        assert np.array_equal(probabilities.argmax(0).T, labels)
 
 
 def processes_of_group(group: int) -> set[int]:

@@ -9,11 +9,9 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
@@ -22,7 +20,7 @@ from nnunetv2_ext.architectures.par import backbone_state_dict
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.training.run import train_fold
-from tests.pipeline.conftest import Pipeline
+from tests.pipeline.conftest import Pipeline, check_predictions, predict
 
 # arguments that make every backbone quick
 SMALL: dict[str, dict[str, Any]] = {
@@ -41,20 +39,10 @@ assert {*ASKED} <= {*SMALL, "all"}, f"got NNUNETV2_EXT_BACKBONES={','.join(ASKED
 REAL = [name for name in SMALL if name in ASKED or "all" in ASKED]
 # test_trainers.py takes the default backbone through the commands
 BRIEFLY = [name for name in SMALL if name not in REAL and name != "PlainConvUNet"]
+pytestmark = pytest.mark.usefixtures("environment")
 DATASET = "Dataset104_HippocampusThick4"
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
 FLAGS = ("--iterations", "1", "--val_iterations", "1", "--batch_size", "2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def environment(pipeline: Pipeline) -> Iterator[None]:
-    """nnU-Net's folders for this process too."""
-    with pytest.MonkeyPatch.context() as patch:
-        for key, value in pipeline.environment.items():
-            if key.startswith("nnUNet_"):
-                patch.setenv(key, value)
-        patch.setenv("nnUNet_n_proc_DA", "0")
-        yield
 
 
 def plan(planner: str, **more: Any) -> str:
@@ -82,27 +70,6 @@ def mnet_prediction(pipeline: Pipeline, images: Path) -> Path:
     plan("MNetPlanner")
     fold = train_fold(104, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
     return predict(fold, images, pipeline.folder / "mnet")
-
-
-def predict(fold: Path, images: Path, output: Path) -> Path:
-    """What `nnUNetv2_predict --save_probabilities --disable_tta` does with one fold, in this process."""
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-
-    predictor = nnUNetPredictor(use_mirroring=False, device=torch.device("cpu"), allow_tqdm=False)
-    predictor.initialize_from_trained_model_folder(str(fold.parent), use_folds=(int(fold.name.removeprefix("fold_")),))
-    output.mkdir()
-    predictor.predict_from_files_sequential(str(images), str(output), save_probabilities=True)
-    return output
-
-
-def check_predictions(folder: Path, images: Path) -> None:
-    for path in images.glob("*.nii.gz"):
-        case = path.name.removesuffix("_0000.nii.gz")
-        labels = np.asarray(nibabel.load(folder / f"{case}.nii.gz").dataobj)
-        assert labels.shape == nibabel.load(path).shape
-        probabilities = np.load(folder / f"{case}.npz")["probabilities"]
-        assert np.isfinite(probabilities).all()
-        assert np.array_equal(probabilities.argmax(0).T, labels)
 
 
 def plans_of(backbone: str) -> str:

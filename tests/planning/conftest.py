@@ -8,6 +8,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
+from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 NAME = "Dataset901_Boxes"
 SMALL = {"shape": (12, 40, 40), "spacing": (5.0, 1.0, 1.0)}
@@ -61,6 +63,21 @@ class Described:
 
     def write_stock_plans(self, configurations: dict[str, Any]) -> None:
         (self.preprocessed / "nnUNetPlans.json").write_text(json.dumps({"configurations": configurations}))
+
+
+def network_of(configuration: dict[str, Any]) -> Any:
+    """What nnU-Net builds from the plans for one channel and three classes, without memory for its weights."""
+    architecture = configuration["architecture"]
+    with torch.device("meta"):
+        return get_network_from_plans(
+            architecture["network_class_name"],
+            architecture["arch_kwargs"],
+            architecture["_kw_requires_import"],
+            1,
+            3,
+            allow_init=False,
+            deep_supervision=True,
+        )
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.architectures.backbones import size_rule
@@ -20,7 +18,7 @@ from nnunetv2_ext.planning.memory import memory_gb
 from nnunetv2_ext.registry import BACKBONES, find
 from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.schedule import resolve_schedule
-from tests.planning.conftest import Described
+from tests.planning.conftest import Described, network_of
 
 Describe = Callable[..., Described]
 NAMES = [entry.name for entry in BACKBONES]
@@ -43,21 +41,6 @@ def planned(data: Described, *args: Any, **options: Any) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the patch")
         return data.configuration(plan(*args, **options))
-
-
-def network_of(configuration: dict[str, Any]) -> Any:
-    """What nnU-Net builds from the plans for one channel and three classes, without memory for its weights."""
-    architecture = configuration["architecture"]
-    with torch.device("meta"):
-        return get_network_from_plans(
-            architecture["network_class_name"],
-            architecture["arch_kwargs"],
-            architecture["_kw_requires_import"],
-            1,
-            3,
-            allow_init=False,
-            deep_supervision=True,
-        )
 
 
 @pytest.mark.parametrize("planner", PLANNERS)

@@ -59,13 +59,25 @@ BAD: list[tuple[Any, str]] = [
     ({"optimizer": {"nesterov": 1}}, "training.optimizer.nesterov = 1; expected true or false"),
     ({"optimizer": {"momentum": 0}}, NO_MOMENTUM),
     ({"optimizer": {"weight_decay": -1e-5}}, "training.optimizer.weight_decay"),
-    ({"scheduler": {"name": "cosine"}}, "training.scheduler.name = 'cosine'; expected poly or plateau"),
+    ({"scheduler": {"name": "cosine"}}, "training.scheduler.name = 'cosine'; expected poly or plateau or warmup_poly"),
     ({"scheduler": {"name": "plateau", "exponent": 0.9}}, "unknown key 'training.scheduler.exponent'.* for plateau"),
     ({"scheduler": {"name": "poly", "patience": 3}}, "unknown key 'training.scheduler.patience'.* for poly"),
     ({"scheduler": {"name": "plateau", "factor": 1}}, "training.scheduler.factor = 1; expected a number above 0 and"),
     ({"scheduler": {"name": "plateau", "factor": 0}}, "training.scheduler.factor = 0"),
     ({"scheduler": {"name": "plateau", "patience": 1.5}}, "training.scheduler.patience = 1.5; expected a whole number"),
     ({"scheduler": {"name": "plateau", "patience": -1}}, "training.scheduler.patience = -1"),
+    (
+        {"scheduler": {"name": "poly", "warmup_iterations": 5}},
+        "unknown key 'training.scheduler.warmup_iterations'.* for poly",
+    ),
+    ({"scheduler": {"name": "warmup_poly", "patience": 3}}, "unknown key 'training.scheduler.patience'.* for warmup"),
+    ({"scheduler": {"name": "warmup_poly", "exponent": -1}}, "training.scheduler.exponent = -1"),
+    (
+        {"scheduler": {"name": "warmup_poly", "warmup_iterations": -1}},
+        "warmup_iterations = -1; expected null or a whol",
+    ),
+    ({"scheduler": {"name": "warmup_poly", "warmup_iterations": 0.05}}, "training.scheduler.warmup_iterations = 0.05"),
+    ({"scheduler": {"name": "warmup_poly", "warmup_iterations": True}}, "training.scheduler.warmup_iterations = True"),
     ({"freeze_backbone": "yes"}, "training.freeze_backbone = 'yes'; expected true or false"),
     ({"freeze_backbone": None}, "training.freeze_backbone = None"),
     ({"grad_clip": 13}, "training.grad_clip = 13; expected a number above 0, at most 12"),
@@ -134,6 +146,13 @@ def test_another_scheduler_starts_from_its_own_numbers() -> None:
     plateau = {"scheduler": {"name": "plateau", "patience": 3}}
     assert resolve_schedule(plateau)["scheduler"] == {"name": "plateau", "factor": 0.9, "patience": 3}
     assert resolve_schedule({"scheduler": {"name": "poly"}}, plateau)["scheduler"] == {"name": "poly", "exponent": 0.9}
+    warmup = {"scheduler": {"name": "warmup_poly", "exponent": 2.0}}
+    assert resolve_schedule({"scheduler": {"warmup_iterations": 0}}, warmup)["scheduler"] == {
+        "name": "warmup_poly",
+        "exponent": 2.0,
+        "warmup_iterations": 0,
+    }
+    assert resolve_schedule({"scheduler": {"name": "poly"}}, warmup)["scheduler"] == {"name": "poly", "exponent": 0.9}
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Optimizers and schedulers: built from the block, and the same rates after a resume as without one."""
 
+import math
 import shutil
 from typing import Any
 
@@ -8,8 +9,15 @@ import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from nnunetv2_ext.training.schedule import OPTIMIZERS, SCHEDULERS, named_defaults, resolve_schedule
-from nnunetv2_ext.training.scheduler import BUILDERS, PlateauScheduler, build_optimizer, build_scheduler
+from nnunetv2_ext.training.scheduler import (
+    BUILDERS,
+    PlateauScheduler,
+    WarmupPolyScheduler,
+    build_optimizer,
+    build_scheduler,
+)
 from tests.training.conftest import Build
+from tests.training.test_trainer import RefinedTrainer, batch
 
 NAN = float("nan")
 INF = float("inf")
@@ -101,16 +109,134 @@ def test_a_resumed_plateau_has_the_rates_of_an_uninterrupted_one(build: Build, m
         assert train(trainer, LOSSES[epoch + 1 :]) == uninterrupted
 
 
+@pytest.mark.parametrize(
+    ("epochs", "iterations", "settings", "expected"),
+    [
+        (2, 3, {"exponent": 1.0, "warmup_iterations": 2}, [1 / 2, 1, 1, 3 / 4, 1 / 2, 1 / 4]),
+        (2, 2, {"exponent": 0.5, "warmup_iterations": 0}, [1, math.sqrt(3 / 4), math.sqrt(1 / 2), math.sqrt(1 / 4)]),
+        (2, 2, {"exponent": 0.5, "warmup_iterations": 3}, [1 / 3, 2 / 3, 1, 1]),
+        (2, 2, {"exponent": 0.5, "warmup_iterations": 4}, [1 / 4, 2 / 4, 3 / 4, 1]),
+        (2, 2, {"exponent": 0.5, "warmup_iterations": 8}, [1 / 8, 2 / 8, 3 / 8, 4 / 8]),
+        (2, 2, {"exponent": 0.0, "warmup_iterations": 1}, [1, 1, 1, 1]),
+        (2, 2, {"exponent": 0.9, "warmup_iterations": None}, [1 / 200, 2 / 200, 3 / 200, 4 / 200]),
+    ],
+    ids=str,
+)
+def test_rates_of_warmup_poly(epochs: int, iterations: int, settings: dict[str, Any], expected: list[float]) -> None:
+    optimizer = some_optimizer(lr=0.5)
+    scheduler = WarmupPolyScheduler(optimizer, 0.5, epochs, iterations, **settings)
+    rates = []
+    for epoch in range(epochs):
+        scheduler.step(epoch)
+        assert optimizer.param_groups[0]["lr"] == scheduler.rate(epoch * iterations)  # what nnU-Net logs
+        for _ in range(iterations):
+            optimizer.step()
+            first, second = optimizer.param_groups
+            assert first["lr"] == second["lr"]
+            rates.append(first["lr"])
+    assert rates == pytest.approx([0.5 * share for share in expected])
+    optimizer.step()  # beyond the training
+    assert 0 <= optimizer.param_groups[0]["lr"] <= 0.5
+
+
+@pytest.mark.parametrize(
+    ("epochs", "iterations", "expected"),
+    [(1, 1, 200), (16, 250, 200), (1, 4001, 201), (20, 250, 250), (1000, 250, 12500)],
+)
+def test_warmup_of_its_own_length(epochs: int, iterations: int, expected: int) -> None:
+    scheduler = WarmupPolyScheduler(some_optimizer(), 0.5, epochs, iterations, exponent=0.9, warmup_iterations=None)
+    assert scheduler.warmup == expected
+
+
+class Walk:
+    """A weight with the gradient -1, so that each step of the optimizer adds its rate, and a scheduler of it."""
+
+    def __init__(self, *, epochs: int = 4, iterations: int = 3):
+        self.weight = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+        block = {
+            "optimizer": {"lr": 0.5, "momentum": 0, "nesterov": False, "weight_decay": 0},
+            "scheduler": {"name": "warmup_poly", "exponent": 2, "warmup_iterations": 4},
+        }
+        schedule = resolve_schedule(block)
+        self.optimizer = build_optimizer([self.weight], schedule)
+        self.scheduler = build_scheduler(self.optimizer, schedule, epochs=epochs, iterations=iterations, losses=list)
+
+    def step(self, scaler: torch.amp.GradScaler, gradient: float = -1.0) -> float:
+        """One training step as nnU-Net takes it; returns by how much the weight has moved."""
+        before = self.weight.item()
+        self.optimizer.zero_grad(set_to_none=True)
+        scaler.scale(gradient * self.weight.sum()).backward()
+        scaler.unscale_(self.optimizer)
+        scaler.step(self.optimizer)
+        scaler.update()
+        return self.weight.item() - before
+
+
+RATES = [0.5 * share for share in (1 / 4, 2 / 4, 3 / 4, 1)] + [0.5 * (left / 8) ** 2 for left in range(8, 0, -1)]
+
+
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "gradient scaler"])
+def test_the_optimizer_steps_by_the_rates_of_warmup_poly(scaled: bool) -> None:
+    walk, scaler = Walk(), torch.amp.GradScaler("cpu", enabled=scaled)
+    moves = []
+    for epoch in range(4):
+        walk.scheduler.step(epoch)
+        moves += [walk.step(scaler) for _ in range(3)]
+    assert moves == pytest.approx(RATES)
+
+
+def test_a_skipped_step_shifts_the_rates_of_its_epoch_alone() -> None:
+    walk, scaler = Walk(), torch.amp.GradScaler("cpu")
+    walk.scheduler.step(0)
+    moves = [walk.step(scaler, gradient) for gradient in (-1.0, -INF, -1.0)]
+    walk.scheduler.step(1)
+    moves += [walk.step(scaler) for _ in range(3)]
+    assert moves == pytest.approx([RATES[0], 0, RATES[1], *RATES[3:6]])
+
+
+def iterate(trainer: Any, epochs: range) -> list[float]:
+    """The rate of each iteration of nnU-Net's epochs, with a validation and a checkpoint after each."""
+    rates, samples = [], batch()
+    for epoch in epochs:
+        assert trainer.current_epoch == epoch
+        trainer.on_train_epoch_start()
+        for _ in range(trainer.num_iterations_per_epoch):
+            trainer.train_step(samples)
+            rates.append(trainer.optimizer.param_groups[0]["lr"])
+        trainer.on_validation_epoch_start()
+        trainer.validation_step(samples)
+        trainer.save_checkpoint(f"{trainer.output_folder}/after_{epoch}.pth")
+        trainer.current_epoch += 1
+    return rates
+
+
+def test_a_resumed_warmup_poly_has_the_rates_of_an_uninterrupted_one(build: Build) -> None:
+    block = {
+        "epochs": 4,
+        "iterations_per_epoch": 3,
+        "optimizer": {"name": "AdamW", "lr": 0.5},
+        "scheduler": {"name": "warmup_poly", "exponent": 2, "warmup_iterations": 4},
+        "grad_clip": 1,
+    }
+    uninterrupted = iterate(build.initialized(training=block, trainer=RefinedTrainer), range(4))
+    assert uninterrupted == pytest.approx(RATES)
+    for epoch in range(3):
+        trainer = build.initialized(training=block, trainer=RefinedTrainer, resume=True)
+        trainer.load_checkpoint(f"{trainer.output_folder}/after_{epoch}.pth")
+        assert iterate(trainer, range(epoch + 1, 4)) == uninterrupted[3 * (epoch + 1) :]
+
+
 def test_every_scheduler_has_its_builder() -> None:
     assert BUILDERS.keys() == SCHEDULERS.keys()
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_scheduler_starts_at_the_rate_given(name: str) -> None:
+def test_every_scheduler_starts_from_the_rate_given(name: str) -> None:
     optimizer = some_optimizer()
     schedule = resolve_schedule({"optimizer": {"lr": 0.5}, "scheduler": {"name": name}})
-    build_scheduler(optimizer, schedule, epochs=5, losses=list).step(0)
-    assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.5]
+    build_scheduler(optimizer, schedule, epochs=5, iterations=3, losses=list).step(0)
+    expected = {"warmup_poly": 0.5 / 200}.get(name, 0.5)
+    assert [group["lr"] for group in optimizer.param_groups] == [expected, expected]
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -162,6 +162,13 @@ def test_memory_estimate_is_logged(build: Build, architecture: dict[str, Any]) -
     assert ("the plans were made for PlainConvUNet with 0." in line) == (architecture is UNET)
 
 
+@pytest.mark.parametrize(("optimizer", "copies"), [("SGD", 3), ("AdamW", 4)])
+def test_memory_of_the_weights_is_logged(build: Build, optimizer: str, copies: int) -> None:
+    trainer = build.initialized(training={"optimizer": {"name": optimizer}})
+    parameters = sum(parameter.numel() for parameter in trainer.network.parameters())
+    assert f"{optimizer} take {4e-9 * copies * parameters:.2f} GB" in build.log()
+
+
 @pytest.mark.parametrize(
     ("labels", "loss_class", "channels"), [(LABELS, DC_and_CE_loss, 3), (REGIONS, DC_and_BCE_loss, 2)]
 )

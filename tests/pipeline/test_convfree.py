@@ -1,0 +1,79 @@
+"""The convolution-free transformer on thin and on thick slices: two folds, a resume, an ensemble with MNetTrainer."""
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_ext.planning.api import plan_and_preprocess
+from nnunetv2_ext.training.run import train_fold
+from tests.pipeline.conftest import SHORT, Pipeline, check_predictions, predict
+
+pytestmark = pytest.mark.usefixtures("environment")
+THIN, THICK = "Dataset004_Hippocampus", "Dataset104_HippocampusThick4"
+BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
+
+
+def images_of(pipeline: Pipeline, dataset: str) -> Path:
+    """Two images to predict; the data set's first two folds validate on one case each."""
+    paths = sorted((pipeline.folder / "nnUNet_raw" / dataset / "imagesTr").glob("*.nii.gz"))
+    cases = [path.name.removesuffix("_0000.nii.gz") for path in paths]
+    splits = [{"train": [case for case in cases if case != validated], "val": [validated]} for validated in cases[:2]]
+    (pipeline.preprocessed(dataset) / "splits_final.json").write_text(json.dumps(splits))
+    folder = pipeline.folder / f"images_{dataset}"
+    folder.mkdir()
+    for path in paths[:2]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_thin_slices_through_the_commands(pipeline: Pipeline) -> None:
+    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --no_pbar {' '.join(SHORT)}")
+    images = images_of(pipeline, THIN)
+    configuration = json.loads((pipeline.preprocessed(THIN) / "ConvFreePlans.json").read_text())["configurations"]
+    assert configuration["3d_fullres"]["architecture"]["arch_kwargs"]["token_size"] == [8, 8, 8]
+
+    model = pipeline.results("ConvFreeTrainer", "ConvFreePlans", THIN)
+    train = "nnUNetv2_train 4 3d_fullres %d -tr ConvFreeTrainer -p ConvFreePlans -device cpu"
+    training = pipeline.start(train % 0)
+    while not (model / "fold_0" / "checkpoint_latest.pth").is_file():
+        assert training.poll() is None, training.communicate()[0][-6000:]
+        time.sleep(0.05)
+    os.killpg(training.pid, signal.SIGKILL)
+    training.communicate()
+    assert "next epoch 1" in pipeline.run(f"{train % 0} --c")
+    pipeline.run(train % 1)
+    folder = pipeline.folder / "convfree"
+    pipeline.run(
+        f"nnUNetv2_predict -i {images} -o {folder} -d 4 -c 3d_fullres -tr ConvFreeTrainer -p ConvFreePlans -f 0 1"
+        " --save_probabilities --disable_tta -device cpu -npp 1 -nps 1"
+    )
+    check_predictions(folder, images)
+
+    plan_and_preprocess(4, planner="MNetPlanner", processes=[1], progress=False)
+    fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    mnet = predict(fold, images, pipeline.folder / "mnet")
+    ensemble = pipeline.folder / "ensemble"
+    pipeline.run(f"nnUNetv2_ensemble -i {folder} {mnet} -o {ensemble} -np 1 --save_npz")
+    check_predictions(ensemble, images)
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({"size": "paper", "context": "block"}, "blocks"),
+        ({"activation_checkpointing": True, "token_size": [3, 8, 8], "patch_size": [9, 48, 32]}, "global"),
+    ],
+    ids=["blocks", "checkpointing"],
+)
+def test_thick_slices_in_this_process(pipeline: Pipeline, options: dict[str, object], kind: str) -> None:
+    name = f"ConvFree{kind.capitalize()}Plans"
+    plan_and_preprocess(104, planner="ConvFreePlanner", plans_name=name, options=options, processes=[1], progress=False)
+    configuration = json.loads((pipeline.preprocessed() / f"{name}.json").read_text())["configurations"]["3d_fullres"]
+    assert configuration["attention"]["kind"] == kind
+    fold = train_fold(104, "3d_fullres", 0, trainer="ConvFreeTrainer", plans=name, schedule=BRIEF)
+    assert (fold / "validation" / "summary.json").is_file()

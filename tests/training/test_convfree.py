@@ -1,0 +1,100 @@
+"""ConvFreeTrainer: its network on its own and on other plans, its schedule, and that it learns."""
+
+from typing import Any
+
+import pytest
+import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_ext.architectures.convfree import SIZES, ConvFreeTransformer
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.trainers.convfree import ConvFreeTrainer
+from nnunetv2_ext.training.schedule import NNUNET_SCHEDULE
+from nnunetv2_ext.training.scheduler import WarmupPolyScheduler
+from tests.training.conftest import MNET, UNET, Build, hand_made_plans
+
+CONVFREE: dict[str, Any] = {
+    "network_class_name": "nnunetv2_ext.architectures.convfree.ConvFreeTransformer",
+    "arch_kwargs": {
+        "spatial_shape": [8, 32, 32],
+        "token_size": [4, 16, 16],
+        "embed_dim": 24,
+        "depth": 2,
+        "num_heads": 2,
+        "pre_norm": False,
+    },
+    "_kw_requires_import": [],
+}
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "expected"),
+    [
+        (CONVFREE, {}, CONVFREE["arch_kwargs"]),
+        (UNET, {}, {"token_size": (2, 8, 8), **SIZES["S"]}),
+        (MNET, {"patch_size": [16, 32, 48], "spacing": [1.0, 1.0, 1.0]}, {"token_size": (8, 8, 8), **SIZES["S"]}),
+    ],
+    ids=["its plans", "stock plans", "MNet's plans"],
+)
+def test_network(architecture: dict[str, Any], changes: dict[str, Any], expected: dict[str, Any]) -> None:
+    manager = PlansManager(hand_made_plans(architecture, **changes))
+    configuration = manager.get_configuration("3d_fullres")
+    patch = tuple(configuration.patch_size)
+    with torch.device("meta"):
+        network: Any = ConvFreeTrainer.build_network_architecture(manager, configuration, 2, 4, False)
+        same = ConvFreeTransformer(2, 4, **{"spatial_shape": patch, **expected})
+        assert network(torch.zeros(1, 2, *patch)).shape == (1, 4, *patch)
+    assert type(network) is ConvFreeTransformer
+    assert network.token_size == tuple(expected["token_size"])
+    assert {key: tensor.shape for key, tensor in network.state_dict().items()} == {
+        key: tensor.shape for key, tensor in same.state_dict().items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        (UNET, {"patch_size": [8, 33, 32]}, r"a patch of \[8, 33, 32\] .*nearly cubic token"),
+        (MNET, {"patch_size": [8, 32, 31]}, r"a patch of \[8, 32, 31\] .*.*plan with ConvFreePlanner"),
+        (CONVFREE, {"patch_size": [8, 40, 32]}, r"a patch of \[8, 40, 32\]; expected multiples of the token \[4, 16"),
+        (CONVFREE, {"training": {"freeze_backbone": True}}, "ConvFreeTransformer, which has no backbone to freeze"),
+        (CONVFREE, {"training": {"scheduler": {"patience": 3}}}, "'training.scheduler.patience'.* for warmup_poly"),
+    ],
+)
+def test_refused_plans(build: Build, architecture: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(hand_made_plans(architecture, **changes), trainer=ConvFreeTrainer)
+    assert list((build.folder / "nnUNet_results").iterdir()) == []
+
+
+def test_published_schedule(build: Build) -> None:
+    trainer = build.initialized(hand_made_plans(CONVFREE), trainer=ConvFreeTrainer)
+    assert trainer.schedule == NNUNET_SCHEDULE | {
+        "optimizer": {"name": "AdamW", "lr": 3e-4, "betas": [0.9, 0.999], "weight_decay": 0.01},
+        "scheduler": {"name": "warmup_poly", "exponent": 0.9, "warmup_iterations": None},
+        "grad_clip": 1.0,
+    }
+    assert isinstance(trainer.optimizer, torch.optim.AdamW)
+    assert isinstance(trainer.lr_scheduler, WarmupPolyScheduler)
+    assert trainer.lr_scheduler.warmup == 12500
+    assert [trainer.lr_scheduler.rate(iteration) for iteration in (0, 12499, 250_000)] == [3e-4 / 12500, 3e-4, 0]
+    assert not trainer.enable_deep_supervision
+
+
+def test_it_learns_with_clipped_gradients(build: Build) -> None:
+    torch.manual_seed(0)
+    block = {"epochs": 1, "iterations_per_epoch": 8, "scheduler": {"warmup_iterations": 2}, "optimizer": {"lr": 1e-2}}
+    trainer = build.initialized(hand_made_plans(CONVFREE, training=block), trainer=ConvFreeTrainer)
+    norms = []
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: norms.append(torch.stack([p.grad.norm() for p in trainer.network.parameters()]).norm().item())
+    )
+    whole = trainer.loss
+    trainer.loss = lambda outputs, target: 100 * whole(outputs, target)
+    data = torch.randn(2, 1, 8, 32, 32)
+    data[:, :, :, :16] += 3
+    samples = {"data": data, "target": (torch.arange(32) < 16).float()[:, None].expand_as(data)}
+    trainer.on_train_epoch_start()
+    losses = [float(trainer.train_step(samples)["loss"]) for _ in range(8)]
+    assert losses[-1] < losses[0]
+    assert norms == pytest.approx([1.0] * 8, rel=1e-3)
