@@ -166,7 +166,7 @@ def test_flags_of_backbone_and_refiner_reach_the_plans(described: Described) -> 
 def test_flags_of_the_transformer_reach_the_plans(described: Described) -> None:
     flags = "--size B --token_size 3 8 8 --context block --block_tokens 5 --post_norm --activation_checkpointing"
     assert run(*CONVFREE, *flags.split(), "--epochs", "3") == 0
-    configuration = described.configuration("ConvFreePlans")
+    configuration = described.configuration("ConvFreeBPlans")
     arguments = configuration["architecture"]["arch_kwargs"]
     assert (arguments["embed_dim"], arguments["depth"], arguments["token_size"]) == (768, 12, [3, 8, 8])
     assert (arguments["context"], arguments["block_tokens"]) == ("block", 5)
