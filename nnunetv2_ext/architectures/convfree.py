@@ -454,9 +454,9 @@ def _code(length: int, width: int, device: torch.device) -> Tensor:
 
 
 def _initialise(module: nn.Module) -> None:
-    """As vision transformers are: truncated normal of 0.02, no bias."""
+    """Glorot's, as PyTorch's own transformer; the 0.02 of vision transformers learns two cases in twice the steps."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.xavier_uniform_(module.weight)
         nn.init.zeros_(module.bias)
 
 
