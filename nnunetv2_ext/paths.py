@@ -65,6 +65,30 @@ def dataset_name(dataset: int | str) -> str:
     )
 
 
+def new_dataset_name(output: int | str, name: str) -> str:
+    """The folder name `DatasetXXX_Name` of a data set that is to be made.
+
+    Args:
+        output: its id.
+        name: what follows `DatasetXXX_`.
+
+    Raises:
+        InputError: no id, no name, or an id that a data set has in one of nnU-Net's folders.
+    """
+    if not str(output).isdecimal() or int(output) > 999:
+        raise InputError(f"the output data set '{output}'", "an id of 0 to 999", "choose a free id, such as 104")
+    if not re.fullmatch(r"[\w.+-]+", name) or re.match(r"Dataset\d{3}_", name):
+        raise InputError(f"the name '{name}'", "what follows DatasetXXX_: letters, digits, _ . + -", "choose another")
+    prefix = f"Dataset{int(output):03d}_"
+    # One id with two names, wherever they are, makes nnU-Net refuse both.
+    for folder in filter(None, map(os.environ.get, FOLDER_VARIABLES)):
+        if taken := sorted(path for path in Path(folder).glob(f"{prefix}*") if path.is_dir()):
+            raise InputError(
+                f"the output id {output}, which {taken[0]} has", "an id without data", "choose another id or remove it"
+            )
+    return prefix + name
+
+
 def read_json(path: Path, remedy: str) -> Any:
     """The content of a JSON file.
 

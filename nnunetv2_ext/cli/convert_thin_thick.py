@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from nnunetv2_ext.cli.make_thick import _number
+from nnunetv2_ext.cli.options import add_processes, number, processes
 
 EXAMPLES = """examples:
   nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver tumour
@@ -14,7 +14,6 @@ EXAMPLES = """examples:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    # Numbers are read in `run`, so that a wrong one ends in the same kind of sentence as any other bad input.
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="thin images")
     parser.add_argument(
         "--labels", type=Path, required=True, metavar="DIR", help="thick annotations, named as the images"
@@ -43,18 +42,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="leave out images without annotation and annotations without image",
     )
-    parser.add_argument(
-        "-np", dest="processes", metavar="N", help="cases at the same time (default: nnUNet_def_n_proc)"
-    )
+    add_processes(parser)
     parser.epilog = EXAMPLES
 
 
 def run(args: argparse.Namespace) -> int:
-    from nnunetv2.configuration import default_num_processes
-
     from nnunetv2_ext.data.thin_thick import ConvertedCase, convert_thin_thick
 
-    processes = _number(args.processes, int, "-np")
     made = convert_thin_thick(
         args.images,
         args.labels,
@@ -62,10 +56,10 @@ def run(args: argparse.Namespace) -> int:
         name=args.name,
         label_names=args.label_names,
         channel_names=args.channel_names,
-        slice_axis=_number(args.slice_axis, int, "--slice-axis"),
-        slice_thickness=_number(args.slice_thickness, float, "--slice-thickness"),
+        slice_axis=number(args.slice_axis, int, "--slice-axis"),
+        slice_thickness=number(args.slice_thickness, float, "--slice-thickness"),
         skip_unmatched=args.skip_unmatched,
-        processes=default_num_processes if processes is None else processes,
+        processes=processes(args),
     )
 
     def line(case: ConvertedCase) -> list[str]:

@@ -1,1 +1,1 @@
-"""Data: thick slices by average intensity projection, the synthetic phantom."""
+"""Data: volumes in files, slab geometry, thick and thin-thick data sets, the synthetic phantom."""

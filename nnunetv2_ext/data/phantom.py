@@ -6,7 +6,6 @@ a cyst as dark as the lesion, bowel as bright as the kidneys, muscle as dark as 
 where they lie (kidneys beside the spine, the lesion in the liver) and what is in them (vessels run through the liver).
 """
 
-import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -16,7 +15,9 @@ import numpy as np
 import scipy.fft
 from scipy import ndimage
 
-from nnunetv2_ext.data.thick import Grid, average_slabs, majority_slabs, write_volume
+from nnunetv2_ext.data.dataset import write_dataset_json
+from nnunetv2_ext.data.thick import average_slabs, majority_slabs, thick_grid
+from nnunetv2_ext.data.volumes import Grid, write_volume
 from nnunetv2_ext.errors import InputError
 
 LABELS = {"background": 0, "liver": 1, "kidney": 2, "lesion": 3}
@@ -101,7 +102,7 @@ def write_phantoms(
             (0.0, 0.0, 0.0),
             tuple(np.eye(3).ravel()),
         )
-        grid = thin.thick(axis=0, factor=THIN_SLICES)
+        grid = thick_grid(thin, axis=0, factor=THIN_SLICES)
         write_volume(phantom.image, grid, folder / f"images{part}" / f"{case}_0000.nii.gz")
         write_volume(phantom.labels, grid, folder / f"labels{part}" / f"{case}.nii.gz")
 
@@ -110,8 +111,8 @@ def write_phantoms(
         for done, job in enumerate(as_completed(jobs), start=1):
             job.result()
             progress(done, len(jobs))
-    description = {"channel_names": {"0": "CT"}, "labels": LABELS, "numTraining": training, "file_ending": ".nii.gz"}
-    (folder / "dataset.json").write_text(json.dumps(description, indent=4))
+    entries = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
+    write_dataset_json(folder, entries, training=training)
 
 
 class _Canvas:

@@ -14,10 +14,11 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 import nnunetv2_ext.data.thin_thick
 from nnunetv2_ext.cli import main
+from nnunetv2_ext.data.laying import centre_slices
 from nnunetv2_ext.data.sidecar import read_sidecar
 from nnunetv2_ext.data.slabs import covered, slab_matrix
-from nnunetv2_ext.data.thick import majority_slabs, read_grid, read_volume, write_volume
-from nnunetv2_ext.data.thin_thick import centre_slices
+from nnunetv2_ext.data.thick import majority_slabs, thick_grid
+from nnunetv2_ext.data.volumes import read_grid, read_volume, write_volume
 
 MADE = "Dataset042_Liver"
 OBLIQUE = (0.0, 0.6, 0.8, 1.0, 0.0, 0.0, 0.0, 0.8, -0.6)
@@ -268,7 +269,7 @@ def test_hippocampus(nnunet_folders, hippocampus):
         shutil.copy(hippocampus / f"imagesTr/{case}_0000.nii.gz", nnunet_folders / "images")
         grid, truth = (read(hippocampus / f"labelsTr/{case}.nii.gz") for read in (read_grid, read_volume))
         annotation = majority_slabs(truth, axis=0, factor=factor)
-        write_volume(annotation, grid.thick(axis=0, factor=factor), nnunet_folders / f"labels/{case}.nii.gz")
+        write_volume(annotation, thick_grid(grid, axis=0, factor=factor), nnunet_folders / f"labels/{case}.nii.gz")
     assert run(nnunet_folders, "--label-names", "background", "anterior", "posterior", "--channel-names", "MRI") == 0
     folder = made(nnunet_folders)
     sidecar = read_sidecar(folder, MADE)
@@ -347,9 +348,8 @@ def flat(folder):
 
 
 def uneven(folder):
-    to_series_of_case_c = folder / "images" / "c.nii.gz"
     write_case(folder, "c", direction=STRAIGHT)
-    to_series(to_series_of_case_c, uid="1.2.840.3")
+    to_series(folder / "images" / "c.nii.gz", uid="1.2.840.3")
     (folder / "images" / "c" / "95.dcm").unlink()
 
 

@@ -333,10 +333,14 @@ REFUSED = {
     "thickness of one slice": (
         nothing,
         ["--thickness", "2"],
-        "thickness 2 mm for case case_a .*every 2 mm; expected slabs thicker .*choose more than 2.02 mm",
+        "thickness 2 mm for case case_a .*every 2 mm; expected slabs thicker .*choose more than 2.0202 mm",
     ),
-    "thickness of a slice and rounding": (nothing, ["--thickness", "2.01"], "thickness 2.01 mm.*choose more than 2.02"),
-    "thickness too small": (nothing, ["--thickness", "0.5"], "thickness 0.5 mm.*choose more than 2.02 mm"),
+    "thickness of a slice and rounding": (
+        nothing,
+        ["--thickness", "2.02"],
+        "thickness 2.02 mm.*choose more than 2.0202",
+    ),
+    "thickness too small": (nothing, ["--thickness", "0.5"], "thickness 0.5 mm.*choose more than 2.0202 mm"),
     "thickness fraction too large": (
         nothing,
         ["--thickness", "17"],

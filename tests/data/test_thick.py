@@ -1,4 +1,4 @@
-"""Slab averaging over arrays, the geometry of thick voxels, and reading that notices damaged files."""
+"""Slab averaging over arrays, and the geometry of thick voxels."""
 
 import itertools
 
@@ -6,21 +6,10 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.thick import (
-    VOLUME_ENDINGS,
-    Grid,
-    average_slabs,
-    majority_slabs,
-    read_grid,
-    read_volume,
-    slab_count,
-    thick_matrix,
-    write_volume,
-)
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.data.thick import average_slabs, majority_slabs, slab_count, thick_grid, thick_matrix
+from nnunetv2_ext.data.volumes import Grid
 
 AXES_AND_FACTORS = list(itertools.product((0, 1, 2), (2, 3, 4, 7)))
-IDENTITY = tuple(np.eye(3).ravel())
 
 
 def rotation(*, about_x: float, about_z: float) -> np.ndarray:
@@ -134,11 +123,11 @@ def test_thick_voxel_lies_in_the_middle_of_its_slab(direction, axis, factor):
     thin.SetOrigin([-50.5, 20.25, 300])
     thin.SetDirection(direction.ravel())
     grid = Grid(thin.GetSize(), thin.GetSpacing(), thin.GetOrigin(), thin.GetDirection())
-    thick_grid = grid.thick(axis=axis, factor=factor)
-    thick = sitk.Image(thick_grid.size, sitk.sitkUInt8)
-    thick.SetSpacing(thick_grid.spacing)
-    thick.SetOrigin(thick_grid.origin)
-    thick.SetDirection(thick_grid.direction)
+    made = thick_grid(grid, axis=axis, factor=factor)
+    thick = sitk.Image(made.size, sitk.sitkUInt8)
+    thick.SetSpacing(made.spacing)
+    thick.SetOrigin(made.origin)
+    thick.SetDirection(made.direction)
     along = 2 - axis
     assert thick.GetSize()[along] == int(thin.GetSize()[along] / factor)
     for index in itertools.product((0, 1), repeat=3):
@@ -149,79 +138,5 @@ def test_thick_voxel_lies_in_the_middle_of_its_slab(direction, axis, factor):
             ends[-1][along] = end * factor - 0.5
         centre = np.mean([thin.TransformContinuousIndexToPhysicalPoint(end) for end in ends], axis=0)
         np.testing.assert_allclose(thick.TransformIndexToPhysicalPoint(index), centre, atol=1e-9)
-    assert thick_grid.spacing[along] == pytest.approx(grid.spacing[along] * factor)
-    assert thick_grid.direction == grid.direction
-
-
-@pytest.mark.parametrize(
-    ("direction", "reorient", "axes"),
-    [
-        ("identity", False, [0, 1, 2]),
-        ("identity", True, [0, 1, 2]),
-        ("sagittal", False, [0, 1, 2]),
-        # Index axes of "sagittal" run along y, -z and -x, thus array axes along -x, -z and y.
-        ("sagittal", True, [1, 2, 0]),
-    ],
-)
-def test_axis_in_the_file(direction, reorient, axes):
-    grid = Grid((4, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), tuple(DIRECTIONS[direction].ravel()))
-    assert [grid.file_axis(axis, reorient=reorient) for axis in range(3)] == axes
-
-
-@pytest.mark.parametrize(
-    ("change", "found"),
-    [
-        ({}, []),
-        ({"spacing": (1.0004, 1.0, 2.0), "origin": (0.0, 0.0, 0.0015)}, []),
-        ({"spacing": (1.002, 1.0, 2.0)}, ["spacing"]),
-        ({"origin": (0.0, 0.0, 0.0025)}, ["origin"]),
-        ({"size": (4, 5, 7)}, ["size"]),
-        ({"direction": tuple(np.diag([1.0, 1, -1]).ravel())}, ["direction"]),
-        ({"size": (4, 5, 7), "origin": (1.0, 0.0, 0.0)}, ["size", "origin"]),
-    ],
-)
-def test_grid_differences(change, found):
-    same = {"size": (4, 5, 6), "spacing": (1.0, 1.0, 2.0), "origin": (0.0, 0.0, 0.0), "direction": IDENTITY}
-    assert [text.split()[0] for text in Grid(**same).differences(Grid(**(same | change)))] == found
-
-
-@pytest.mark.parametrize("ending", VOLUME_ENDINGS)
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_volume_round_trip(tmp_path, ending, dtype):
-    array = np.random.default_rng(2).integers(0, 200, (5, 6, 7)).astype(dtype)
-    direction = IDENTITY if ending == ".gipl" else tuple(DIRECTIONS["oblique"].ravel())
-    grid = Grid((7, 6, 5), (0.5, 0.75, 4.0), (10.0, -20.0, 30.0), direction)
-    path = tmp_path / f"volume{ending}"
-    write_volume(array, grid, path)
-    assert grid.differences(read_grid(path)) == []
-    read = read_volume(path)
-    assert read.dtype == dtype
-    np.testing.assert_array_equal(read, array)
-
-
-@pytest.mark.parametrize("ending", VOLUME_ENDINGS)
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.97])
-def test_truncated_volume_is_refused(tmp_path, ending, kept):
-    array = np.random.default_rng(3).integers(0, 200, (10, 20, 30)).astype(np.int16)
-    path = tmp_path / f"volume{ending}"
-    write_volume(array, Grid((30, 20, 10), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY), path)
-    content = path.read_bytes()
-    path.write_bytes(content[: int(kept * len(content))])
-    with pytest.raises(InputError, match=f"unreadable file .*volume{ending}"):
-        read_volume(path)
-
-
-def test_scaled_nifti_is_no_truncated_one(tmp_path):
-    """ITK reports a wider type than the file's where the header scales the values."""
-    import nibabel
-
-    image = nibabel.Nifti1Image(np.linspace(0, 5, 60).reshape(3, 4, 5), np.eye(4), dtype=np.int16)
-    nibabel.save(image, tmp_path / "scaled.nii.gz")
-    assert nibabel.load(tmp_path / "scaled.nii.gz").header["scl_slope"] != 1
-    assert read_volume(tmp_path / "scaled.nii.gz").max() == pytest.approx(5, abs=1e-3)
-
-
-def test_writing_into_nowhere_is_refused(tmp_path):
-    grid = Grid((1, 1, 1), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), IDENTITY)
-    with pytest.raises(InputError, match=r"on writing .*missing.*free space"):
-        write_volume(np.zeros((1, 1, 1), np.float32), grid, tmp_path / "missing" / "volume.nii.gz")
+    assert made.spacing[along] == pytest.approx(grid.spacing[along] * factor)
+    assert made.direction == grid.direction

@@ -1,23 +1,15 @@
-"""Laying annotations on thin grids, and volumes as users keep them: files and DICOM series."""
+"""Laying annotations on thin grids: where slabs lie, what is refused."""
 
 import itertools
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2_ext.data.laying import centre_slices, holding_slabs, lay_grids
 from nnunetv2_ext.data.slabs import average, covered, slab_matrix, slice_edges
-from nnunetv2_ext.data.thick import Grid, majority_slabs, read_grid, read_volume
-from nnunetv2_ext.data.thin_thick import (
-    centre_slices,
-    find_volumes,
-    holding_slabs,
-    lay_grids,
-    open_volume,
-    pair_by_name,
-)
+from nnunetv2_ext.data.thick import majority_slabs, thick_grid
+from nnunetv2_ext.data.volumes import Grid, read_grid, read_volume
 from nnunetv2_ext.errors import InputError
 
 IDENTITY = tuple(np.eye(3).ravel())
@@ -27,9 +19,6 @@ OBLIQUE = (0.0, 0.6, 0.8, 1.0, 0.0, 0.0, 0.0, 0.8, -0.6)
 def grid(size=(8, 10, 12), spacing=(0.8, 0.9, 1.0), origin=(0.0, 0.0, 0.0), direction=IDENTITY) -> Grid:
     """A thin grid in SimpleITK's order (x, y, z)."""
     return Grid(size, spacing, origin, direction)
-
-
-# Slices and slabs.
 
 
 @pytest.mark.parametrize(
@@ -174,7 +163,7 @@ def test_hippocampus(hippocampus, factor):
     for path in sorted((hippocampus / "labelsTr").glob("*.nii.gz"))[:3]:
         thin, truth = read_grid(path), read_volume(path)
         annotation = majority_slabs(truth, axis=0, factor=factor)
-        laying = lay_grids(path.name, thin, thin.thick(axis=0, factor=factor))
+        laying = lay_grids(path.name, thin, thick_grid(thin, axis=0, factor=factor))
         laid = laying.lay(annotation, ignore=9, dtype=np.dtype(np.uint8))
         slices = slice_edges(thin.size[2], thin.spacing[2])
         assert covered(slab_matrix(laying.slabs, slices)).all()
@@ -191,184 +180,3 @@ def test_hippocampus(hippocampus, factor):
         np.testing.assert_allclose(np.take_along_axis(shares, annotation[None].astype(int), 0)[0], shares.max(axis=0))
         assert (laid[~in_a_slab] == 9).all()
         assert np.count_nonzero(~in_a_slab) <= factor
-
-
-# Volumes as users keep them.
-
-
-def write_series(folder: Path, array: np.ndarray, *, positions=None, **tags: str) -> None:
-    """A DICOM series of slices (Z, Y, X) at the given z, in files whose names do not tell their order."""
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    positions = range(0, 2 * len(array), 2) if positions is None else positions
-    for number, (z, pixels) in enumerate(zip(positions, array, strict=True)):
-        image = sitk.GetImageFromArray(pixels[None].astype(np.int16))
-        values = {
-            "0008|0060": "CT",
-            "0020|000d": "1.2.840.1",
-            "0020|000e": "1.2.840.2",
-            "0020|0013": str(number),
-            "0020|0032": f"5\\-6\\{z}",
-            "0020|0037": "1\\0\\0\\0\\1\\0",
-            "0018|0050": "2.0",
-        }
-        for tag, value in (values | {f"{key[1:5]}|{key[5:]}": value for key, value in tags.items()}).items():
-            image.SetMetaData(tag, value)
-        image.SetSpacing((0.5, 0.75, 1.0))
-        writer.SetFileName(str(folder / f"{(number * 7) % 97:03d}.dcm"))
-        writer.Execute(image)
-
-
-@pytest.mark.parametrize("nested", ["", "study/series"])
-def test_series_is_read_in_order(tmp_path, nested):
-    array = np.random.default_rng(0).integers(-50, 50, (15, 6, 7)).astype(np.int16)
-    positions = 7.5 + 2 * np.arange(15)[::-1]
-    write_series(tmp_path / "case" / nested, array, positions=positions)
-    (tmp_path / "case" / "readme.txt").write_text("no slice")
-    volume = open_volume(tmp_path / "case")
-    assert volume.grid.differences(Grid((7, 6, 15), (0.5, 0.75, 2.0), (5.0, -6.0, 7.5), IDENTITY)) == []
-    assert volume.thickness == 2
-    np.testing.assert_array_equal(volume.read(), array[::-1])
-
-
-def other_size(folder):
-    write_series(folder, np.zeros((4, 6, 7)))
-    write_series(folder / "more", np.zeros((1, 6, 8)), positions=[8])
-
-
-def two_series(folder):
-    write_series(folder / "a", np.zeros((4, 6, 7)))
-    write_series(folder / "b", np.zeros((3, 6, 7)), t0020000e="1.2.840.3")
-
-
-def series(**options):
-    def write(folder):
-        positions = options.get("positions", range(0, 8, 2))
-        write_series(folder, np.zeros((len(positions), 6, 7)), **options)
-
-    return write
-
-
-def tilted(folder):
-    for number in range(4):
-        place = {"t00200032": f"{5 + number}\\-6\\{2 * number}"}
-        write_series(folder / str(number), np.zeros((1, 6, 7)), positions=[0], **place)
-
-
-SERIES_REFUSED = {
-    "missing slice": (
-        series(positions=[0, 2, 4, 8, 10]),
-        r"uneven slice spacing in .*case: from 2 to 4 mm \(between 014.dcm",
-    ),
-    "two spacings": (series(positions=[0, 1, 2, 4, 6]), "uneven slice spacing .*from 1 to 2 mm"),
-    "slices twice": (series(positions=[0, 0, 2, 2, 4, 4]), "uneven slice spacing .*from 0 to 2 mm"),
-    "one place": (series(positions=[3, 3, 3]), "uneven slice spacing .*from 0 to 0 mm"),
-    "gantry tilt": (tilted, "shifted by up to 3 mm .*gantry tilt"),
-    "two series": (two_series, r"2 DICOM series in .*case \(4 files, 3 files\); expected one"),
-    "no series": (lambda folder: folder.mkdir(), "0 DICOM series in .*case; expected one"),
-    "other size": (other_size, r"size \(8, 6\).* with \(7, 6\)|size \(7, 6\).* with \(8, 6\)"),
-    "one slice": (series(positions=[0]), "one DICOM slice .*000.dcm"),
-    "segmentation object": (series(t00080060="SEG"), "DICOM object of modality SEG in .*000.dcm"),
-}
-
-
-@pytest.mark.parametrize(("write", "sentence"), SERIES_REFUSED.values(), ids=SERIES_REFUSED)
-def test_series_that_is_no_volume(tmp_path, write, sentence):
-    write(tmp_path / "case")
-    with pytest.raises(InputError, match=sentence):
-        open_volume(tmp_path / "case")
-
-
-def test_slightly_rounded_positions_are_even(tmp_path):
-    write_series(tmp_path / "case", np.zeros((7, 6, 7)), positions=[0, 0.7, 1.3, 2, 2.7, 3.3, 4])
-    assert open_volume(tmp_path / "case").grid.spacing[2] == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize("name", ["021.dcm", "IM21"])
-@pytest.mark.parametrize("kept", [0.05, 0.5, 0.99])
-def test_truncated_last_slice_is_refused(tmp_path, name, kept):
-    """Left out, it would make a volume that is complete to the eye."""
-    write_series(tmp_path / "case", np.ones((4, 60, 70)))
-    path = (tmp_path / "case" / "021.dcm").rename(tmp_path / "case" / name)
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(InputError, match=f"unreadable file .*{name}"):
-        open_volume(tmp_path / "case").read()
-
-
-# Pairing.
-
-
-def touch(folder: Path, *names: str) -> Path:
-    folder.mkdir()
-    for name in names:
-        if "." in name:
-            sitk.WriteImage(sitk.Image([2, 2, 2], sitk.sitkUInt8), str(folder / name))
-        else:
-            (folder / name).mkdir()
-    return folder
-
-
-@pytest.mark.parametrize(
-    ("images", "labels", "pairs", "unmatched"),
-    [
-        pytest.param(["a.nii.gz", "b.mha"], ["a.nrrd", "b.nii"], {"a": ["a"], "b": ["b"]}, [], id="same name"),
-        pytest.param(
-            ["a_0000.nii.gz", "a_0001.nrrd", "b_0000.mha", "b_0001"],
-            ["a.nii.gz", "b.mha"],
-            {"a": ["a_0000", "a_0001"], "b": ["b_0000", "b_0001"]},
-            [],
-            id="channels",
-        ),
-        pytest.param(
-            ["a_0001.mha", "a_0002.mha"],
-            ["a_0001.mha", "a_0002.mha"],
-            {"a_0001": ["a_0001"], "a_0002": ["a_0002"]},
-            [],
-            id="numbers that are no channels",
-        ),
-        pytest.param(["a.1.mha", "b"], ["a.1.nii.gz", "b.mha"], {"a.1": ["a.1"], "b": ["b"]}, [], id="dots, folders"),
-        pytest.param(
-            ["a.mha", "c.mha"], ["a.mha", "d.mha"], {"a": ["a"]}, ["images/c.mha", "labels/d.mha"], id="unmatched"
-        ),
-        pytest.param(["a_000.mha"], ["a.mha"], {}, ["images/a_000.mha", "labels/a.mha"], id="three digits"),
-    ],
-)
-def test_pairs(tmp_path, images, labels, pairs, unmatched):
-    found, left = pair_by_name(touch(tmp_path / "images", *images), touch(tmp_path / "labels", *labels))
-    assert {pair.name: [path.name.split(".m")[0].split(".n")[0] for path in pair.images] for pair in found} == pairs
-    assert [str(path.relative_to(tmp_path)) for path in left] == unmatched
-
-
-@pytest.mark.parametrize(
-    ("images", "sentence"),
-    [
-        (["a.mha", "a.nrrd"], "a.mha and a.nrrd in .*images; expected one volume of a name"),
-        (["a.mha", "a_0000.mha"], "a.mha and a_0000.mha for channel 0 of case a"),
-        (["a_0000.mha", "a_0002.mha"], "the channels 0, 2 of case a in .*images"),
-        (["a_0001.mha"], "the channels 1 of case a in .*images"),
-    ],
-)
-def test_ambiguous_pairs(tmp_path, images, sentence):
-    with pytest.raises(InputError, match=sentence):
-        pair_by_name(touch(tmp_path / "images", *images), touch(tmp_path / "labels", "a.mha"))
-
-
-def test_files_that_are_no_volumes(tmp_path):
-    folder = touch(tmp_path / "images", "a.mhd", "b.hdr", "c.gipl")
-    for name in ("notes.txt", "table.csv", "dataset.json", ".hidden.mha"):
-        shutil.copy(folder / "c.gipl", folder / ".hidden.mha") if name[0] == "." else (folder / name).write_text("1")
-    (folder / "d.nii.gz").write_bytes(b"")
-    assert {name: path.name for name, path in find_volumes(folder).items()} == {
-        "a": "a.mhd",
-        "b": "b.hdr",
-        "c": "c.gipl",
-        "d": "d.nii.gz",
-    }
-    with pytest.raises(InputError, match=r"unreadable file .*d.nii.gz"):
-        open_volume(folder / "d.nii.gz")
-
-
-def test_missing_folder(tmp_path):
-    with pytest.raises(InputError, match=r"no folder .*nowhere"):
-        find_volumes(tmp_path / "nowhere")
