@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy -d 104 -tr MNetTrainer nnUNetTrainer --folds 0 1
     python -m benchmarks.accuracy -d 104 -tr MNetTrainer:MNetPlans nnUNetTrainer:nnUNetPlans --device cuda --resume
-    python -m benchmarks.accuracy -d 104 -tr ConvFreeTrainer:ConvFreePlans PrimusTrainer:ConvFreePlans
+    python -m benchmarks.accuracy -d 104 -tr ConvFreeTrainer:TokenPlans PrimusTrainer:TokenPlans
 
 Each fold is trained and then validated by nnU-Net on whole cases; Dice is read from its validation/summary.json.
 A label absent from truth and prediction has no Dice in that case and is left out, as nnU-Net does. The difference is
@@ -11,7 +11,8 @@ seed, so it holds the chance in the cases, not that in the training. Seconds are
 included. The models go to a results folder of their own (--output), where nothing finished is ever overwritten.
 
 Beside the trainers that nnU-Net finds there is PrimusTrainer: Primus S with tokens, patch and `training` block of
-plans of ConvFreeTransformer, and with nnU-Net's initialisation (benchmarks/_primus.py).
+plans of ConvFreeTransformer, and with nnU-Net's initialisation (benchmarks/_primus.py). Its tokens must be powers of
+two: nnunetv2_ext plan_and_preprocess -pl ConvFreePlanner --token_size 2 8 8 -overwrite_plans_name TokenPlans.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python -m benchmarks.overfit -d 104 -p ConvFreePlans
     python -m benchmarks.overfit -d 104 -p ConvFreePlans ConvFreePostNormPlans --goal 0.95 --iterations 1000
-    python -m benchmarks.overfit -d 104 -tr PrimusTrainer -p ConvFreePlans --cases hippocampus_001 hippocampus_003
+    python -m benchmarks.overfit -d 4 -tr PrimusTrainer -p ConvFreePlans --cases hippocampus_001 hippocampus_003
 
 Trainer, network, optimizer, schedule, clipping and loss are those of a training with these plans, and so is the step;
 only the data are not: the two cases, each cut or padded to the patch around its foreground, without augmentation, are

@@ -87,9 +87,11 @@ class ConvFreePlanner(ExtPlanner):
         super().__init__(*args, **kwargs)
 
     def default_plans_name(self) -> str:
-        if self.size == ConvFreePlanner.size:
-            return self.plans_name
-        return f"{self.plans_name.removesuffix('Plans')}{self.size.capitalize()}Plans"
+        # networks of the same weights, too: a model applied in another context would go unnoticed
+        chosen = "" if self.size == ConvFreePlanner.size else self.size.capitalize()
+        chosen += "Block" if self.context == "block" else ""
+        chosen += "PostNorm" if self.post_norm else ""
+        return f"{self.plans_name.removesuffix('Plans')}{chosen}Plans"
 
     @property
     def pre_norm(self) -> bool:

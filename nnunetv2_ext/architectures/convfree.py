@@ -12,8 +12,9 @@ stochastic depth.
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import product
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class ConvFreeTransformer(nn.Module):
     Both have the same parameters, so one state dict loads into either. No parameter depends on `spatial_shape`.
 
     Args:
-        spatial_shape: (z, y, x) of the planned patch in voxels; others that its tokens divide work as well.
+        spatial_shape: (z, y, x) of the planned patch in voxels; others that its tokens (and windows) divide work too.
         token_size: voxels per axis (z, y, x).
         mlp_dim: width of the feed-forward layers; None: 4 x `embed_dim`.
         block_tokens: tokens per axis of a block, odd.
@@ -139,7 +140,9 @@ class ConvFreeTransformer(nn.Module):
         deep_supervision: bool = False,
     ):
         super().__init__()
-        _check_arguments(token_size, embed_dim, depth, num_heads, context, block_tokens, dropout, drop_path, window)
+        mlp_dim = 4 * embed_dim if mlp_dim is None else mlp_dim
+        sizes = {"embed_dim": embed_dim, "depth": depth, "num_heads": num_heads, "mlp_dim": mlp_dim}
+        _check_arguments(sizes, token_size, context, block_tokens, pre_norm, dropout, drop_path, window)
         self.input_channels = input_channels
         self.token_size = tuple(token_size)
         self.context = context
@@ -156,7 +159,7 @@ class ConvFreeTransformer(nn.Module):
             _Layer(
                 embed_dim,
                 num_heads,
-                4 * embed_dim if mlp_dim is None else mlp_dim,
+                mlp_dim,
                 pre_norm=pre_norm,
                 dropout=dropout,
                 drop_path=drop_path * index / max(depth - 1, 1),
@@ -210,6 +213,7 @@ class ConvFreeTransformer(nn.Module):
             tokens = checkpoint(layer, tokens, regroup, use_reentrant=False) if recompute else layer(tokens, regroup)
         return tokens
 
+    @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]  # one graph for all chunks takes hours
     def _in_blocks(self, tokens: Tensor, grid: Shape) -> Tensor:
         """Each token (B, N, D) as the centre of its block."""
         code = _sequence_code(self.block_tokens**3, self.embed.weight)
@@ -254,6 +258,8 @@ class ConvFreeTransformer(nn.Module):
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> float:
         """Half of what training keeps per sample, see `kept_elements`; with the largest part that is recomputed.
+
+        In blocks that is a chunk, which all samples of a batch share: to count it for each errs on the safe side.
 
         Raises:
             InputError: a patch that the tokens do not divide.
@@ -461,32 +467,42 @@ def _initialise(module: nn.Module) -> None:
 
 
 def _check_arguments(
-    token_size: Sequence[int],
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    context: str,
-    block_tokens: int,
-    dropout: float,
-    drop_path: float,
-    window: Sequence[int] | None,
+    sizes: Mapping[str, Any],
+    token_size: Any,
+    context: Any,
+    block_tokens: Any,
+    pre_norm: Any,
+    dropout: Any,
+    drop_path: Any,
+    window: Any,
 ) -> None:
     def refuse(got: str, expected: str) -> None:
         raise InputError(got, expected, "correct the argument, or the plans")
 
-    if len(token_size) != 3 or min(token_size) < 1:
-        refuse(f"token_size = {list(token_size)}", "three numbers of voxels (z, y, x), from 1")
-    if min(embed_dim, depth, num_heads) < 1:
-        refuse(f"embed_dim = {embed_dim}, depth = {depth}, num_heads = {num_heads}", "numbers from 1")
-    if embed_dim % num_heads:
-        refuse(f"embed_dim = {embed_dim} with num_heads = {num_heads}", "a multiple of num_heads")
+    def are_sizes(value: Any) -> bool:
+        return isinstance(value, Sequence) and len(value) == 3 and all(map(_is_size, value))
+
+    if not are_sizes(token_size):
+        refuse(f"token_size = {token_size!r}", "three whole numbers of voxels (z, y, x), from 1")
+    for name, value in sizes.items():
+        if not _is_size(value):
+            refuse(f"{name} = {value!r}", "a whole number from 1")
+    if sizes["embed_dim"] % sizes["num_heads"]:
+        refuse(f"embed_dim = {sizes['embed_dim']} with num_heads = {sizes['num_heads']}", "a multiple of num_heads")
     if context not in CONTEXTS:
         refuse(f"context = {context!r}", " or ".join(CONTEXTS))
-    if block_tokens < 1 or block_tokens % 2 == 0:
-        refuse(f"block_tokens = {block_tokens}", "an odd number, so that a block has a centre")
-    if not (0 <= dropout < 1 and 0 <= drop_path < 1):
-        refuse(f"dropout = {dropout}, drop_path = {drop_path}", "numbers in [0, 1)")
-    if window is not None and (len(window) != 3 or min(window) < 1):
-        refuse(f"window = {list(window)}", "null or three numbers of tokens (z, y, x), from 1")
+    if not _is_size(block_tokens) or block_tokens % 2 == 0:
+        refuse(f"block_tokens = {block_tokens!r}", "an odd number, so that a block has a centre")
+    if not isinstance(pre_norm, bool):
+        refuse(f"pre_norm = {pre_norm!r}", "true or false")
+    for name, value in {"dropout": dropout, "drop_path": drop_path}.items():
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            refuse(f"{name} = {value!r}", "a number in [0, 1)")
+    if window is not None and not are_sizes(window):
+        refuse(f"window = {window!r}", "null or three whole numbers of tokens (z, y, x), from 1")
     if window is not None and context == "block":
-        refuse(f"window = {list(window)} with context = 'block'", "null; blocks are windows already")
+        refuse(f"window = {window!r} with context = 'block'", "null; blocks are windows already")
+
+
+def _is_size(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

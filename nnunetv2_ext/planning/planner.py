@@ -117,7 +117,7 @@ class ExtPlanner(ExperimentPlanner):
     ) -> tuple[float, int]:
         """Elements of feature maps per sample and number of parameters of the network, built without values."""
         kwargs = self.architecture_kwargs(patch_size, spacing)
-        key = json.dumps([input_channels, output_channels, kwargs])
+        key = json.dumps([[int(size) for size in patch_size], input_channels, output_channels, kwargs])
         if key not in self._counts:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
             with torch.device("meta"), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # initialising what has no values

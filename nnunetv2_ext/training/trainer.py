@@ -22,7 +22,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.memory import memory_gb
 from nnunetv2_ext.training.checkpoints import FALLBACKS, FINAL, LATEST, PREVIOUS, read_checkpoint, write_beside
 from nnunetv2_ext.training.schedule import differences, resolve_schedule
-from nnunetv2_ext.training.scheduler import EpochScheduler, build_optimizer, build_scheduler
+from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
 from nnunetv2_ext.training.workers import EndWithTraining
 
 
@@ -97,8 +97,15 @@ class ExtTrainer(nnUNetTrainer):
         if not os.environ.get("nnUNet_results"):
             raise InputError("no value of nnUNet_results", "a folder for the models", "run export nnUNet_results=...")
         schedule = resolve_schedule(manager.configuration.get("training"), cls.published_schedule)
-        with torch.device("meta"):
-            network = cls._network(manager, 1, 2, True)
+        try:
+            with torch.device("meta"):
+                network = cls._network(manager, 1, 2, True)
+        except TypeError as error:  # a key or a type that the constructor does not know
+            raise InputError(
+                f"architecture.arch_kwargs that {cls.network_class.__name__} cannot take ({error})",
+                "its keyword arguments",
+                "correct the plans, or plan again",
+            ) from error
         if schedule["freeze_backbone"] and not hasattr(network, "freeze_backbone"):
             raise InputError(
                 f"training.freeze_backbone = true with {cls.network_class.__name__}, which has no backbone to freeze",
@@ -211,6 +218,12 @@ class ExtTrainer(nnUNetTrainer):
             iterations=self.num_iterations_per_epoch,
             losses=lambda: self.logger.get_value("val_losses", step=None),
         )
+        iterations = self.num_epochs * self.num_iterations_per_epoch
+        if isinstance(scheduler, WarmupPolyScheduler) and scheduler.warmup >= iterations:
+            self.print_to_log_file(
+                f"WARNING: the warm-up of {scheduler.warmup} iterations is as long as the training of {iterations}, so "
+                "that its learning rate is never reached; set training.scheduler.warmup_iterations in the plans"
+            )
         return optimizer, scheduler
 
     def _build_loss(self) -> nn.Module:
@@ -322,10 +335,19 @@ class ExtTrainer(nnUNetTrainer):
             return
         configuration = PlansManager(content["init_args"]["plans"]).get_configuration(self.configuration_name)
         before = resolve_schedule(configuration.configuration.get("training"), self.published_schedule)
-        changed = differences(before, self.schedule)
+        self._refuse_another("training block", differences(before, self.schedule))
+        # weights may fit another network: those of attention, for one, are the same for any number of heads
+        held, now = (
+            {key: content.get(key) for key in ("architecture", "patch_size")}
+            for content in (configuration.configuration, self.configuration_manager.configuration)
+        )
+        self._refuse_another("network", differences(held, now, self.configuration_name))
+
+    @staticmethod
+    def _refuse_another(what: str, changed: list[str]) -> None:
         if changed:
             raise InputError(
-                f"a training block that differs from the checkpoint's ({'; '.join(changed)})",
-                "the block that the training was started with",
+                f"a {what} that differs from the checkpoint's ({'; '.join(changed)})",
+                f"the {what} that the training was started with",
                 "restore it in the plans, or start anew without --c",
             )

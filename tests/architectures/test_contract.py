@@ -59,12 +59,13 @@ CASES += [
     Case(
         f"ConvFreeTransformer-{name}",
         "ConvFreeTransformer",
-        [(8, 32, 32), (2, 8, 24), (6, 16, 8)],
+        [(8, 32, 32), (2, 16, 24), (6, 16, 8)],
         {**_CONVFREE, **kwargs},
     )
     for name, kwargs in {
         "patch": {},
         "block": {"context": "block"},
+        "window": {"window": [1, 2, 1]},
         "post_norm": {"pre_norm": False, "activation_checkpointing": True},
     }.items()
 ]

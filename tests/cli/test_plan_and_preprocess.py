@@ -105,7 +105,7 @@ CONVFREE = ["-d", "901", "--no_pp", "-pl", "ConvFreePlanner"]
         ([*CONVFREE, "--size", "XL"], nothing, "the size 'XL'; expected one of S, B, L, paper"),
         ([*CONVFREE, "--context", "volume"], nothing, "context = 'volume'; expected patch or block"),
         ([*CONVFREE, "--block_tokens", "2"], nothing, "block_tokens = 2; expected an odd number"),
-        ([*CONVFREE, "--token_size", "0", "8", "8"], nothing, "token_size = [0, 8, 8]; expected three numbers"),
+        ([*CONVFREE, "--token_size", "0", "8", "8"], nothing, "token_size = [0, 8, 8]; expected three whole numbers"),
         (
             [*CONVFREE, "--token_size", "2", "8", "8", "--patch_size", "12", "44", "40"],
             nothing,
@@ -166,7 +166,7 @@ def test_flags_of_backbone_and_refiner_reach_the_plans(described: Described) -> 
 def test_flags_of_the_transformer_reach_the_plans(described: Described) -> None:
     flags = "--size B --token_size 3 8 8 --context block --block_tokens 5 --post_norm --activation_checkpointing"
     assert run(*CONVFREE, *flags.split(), "--epochs", "3") == 0
-    configuration = described.configuration("ConvFreeBPlans")
+    configuration = described.configuration("ConvFreeBBlockPostNormPlans")
     arguments = configuration["architecture"]["arch_kwargs"]
     assert (arguments["embed_dim"], arguments["depth"], arguments["token_size"]) == (768, 12, [3, 8, 8])
     assert (arguments["context"], arguments["block_tokens"]) == ("block", 5)

@@ -35,8 +35,9 @@ def planned(data: Described, *, target: float = 8, schedule: Any = None, **optio
             gpu_memory_target=target,
             schedule=schedule,
         )
-    names = {"S": "ConvFreePlans", "B": "ConvFreeBPlans", "L": "ConvFreeLPlans", "paper": "ConvFreePaperPlans"}
-    assert identifier == names[options.get("size", "S")]
+    chosen = {"S": "", "B": "B", "L": "L", "paper": "Paper"}[options.get("size", "S")]
+    chosen += "Block" * (options.get("context") == "block") + "PostNorm" * ("post_norm" in options)
+    assert identifier == f"ConvFree{chosen}Plans"
     return data.configuration(identifier)
 
 
@@ -226,8 +227,8 @@ def test_the_smallest_memory_target_is_told_with_the_weights(described: Describe
         ({"context": "volume"}, "context = 'volume'; expected patch or block"),
         ({"block_tokens": 4, "context": "block"}, "block_tokens = 4; expected an odd number"),
         ({"block_tokens": 0}, "block_tokens = 0; expected an odd number"),
-        ({"token_size": [8, 0, 8]}, r"token_size = \[8, 0, 8\]; expected three numbers of voxels"),
-        ({"token_size": [8, 8]}, r"token_size = \[8, 8\]; expected three numbers of voxels"),
+        ({"token_size": [8, 0, 8]}, r"token_size = \[8, 0, 8\]; expected three whole numbers of voxels"),
+        ({"token_size": [8, 8]}, r"token_size = \[8, 8\]; expected three whole numbers of voxels"),
         ({"patch_size": [20, 50, 40]}, r"a patch of \[20, 50, 40\]; .* \[16, 48, 40\] or \[24, 56, 40\] for instance"),
         ({"patch_size": [8, 16, 40]}, r"a patch of \[8, 16, 40\]; expected .* takes, \[8, 32, 40\] for instance"),
         ({"patch_size": [4, 40, 40]}, r"a patch of \[4, 40, 40\]; expected .* takes, \[8, 40, 40\] for instance"),

@@ -13,7 +13,7 @@ from nnunetv2_ext.architectures.mnet import conv_feature_map_size
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.api import plan_and_preprocess, planner_class
 from nnunetv2_ext.planning.memory import memory_gb
-from nnunetv2_ext.planning.planner import preprocessed_cases, with_options
+from nnunetv2_ext.planning.planner import ExtPlanner, preprocessed_cases, with_options
 from nnunetv2_ext.plans.mnet import MNetPlanner
 from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.schedule import resolve_schedule
@@ -281,3 +281,12 @@ def test_preprocessed_cases_are_whole_ones(described: Describe) -> None:
     for file in ("a.pkl", "a.b2nd", "a_seg.b2nd", "b.pkl", "b.npz", "c.b2nd", "c_seg.b2nd", "d.pkl", "d.b2nd", "e.pkl"):
         (folder / file).touch()
     assert preprocessed_cases(data.preprocessed / "MNetPlans.json", "3d_fullres") == {"a", "b"}
+
+
+def test_the_count_follows_the_patch(described: Describe) -> None:
+    """Also for a network whose arguments do not tell it."""
+    described(**SMALL)
+    planner = MNetPlanner(901)
+    spacing = np.array([5.0, 1.0, 1.0])
+    counted = [ExtPlanner.feature_map_size(planner, patch, spacing, 1, 3) for patch in ([8, 32, 32], [16, 64, 64])]
+    assert counted[1] > 6 * counted[0] > 0

@@ -1,5 +1,6 @@
 """ConvFreeTrainer: its network on its own and on other plans, its schedule, and that it learns."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -57,6 +58,16 @@ def test_network(architecture: dict[str, Any], changes: dict[str, Any], expected
         (UNET, {"patch_size": [8, 33, 32]}, r"a patch of \[8, 33, 32\] .*nearly cubic token"),
         (MNET, {"patch_size": [8, 32, 31]}, r"a patch of \[8, 32, 31\] .*.*plan with ConvFreePlanner"),
         (CONVFREE, {"patch_size": [8, 40, 32]}, r"a patch of \[8, 40, 32\]; expected multiples of the token \[4, 16"),
+        (
+            {**CONVFREE, "arch_kwargs": {**CONVFREE["arch_kwargs"], "tokens": 3}},
+            {},
+            r"arch_kwargs that ConvFreeTransformer cannot take \(.*'tokens'\)",
+        ),
+        (
+            {**CONVFREE, "arch_kwargs": {**CONVFREE["arch_kwargs"], "window": 5}},
+            {},
+            "window = 5; expected null or three",
+        ),
         (CONVFREE, {"training": {"freeze_backbone": True}}, "ConvFreeTransformer, which has no backbone to freeze"),
         (CONVFREE, {"training": {"scheduler": {"patience": 3}}}, "'training.scheduler.patience'.* for warmup_poly"),
     ],
@@ -98,3 +109,33 @@ def test_it_learns_with_clipped_gradients(build: Build) -> None:
     losses = [float(trainer.train_step(samples)["loss"]) for _ in range(8)]
     assert losses[-1] < losses[0]
     assert norms == pytest.approx([1.0] * 8, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        ({"context": "block"}, "arch_kwargs.context: None and block"),
+        ({"window": [1, 2, 2]}, r"arch_kwargs.window: None and \[1, 2, 2\]"),
+        ({"num_heads": 4}, "arch_kwargs.num_heads: 2 and 4"),
+        ({"token_size": [8, 8, 16]}, r"arch_kwargs.token_size: \[4, 16, 16\] and \[8, 8, 16\]"),
+        ({"pre_norm": True}, "arch_kwargs.pre_norm: False and True"),
+    ],
+    ids=str,
+)
+def test_resuming_as_another_network_is_refused(build: Build, edit: dict[str, Any], message: str) -> None:
+    """Most of them have the same weights, so that nothing else would tell."""
+    trainer = build.initialized(hand_made_plans(CONVFREE), trainer=ConvFreeTrainer)
+    path = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    trainer.save_checkpoint(path)
+    edited = {**CONVFREE, "arch_kwargs": {**CONVFREE["arch_kwargs"], **edit}}
+    another = build.initialized(hand_made_plans(edited), resume=True, trainer=ConvFreeTrainer)
+    with pytest.raises(InputError, match=rf"a network that differs from the checkpoint's \(3d_fullres.*{message}\)"):
+        another.load_checkpoint(path)
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(None, True), (8, True), (7, False)])
+def test_a_warm_up_as_long_as_the_training_is_told(build: Build, warmup: int | None, warned: bool) -> None:
+    scheduler = {"name": "warmup_poly", "warmup_iterations": warmup}
+    training = {"epochs": 2, "iterations_per_epoch": 4, "scheduler": scheduler}
+    build.initialized(hand_made_plans(CONVFREE, training=training), trainer=ConvFreeTrainer)
+    assert ("WARNING: the warm-up of" in build.log()) == warned
