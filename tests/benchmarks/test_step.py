@@ -171,8 +171,10 @@ def test_memory_process_builds_the_tokens_asked_for(monkeypatch, capsys):
         return SimpleNamespace(stdout=capsys.readouterr().out)
 
     monkeypatch.setattr(_memory.subprocess, "run", in_this_process)
-    # the default 8 x 8 x 8 would be refused
-    assert _memory.measure("ConvFreeTransformer", [1, 1, 3, 12, 12], 2, threads=1, token_size=(3, 12, 12)) > 0
+    # 0 where the memory was the process's before
+    assert _memory.measure("ConvFreeTransformer", [1, 1, 3, 12, 12], 2, threads=1, token_size=(3, 12, 12)) >= 0
+    with pytest.raises(InputError, match=r"multiples of the token \[8, 8, 8\]"):
+        _memory.measure("ConvFreeTransformer", [1, 1, 3, 12, 12], 2, threads=1, token_size=(8, 8, 8))
 
 
 def test_memory_sees_a_tensor_that_is_freed_before_the_end(monkeypatch):
