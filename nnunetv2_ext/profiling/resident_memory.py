@@ -2,9 +2,11 @@
 
 Definition: highest resident memory while it runs, above the resident memory after the imports and one tiny convolution
 (which starts the thread pool and the convolution library). The allocator keeps the system's defaults, so fragmentation
-counts, as it does for a user. Meaningful in a fresh process only: memory that was freed before is used again unseen.
+counts, as it does for a user. Best in a fresh process: memory that was freed before is used again unseen, unless the
+allocator (glibc's) gives it back on request.
 """
 
+import ctypes
 import gc
 import sys
 from collections.abc import Callable
@@ -36,6 +38,8 @@ def rise(run: Callable[[], object]) -> int:
     """The bytes by which the resident memory rises while `run` does, at its highest."""
     nn.Conv3d(1, 8, 3)(torch.zeros(1, 1, 8, 8, 8)).square().mean().backward()
     gc.collect()
+    if give_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        give_back(0)
     try:
         (PROC / "clear_refs").write_text("5")  # VmHWM starts again from what is resident now
         baseline, peak = resident("VmRSS"), lambda: resident("VmHWM")
