@@ -1,16 +1,29 @@
 """What every benchmark prints: the machine, markdown tables, JSON."""
 
+import argparse
 import datetime
 import json
 import os
 import platform
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nnunetv2_ext.errors import InputError
+
+Run = Callable[[argparse.Namespace], int]
+
+
+def exit_status(parser: argparse.ArgumentParser, argv: Sequence[str] | None, run: Run) -> int:
+    """What a benchmark's command line ends with; bad input in one sentence on stderr and exit status 2."""
+    try:
+        return run(parser.parse_args(argv))
+    except InputError as error:
+        print(f"{parser.prog.removeprefix('python -m ')}: {error}", file=sys.stderr)
+        return 2
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:

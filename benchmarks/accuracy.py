@@ -22,10 +22,11 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._report import check_writable, machine, markdown_facts, markdown_table, write_json
+from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
 from benchmarks._statistics import bootstrap, dice_per_label, mean_dice, paired_differences, read_summary
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
@@ -259,11 +260,7 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None) -> int:
     )
     parser.add_argument("--expect", type=float, metavar="POINTS", help="say whether the interval holds this difference")
     parser.add_argument("--json", type=Path, help="file for the same figures, and every case's")
-    try:
-        return run(parser.parse_args(argv), train)
-    except InputError as error:
-        print(f"benchmarks.accuracy: {error}", file=sys.stderr)
-        return 2
+    return exit_status(parser, argv, partial(run, train=train))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks._report import check_writable, machine, markdown_facts, markdown_table, write_json
+from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
 from benchmarks._statistics import nan_mean
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
@@ -275,11 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="default 0")
     parser.add_argument("--device", default="cpu", help="default cpu")
     parser.add_argument("--json", type=Path, help="file for the same figures")
-    try:
-        return run(parser.parse_args(argv))
-    except InputError as error:
-        print(f"benchmarks.overfit: {error}", file=sys.stderr)
-        return 2
+    return exit_status(parser, argv, run)
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ from benchmarks._networks import (
     has_tokens,
     step,
 )
-from benchmarks._report import check_writable, machine, markdown_facts, markdown_table, write_json
+from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
 from nnunetv2_ext.errors import InputError
 
 CUDA_WARM_UP_STEPS = 5
@@ -300,11 +300,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--oracle", action="store_true", help=f"also the {ORACLE} kept in tests")
     parser.add_argument("--json", type=Path, help="file for the same figures, and every round's")
-    try:
-        return run(parser.parse_args(argv))
-    except InputError as error:
-        print(f"benchmarks.step: {error}", file=sys.stderr)
-        return 2
+    return exit_status(parser, argv, run)
 
 
 if __name__ == "__main__":

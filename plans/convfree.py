@@ -15,12 +15,12 @@ import torch
 
 from nnunetv2_ext.architectures.convfree import SIZES, ConvFreeTransformer, token_size_for
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.planning.memory import weights_gb
 from nnunetv2_ext.planning.planner import ExtPlanner
 
 POST_NORM_LEARNING_RATE = 1e-4  # at that of pre-norm, deep networks of post-norm collapse
 _MIN_TOKENS = (1, 2, 2)
 _WINDOW_TOKENS = 512
-_BYTES_PER_PARAMETER = 16  # AdamW in float32: weight, gradient and two moments
 
 _token_size_for = lru_cache(token_size_for)
 
@@ -135,13 +135,10 @@ class ConvFreePlanner(ExtPlanner):
         self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
     ) -> float:
         parameters = self._counted(patch_size, spacing, input_channels, output_channels)[1]
-        return _BYTES_PER_PARAMETER * parameters / 1e9
+        return weights_gb(parameters, "AdamW")
 
-    def get_plans_for_configuration(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        configuration = super().get_plans_for_configuration(*args, **kwargs)
-        if configuration:
-            configuration["attention"] = _in_words(configuration["architecture"]["arch_kwargs"])
-        return configuration
+    def further_entries(self, arch_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"attention": _in_words(arch_kwargs)}
 
     def _token_size(self, spacing: np.ndarray) -> tuple[int, ...]:
         if self.token_size is not None:

@@ -3,6 +3,7 @@
 Paper: Huang et al., "Volumetric Axial Disentanglement Enabling Advancing in Medical Image Segmentation", IJCAI 2025.
 """
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -31,5 +32,5 @@ class PaRPlanner(PlannerOfBackbones):
         refiner = {name: getattr(self, name) for name in REFINER_ARGUMENTS}
         return {**super().architecture_kwargs(patch_size, spacing), **refiner}
 
-    def further_entries(self, patch_size: list[int]) -> dict[str, Any]:
-        return {"refiner": resolved_sizes(patch_size[self.axis], self.heads, self.groups)}
+    def further_entries(self, arch_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        return {"refiner": resolved_sizes(arch_kwargs["spatial_shape"][self.axis], self.heads, self.groups)}

@@ -13,6 +13,7 @@ stochastic depth.
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from itertools import product
 from numbers import Integral
 from typing import Any
@@ -418,6 +419,7 @@ class _Blocks:
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
+@lru_cache(maxsize=8)
 def _blocks(grid: Shape, size: int) -> list[_Blocks]:
     """The blocks around all tokens of a grid, sorted by the number of their tokens; no token lies outside the grid."""
     with torch.device("cpu"), torch.inference_mode(False):

@@ -4,6 +4,14 @@
 REFERENCE_GB = 8
 REFERENCES = {2: (85_000_000, 12), 3: (560_000_000, 2)}
 
+# float32 values per parameter in training: weight, gradient, and the optimizer's moments
+COPIES = {"SGD": 3, "AdamW": 4}
+
+
+def weights_gb(parameters: int, optimizer: str) -> float:
+    """The GPU memory (GB) of trained parameters with their gradients and the optimizer's moments, in float32."""
+    return 4e-9 * COPIES[optimizer] * parameters
+
 
 def memory_gb(feature_map_size: float, batch_size: int, *, axes: int = 3) -> float:
     """The GPU memory (GB) in training that nnU-Net's planner assumes for a network.

@@ -139,8 +139,8 @@ class ExtPlanner(ExperimentPlanner):
         """What the method does otherwise than nnU-Net."""
         return find("trainer", self.trainer).load().published_schedule
 
-    def further_entries(self, patch_size: list[int]) -> dict[str, Any]:
-        """What a method adds to a configuration."""
+    def further_entries(self, arch_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """What a method adds to a configuration, from the network's keyword arguments."""
         return {}
 
     def plan_experiment(self) -> dict[str, Any]:
@@ -177,6 +177,7 @@ class ExtPlanner(ExperimentPlanner):
         fitting = int((self.UNet_vram_target_GB - weights) / per_sample)
         # nnU-Net's guard against over-fitting: a batch sees at most 5 % of the data set
         covering = round(approximate_n_voxels_dataset * self.max_dataset_covered / np.prod(patch_size, dtype=float))
+        arch_kwargs = self.architecture_kwargs(patch_size, spacing_mm)
         resampling_data, data_kwargs, resampling_seg, seg_kwargs = self.determine_resampling()
         resampling_probabilities, probabilities_kwargs = self.determine_segmentation_softmax_export_fn()
         normalization, masks = self.determine_normalization_scheme_and_whether_mask_is_used_for_norm()
@@ -197,10 +198,10 @@ class ExtPlanner(ExperimentPlanner):
             "resampling_fn_probabilities_kwargs": probabilities_kwargs,
             "architecture": {
                 "network_class_name": find("architecture", self.architecture).path,
-                "arch_kwargs": self.architecture_kwargs(patch_size, spacing_mm),
+                "arch_kwargs": arch_kwargs,
                 "_kw_requires_import": [],
             },
-            **self.further_entries(patch_size),
+            **self.further_entries(arch_kwargs),
         }
 
     def _search_patch(self, spacing: np.ndarray, median_shape: np.ndarray, sizes: tuple[int, int]) -> list[int]:

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.planning.memory import memory_gb
+from nnunetv2_ext.planning.memory import memory_gb, weights_gb
 from nnunetv2_ext.training.checkpoints import FALLBACKS, FINAL, LATEST, PREVIOUS, read_checkpoint, write_beside
 from nnunetv2_ext.training.schedule import differences, resolve_schedule
 from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
@@ -179,11 +179,10 @@ class ExtTrainer(nnUNetTrainer):
             line += self._planned_memory()
         self.print_to_log_file(line)
         optimizer = self.schedule["optimizer"]["name"]
-        copies = 3 if optimizer == "SGD" else 4  # weight, gradient, and one moment or AdamW's two, in float32
         trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
         self.print_to_log_file(
             f"{trained / 1e6:.1f} million trained parameters, their gradients and {optimizer} take "
-            f"{4e-9 * copies * trained:.2f} GB; the estimate contains those of a U-Net of 30 million"
+            f"{weights_gb(trained, optimizer):.2f} GB; the estimate contains those of a U-Net of 30 million"
         )
 
     def _planned_memory(self) -> str:

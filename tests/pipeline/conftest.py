@@ -4,8 +4,10 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -58,6 +60,27 @@ class Pipeline:
         output = process.communicate(timeout=900)[0]
         assert process.returncode == status, f"{command}\nended with {process.returncode}:\n{output[-6000:]}"
         return output
+
+    def kill_at_first_checkpoint(self, command: str, fold: Path) -> None:
+        """Start a training and kill it, with its data workers, as soon as the fold's folder holds a checkpoint."""
+        training = self.start(command)
+        while not (fold / "checkpoint_latest.pth").is_file():
+            assert training.poll() is None, training.communicate()[0][-6000:]
+            time.sleep(0.05)
+        os.killpg(training.pid, signal.SIGKILL)
+        training.communicate()
+
+    def images_of(self, dataset: str) -> Path:
+        """A folder of two images to predict; the data set's first two folds then validate on one case each."""
+        paths = sorted((self.folder / "nnUNet_raw" / dataset / "imagesTr").glob("*.nii.gz"))
+        cases = [path.name.removesuffix("_0000.nii.gz") for path in paths]
+        splits = [{"train": [name for name in cases if name != case], "val": [case]} for case in cases[:2]]
+        (self.preprocessed(dataset) / "splits_final.json").write_text(json.dumps(splits))
+        folder = self.folder / f"images_{dataset}"
+        folder.mkdir()
+        for path in paths[:2]:
+            shutil.copy(path, folder)
+        return folder
 
     def results(self, trainer: str, plans: str, dataset: str = "Dataset104_HippocampusThick4") -> Path:
         return self.folder / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres"

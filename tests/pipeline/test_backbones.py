@@ -7,8 +7,6 @@ commas ("all": every one); the others are planned, trained and applied in this p
 import json
 import os
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,15 +52,7 @@ def plan(planner: str, **more: Any) -> str:
 def images(pipeline: Pipeline) -> Path:
     """Two images to predict; the data set is preprocessed, and its first two folds validate on one case each."""
     pipeline.run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar")
-    paths = sorted((pipeline.folder / "nnUNet_raw" / DATASET / "imagesTr").glob("*.nii.gz"))
-    cases = [path.name.removesuffix("_0000.nii.gz") for path in paths]
-    splits = [{"train": [case for case in cases if case != validated], "val": [validated]} for validated in cases[:2]]
-    (pipeline.preprocessed() / "splits_final.json").write_text(json.dumps(splits))
-    folder = pipeline.folder / "images"
-    folder.mkdir()
-    for path in paths[:2]:
-        shutil.copy(path, folder)
-    return folder
+    return pipeline.images_of(DATASET)
 
 
 @pytest.fixture(scope="module")
@@ -86,12 +76,7 @@ def test_backbone_through_the_commands(pipeline: Pipeline, images: Path, mnet_pr
     )
     model = pipeline.results("PaRTrainer", plans)
     train = f"nnUNetv2_train 104 3d_fullres %d -tr PaRTrainer -p {plans} -device cpu"
-    training = pipeline.start(train % 0)
-    while not (model / "fold_0" / "checkpoint_latest.pth").is_file():
-        assert training.poll() is None, training.communicate()[0][-6000:]
-        time.sleep(0.05)
-    os.killpg(training.pid, signal.SIGKILL)
-    training.communicate()
+    pipeline.kill_at_first_checkpoint(train % 0, model / "fold_0")
     assert "next epoch 1" in pipeline.run(f"{train % 0} --c")
     pipeline.run(train % 1)
     for fold in ("fold_0", "fold_1"):

@@ -1,11 +1,6 @@
 """The convolution-free transformer on thin and on thick slices: two folds, a resume, an ensemble with MNetTrainer."""
 
 import json
-import os
-import shutil
-import signal
-import time
-from pathlib import Path
 
 import pytest
 
@@ -14,37 +9,19 @@ from nnunetv2_ext.training.run import train_fold
 from tests.pipeline.conftest import SHORT, Pipeline, check_predictions, predict
 
 pytestmark = pytest.mark.usefixtures("environment")
-THIN, THICK = "Dataset004_Hippocampus", "Dataset104_HippocampusThick4"
+THIN = "Dataset004_Hippocampus"
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
-
-
-def images_of(pipeline: Pipeline, dataset: str) -> Path:
-    """Two images to predict; the data set's first two folds validate on one case each."""
-    paths = sorted((pipeline.folder / "nnUNet_raw" / dataset / "imagesTr").glob("*.nii.gz"))
-    cases = [path.name.removesuffix("_0000.nii.gz") for path in paths]
-    splits = [{"train": [case for case in cases if case != validated], "val": [validated]} for validated in cases[:2]]
-    (pipeline.preprocessed(dataset) / "splits_final.json").write_text(json.dumps(splits))
-    folder = pipeline.folder / f"images_{dataset}"
-    folder.mkdir()
-    for path in paths[:2]:
-        shutil.copy(path, folder)
-    return folder
 
 
 def test_thin_slices_through_the_commands(pipeline: Pipeline) -> None:
     pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --no_pbar {' '.join(SHORT)}")
-    images = images_of(pipeline, THIN)
+    images = pipeline.images_of(THIN)
     configuration = json.loads((pipeline.preprocessed(THIN) / "ConvFreePlans.json").read_text())["configurations"]
     assert configuration["3d_fullres"]["architecture"]["arch_kwargs"]["token_size"] == [8, 8, 8]
 
     model = pipeline.results("ConvFreeTrainer", "ConvFreePlans", THIN)
     train = "nnUNetv2_train 4 3d_fullres %d -tr ConvFreeTrainer -p ConvFreePlans -device cpu"
-    training = pipeline.start(train % 0)
-    while not (model / "fold_0" / "checkpoint_latest.pth").is_file():
-        assert training.poll() is None, training.communicate()[0][-6000:]
-        time.sleep(0.05)
-    os.killpg(training.pid, signal.SIGKILL)
-    training.communicate()
+    pipeline.kill_at_first_checkpoint(train % 0, model / "fold_0")
     assert "next epoch 1" in pipeline.run(f"{train % 0} --c")
     pipeline.run(train % 1)
     folder = pipeline.folder / "convfree"

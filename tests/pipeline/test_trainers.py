@@ -28,12 +28,7 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
 
     fold = pipeline.results(trainer, plans) / "fold_0"
     command = f"nnUNetv2_train 104 3d_fullres 0 -tr {trainer} -p {plans} --npz -device cpu"
-    training = pipeline.start(command)
-    while not (fold / "checkpoint_latest.pth").is_file():
-        assert training.poll() is None, training.communicate()[0][-6000:]
-        time.sleep(0.1)
-    os.killpg(training.pid, signal.SIGKILL)
-    training.communicate()
+    pipeline.kill_at_first_checkpoint(command, fold)
 
     assert "next epoch 1" in pipeline.run(f"{command} --c")
     final = torch.load(fold / "checkpoint_final.pth", weights_only=False)
