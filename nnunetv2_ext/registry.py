@@ -57,6 +57,11 @@ TRAINERS = (
         "nnunetv2_ext.trainers.convfree.ConvFreeTrainer",
         "the convolution-free transformer, on any 3D plans that a token divides",
     ),
+    Entry(
+        "ThinThickTrainer",
+        "nnunetv2_ext.trainers.thin_thick.ThinThickTrainer",
+        "thin slices from thick annotations, with the network of any 3D plans (2025)",
+    ),
 )
 PLANNERS = (
     Entry("MNetPlanner", "nnunetv2_ext.plans.mnet.MNetPlanner", "plans patch and batch for MNet from its own memory"),
@@ -66,6 +71,11 @@ PLANNERS = (
         "ConvFreePlanner",
         "nnunetv2_ext.plans.convfree.ConvFreePlanner",
         "plans for the convolution-free transformer of the --size of your choice",
+    ),
+    Entry(
+        "ThinThickPlanner",
+        "nnunetv2_ext.plans.thin_thick.ThinThickPlanner",
+        "plans for thin images with thick annotations and the --backbone of your choice",
     ),
 )
 _UNETS = "dynamic_network_architectures.architectures.unet"

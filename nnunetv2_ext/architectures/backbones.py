@@ -277,6 +277,18 @@ class BackboneNetwork(nn.Module):
         self.deep_supervision = deep_supervision
 
     @property
+    def head(self) -> nn.Module:
+        """The layer that makes the finest logits, whose input is the last feature map.
+
+        Where the network ends with more than one layer after its last feature map, the last one.
+        """
+        if self._heads:
+            finest = self.network.get_submodule(self._heads[0].removesuffix("."))
+            return [module for module in finest.modules() if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)][-1]
+        head: nn.Module = self.network.decoder.seg_layers[-1] if self._holder else self.network.head
+        return head
+
+    @property
     def deep_supervision(self) -> bool:
         """Whether `forward` returns a list; may change at any time."""
         return self._deep_supervision

@@ -180,6 +180,11 @@ class ConvFreeTransformer(nn.Module):
         logits = self.decode(self.encode(x), x.shape[2:])
         return [logits] if self.deep_supervision else logits
 
+    @property
+    def head(self) -> nn.Module:
+        """The layer whose input, (B, tokens, D), is the last feature map."""
+        return self.decoder.seg_layers[0]  # type: ignore[no-any-return]
+
     def encode(self, x: Tensor) -> Tensor:
         """Features (B, tokens, D) of images (B, input_channels, Z, Y, X); tokens run z, y, x."""
         grid = self._grid(x.shape[2:])

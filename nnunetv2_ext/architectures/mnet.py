@@ -299,6 +299,11 @@ class MNet(nn.Module):
     def _block_name(node: Node, stream: str) -> str:
         return f"{node[0]}_{node[1]}_{stream}"
 
+    @property
+    def head(self) -> nn.Module:
+        """The layer whose input is the last feature map; MNet applies it to both streams, whose sum that is."""
+        return self.heads.seg_layers[0]  # type: ignore[no-any-return]
+
     def deep_supervision_shapes(self, patch_size: Sequence[int]) -> list[Shape]:
         """The true size (Z, Y, X) of each of the seven outputs for a patch of that size.
 

@@ -386,6 +386,11 @@ class PaRNetwork(nn.Module):
     def deep_supervision(self, enabled: bool) -> None:
         self.backbone.deep_supervision = enabled
 
+    @property
+    def head(self) -> nn.Module:
+        """The backbone's, see `BackboneNetwork`."""
+        return self.backbone.head
+
     def freeze_backbone(self) -> None:
         """Train the refiner alone: no gradients in the backbone, and its dropout and statistics as in inference."""
         self.frozen = True

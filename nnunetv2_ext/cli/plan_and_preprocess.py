@@ -12,6 +12,7 @@ EXAMPLE = """example:
   nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
   nnunetv2_ext plan_and_preprocess -d 4 -pl PaRPlanner --backbone SwinUNETR --backbone_kwargs '{"feature_size": 24}'
   nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --size B -gpu_memory_target 24
+  nnunetv2_ext plan_and_preprocess -d 42 -pl ThinThickPlanner --backbone MNet
 """
 
 
@@ -33,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--verbose", action="store_true", help="print what nnU-Net does")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
     parser.add_argument("--patch_size", nargs=3, type=int, metavar="VOXELS", help="z y x, instead of the planned one")
-    group = parser.add_argument_group("backbone and refiner (PaRPlanner, BackbonePlanner)")
-    group.add_argument("--backbone", help="a name that nnunetv2_ext list tells (default: PlainConvUNet)")
+    group = parser.add_argument_group("backbone and refiner (PaRPlanner, BackbonePlanner, ThinThickPlanner)")
+    group.add_argument(
+        "--backbone",
+        help="a name that nnunetv2_ext list tells; ThinThickPlanner also takes ConvFreeTransformer, PaR, PaR:BACKBONE "
+        "(default: PlainConvUNet)",
+    )
     group.add_argument("--backbone_kwargs", type=_json_object, metavar="JSON", help="arguments of the backbone")
     group.add_argument("--axis", type=int, help="axis to refine, 0, 1 or 2 of z, y, x (default: 0, the coarsest)")
     group.add_argument("--heads", type=int, help="heads of the refiner's attention (default: 8)")

@@ -7,7 +7,15 @@ from typing import Any
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.training.schedule import PRESETS, check_schedule, merge_schedule, planned_schedule
+from nnunetv2_ext.training.schedule import (
+    METHODS,
+    PRESETS,
+    THICK_GRID,
+    THIN_GRID,
+    check_schedule,
+    merge_schedule,
+    planned_schedule,
+)
 
 EXAMPLE = """example:
   nnunetv2_ext schedule -d 4 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch_size 4
@@ -30,6 +38,17 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weight_decay", type=float, help="weight decay")
     group.add_argument("--grad_clip", type=float, help="bound of the gradient norm, at most 12")
     group.add_argument("--freeze_backbone", action="store_true", help="train only what refines the backbone's output")
+    group = parser.add_argument_group("thin slices from thick annotations (ThinThickTrainer)")
+    group.add_argument("--thick_weight", type=float, help="weight of the loss of the thick image (default: 1)")
+    group.add_argument("--thin_weight", type=float, help="weight of the loss of averaged thin predictions (default: 1)")
+    group.add_argument("--features_weight", type=float, help="weight of the distance of features (default: 0.1)")
+    group.add_argument("--beta", type=float, help="sharpening of averaged predictions, 1 as published (default: 4)")
+    group.add_argument("--ramp_up_epochs", type=int, help="epochs in which the weight of features rises (default: 0)")
+    group.add_argument(
+        "--thick_image",
+        choices=[THICK_GRID, THIN_GRID],
+        help="grid of the thick image (default: what the network takes)",
+    )
 
 
 def schedule_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -45,6 +64,9 @@ def schedule_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     optimizer = {
         key: value for key, value in (("lr", args.lr), ("weight_decay", args.weight_decay)) if value is not None
     }
+    for method, keys in METHODS.items():
+        given = {key: getattr(args, key) for key in keys if getattr(args, key, None) is not None}
+        block[method] = given or None
     block = {key: value for key, value in block.items() if value is not None}
     return merge_schedule(PRESETS.get(args.preset, {}), {**block, "optimizer": optimizer} if optimizer else block)
 

@@ -260,6 +260,7 @@ class ThinThickLoss(nn.Module):
         thin_logits: Outputs | None = None,
         thin_features: Tensor | None = None,
         thick_features: Tensor | None = None,
+        thick_target: Outputs | None = None,
         feature_slabs: Tensor | None = None,
         feature_valid: Tensor | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -278,12 +279,15 @@ class ThinThickLoss(nn.Module):
             thick_features: F(P x), (B, D, T', Y', X').
             feature_slabs: P of the feature map's own slices, (B, T', S').
             feature_valid: (B, T') bool; None if all count.
+            thick_target: y of L1 where the coarser of the thick image's outputs have fewer slices than slabs; what
+                does not count is marked as ignored in it. By default `target` and `valid`.
         """
         weights = dict(zip(TERMS, self.weights, strict=True))
         terms: dict[str, Tensor] = {}
         if weights["thick"]:
             matrix = outputs("slabs", slabs) if self.thick_on_thin_grid else None
-            terms["thick"] = self.segmentation(outputs("thick_logits", thick_logits), target, valid, matrix, beta=1.0)
+            truth = (target, valid) if thick_target is None else (thick_target, None)
+            terms["thick"] = self.segmentation(outputs("thick_logits", thick_logits), *truth, matrix, beta=1.0)
         if weights["thin"]:
             matrix = outputs("slabs", slabs)
             terms["thin"] = self.segmentation(

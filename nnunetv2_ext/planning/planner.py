@@ -139,6 +139,10 @@ class ExtPlanner(ExperimentPlanner):
         """What the method does otherwise than nnU-Net."""
         return find("trainer", self.trainer).load().published_schedule
 
+    def training_block(self, schedule: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
+        """The configuration's `training` block, from the resolved schedule that all configurations share."""
+        return deepcopy(dict(schedule))
+
     def further_entries(self, arch_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What a method adds to a configuration, from the network's keyword arguments."""
         return {}
@@ -217,7 +221,14 @@ class ExtPlanner(ExperimentPlanner):
         patches = [self.fitted_patch(np.minimum(cube, median_shape), spacing)]
         while (smaller := self._shrunk(patches[-1], spacing, median_shape)) is not None:
             patches.append(smaller)
+        largest = patches[0].tolist()
         patches = [patch for patch in patches if self.suits(patch, spacing)]
+        if not patches:
+            raise InputError(
+                f"no patch up to {largest} voxels that {type(self).__name__} can use",
+                f"images of more than {median_shape.astype(int).tolist()} voxels, the median",
+                "choose a --patch_size",
+            )
 
         def needed(patch: np.ndarray) -> float:
             elements = self.feature_map_size(patch.tolist(), spacing, *sizes)
@@ -303,7 +314,7 @@ class ExtPlanner(ExperimentPlanner):
         for name, configuration in configurations.items():
             if "inherits_from" in configuration:
                 continue
-            configuration["training"] = deepcopy(resolved)
+            configuration["training"] = self.training_block(resolved, configuration)
             if configuration["patch_size"] != self.patch_size:
                 self._warn_of_padding(name, configuration)
             if not self._shares_data(name, configuration, stock.get(name)):

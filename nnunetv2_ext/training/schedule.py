@@ -112,6 +112,24 @@ _SCHEMA: dict[str, Setting | dict[str, Any]] = {
     "freeze_backbone": Setting(False, *_BOOL),
 }
 
+# how the thick image is shown to the network: its slabs alone, or each of them repeated on the thin slices
+THICK_GRID, THIN_GRID = "thick_grid", "thin_grid"
+
+# keys of one method, in plans of trainers whose published schedule holds the group
+METHODS: dict[str, dict[str, Setting]] = {
+    "thin_thick": {
+        "thick_weight": Setting(1.0, *_WEIGHT),
+        "thin_weight": Setting(1.0, *_WEIGHT),
+        "features_weight": Setting(0.1, *_WEIGHT),
+        "beta": Setting(4.0, *_POSITIVE),
+        "ramp_up_epochs": Setting(0, "a whole number from 0", _is_count),
+        "thick_image": Setting(
+            None, f"null, {THICK_GRID} or {THIN_GRID}", lambda value: value in (None, THICK_GRID, THIN_GRID)
+        ),
+        "slabs": Setting(None, "null or a whole number from 1", lambda value: value is None or _is_positive_int(value)),
+    },
+}
+
 
 def _named_schema(group: str, name: str) -> dict[str, Setting]:
     table = _NAMED[group]
@@ -131,6 +149,11 @@ def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
 def named_defaults(group: str, name: str) -> dict[str, Any]:
     """The own numbers of an optimizer or a scheduler, for instance of `("optimizer", "AdamW")`."""
     return _defaults(_named_schema(group, name))
+
+
+def method_defaults(group: str) -> dict[str, Any]:
+    """The numbers of a method's own group, for instance of "thin_thick"."""
+    return _defaults(METHODS[group])
 
 
 # nnU-Net's own numbers; a method overrides what its paper does otherwise. None: what nnU-Net or the plans say.
@@ -177,7 +200,7 @@ def _check_block(block: Any, base: Mapping[str, Any] | None) -> None:
     Args:
         base: the layer below; None: unknown, then the keys may be those of any optimizer or scheduler.
     """
-    schema = dict(_SCHEMA)
+    schema = _SCHEMA | {group: keys for group, keys in METHODS.items() if base is None or group in base}
     for group, table in _NAMED.items():
         given = block.get(group) if isinstance(block, Mapping) else None
         given = given if isinstance(given, Mapping) else {}
@@ -197,6 +220,9 @@ def _check_together(schedule: Mapping[str, Any]) -> None:
     loss, optimizer = schedule["loss"], schedule["optimizer"]
     if loss["dice"] == loss["ce"] == 0:
         raise InputError(f"training.loss = {loss!r}", "a weight above 0", "correct it in the plans")
+    terms = {key: value for key, value in schedule.get("thin_thick", {}).items() if key.endswith("_weight")}
+    if terms and not any(terms.values()):
+        raise InputError(f"training.thin_thick = {terms!r}", "a weight above 0", "correct it in the plans")
     if optimizer.get("nesterov") and optimizer["momentum"] == 0:
         raise InputError(
             "training.optimizer.nesterov = true with momentum 0",

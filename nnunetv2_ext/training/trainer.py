@@ -172,8 +172,10 @@ class ExtTrainer(nnUNetTrainer):
 
     def _log_memory(self) -> None:
         manager = self.configuration_manager
-        ours = memory_gb(self.bare_network.compute_conv_feature_map_size(manager.patch_size), self.batch_size)
-        line = f"Estimated GPU memory of {self.network_class.__name__}: {ours:.1f} GB at patch {manager.patch_size}"
+        ours = memory_gb(self._feature_map_size(), self.batch_size)
+        line = (
+            f"Estimated GPU memory of {type(self.bare_network).__name__}: {ours:.1f} GB at patch {manager.patch_size}"
+        )
         line += f" and batch {self.batch_size}"
         if not self._is_planned(manager):
             line += self._planned_memory()
@@ -184,6 +186,10 @@ class ExtTrainer(nnUNetTrainer):
             f"{trained / 1e6:.1f} million trained parameters, their gradients and {optimizer} take "
             f"{weights_gb(trained, optimizer):.2f} GB; the estimate contains those of a U-Net of 30 million"
         )
+
+    def _feature_map_size(self) -> float:
+        """Elements of feature maps per sample in one training step, in the measure of nnU-Net's planner."""
+        return float(self.bare_network.compute_conv_feature_map_size(self.configuration_manager.patch_size))
 
     def _planned_memory(self) -> str:
         """What the network of the plans would take in the place of ours, for the log."""

@@ -141,6 +141,23 @@ def test_there_is_a_case_for_every_architecture_and_backbone() -> None:
         assert {find("backbone", name).path for name in held} == {entry.path for entry in BACKBONES}
 
 
+def test_the_input_of_the_head_is_the_last_feature_map(case: Case) -> None:
+    network = build(case, supervised=False).eval()
+    features: list[Tensor] = []
+    network.head.register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
+    logits = network(image(case.patches[0]))
+    parameters = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+
+    def reached(output: Any) -> set[str]:
+        gradients = torch.autograd.grad(output, list(parameters.values()), allow_unused=True, retain_graph=True)
+        return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
+
+    # all that makes the logits makes the features, but for the head and, under a refiner, the refiner
+    after = {id(parameter) for parameter in network.head.parameters()}
+    last = {name for name in parameters if id(parameters[name]) in after or name.startswith("refiner.")}
+    assert reached(logits.sum()) - reached(sum(one.sum() for one in features)) == last
+
+
 @pytest.mark.parametrize(
     ("case", "patch"),
     [pytest.param(case, patch, id=f"{case.name}-{patch}") for case in CASES for patch in case.patches],

@@ -377,6 +377,18 @@ def test_deep_supervision_weighs_every_output(output_weights: Any, calls: int) -
     assert float(terms["features"]) == float(first["features"])
 
 
+def test_outputs_of_the_thick_image_may_have_a_target_of_their_own() -> None:
+    given = problem("whole ratios")
+    halved = {"thick_logits": given["thick_logits"][:, :, ::2], "thick_target": given["target"][:, :, ::2].clone()}
+    halved["thick_target"][:, :, 1] = IGNORE
+    loss = ThinThickLoss(nnunet_loss(False), ignore_label=IGNORE)
+    _, terms = loss(**{**given, **halved})
+    own = {"thick_logits": halved["thick_logits"], "target": halved["thick_target"]}
+    _, expected = ThinThickLoss(nnunet_loss(False), ignore_label=IGNORE, weights=(1, 0, 0))(**own)
+    assert float(terms["thick"]) == pytest.approx(float(expected["thick"]))
+    assert float(terms["thin"]) == pytest.approx(float(loss(**given)[1]["thin"]))
+
+
 def test_thick_image_on_the_thin_grid() -> None:
     given = problem("whole ratios")
     repeated = given["slabs"] > 0

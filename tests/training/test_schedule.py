@@ -14,6 +14,7 @@ from nnunetv2_ext.training.schedule import (
     check_schedule,
     differences,
     merge_schedule,
+    method_defaults,
     named_defaults,
     planned_schedule,
     resolve_schedule,
@@ -99,6 +100,36 @@ BAD: list[tuple[Any, str]] = [
 def test_refused(block: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
         resolve_schedule(block)
+
+
+THIN_THICK = {"thin_thick": method_defaults("thin_thick")}
+BAD_FOR_THIN_THICK: list[tuple[Any, str]] = [
+    ({"weights": [1, 1, 0.1]}, "unknown key 'training.thin_thick.weights'; expected one of thick_weight, thin_weight"),
+    ({"thick_weight": -1}, "training.thin_thick.thick_weight = -1; expected a number from 0"),
+    (
+        {"thick_weight": 0, "thin_weight": 0.0, "features_weight": 0},
+        r"training.thin_thick = \{'thick_weight': 0, .*expected a weight above 0",
+    ),
+    ({"beta": 0}, "training.thin_thick.beta = 0; expected a number above 0"),
+    ({"ramp_up_epochs": 1.5}, "training.thin_thick.ramp_up_epochs = 1.5"),
+    ({"thick_image": "thin"}, "training.thin_thick.thick_image = 'thin'; expected null, thick_grid or thin_grid"),
+    ({"slabs": 0}, "training.thin_thick.slabs = 0; expected null or a whole number from 1"),
+]
+
+
+@pytest.mark.parametrize(("group", "message"), BAD_FOR_THIN_THICK, ids=lambda value: str(value)[:40])
+def test_refused_for_thin_thick(group: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        resolve_schedule({"thin_thick": group}, THIN_THICK)
+
+
+def test_keys_of_a_method_belong_to_it() -> None:
+    block = {"thin_thick": {"beta": 1.0}}
+    assert resolve_schedule(block, THIN_THICK)["thin_thick"] == {**THIN_THICK["thin_thick"], "beta": 1.0}
+    assert "thin_thick" not in resolve_schedule(None)
+    with pytest.raises(InputError, match=r"unknown key 'training\.thin_thick'"):
+        resolve_schedule(block)
+    check_schedule(block)  # alone, it may be of any method
 
 
 @pytest.mark.parametrize("block", [None, {}, {"epochs": 1000}])

@@ -1,0 +1,163 @@
+"""Slabs in patches: the order of crop, flip and projection does not matter, for any geometry (drawn by hypothesis)."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nnunetv2_ext.data.laying import centre_slices
+from nnunetv2_ext.data.patches import (
+    PreprocessedSlabs,
+    expected_slabs,
+    preprocessed_slabs,
+    refuse_other_axis,
+    refuse_thin_annotations,
+    slabs_per_patch,
+)
+from nnunetv2_ext.data.sidecar import CaseSlabs, Sidecar
+from nnunetv2_ext.data.slabs import average, covered, slice_edges
+from nnunetv2_ext.errors import InputError
+
+few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
+
+
+@st.composite
+def cases(draw: Any) -> PreprocessedSlabs:
+    """Slabs of any ratio, some with gaps, some that stick out, over slices as cropping and resampling leave them."""
+    spacing = draw(st.floats(0.3, 3.0))
+    count = draw(st.integers(2, 24))
+    case = CaseSlabs(
+        spacing,
+        count,
+        slice_edges(
+            draw(st.integers(1, 7)),
+            draw(st.floats(0.5, 6.0)) * spacing,
+            origin=draw(st.floats(-2.0, 4.0)) * spacing,
+            thickness=None,
+        ),
+    )
+    lower = draw(st.integers(0, count - 2))
+    upper = draw(st.integers(lower + 2, count))
+    properties = {
+        "shape_before_cropping": (count, 8, 8),
+        "bbox_used_for_cropping": [[lower, upper], [0, 8], [0, 8]],
+        "shape_after_cropping_and_before_resampling": (upper - lower, 8, 8),
+    }
+    return preprocessed_slabs("case", case, properties, draw(st.integers(2, 30)))
+
+
+@st.composite
+def windows(draw: Any, case: PreprocessedSlabs) -> np.ndarray:
+    """Slice numbers of a patch: a window that may begin before and end after the image, flipped or not."""
+    size, count = draw(st.integers(1, 32)), len(case.slices)
+    numbers = draw(st.integers(-size + 1, count - 1)) + np.arange(1, size + 1)
+    numbers = np.where((numbers < 1) | (numbers > count), 0, numbers)
+    return numbers[::-1] if draw(st.booleans()) else numbers
+
+
+@few
+@given(st.data())
+def test_order_of_crop_flip_and_projection_does_not_matter(data: Any) -> None:
+    case = data.draw(cases())
+    slices = data.draw(windows(case))
+    image = np.random.default_rng(0).normal(size=(len(case.slices), 3)).astype(np.float32)
+    cropped = np.where(slices[:, None] > 0, image[slices - 1], 0)
+    patch = case.patch(slices)
+
+    whole = [t for t, row in enumerate(case.matrix) if covered(row[None, slices[slices > 0] - 1])[0]]
+    inside = slices[slices > 0]
+    flipped = len(inside) > 1 and inside[0] > inside[-1]
+    expected = average(image, case.matrix)[whole][:: -1 if flipped else 1]
+    np.testing.assert_allclose(patch.matrix @ cropped, expected, rtol=1e-3, atol=2e-3)
+    np.testing.assert_allclose(patch.matrix.sum(axis=1), 1, atol=1e-5)
+    centres = centre_slices(case.slabs[whole], case.slices)[:: -1 if flipped else 1]
+    assert slices[patch.centres].tolist() == (centres + 1).tolist()
+
+
+@few
+@given(st.data())
+def test_the_most_slabs_that_a_patch_covers(data: Any) -> None:
+    case = data.draw(cases())
+    size = data.draw(st.integers(1, 32))
+    counts = []
+    for first in range(-size + 1, len(case.slices)):
+        numbers = first + np.arange(1, size + 1)
+        counts.append(len(case.patch(np.where((numbers < 1) | (numbers > len(case.slices)), 0, numbers)).matrix))
+    assert case.most_covered(size) == max(counts)
+
+
+def test_every_slice_takes_the_average_of_its_slab() -> None:
+    case = PreprocessedSlabs(np.array([[1.0, 3.0], [3.0, 5.0], [5.0, 8.0]]), slice_edges(9, 1.0))
+    image = np.arange(9, dtype=np.float32) ** 2
+    slices = np.array([1, 2, 3, 4, 5, 6, 7, 0])  # the third slab sticks out, the last slice is padding
+    blurred = case.patch(slices).blurred @ np.append(image[:7], 0)
+    np.testing.assert_allclose(blurred, [0, 2.5, 2.5, 12.5, 12.5, 30.5, 30.5, 0])
+
+
+def test_a_slice_of_two_slabs_takes_of_both() -> None:
+    case = PreprocessedSlabs(np.array([[0.0, 1.5], [1.5, 3.0]]), slice_edges(3, 1.0))
+    patch = case.patch(np.array([3, 2, 1]))
+    image = np.array([6.0, 3.0, 0.0])
+    np.testing.assert_allclose(patch.matrix @ image, [5, 1], atol=1e-5)
+    np.testing.assert_allclose(patch.blurred @ image, [5, 3, 1], atol=1e-5)
+
+
+def test_slices_before_preprocessing() -> None:
+    slabs = slice_edges(3, 4.0)
+    case = expected_slabs(CaseSlabs(0.8, 15, slabs), 1.1)
+    assert len(case.slices) == 11
+    np.testing.assert_allclose(case.slices[[0, -1]], [[0, 12 / 11], [120 / 11, 12]])
+    assert case.slabs is slabs
+
+
+@pytest.mark.parametrize(
+    ("thickness", "spacing", "expected"), [(4.0, 1.0, 5), (3.7, 1.0, 5), (4.2, 1.0, 6), (0.5, 1.0, 2), (20.0, 1.0, 20)]
+)
+def test_the_fewest_slices_that_hold_a_slab(thickness: float, spacing: float, expected: int) -> None:
+    assert of(slice_edges(max(int(20 / thickness), 1), thickness), 20, spacing).fewest_slices() == expected
+
+
+def of(slabs: np.ndarray, slices: int, spacing: float = 1.0) -> PreprocessedSlabs:
+    return PreprocessedSlabs(slabs, slice_edges(slices, spacing))
+
+
+@pytest.mark.parametrize(
+    ("thickness", "slices", "expected"), [([4.0], 8, 2), ([4.0], 9, 2), ([3.7, 5.0], 12, 3), ([2.0, 6.0], 7, 3)]
+)
+def test_slabs_per_patch(thickness: list[float], slices: int, expected: int) -> None:
+    held = {f"{one:g}": of(slice_edges(5, one), 30) for one in thickness}
+    assert slabs_per_patch(held, slices) == expected
+
+
+def test_a_patch_without_a_whole_slab_is_refused() -> None:
+    held = {"a": of(slice_edges(4, 4.0), 16), "b": of(slice_edges(2, 8.0), 16), "c": of(slice_edges(2, 8.0), 16)}
+    with pytest.raises(InputError, match=r"7 slices, 7 mm, without a whole slab of case b and 1 others; .* 8 mm thick"):
+        slabs_per_patch(held, 7)
+
+
+def test_another_image_is_refused() -> None:
+    properties = {
+        "shape_before_cropping": (12, 8, 8),
+        "bbox_used_for_cropping": [[0, 12], [0, 8], [0, 8]],
+        "shape_after_cropping_and_before_resampling": (12, 8, 8),
+    }
+    with pytest.raises(InputError, match=r"10 slices of case a in slabs.json and 12 in its preprocessed image"):
+        preprocessed_slabs("a", CaseSlabs(1.0, 10, slice_edges(2, 5.0)), properties, 12)
+
+
+@pytest.mark.parametrize(("ratios", "refused"), [([1, 1], True), ([1.005], True), ([1, 2.5], False), ([], True)])
+def test_annotations_as_thin_as_the_images_are_refused(ratios: list[float], refused: bool) -> None:
+    held = {str(i): CaseSlabs(0.8, 20, slice_edges(4, 0.8 * ratio)) for i, ratio in enumerate(ratios)}
+    if refused:
+        with pytest.raises(InputError, match=r"as thin as the images .*train it with any other trainer"):
+            refuse_thin_annotations(Sidecar("Dataset042_Liver", 0, held))
+    else:
+        refuse_thin_annotations(Sidecar("Dataset042_Liver", 0, held))
+
+
+def test_another_slice_axis_is_refused() -> None:
+    refuse_other_axis(1, [1, 0, 2])
+    with pytest.raises(InputError, match=r"first axis is axis 1 .*slice axis 0; plan with ThinThickPlanner"):
+        refuse_other_axis(0, [1, 0, 2])
