@@ -38,12 +38,23 @@ def replan(subject: Subject) -> str:
         if not subject.plans.startswith(method) or not plans:
             continue
         command = f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {entry.name}"
-        if backbone in {one.name for one in registry.BACKBONES}:
-            command += f" --backbone {backbone}"
+        if (named := _backbone_of(method, backbone)) is not None:
+            command += f" --backbone {named}"
         elif backbone:
             more = backbone
         return command + (f" -overwrite_plans_name {subject.plans}" if more else "")
     return f"run nnUNetv2_plan_and_preprocess -d {subject.dataset}"
+
+
+def _backbone_of(method: str, name: str) -> str | None:
+    """What `--backbone` was where plans of a method are named by it, None where they are not."""
+    known = {one.name for one in registry.BACKBONES}
+    if method == "ThinThick":
+        if name == "ConvFree":
+            return "ConvFreeTransformer"
+        if name.startswith("PaR") and (name == "PaR" or name[3:] in known):
+            return name if name == "PaR" else f"PaR:{name[3:]}"
+    return name if name in known else None
 
 
 def preprocess(subject: Subject) -> str:
@@ -183,7 +194,7 @@ def _patch_size(manager: Any, configuration: str) -> list[int]:
 
 def check_schedule(subject: Subject) -> Iterator[Check]:
     """The `training` block, which only trainers of ours read; they check it when training starts."""
-    from nnunetv2_ext.training.schedule import check_schedule
+    from nnunetv2_ext.training.schedule import check_schedule, passes
 
     block = subject.found["configuration"].configuration.get("training")
     if not subject.found["ours"]:
@@ -195,6 +206,7 @@ def check_schedule(subject: Subject) -> Iterator[Check]:
         return
     plans = deepcopy(subject.found["plans_manager"].plans)
     schedule = subject.found["trainer"].checked_schedule(plans, subject.configuration)
+    subject.found["passes"] = passes(schedule, subject.found["configuration"].patch_size[0])
     subject.found["batch_size"] = schedule.get("batch_size") or subject.found["batch_size"]
     told = [f"{key} {schedule[key]}" for key in ("epochs", "iterations_per_epoch") if schedule.get(key)]
     yield Check(OK, ", ".join(told) or "valid")
@@ -254,6 +266,17 @@ def check_data(subject: Subject) -> Iterator[Check]:
         yield Check(OK, f"{len(cases)} cases in {folder}")
         if len(cases) > stated:
             yield Check(WARN, f"more than the {stated} that dataset.json states", "correct numTraining in dataset.json")
+
+
+def check_slabs(subject: Subject) -> Iterator[Check]:
+    """Where each case's thick annotation lies, and that a patch covers some of it; for trainers that learn from it."""
+    trainer = subject.found["trainer"]
+    if not hasattr(trainer, "checked_slabs"):
+        yield Check(OK, f"{subject.trainer} needs none")
+        return
+    manager, configuration = subject.found["plans_manager"], subject.found["configuration"]
+    cases, slabs = trainer.checked_slabs(manager, configuration, subject.found["data"])
+    yield Check(OK, f"of {len(cases)} cases, at most {slabs} in a patch")
 
 
 def check_references(subject: Subject) -> Iterator[Check]:
@@ -418,7 +441,7 @@ def check_memory(subject: Subject) -> Iterator[Check]:
     if network is None or not hasattr(network, "compute_conv_feature_map_size"):
         yield Check(OK, "no estimate for this network")
         return
-    size = float(network.compute_conv_feature_map_size(tuple(patch)))
+    size = float(network.compute_conv_feature_map_size(tuple(patch))) * subject.found.get("passes", 1.0)
     gigabytes = memory_gb(size, batch, axes=len(patch))
     told = f"about {gigabytes:.1f} GB of GPU memory at batch {batch}, by nnU-Net's estimate"
     available = subject.found.get("gpu_bytes", math.inf) / 2**30
@@ -442,6 +465,7 @@ TRAINING = (
     Examination("configuration", check_configuration, needs=("plans", "trainer")),
     Examination("fingerprint", check_fingerprint, needs=("data set",)),
     Examination("preprocessed data", check_data, needs=("configuration",)),
+    Examination("slabs", check_slabs, needs=("preprocessed data", "trainer")),
     Examination("references", check_references, needs=("preprocessed data",)),
     Examination("splits", check_splits, needs=("preprocessed data",)),
     Examination("previous stage", check_previous_stage, needs=("preprocessed data", RESULTS)),

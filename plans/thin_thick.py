@@ -4,7 +4,6 @@ Paper: Gang, "A Novel Convolutional-Free Method for 3D Medical Imaging Segmentat
 """
 
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ from nnunetv2_ext.plans.backbone import BackbonePlanner
 from nnunetv2_ext.plans.convfree import ConvFreePlanner
 from nnunetv2_ext.plans.par import PaRPlanner
 from nnunetv2_ext.registry import find
-from nnunetv2_ext.training.schedule import THICK_GRID, THIN_GRID
+from nnunetv2_ext.training.schedule import THICK_GRID, THIN_GRID, method_defaults, passes
 from nnunetv2_ext.training.thin_thick import thick_slices
 
 REFINED = "PaR"
@@ -97,15 +96,10 @@ class ThinThickPlanner(ExtPlanner):
     def feature_map_size(
         self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int
     ) -> float:
-        measure = partial(
-            self.network_planner.feature_map_size,
-            spacing=spacing,
-            input_channels=input_channels,
-            output_channels=output_channels,
-        )
+        thin = self.network_planner.feature_map_size(patch_size, spacing, input_channels, output_channels)
         slices, shown = self._thick_image(patch_size, spacing)
-        thin = measure(patch_size)
-        return thin * (2 if shown == THIN_GRID else 1 + slices / patch_size[0])
+        asked = method_defaults("thin_thick") | self.schedule.get("thin_thick", {})
+        return thin * passes({"thin_thick": asked | {"thick_image": shown, "slabs": slices}}, patch_size[0])
 
     def weights_gb(
         self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int

@@ -17,7 +17,14 @@ import pytest
 
 from nnunetv2_ext.cli import COMMANDS, main
 from nnunetv2_ext.registry import KINDS
-from nnunetv2_ext.training.schedule import NNUNET_SCHEDULE, OPTIMIZERS, PRESETS, SCHEDULERS, resolve_schedule
+from nnunetv2_ext.training.schedule import (
+    NNUNET_SCHEDULE,
+    OPTIMIZERS,
+    PRESETS,
+    SCHEDULERS,
+    method_defaults,
+    resolve_schedule,
+)
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -212,6 +219,12 @@ def test_the_keys_of_each_optimizer_and_scheduler_are_documented_with_their_defa
         name: {f"{group}.{key}": setting.default for key, setting in settings.items()}
         for name, settings in table.items()
     }
+
+
+def test_the_keys_of_a_method_are_documented_with_their_defaults():
+    documented = rows(section(TRAINING_BLOCK.read_text(), "Thin-thick"))
+    found = {key: json.loads(cells[0]) for key, cells in documented.items()}
+    assert found == dict(leaves({"thin_thick": method_defaults("thin_thick")}))
 
 
 def test_the_presets_are_documented():

@@ -260,6 +260,17 @@ def planned_schedule(configurations: Mapping[str, Any], name: str) -> dict[str, 
     return held.get("training") or {}
 
 
+def passes(schedule: Mapping[str, Any], slices: int) -> float:
+    """Passes of a training step over a patch of so many slices, each counting by its share of them.
+
+    1, but with `thin_thick` also the thick image's, on the thin grid where the schedule does not say.
+    """
+    group = schedule.get("thin_thick")
+    if group is None or not (group["thick_weight"] or group["features_weight"]):
+        return 1.0
+    return 1.0 + (group["slabs"] / slices if group["thick_image"] == THICK_GRID and group["slabs"] else 1.0)
+
+
 def check_schedule(block: Mapping[str, Any]) -> None:
     """Check a block alone, not knowing what it goes over: without a name, an optimizer's keys may be those of any.
 

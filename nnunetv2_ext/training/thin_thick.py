@@ -38,7 +38,7 @@ from nnunetv2_ext.evaluation.terms import save_terms
 from nnunetv2_ext.losses.thin_thick import TERMS, ThinThickLoss, mark_ignored, slab_features, slab_logits, take
 from nnunetv2_ext.registry import ARCHITECTURES
 from nnunetv2_ext.training.backbones import TrainerOfBackbones
-from nnunetv2_ext.training.schedule import THICK_GRID, THIN_GRID
+from nnunetv2_ext.training.schedule import THICK_GRID, THIN_GRID, passes
 from nnunetv2_ext.training.slices import NUMBERED, HandOutSliceNumbers, TakeSliceNumbers
 from nnunetv2_ext.training.trainer import ExtTrainer
 
@@ -214,19 +214,33 @@ class TrainerOfSlabs(TrainerOfBackbones):
         super().initialize()
         self.dataset_class: Any = NUMBERED[self.dataset_class]
 
+    @staticmethod
+    def checked_slabs(
+        manager: PlansManager, configuration: ConfigurationManager, data: Path
+    ) -> tuple[dict[str, PreprocessedSlabs], int]:
+        """The slabs of every case, and the most that a patch covers, after all that can be wrong with them.
+
+        Args:
+            data: folder of the configuration's preprocessed data.
+
+        Raises:
+            InputError: as `read_slabs` and `slabs_per_patch`.
+        """
+        cases = read_slabs(data.parent, manager, data)
+        return cases, slabs_per_patch(cases, configuration.patch_size[0])
+
     def _read_slabs(self) -> None:
         """Read the slabs of all cases, and decide on their number in a patch and on what the thick image looks like.
 
         Raises:
-            InputError: as `read_slabs` and `slabs_per_patch`, or plans that hold another number or presentation than
-                data and network allow.
+            InputError: as `checked_slabs`, or plans that hold another number or presentation than data and network
+                allow.
         """
         settings, patch_size = self.schedule["thin_thick"], self.configuration_manager.patch_size
         folder = Path(str(self.preprocessed_dataset_folder))
-        cases = read_slabs(folder.parent, self.plans_manager, folder)
+        cases, needed = self.checked_slabs(self.plans_manager, self.configuration_manager, folder)
         # a method, not the dictionary: nnU-Net writes all attributes that are no methods into debug.json
         self.slabs_of = {name: (case, case.matrix) for name, case in cases.items()}.__getitem__
-        needed = slabs_per_patch(cases, patch_size[0])
         slabs = settings["slabs"] or needed
         if slabs < needed:
             raise InputError(
@@ -243,13 +257,9 @@ class TrainerOfSlabs(TrainerOfBackbones):
         self.number_of_slabs = slabs if slices is None else slices
 
     def _feature_map_size(self) -> float:
-        size: float = super()._feature_map_size()
-        if not (self.term_weights["thick"] or self.term_weights["features"]):
-            return size
-        if self.thick_on_thin_grid:
-            return 2 * size
-        thick = [self.number_of_slabs, *self.configuration_manager.patch_size[1:]]
-        return size + float(self.bare_network.compute_conv_feature_map_size(thick))
+        shown = THIN_GRID if self.thick_on_thin_grid else THICK_GRID
+        group = self.schedule["thin_thick"] | {"thick_image": shown, "slabs": self.number_of_slabs}
+        return super()._feature_map_size() * passes({"thin_thick": group}, self.configuration_manager.patch_size[0])
 
     # --- the joint loss ---
 

@@ -69,11 +69,12 @@ def train_two_steps(rank: int, name: str, frozen: bool) -> dict[str, dict[str, A
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.SGD(trained, 0.01, momentum=0.9, nesterov=True)
     generator = torch.Generator().manual_seed(rank)
-    for _ in range(2):
+    for passes in (1, 2):  # ThinThickTrainer makes two before it goes back
         x = torch.randn(1, CHANNELS, *patch, generator=generator)
         targets = [torch.randint(0, CLASSES, (1, 1, *shape), generator=generator) for shape in shapes]
         optimizer.zero_grad()
-        loss(network(x), targets if len(shapes) > 1 else targets[0]).backward()
+        truth = targets if len(shapes) > 1 else targets[0]
+        sum(loss(network(x / number), truth) for number in range(1, passes + 1)).backward()  # type: ignore[union-attr]
         optimizer.step()
     module: nn.Module = network.module
     return {

@@ -727,6 +727,13 @@ def test_unset_results_are_told_once(prepared, diagnose, monkeypatch):
         ),
         ("PaRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl PaRPlanner"),
         ("PaRSwinUNETRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl PaRPlanner --backbone SwinUNETR"),
+        ("ThinThickMNetPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone MNet"),
+        (
+            "ThinThickConvFreePlans",
+            "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone ConvFreeTransformer",
+        ),
+        ("ThinThickPaRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone PaR"),
+        ("ThinThickPaRMNetPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone PaR:MNet"),
         ("BackboneUNETRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl BackbonePlanner --backbone UNETR"),
         (
             "PaRMinePlans",

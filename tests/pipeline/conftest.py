@@ -82,6 +82,17 @@ class Pipeline:
             shutil.copy(path, folder)
         return folder
 
+    def thin_thick(self) -> str:
+        """The data set 205 of the thin images and the thick annotations, made from two folders on the first call."""
+        raw = self.folder / "nnUNet_raw"
+        if not (raw / "Dataset205_ThinThick").is_dir():
+            thin, thick = raw / "Dataset004_Hippocampus/imagesTr", raw / "Dataset104_HippocampusThick4/labelsTr"
+            self.run(
+                f"nnunetv2_ext convert_thin_thick --images {thin} --labels {thick}"
+                " -d 205 --name ThinThick --label-names background anterior posterior"
+            )
+        return "Dataset205_ThinThick"
+
     def results(self, trainer: str, plans: str, dataset: str = "Dataset104_HippocampusThick4") -> Path:
         return self.folder / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres"
 

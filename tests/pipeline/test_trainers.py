@@ -21,13 +21,17 @@ def planner_of(trainer: str) -> str:
 def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> None:
     planner = planner_of(trainer)
     plans = planner.replace("Planner", "Plans")
-    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 104 -pl {planner} --verify_dataset_integrity {' '.join(SHORT)}")
-    planned = json.loads((pipeline.preprocessed() / f"{plans}.json").read_text())
+    dataset = pipeline.thin_thick() if trainer == "ThinThickTrainer" else "Dataset104_HippocampusThick4"
+    number = dataset[7:10]
+    pipeline.run(
+        f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} --verify_dataset_integrity {' '.join(SHORT)}"
+    )
+    planned = json.loads((pipeline.preprocessed(dataset) / f"{plans}.json").read_text())
     assert "2d" not in planned["configurations"]
-    assert "ok" in pipeline.run(f"nnunetv2_ext doctor -d 104 -c 3d_fullres -tr {trainer} -p {plans} -device cpu")
+    assert "ok" in pipeline.run(f"nnunetv2_ext doctor -d {number} -c 3d_fullres -tr {trainer} -p {plans} -device cpu")
 
-    fold = pipeline.results(trainer, plans) / "fold_0"
-    command = f"nnUNetv2_train 104 3d_fullres 0 -tr {trainer} -p {plans} --npz -device cpu"
+    fold = pipeline.results(trainer, plans, dataset) / "fold_0"
+    command = f"nnUNetv2_train {number} 3d_fullres 0 -tr {trainer} -p {plans} --npz -device cpu"
     pipeline.kill_at_first_checkpoint(command, fold)
 
     assert "next epoch 1" in pipeline.run(f"{command} --c")
@@ -43,17 +47,17 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     pipeline.run(f"{command} --val")
     assert (fold / "validation" / "summary.json").is_file()
 
-    images, predictions = pipeline.folder / "images", pipeline.folder / f"predictions_{trainer}"
+    images, predictions = pipeline.folder / f"images_{trainer}", pipeline.folder / f"predictions_{trainer}"
     images.mkdir(exist_ok=True)
-    raw = pipeline.folder / "nnUNet_raw" / "Dataset104_HippocampusThick4" / "imagesTr"
+    raw = pipeline.folder / "nnUNet_raw" / dataset / "imagesTr"
     shutil.copy(next(raw.glob("*.nii.gz")), images)
     pipeline.run(
-        f"nnUNetv2_predict -i {images} -o {predictions} -d 104 -c 3d_fullres -tr {trainer} -p {plans} -f 0"
+        f"nnUNetv2_predict -i {images} -o {predictions} -d {number} -c 3d_fullres -tr {trainer} -p {plans} -f 0"
         " -device cpu -npp 1 -nps 1 --disable_tta"
     )
     assert len(list(predictions.glob("*.nii.gz"))) == 1
 
-    pipeline.run(f"nnunetv2_ext schedule -d 104 -p {plans} --epochs 3")
+    pipeline.run(f"nnunetv2_ext schedule -d {number} -p {plans} --epochs 3")
     assert "training.epochs: 2 and 3" in pipeline.run(f"{command} --c", status=1)
     path = fold / "checkpoint_final.pth"
     path.write_bytes(path.read_bytes()[:100_000])

@@ -16,6 +16,7 @@ from nnunetv2_ext.training.schedule import (
     merge_schedule,
     method_defaults,
     named_defaults,
+    passes,
     planned_schedule,
     resolve_schedule,
 )
@@ -130,6 +131,22 @@ def test_keys_of_a_method_belong_to_it() -> None:
     with pytest.raises(InputError, match=r"unknown key 'training\.thin_thick'"):
         resolve_schedule(block)
     check_schedule(block)  # alone, it may be of any method
+
+
+@pytest.mark.parametrize(
+    ("group", "expected"),
+    [
+        (None, 1),
+        ({}, 2),
+        ({"thick_image": "thick_grid", "slabs": 8}, 1.25),
+        ({"thick_image": "thin_grid", "slabs": 8}, 2),
+        ({"thick_weight": 0}, 2),
+        ({"thick_weight": 0, "features_weight": 0.0}, 1),
+    ],
+)
+def test_passes_of_a_step(group: Any, expected: float) -> None:
+    schedule = resolve_schedule(None) if group is None else resolve_schedule({"thin_thick": group}, THIN_THICK)
+    assert passes(schedule, 32) == expected
 
 
 @pytest.mark.parametrize("block", [None, {}, {"epochs": 1000}])
