@@ -84,6 +84,24 @@ class PreprocessedSlabs:
         return Patch(rows.astype(np.float32), centres, _blurred(touched, len(slices)))
 
 
+def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """Slabs that hold nothing but a patch's padding, which nnU-Net counts as background.
+
+    Args:
+        slices: (S,) numbers of the slices; 0 is padding.
+        most: how many slabs there is room for. Neighbours share one where there are more slices.
+
+    Returns:
+        P, float32 (k, S), and a slice of each, int64 (k,).
+    """
+    padding = np.flatnonzero(slices == 0)
+    groups = np.array_split(padding, min(most, len(padding))) if most > 0 and len(padding) else []
+    matrix = np.zeros((len(groups), len(slices)), np.float32)
+    for row, group in zip(matrix, groups, strict=True):
+        row[group] = 1 / len(group)
+    return matrix, np.array([group[0] for group in groups], np.int64)
+
+
 def covered_columns(shares: np.ndarray) -> np.ndarray:
     """How many slabs lie wholly in each window: shares (T, windows) -> (windows,)."""
     return np.stack([covered(column[:, None]).sum() for column in shares.T])

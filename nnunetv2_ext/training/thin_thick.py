@@ -24,7 +24,9 @@ from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.backbones import BackboneNetwork
 from nnunetv2_ext.data.patches import (
+    Patch,
     PreprocessedSlabs,
+    padding_slabs,
     preprocessed_slabs,
     refuse_other_axis,
     refuse_thin_annotations,
@@ -128,11 +130,13 @@ class _Step:
     """What one step needs beside the thin image."""
 
     slabs: Tensor
-    """P, (B, T, S), on the CPU; rows of zeros fill up."""
+    """P, (B, T, S), on the CPU: annotated slabs and slabs of padding; rows of zeros fill up."""
     valid: Tensor
+    """(B, T) bool, rows that are no zeros."""
+    annotated: Tensor
     """(B, T) bool"""
     target: Tensor
-    """y, (B, 1 or regions + 1, T, Y, X), marked as ignored where slabs fill up."""
+    """y, (B, 1 or regions + 1, T, Y, X): background in padding, marked as ignored where rows fill up."""
     thick_image: Tensor
     """(B, C, T or S, Y, X)"""
     thin_logits: list[Tensor] = field(default_factory=list)
@@ -307,19 +311,13 @@ class TrainerOfSlabs(TrainerOfBackbones):
         data = batch["data"].to(self.device, non_blocking=True)
         labels, numbers = batch["target"]
         labels = labels.to(self.device, non_blocking=True)
-        patches = [
-            case.patch(slices, matrix)
-            for (case, matrix), slices in zip(
-                map(self.slabs_of, batch["keys"]), numbers.numpy().astype(np.int64), strict=True
-            )
-        ]
-        slabs = torch.zeros(len(patches), self.number_of_slabs, data.shape[2])
-        centres = torch.zeros(len(patches), self.number_of_slabs, dtype=torch.int64)
-        valid = torch.zeros(len(patches), self.number_of_slabs, dtype=torch.bool)
-        for sample, patch in enumerate(patches):
-            slabs[sample, : len(patch.matrix)] = torch.from_numpy(patch.matrix)
-            centres[sample, : len(patch.matrix)] = torch.from_numpy(patch.centres)
-            valid[sample, : len(patch.matrix)] = True
+        patches, of_samples = [], []
+        for name, of_sample in zip(batch["keys"], numbers.numpy().astype(np.int64), strict=True):
+            case, matrix = self.slabs_of(name)
+            patches.append(case.patch(of_sample, matrix))
+            of_samples.append(_filled_up(patches[-1], of_sample, self.number_of_slabs))
+        slabs, centres, annotated = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*of_samples, strict=True))
+        valid = slabs.any(-1)
         target = take(labels, centres.to(self.device))
         regions = self.label_manager.foreground_regions if self.label_manager.has_regions else None
         target = mark_ignored(
@@ -331,7 +329,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
             matrices = slabs
         if self.tap is not None:
             self.tap.features, self.tap.on = None, True
-        return _Step(slabs, valid, target, slab_features(data, matrices)), data
+        return _Step(slabs, valid, annotated, target, slab_features(data, matrices)), data
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self.step, data = self._prepared(batch)
@@ -355,11 +353,13 @@ class TrainerOfSlabs(TrainerOfBackbones):
         if self.term_weights["thick"] or features is not None:
             given["thick_logits"] = thick = _listed(self.network(step.thick_image))
             if not self.thick_on_thin_grid:
-                given["thick_target"] = [_resized(step.target, logits.shape[2:]) for logits in thick]
+                # what fills the thick image up is padding, which nnU-Net counts as background
+                filled = step.target.masked_fill(~step.valid[:, None, :, None, None].to(step.target.device), 0)
+                given["thick_target"] = [_resized(filled, logits.shape[2:]) for logits in thick]
         if self.tap is not None and features is not None:
             given["thin_features"] = features
             given["thick_features"] = thick_features = self.tap.take(step.thick_image.shape[2:])
-            slabs, valid = _regrouped(step.slabs, features.shape[2]), step.valid
+            slabs, valid = _regrouped(step.slabs, features.shape[2]), step.annotated
             if not self.thick_on_thin_grid and thick_features.shape[2] != slabs.shape[1]:
                 slabs, valid = _merged(slabs, valid, thick_features.shape[2])
             given["feature_slabs"], given["feature_valid"] = slabs, valid
@@ -373,6 +373,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
         share = min(1.0, (self.current_epoch + 1) / ramp) if ramp else 1.0
         weights = {**self.term_weights, "features": share * self.term_weights["features"]}
         self.joint.weights = tuple(weights.values())
+        self.joint.beta = 1 + share * (self.schedule["thin_thick"]["beta"] - 1)
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)
@@ -399,7 +400,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, of the thin predictions' averages over the slabs against their annotation."""
         self.step, data = self._prepared(batch)
-        valid = self.step.valid
+        valid = self.step.annotated
         # slabs one after the other as slices of one sample, without those that fill up: (1, C, slabs, Y, X)
         target = rearrange(self.step.target, "b c t y x -> (b t) c y x")[valid.flatten().to(self.device)]
         target = rearrange(target, "t c y x -> 1 c t y x")
@@ -421,7 +422,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
         self.network = network
         self.step.thin_logits = _listed(network(image))
         logits = slab_logits(self.step.thin_logits[0], self.step.slabs, regions=self.label_manager.has_regions)
-        valid = self.step.valid.flatten().to(logits.device)
+        valid = self.step.annotated.flatten().to(logits.device)
         averaged = rearrange(rearrange(logits, "b c t y x -> (b t) c y x")[valid], "t c y x -> 1 c t y x")
         return [averaged] if self.enable_deep_supervision else averaged
 
@@ -445,6 +446,22 @@ class TrainerOfSlabs(TrainerOfBackbones):
         if truth is not None and truth.is_dir():
             thin = summarize_thin(truth, folder, **common)
             self.print_to_log_file(f"Mean validation Dice of thin slices: {thin}", also_print_to_console=True)
+
+
+def _filled_up(patch: Patch, slices: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """P (T, S), the slice (T,) where each slab's annotation is read, and which slabs are annotated (T,).
+
+    Padding takes the room that annotated slabs leave, in the order of the patch; rows of zeros come last.
+    """
+    padding, of_padding = padding_slabs(slices, number - len(patch.matrix))
+    rows, centres = np.concatenate([patch.matrix, padding]), np.concatenate([patch.centres, of_padding])
+    order = np.argsort(rows @ np.arange(len(slices)), kind="stable")
+    empty = number - len(rows)
+    return (
+        np.pad(rows[order], ((0, empty), (0, 0))),
+        np.pad(centres[order], (0, empty)),
+        np.pad(order < len(patch.matrix), (0, empty)),
+    )
 
 
 def _listed(outputs: Any) -> list[Tensor]:

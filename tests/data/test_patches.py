@@ -11,6 +11,7 @@ from nnunetv2_ext.data.laying import centre_slices
 from nnunetv2_ext.data.patches import (
     PreprocessedSlabs,
     expected_slabs,
+    padding_slabs,
     preprocessed_slabs,
     refuse_other_axis,
     refuse_thin_annotations,
@@ -102,6 +103,24 @@ def test_a_slice_of_two_slabs_takes_of_both() -> None:
     image = np.array([6.0, 3.0, 0.0])
     np.testing.assert_allclose(patch.matrix @ image, [5, 1], atol=1e-5)
     np.testing.assert_allclose(patch.blurred @ image, [5, 3, 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("slices", "most", "expected"),
+    [
+        ([0, 0, 1, 2], 5, [[0], [1]]),
+        ([0, 1, 0, 0, 0], 2, [[0, 2], [3, 4]]),
+        ([0, 1, 2], 0, []),
+        ([1, 2, 3], 4, []),
+        ([0, 0], 1, [[0, 1]]),
+    ],
+)
+def test_slabs_of_padding(slices: list[int], most: int, expected: list[list[int]]) -> None:
+    matrix, chosen = padding_slabs(np.array(slices), most)
+    assert [np.flatnonzero(row).tolist() for row in matrix] == expected
+    assert matrix.shape[1] == len(slices)
+    np.testing.assert_allclose(matrix.sum(axis=1), 1)
+    assert chosen.tolist() == [group[0] for group in expected]
 
 
 def test_slices_before_preprocessing() -> None:
