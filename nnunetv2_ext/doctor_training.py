@@ -50,7 +50,7 @@ def _backbone_of(method: str, name: str) -> str | None:
     """What `--backbone` was where plans of a method are named by it, None where they are not."""
     known = {one.name for one in registry.BACKBONES}
     if method == "ThinThick":
-        if name == "ConvFree":
+        if name.startswith("ConvFree"):
             return "ConvFreeTransformer"
         if name.startswith("PaR") and (name == "PaR" or name[3:] in known):
             return name if name == "PaR" else f"PaR:{name[3:]}"

@@ -3,6 +3,7 @@
 Paper: Gang, "A Novel Convolutional-Free Method for 3D Medical Imaging Segmentation", 2025, section 3.6.
 """
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,9 +12,15 @@ import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_ext.data.patches import PreprocessedSlabs, expected_slabs, refuse_thin_annotations, slabs_per_patch
+from nnunetv2_ext.data.patches import (
+    most_within,
+    refuse_thin_annotations,
+    refused_patch,
+    slices_for_a_slab,
+    whole_slabs,
+)
 from nnunetv2_ext.data.sidecar import read_sidecar, write_sidecar
-from nnunetv2_ext.data.slabs import covered
+from nnunetv2_ext.data.volumes import listed
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import nnunet_folder
 from nnunetv2_ext.planning.backbones import DEFAULT_BACKBONE
@@ -64,11 +71,17 @@ class ThinThickPlanner(ExtPlanner):
         super().__init__(dataset_name_or_id, *args, **kwargs)
         self.sidecar = read_sidecar(Path(self.raw_dataset_folder), self.dataset_name)
         refuse_thin_annotations(self.sidecar)
-        for name, case in self.sidecar.cases.items():
-            if not covered(expected_slabs(case, case.thin_spacing).matrix).any():
-                raise InputError(f"no slab that lies wholly in the image of case {name}", "one or more", "leave it out")
-        self._slabs: dict[str, tuple[int, str]] = {}
-        self._needed: dict[float, int] = {}
+        self.max_dataset_covered = self.network_planner.max_dataset_covered
+        slabs = {name: whole_slabs(case) for name, case in self.sidecar.cases.items()}
+        self._whole = {name: of_case for name, of_case in slabs.items() if len(of_case)}
+        if not self._whole:
+            raise InputError(
+                f"no slab that lies wholly in the image, in none of {len(slabs)} cases", "one or more", "convert others"
+            )
+        if len(self._whole) < len(slabs):
+            without = sorted(slabs.keys() - self._whole.keys())
+            warnings.warn(f"no slab lies wholly in the images of {listed(without)}: they teach nothing", stacklevel=2)
+        self._thick: dict[str, tuple[int, str]] = {}
 
     def default_memory_target(self) -> float:
         return self.network_planner.default_memory_target()
@@ -84,7 +97,9 @@ class ThinThickPlanner(ExtPlanner):
         return forward, [forward.index(axis) for axis in range(3)]
 
     def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-        larger = np.maximum(patch_size, [self._needed_slices(float(spacing[0])), 1, 1])
+        needed = max(slices_for_a_slab(slabs, float(spacing[0])) for slabs in self._whole.values())
+        # one slice more than a slab is thick, since its edges lie anywhere; the user's patch may match them
+        larger = np.maximum(patch_size, [needed - (self.patch_size is not None), 1, 1])
         return self.network_planner.fitted_patch(larger, spacing)
 
     def suits(self, patch_size: np.ndarray, spacing: np.ndarray) -> bool:
@@ -112,6 +127,12 @@ class ThinThickPlanner(ExtPlanner):
     def training_block(self, schedule: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict[str, Any]:
         block = super().training_block(schedule, configuration)
         slices, shown = self._thick_image(configuration["patch_size"], np.array(configuration["spacing"]))
+        if shown == THIN_GRID and block["thin_thick"]["thick_image"] == THICK_GRID:
+            raise InputError(
+                f"--thick_image {THICK_GRID} for {self.backbone}",
+                f"{THIN_GRID}, since it takes no patch of {slices} slices",
+                "leave out --thick_image",
+            )
         block["thin_thick"] |= {"thick_image": shown, "slabs": slices}
         return block
 
@@ -130,39 +151,23 @@ class ThinThickPlanner(ExtPlanner):
         return super()._shares_data(name, configuration, stock)
 
     def _checked_patch(self, patch_size: list[int], spacing: np.ndarray) -> list[int]:
-        slabs_per_patch(self._expected(float(spacing[0])), patch_size[0])  # refuses a patch without a whole slab
+        for name, slabs in self._whole.items():
+            if 0 < patch_size[0] < slices_for_a_slab(slabs, float(spacing[0])) - 1:
+                raise refused_patch(name, slabs, patch_size[0], float(spacing[0]))
         return super()._checked_patch(patch_size, spacing)
 
-    def _expected(self, spacing: float) -> dict[str, PreprocessedSlabs]:
-        return {name: expected_slabs(case, spacing) for name, case in self.sidecar.cases.items()}
-
-    def _needed_slices(self, spacing: float) -> int:
-        """So many slices (mm apart) hold a whole slab of every case, wherever its edges lie."""
-        if spacing not in self._needed:
-            cases = self._expected(spacing).values()
-            self._needed[spacing] = max(case.fewest_slices() for case in cases)
-        return self._needed[spacing]
-
     def _thick_image(self, patch_size: list[int], spacing: np.ndarray) -> tuple[int, str]:
-        """Slices of the thick image, and how it is shown.
-
-        Raises:
-            InputError: the user asks for the thick grid, which the network does not take.
-        """
-        asked = self.schedule.get("thin_thick", {}).get("thick_image")
+        """Slices of the thick image, and how it is shown."""
         key = f"{patch_size} {spacing.tolist()}"
-        if key not in self._slabs:
+        if key not in self._thick:
+            asked = self.schedule.get("thin_thick", {})
             # the slices of a cropped case are up to half a slice longer over a whole patch
-            slabs = slabs_per_patch(self._expected(float(spacing[0])), patch_size[0] + 1)
+            length = (patch_size[0] + 1) * float(spacing[0])
+            slabs = max(asked.get("slabs") or 1, *(most_within(slabs, length) for slabs in self._whole.values()))
             path, kwargs = find("architecture", self.architecture).path, self.architecture_kwargs(patch_size, spacing)
             with torch.device("meta"):
                 network = get_network_from_plans(path, kwargs, [], 1, 2, allow_init=False, deep_supervision=True)
-            slices = None if asked == THIN_GRID else thick_slices(network, patch_size, slabs)
-            if slices is None and asked == THICK_GRID:
-                raise InputError(
-                    f"--thick_image {THICK_GRID} for {self.backbone}",
-                    f"{THIN_GRID}, since it takes no patch of {slabs} slices",
-                    "leave out --thick_image",
-                )
-            self._slabs[key] = (slabs, THIN_GRID) if slices is None else (slices, THICK_GRID)
-        return self._slabs[key]
+            on_thin_grid = asked.get("thick_image") == THIN_GRID
+            slices = None if on_thin_grid else thick_slices(network, patch_size, slabs)
+            self._thick[key] = (slabs, THIN_GRID) if slices is None else (slices, THICK_GRID)
+        return self._thick[key]

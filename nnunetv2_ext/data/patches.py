@@ -12,7 +12,7 @@ import numpy as np
 
 from nnunetv2_ext.data.laying import centre_slices
 from nnunetv2_ext.data.sidecar import SIDECAR, CaseSlabs, Sidecar
-from nnunetv2_ext.data.slabs import COVERED, covered, preprocessed_edges, slab_matrix, slice_edges
+from nnunetv2_ext.data.slabs import COVERED, covered, preprocessed_edges, slab_matrix
 from nnunetv2_ext.errors import InputError
 
 
@@ -48,26 +48,16 @@ class PreprocessedSlabs:
         matrix = self.matrix
         before = np.concatenate([np.zeros((len(matrix), 1)), matrix.cumsum(axis=1)], axis=1)  # (T, S + 1)
         size = min(slices, matrix.shape[1])
-        windows = before[:, size:] - before[:, : before.shape[1] - size]
-        return int(covered_columns(windows).max())
+        held = before[:, size:] - before[:, : before.shape[1] - size]  # (T, windows)
+        return int((held >= 1 - COVERED).sum(axis=0).max())
 
-    def fewest_slices(self) -> int:
-        """A number of neighbouring slices that holds a whole slab wherever its edges lie between the slices'.
-
-        At most those that there are.
-        """
-        thinnest = float(np.diff(self.slabs[covered(self.matrix)]).min())
-        spacing = float(np.diff(self.slices).mean())
-        return min(int(np.ceil(thinnest / spacing - COVERED)) + 1, len(self.slices))
-
-    def patch(self, slices: np.ndarray, matrix: np.ndarray | None = None) -> Patch:
+    def patch(self, slices: np.ndarray) -> Patch:
         """The slabs in a patch.
 
         Args:
             slices: (S,) numbers of the preprocessed slices, counted from 1; 0 is padding.
-            matrix: `self.matrix`, where it is at hand.
         """
-        matrix = self.matrix if matrix is None else matrix
+        matrix = self.matrix
         inside = slices > 0
         columns = np.where(inside, matrix[:, slices - 1], 0)
         touched = columns[columns.any(axis=1)]
@@ -102,11 +92,6 @@ def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray
     return matrix, np.array([group[0] for group in groups], np.int64)
 
 
-def covered_columns(shares: np.ndarray) -> np.ndarray:
-    """How many slabs lie wholly in each window: shares (T, windows) -> (windows,)."""
-    return np.stack([covered(column[:, None]).sum() for column in shares.T])
-
-
 def _blurred(touched: np.ndarray, slices: int) -> np.ndarray:
     share = touched.sum(axis=0)
     back = np.divide(touched.T, share[:, None], out=np.zeros_like(touched.T), where=share[:, None] > 0)
@@ -116,22 +101,24 @@ def _blurred(touched: np.ndarray, slices: int) -> np.ndarray:
 
 
 def preprocessed_slabs(
-    name: str, case: CaseSlabs, properties: Mapping[str, Any], resampled_slices: int
+    name: str, case: CaseSlabs, axis: int, properties: Mapping[str, Any], resampled_slices: int
 ) -> PreprocessedSlabs:
     """The slabs of a case in what nnU-Net's preprocessing made of it, the slice axis being the first.
 
     Args:
         name: of the case, for errors.
+        axis: the slice axis of the stored image.
         properties: nnU-Net's, of the preprocessed case.
         resampled_slices: slices of the preprocessed image.
 
     Raises:
         InputError: the side-car is of another image.
     """
-    stored = int(properties["shape_before_cropping"][0])
-    if stored != case.thin_slices:
+    stored, spacing = int(properties["shape_before_cropping"][0]), float(properties["spacing"][axis])
+    if stored != case.thin_slices or abs(spacing / case.thin_spacing - 1) > COVERED:
         raise InputError(
-            f"{case.thin_slices} slices of case {name} in {SIDECAR} and {stored} in its preprocessed image",
+            f"{case.thin_slices} slices of {case.thin_spacing:.4g} mm of case {name} in {SIDECAR}, and {stored} of "
+            f"{spacing:.4g} mm in its preprocessed image",
             "a side-car of these images",
             "preprocess the data set again, or make it with `nnunetv2_ext convert_thin_thick`",
         )
@@ -146,33 +133,52 @@ def preprocessed_slabs(
     return PreprocessedSlabs(case.slabs, edges)
 
 
-def expected_slabs(case: CaseSlabs, spacing: float) -> PreprocessedSlabs:
-    """The same before preprocessing: nothing cropped, and slices of the planned spacing (mm)."""
-    extent = case.thin_slices * case.thin_spacing
-    count = max(round(extent / spacing), 1)
-    return PreprocessedSlabs(case.slabs, slice_edges(count, extent / count))
-
-
 def slabs_per_patch(cases: Mapping[str, PreprocessedSlabs], slices: int) -> int:
     """The largest number of whole slabs that a patch of so many slices covers in any case.
 
+    A case whose image holds no whole slab, since it was cropped, teaches nothing, but does no harm.
+
     Raises:
-        InputError: in some case it covers none.
+        InputError: the patch is too short for any slab of some case, or no case has a whole slab.
     """
-    most = {name: case.most_covered(slices) for name, case in cases.items()}
-    none = [name for name, number in most.items() if number == 0]
-    if none:
-        case = cases[none[0]]
-        spacing = float(np.diff(case.slices).mean())
-        more = f" and {len(none) - 1} others" if len(none) > 1 else ""
-        thinnest = float(np.diff(case.slabs).min())
+    most = {}
+    for name, case in cases.items():
+        most[name] = case.most_covered(slices)
+        whole = case.slabs[covered(case.matrix)]
+        if most[name] == 0 and len(whole):
+            raise refused_patch(name, whole, slices, float(np.diff(case.slices).mean()))
+    if not any(most.values()):
         raise InputError(
-            f"a patch of {slices} slices, {slices * spacing:.4g} mm, without a whole slab of case {none[0]}{more}; "
-            f"its slabs are {thinnest:.4g} mm thick or more, its image {len(case.slices) * spacing:.4g} mm",
-            "a whole slab in it",
-            "choose a patch of more slices (--patch_size), or leave the case out",
+            f"no slab that lies wholly in the image, in none of {len(most)} cases", "one or more", "convert others"
         )
     return max(most.values())
+
+
+def refused_patch(name: str, slabs: np.ndarray, slices: int, spacing: float) -> InputError:
+    """The error of a patch that is too short for the slabs (mm) of a case, whose slices lie `spacing` mm apart."""
+    return InputError(
+        f"a patch of {slices} slices, {slices * spacing:.4g} mm, and slabs of {float(np.diff(slabs).min()):.4g} mm or "
+        f"more in case {name}",
+        "a patch that covers a whole slab",
+        "choose one of more slices (--patch_size), or convert the data without that case",
+    )
+
+
+def whole_slabs(case: CaseSlabs) -> np.ndarray:
+    """Those that lie wholly in the image as it is stored: float64 (T, 2)."""
+    return case.slabs[covered(slab_matrix(case.slabs, case.slices))]
+
+
+def most_within(slabs: np.ndarray, length: float) -> int:
+    """The largest number of slabs (T, 2) that any stretch of so many mm covers wholly."""
+    reach = slabs[:, 0] + length
+    last = np.searchsorted(slabs[:, 1] - COVERED * np.diff(slabs)[:, 0], reach, side="right")
+    return int((last - np.arange(len(slabs))).max())
+
+
+def slices_for_a_slab(slabs: np.ndarray, spacing: float) -> int:
+    """So many slices, `spacing` mm apart, cover one of the slabs (T, 2) wherever its edges lie between theirs."""
+    return int(np.ceil(float(np.diff(slabs).min()) / spacing - COVERED)) + 1
 
 
 def refuse_thin_annotations(sidecar: Sidecar) -> None:

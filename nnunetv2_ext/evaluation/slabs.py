@@ -4,13 +4,15 @@ Both are summaries as nnU-Net writes them. Its own, `summary.json`, compares wit
 in which every slice of a slab is alike: a thin prediction that is right differs from it.
 """
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from nnunetv2.configuration import default_num_processes
-from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
+from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 
 from nnunetv2_ext.data.laying import centre_slices
 from nnunetv2_ext.data.sidecar import Sidecar
@@ -67,26 +69,42 @@ def summarize_slabs(
         The mean Dice over labels.
     """
     of_slabs = SlabReader(reader, sidecar, truth, file_ending)
-    return _summarize(truth, predictions, predictions / SLAB_SUMMARY, of_slabs, file_ending, labels, ignore_label)
+    metrics = _metrics(truth, predictions, of_slabs, file_ending, labels, ignore_label)
+    save_summary_json(metrics, str(predictions / SLAB_SUMMARY))
+    return float(metrics["foreground_mean"]["Dice"])
 
 
 def summarize_thin(
     truth: Path, predictions: Path, *, reader: Any, file_ending: str, labels: Sequence[Any], ignore_label: int | None
-) -> float:
-    """Write `summary_thin.json` beside the predictions: against thin label maps; arguments as `summarize_slabs`."""
-    return _summarize(truth, predictions, predictions / THIN_SUMMARY, reader, file_ending, labels, ignore_label)
+) -> tuple[float, int] | None:
+    """Write `summary_thin.json` beside the predictions: against thin label maps, of the cases that have one.
+
+    Args:
+        truth: folder of the thin label maps, named as the predictions.
+
+    Returns:
+        The mean Dice over labels and the number of cases; None, and no file, where no case has a label map.
+
+    Raises:
+        ValueError, RuntimeError: a label map of another grid, or one that cannot be read.
+    """
+    files = [path for path in predictions.glob(f"*{file_ending}") if (truth / path.name).is_file()]
+    if not files:
+        return None
+    output = predictions / THIN_SUMMARY
+    with TemporaryDirectory() as folder:  # nnU-Net scores whole folders
+        for path in files:
+            shutil.copy(path, folder)
+        metrics = _metrics(truth, Path(folder), reader, file_ending, labels, ignore_label)
+    for case in metrics["metric_per_case"]:
+        case["prediction_file"] = str(predictions / Path(case["prediction_file"]).name)
+    save_summary_json(metrics, str(output))
+    return float(metrics["foreground_mean"]["Dice"]), len(files)
 
 
-def _summarize(
-    truth: Path,
-    predictions: Path,
-    output: Path,
-    reader: Any,
-    file_ending: str,
-    labels: Sequence[Any],
-    ignore_label: int | None,
-) -> float:
-    metrics = compute_metrics_on_folder(
-        str(truth), str(predictions), str(output), reader, file_ending, labels, ignore_label, default_num_processes
+def _metrics(
+    truth: Path, predictions: Path, reader: Any, file_ending: str, labels: Sequence[Any], ignore_label: int | None
+) -> Any:
+    return compute_metrics_on_folder(
+        str(truth), str(predictions), None, reader, file_ending, labels, ignore_label, default_num_processes
     )
-    return float(metrics["foreground_mean"]["Dice"])

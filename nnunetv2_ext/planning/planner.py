@@ -76,6 +76,14 @@ class ExtPlanner(ExperimentPlanner):
             suppress_transpose,
         )
         self._counts: dict[str, tuple[float, int]] = {}
+        if self.schedule.get("freeze_backbone"):
+            network = find("architecture", self.architecture).load()
+            if not hasattr(network, "freeze_backbone"):
+                raise InputError(
+                    f"freeze_backbone for {type(self).__name__}",
+                    "a planner of a refined network, PaRPlanner",
+                    "drop it",
+                )
 
     def default_memory_target(self) -> float:
         """GPU memory (GB) that patch and batch may fill, unless the user gives another."""
@@ -380,11 +388,5 @@ def with_options(
             "drop it, or choose another planner",
         )
     check_schedule(schedule)
-    if schedule.get("freeze_backbone"):
-        network = find("architecture", planner.architecture).load()
-        if not hasattr(network, "freeze_backbone"):
-            raise InputError(
-                f"freeze_backbone for {planner.__name__}", "a planner of a refined network, PaRPlanner", "drop it"
-            )
     attributes = {**options, "schedule": merge_schedule(planner.schedule, schedule)}
     return type(planner.__name__, (planner,), attributes)

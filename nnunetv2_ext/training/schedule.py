@@ -220,9 +220,11 @@ def _check_together(schedule: Mapping[str, Any]) -> None:
     loss, optimizer = schedule["loss"], schedule["optimizer"]
     if loss["dice"] == loss["ce"] == 0:
         raise InputError(f"training.loss = {loss!r}", "a weight above 0", "correct it in the plans")
-    terms = {key: value for key, value in schedule.get("thin_thick", {}).items() if key.endswith("_weight")}
-    if terms and not any(terms.values()):
-        raise InputError(f"training.thin_thick = {terms!r}", "a weight above 0", "correct it in the plans")
+    group = schedule.get("thin_thick")
+    if group and not (group["thick_weight"] or group["thin_weight"]):  # alone, features fall together
+        raise InputError(
+            "training.thin_thick.thick_weight and thin_weight = 0", "one of them above 0", "correct it in the plans"
+        )
     if optimizer.get("nesterov") and optimizer["momentum"] == 0:
         raise InputError(
             "training.optimizer.nesterov = true with momentum 0",

@@ -86,7 +86,7 @@ def read_slabs(preprocessed: Path, manager: PlansManager, data: Path) -> dict[st
     cases = {}
     for name in dataset.identifiers:
         image, _, _, properties = dataset.load_case(name)
-        cases[name] = preprocessed_slabs(name, sidecar.case(name), properties, image.shape[1])
+        cases[name] = preprocessed_slabs(name, sidecar.case(name), sidecar.axis, properties, image.shape[1])
     return cases
 
 
@@ -94,12 +94,21 @@ def find_sidecar(preprocessed: Path, dataset: str) -> Sidecar:
     """The side-car of a preprocessed data set, or that of its raw data where nnU-Net's own command preprocessed it.
 
     Raises:
-        InputError: as `read_sidecar`.
+        InputError: as `read_sidecar`, or the raw data have another one.
     """
-    raw = os.environ.get("nnUNet_raw")
-    if raw and not (preprocessed / SIDECAR).is_file() and (Path(raw) / dataset / SIDECAR).is_file():
-        return read_sidecar(Path(raw) / dataset, dataset)
-    return read_sidecar(preprocessed, dataset)
+    raw = Path(os.environ.get("nnUNet_raw") or ".") / dataset
+    if not (raw / SIDECAR).is_file():
+        return read_sidecar(preprocessed, dataset)
+    sidecar = read_sidecar(raw, dataset)
+    held = preprocessed / SIDECAR
+    if held.is_file() and held.read_bytes() != (raw / SIDECAR).read_bytes():
+        read_sidecar(preprocessed, dataset)  # an edited one is told as such
+        raise InputError(
+            f"another {SIDECAR} in {preprocessed} than in {raw}",
+            "that of the data set as it was converted last",
+            "plan and preprocess it again with ThinThickPlanner",
+        )
+    return sidecar
 
 
 class _FeatureTap:
@@ -244,11 +253,16 @@ class TrainerOfSlabs(TrainerOfBackbones):
         folder = Path(str(self.preprocessed_dataset_folder))
         cases, needed = self.checked_slabs(self.plans_manager, self.configuration_manager, folder)
         # a method, not the dictionary: nnU-Net writes all attributes that are no methods into debug.json
-        self.slabs_of = {name: (case, case.matrix) for name, case in cases.items()}.__getitem__
+        self.slabs_of = cases.__getitem__
+        without = [name for name, case in cases.items() if case.most_covered(patch_size[0]) == 0]
+        if without:
+            self.print_to_log_file(f"WARNING: no whole slab in the cropped images of {', '.join(without)}")
         slabs = settings["slabs"] or needed
         if slabs < needed:
             raise InputError(
-                f"training.thin_thick.slabs = {slabs}", f"{needed} or more, which a patch can cover", "plan again"
+                f"training.thin_thick.slabs = {slabs}",
+                f"{needed} or more, which a patch can cover",
+                f"set it to {needed} in the plans, or to null",
             )
         slices = None if settings["thick_image"] == THIN_GRID else thick_slices(self.bare_network, patch_size, slabs)
         if slices is None and settings["thick_image"] == THICK_GRID:
@@ -313,8 +327,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
         labels = labels.to(self.device, non_blocking=True)
         patches, of_samples = [], []
         for name, of_sample in zip(batch["keys"], numbers.numpy().astype(np.int64), strict=True):
-            case, matrix = self.slabs_of(name)
-            patches.append(case.patch(of_sample, matrix))
+            patches.append(self.slabs_of(name).patch(of_sample))
             of_samples.append(_filled_up(patches[-1], of_sample, self.number_of_slabs))
         slabs, centres, annotated = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*of_samples, strict=True))
         valid = slabs.any(-1)
@@ -443,9 +456,15 @@ class TrainerOfSlabs(TrainerOfBackbones):
         self.print_to_log_file(f"Mean validation Dice of slabs: {slabs}", also_print_to_console=True)
         raw = os.environ.get("nnUNet_raw")
         truth = Path(raw) / self.plans_manager.dataset_name / THIN_TRUTH if raw else None
-        if truth is not None and truth.is_dir():
+        if truth is None or not truth.is_dir():
+            return
+        try:
             thin = summarize_thin(truth, folder, **common)
-            self.print_to_log_file(f"Mean validation Dice of thin slices: {thin}", also_print_to_console=True)
+        except (ValueError, RuntimeError) as error:  # the user's files; the training is done
+            self.print_to_log_file(f"WARNING: no summary of thin slices, since {truth} does not fit: {error}")
+            return
+        told = "no case of this fold" if thin is None else f"{thin[0]}, of {thin[1]} cases"
+        self.print_to_log_file(f"Mean validation Dice of thin slices: {told}", also_print_to_console=True)
 
 
 def _filled_up(patch: Patch, slices: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -101,14 +101,16 @@ class ExtTrainer(nnUNetTrainer):
             with torch.device("meta"):
                 network = cls._network(manager, 1, 2, True)
         except TypeError as error:  # a key or a type that the constructor does not know
+            planned = manager.network_arch_class_name if cls._is_planned(manager) else cls.network_class.__name__
             raise InputError(
-                f"architecture.arch_kwargs that {cls.network_class.__name__} cannot take ({error})",
+                f"architecture.arch_kwargs that {planned.rpartition('.')[2]} cannot take ({error})",
                 "its keyword arguments",
                 "correct the plans, or plan again",
             ) from error
+        name = type(network).__name__
         if schedule["freeze_backbone"] and not hasattr(network, "freeze_backbone"):
             raise InputError(
-                f"training.freeze_backbone = true with {cls.network_class.__name__}, which has no backbone to freeze",
+                f"training.freeze_backbone = true with {name}, which has no backbone to freeze",
                 "a network that refines a backbone's output",
                 "choose a trainer of one, or correct the plans",
             )
@@ -117,7 +119,7 @@ class ExtTrainer(nnUNetTrainer):
         if weights is not None and len(weights) != outputs:
             raise InputError(
                 f"{len(weights)} numbers in training.deep_supervision_weights",
-                f"{outputs}, one per output of {cls.network_class.__name__}",
+                f"{outputs}, one per output of {name}",
                 "correct the plans",
             )
         return schedule, outputs

@@ -732,6 +732,10 @@ def test_unset_results_are_told_once(prepared, diagnose, monkeypatch):
             "ThinThickConvFreePlans",
             "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone ConvFreeTransformer",
         ),
+        (
+            "ThinThickConvFreeBPlans",
+            "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone ConvFreeTransformer",
+        ),
         ("ThinThickPaRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone PaR"),
         ("ThinThickPaRMNetPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl ThinThickPlanner --backbone PaR:MNet"),
         ("BackboneUNETRPlans", "nnunetv2_ext plan_and_preprocess -d 901 -pl BackbonePlanner --backbone UNETR"),

@@ -10,12 +10,14 @@ from hypothesis import strategies as st
 from nnunetv2_ext.data.laying import centre_slices
 from nnunetv2_ext.data.patches import (
     PreprocessedSlabs,
-    expected_slabs,
+    most_within,
     padding_slabs,
     preprocessed_slabs,
     refuse_other_axis,
     refuse_thin_annotations,
     slabs_per_patch,
+    slices_for_a_slab,
+    whole_slabs,
 )
 from nnunetv2_ext.data.sidecar import CaseSlabs, Sidecar
 from nnunetv2_ext.data.slabs import average, covered, slice_edges
@@ -42,11 +44,12 @@ def cases(draw: Any) -> PreprocessedSlabs:
     lower = draw(st.integers(0, count - 2))
     upper = draw(st.integers(lower + 2, count))
     properties = {
+        "spacing": [spacing, 1.0, 1.0],
         "shape_before_cropping": (count, 8, 8),
         "bbox_used_for_cropping": [[lower, upper], [0, 8], [0, 8]],
         "shape_after_cropping_and_before_resampling": (upper - lower, 8, 8),
     }
-    return preprocessed_slabs("case", case, properties, draw(st.integers(2, 30)))
+    return preprocessed_slabs("case", case, 0, properties, draw(st.integers(2, 30)))
 
 
 @st.composite
@@ -123,19 +126,35 @@ def test_slabs_of_padding(slices: list[int], most: int, expected: list[list[int]
     assert chosen.tolist() == [group[0] for group in expected]
 
 
-def test_slices_before_preprocessing() -> None:
-    slabs = slice_edges(3, 4.0)
-    case = expected_slabs(CaseSlabs(0.8, 15, slabs), 1.1)
-    assert len(case.slices) == 11
-    np.testing.assert_allclose(case.slices[[0, -1]], [[0, 12 / 11], [120 / 11, 12]])
-    assert case.slabs is slabs
-
-
 @pytest.mark.parametrize(
-    ("thickness", "spacing", "expected"), [(4.0, 1.0, 5), (3.7, 1.0, 5), (4.2, 1.0, 6), (0.5, 1.0, 2), (20.0, 1.0, 20)]
+    ("thickness", "spacing", "expected"), [(4.0, 1.0, 5), (3.7, 1.0, 5), (4.2, 1.0, 6), (0.5, 1.0, 2), (4.0, 0.8, 6)]
 )
-def test_the_fewest_slices_that_hold_a_slab(thickness: float, spacing: float, expected: int) -> None:
-    assert of(slice_edges(max(int(20 / thickness), 1), thickness), 20, spacing).fewest_slices() == expected
+def test_slices_that_cover_a_slab_wherever_its_edges_lie(thickness: float, spacing: float, expected: int) -> None:
+    slabs = slice_edges(3, thickness)
+    assert slices_for_a_slab(slabs, spacing) == expected
+    for shift in np.linspace(0, 1, 8):
+        assert of(slabs + shift * spacing, 40, spacing).most_covered(expected) >= 1
+
+
+@few
+@given(st.data())
+def test_no_patch_covers_more_slabs_than_its_length_does(data: Any) -> None:
+    case = data.draw(cases())
+    whole = case.slabs[covered(case.matrix)]
+    size = data.draw(st.integers(1, 32))
+    if len(whole):
+        spacing = float(np.diff(case.slices).mean())
+        assert case.most_covered(size) <= most_within(whole, (size + 1) * spacing)
+
+
+@pytest.mark.parametrize(("length", "expected"), [(3.9, 0), (4.0, 1), (9.0, 2), (9.5, 2), (13.0, 3), (100.0, 3)])
+def test_slabs_within_a_stretch(length: float, expected: int) -> None:
+    assert most_within(np.array([[1.0, 5.0], [5.0, 9.0], [10.0, 14.0]]), length) == expected
+
+
+def test_slabs_in_the_image() -> None:
+    case = CaseSlabs(1.0, 9, np.array([[-1.0, 3.0], [3.0, 7.0], [7.0, 11.0]]))
+    assert whole_slabs(case).tolist() == [[3.0, 7.0]]
 
 
 def of(slabs: np.ndarray, slices: int, spacing: float = 1.0) -> PreprocessedSlabs:
@@ -151,19 +170,29 @@ def test_slabs_per_patch(thickness: list[float], slices: int, expected: int) -> 
 
 
 def test_a_patch_without_a_whole_slab_is_refused() -> None:
-    held = {"a": of(slice_edges(4, 4.0), 16), "b": of(slice_edges(2, 8.0), 16), "c": of(slice_edges(2, 8.0), 16)}
-    with pytest.raises(InputError, match=r"7 slices, 7 mm, without a whole slab of case b and 1 others; .* 8 mm thick"):
+    held = {"a": of(slice_edges(4, 4.0), 16), "b": of(slice_edges(2, 8.0), 16)}
+    with pytest.raises(InputError, match=r"a patch of 7 slices, 7 mm, and slabs of 8 mm or more in case b;"):
         slabs_per_patch(held, 7)
 
 
-def test_another_image_is_refused() -> None:
+def test_cases_without_a_whole_slab_are_passed_over() -> None:
+    held = {"a": of(slice_edges(4, 4.0), 16), "cropped": of(slice_edges(2, 8.0), 7)}
+    assert slabs_per_patch(held, 9) == 2
+    with pytest.raises(InputError, match=r"no slab that lies wholly in the image, in none of 1 cases"):
+        slabs_per_patch({"cropped": held["cropped"]}, 9)
+
+
+@pytest.mark.parametrize(("slices", "spacing"), [(10, 1.0), (12, 1.25)])
+def test_another_image_is_refused(slices: int, spacing: float) -> None:
     properties = {
+        "spacing": [0.7, 1.0, 0.7],
         "shape_before_cropping": (12, 8, 8),
         "bbox_used_for_cropping": [[0, 12], [0, 8], [0, 8]],
         "shape_after_cropping_and_before_resampling": (12, 8, 8),
     }
-    with pytest.raises(InputError, match=r"10 slices of case a in slabs.json and 12 in its preprocessed image"):
-        preprocessed_slabs("a", CaseSlabs(1.0, 10, slice_edges(2, 5.0)), properties, 12)
+    message = rf"{slices} slices of {spacing:g} mm of case a in slabs.json, and 12 of 1 mm in its preprocessed image"
+    with pytest.raises(InputError, match=message):
+        preprocessed_slabs("a", CaseSlabs(spacing, slices, slice_edges(2, 5.0)), 1, properties, 12)
 
 
 @pytest.mark.parametrize(("ratios", "refused"), [([1, 1], True), ([1.005], True), ([1, 2.5], False), ([], True)])

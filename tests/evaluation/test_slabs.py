@@ -67,8 +67,20 @@ def test_predictions_against_a_thin_truth(tmp_path: Path) -> None:
     write(tmp_path / "thin", "a", [0, 1, 1, 2, 2, 0, 0, 1], axis=0)
     write(tmp_path / "thin", "b", [1] * 8, axis=0)  # not predicted
     write(tmp_path / "predicted", "a", PREDICTED, axis=0)
-    summarize_thin(tmp_path / "thin", tmp_path / "predicted", **COMMON)
+    write(tmp_path / "predicted", "c", PREDICTED, axis=0)  # no truth
+    assert summarize_thin(tmp_path / "thin", tmp_path / "predicted", **COMMON) == (
+        pytest.approx((2 / 3 + 4 / 5) / 2),
+        1,
+    )
     summary = json.loads((tmp_path / "predicted" / THIN_SUMMARY).read_text())
-    assert len(summary["metric_per_case"]) == 1
+    (case,) = summary["metric_per_case"]
+    assert case["prediction_file"] == str(tmp_path / "predicted" / "a.nii.gz")
     assert summary["mean"]["1"]["Dice"] == pytest.approx(4 / 6)
     assert summary["mean"]["2"]["Dice"] == pytest.approx(4 / 5)
+
+
+def test_without_any_thin_truth_there_is_no_summary(tmp_path: Path) -> None:
+    (tmp_path / "thin").mkdir()
+    write(tmp_path / "predicted", "a", PREDICTED, axis=0)
+    assert summarize_thin(tmp_path / "thin", tmp_path / "predicted", **COMMON) is None
+    assert not (tmp_path / "predicted" / THIN_SUMMARY).exists()

@@ -136,6 +136,24 @@ def test_memory_is_that_of_both_passes(plan: Any) -> None:
     assert thin.configuration("ThinThickPlans")["training"]["thin_thick"]["thick_image"] == "thick_grid"
 
 
+def test_a_refiner_may_be_trained_alone(plan: Any) -> None:
+    block = plan(4.0, backbone="PaR", schedule={"freeze_backbone": True}).configuration("ThinThickPaRPlans")["training"]
+    assert block["freeze_backbone"] is True
+
+
+def test_a_case_without_a_whole_slab_is_told(plan: Any) -> None:
+    with pytest.warns(UserWarning, match="no slab lies wholly in the images of case1: they teach nothing"):
+        plan(4.0, 70.0)
+
+
+def test_presets_see_the_whole_data_set(plan: Any) -> None:
+    batches = {
+        backbone: plan(4.0, backbone=backbone).configuration(f"ThinThick{backbone}Plans")["batch_size"]
+        for backbone in ("ResidualEncoderUNet", "ResidualEncoderUNetM")
+    }
+    assert batches["ResidualEncoderUNetM"] > batches["ResidualEncoderUNet"]
+
+
 def test_no_cascade_is_planned(plan: Any) -> None:
     configurations = plan(4.0, shape=(300, 256, 256), gpu_memory_target=4.0).plans("ThinThickPlans")["configurations"]
     assert configurations.keys() == {"3d_lowres", "3d_fullres"}
@@ -153,8 +171,14 @@ def test_the_patch_covers_the_thickest_slab(plan: Any) -> None:
 REFUSED: list[tuple[tuple[float, ...], dict[str, Any], str]] = [
     ((4.0,), {"sidecar": False}, r"no file .*slabs.json; expected a JSON file there; make the data set with"),
     ((1.0,), {}, r"annotations of Dataset901_Boxes as thin as the images .*train it with any other trainer"),
-    ((70.0,), {}, r"no slab that lies wholly in the image of case case0; expected one or more; leave it out"),
-    ((4.0, 40.0), {"patch_size": [32, 48, 48]}, r"a patch of 32 slices, 32 mm, without a whole slab of case case1"),
+    ((70.0,), {}, r"no slab that lies wholly in the image, in none of 1 cases"),
+    (
+        (4.0, 40.0),
+        {"patch_size": [32, 48, 48]},
+        r"a patch of 32 slices, 32 mm, and slabs of 40 mm or more in case case1",
+    ),
+    ((4.0,), {"patch_size": [-5, 48, 48]}, r"a patch of \[-5, 48, 48\]; expected three positive numbers"),
+    ((4.0,), {"backbone": "MNet", "schedule": {"freeze_backbone": True}}, r"freeze_backbone for ThinThickPlanner"),
     ((4.0,), {"backbone": "Nothing"}, r"the backbone 'Nothing'; expected one of PlainConvUNet"),
     ((4.0,), {"backbone": "PaR:Nothing"}, r"the backbone 'Nothing'"),
     ((4.0,), {"backbone": "MNet", "size": "B"}, r"the option size for BackbonePlanner"),

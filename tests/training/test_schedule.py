@@ -107,10 +107,7 @@ THIN_THICK = {"thin_thick": method_defaults("thin_thick")}
 BAD_FOR_THIN_THICK: list[tuple[Any, str]] = [
     ({"weights": [1, 1, 0.1]}, "unknown key 'training.thin_thick.weights'; expected one of thick_weight, thin_weight"),
     ({"thick_weight": -1}, "training.thin_thick.thick_weight = -1; expected a number from 0"),
-    (
-        {"thick_weight": 0, "thin_weight": 0.0, "features_weight": 0},
-        r"training.thin_thick = \{'thick_weight': 0, .*expected a weight above 0",
-    ),
+    ({"thick_weight": 0, "thin_weight": 0.0}, "thick_weight and thin_weight = 0; expected one of them above 0"),
     ({"beta": 0}, "training.thin_thick.beta = 0; expected a number above 0"),
     ({"ramp_up_epochs": 1.5}, "training.thin_thick.ramp_up_epochs = 1.5"),
     ({"thick_image": "thin"}, "training.thin_thick.thick_image = 'thin'; expected null, thick_grid or thin_grid"),

@@ -58,6 +58,7 @@ def write_case(folder: Path, name: str, ratio: float, *, ignore: int | None = No
     located[(-1, 0, 1, 2)] = np.argwhere(segmentation != 3)[::50]
     properties = {
         "class_locations": located,
+        "spacing": [1.0, 1.0, 1.0],
         "shape_before_cropping": data.shape[1:],
         "bbox_used_for_cropping": [[0, SLICES], [0, SIZE], [0, SIZE]],
         "shape_after_cropping_and_before_resampling": data.shape[1:],
@@ -291,7 +292,7 @@ def test_augmentation_stays_within_the_slices(boxes: Any) -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"thin_thick": {"slabs": 2}}, r"thin_thick.slabs = 2; expected 4 or more"),
-    ({"patch_size": [4, 16, 16]}, r"a patch of 4 slices, 4 mm, without a whole slab of case d; its slabs are 5 mm"),
+    ({"patch_size": [4, 16, 16]}, r"a patch of 4 slices, 4 mm, and slabs of 5 mm or more in case d"),
 ]
 
 
@@ -323,7 +324,10 @@ def test_a_cascade_is_refused(build: Build) -> None:
             "side-car of Dataset902_Other",
         ),
         (Sidecar(DATASET, 0, {"a": CaseSlabs(1.0, 20, slice_edges(5, 4.0))}), "no slabs of case b"),
-        (Sidecar(DATASET, 0, {"a": CaseSlabs(1.0, 21, slice_edges(5, 4.0))}), "21 slices of case a .* and 20 in"),
+        (
+            Sidecar(DATASET, 0, {"a": CaseSlabs(1.0, 21, slice_edges(5, 4.0))}),
+            "21 slices of 1 mm of case a .* and 20 of 1 mm in",
+        ),
         (Sidecar(DATASET, 2, {"a": CaseSlabs(1.0, 20, slice_edges(5, 4.0))}), "the slice axis 2; plan with Thin"),
         (Sidecar(DATASET, 0, {"a": CaseSlabs(1.0, 20, slice_edges(20, 1.0))}), "as thin as the images"),
     ],
@@ -356,3 +360,26 @@ def test_the_raw_sidecar_serves_data_that_nnunet_preprocessed(boxes: Any, build:
     raw.mkdir()
     (build.preprocessed / SIDECAR).rename(raw / SIDECAR)
     build(plans_of(), trainer=ThinThickTrainer).initialize()
+
+
+def test_another_raw_sidecar_is_refused(boxes: Any, build: Build) -> None:
+    boxes()
+    raw = build.folder / "nnUNet_raw" / DATASET
+    raw.mkdir()
+    (raw / SIDECAR).write_bytes((build.preprocessed / SIDECAR).read_bytes())
+    build(plans_of(), trainer=ThinThickTrainer).initialize()
+    write_sidecar(raw, Sidecar(DATASET, 0, {name: CaseSlabs(1.0, 20, slice_edges(4, 4.5)) for name in RATIOS}))
+    with pytest.raises(InputError, match=r"another slabs.json in .* than in .*plan and preprocess it again"):
+        build(plans_of(), trainer=ThinThickTrainer).initialize()
+
+
+def test_a_case_that_lost_its_slabs_is_told(boxes: Any, build: Build) -> None:
+    boxes()
+    thick = {
+        name: CaseSlabs(1.0, 20, slice_edges(1 if name == "a" else 5, 40.0 if name == "a" else 4.0)) for name in RATIOS
+    }
+    write_sidecar(build.preprocessed, Sidecar(DATASET, 0, thick))
+    trainer = build(plans_of(), trainer=ThinThickTrainer)
+    trainer.initialize()
+    assert "WARNING: no whole slab in the cropped images of a" in build.log()
+    assert np.isfinite(trainer.train_step(batch_of(trainer))["loss"])
