@@ -12,9 +12,9 @@ network of one architecture learns in several ways, all with the same folds and 
     thick       from the thick images and their annotations
     laid        from the thin images, with the thick annotations laid on the thin grid
     thin_thick  ThinThickTrainer
-    no_thick, no_thin, no_features, thin_alone, beta_1, beta_2, ramp_up, thin_grid
-                the same with weights of 0, with another beta, with ten epochs of ramp-up, or with the thick image on
-                the thin grid
+    no_thick, no_thin, no_features, thin_alone, beta_1, no_ramp_up, thin_grid
+                the same with weights of 0, with beta 1, with beta and weights whole from the start, or with the thick
+                image on the thin grid
 
 Each then predicts the thin images of the fold's validation cases, as nnUNetv2_predict does without mirroring, and is
 scored against the thin truth. Differences are those to `laid`, paired by case, with a 95 % bootstrap interval over the
@@ -52,10 +52,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_thick": {"thick_weight": 0.0},
     "no_thin": {"thin_weight": 0.0},
     "no_features": {"features_weight": 0.0},
-    "beta_1": {"beta": 1.0},
-    "beta_2": {"beta": 2.0},
-    "ramp_up": {"ramp_up_epochs": 10},
     "thin_alone": {"thick_weight": 0.0, "features_weight": 0.0},
+    "beta_1": {"beta": 1.0},
+    "no_ramp_up": {"ramp_up_epochs": 0},
     "thin_grid": {"thick_image": "thin_grid", "slabs": None},
 }
 WAYS = (TRUTH, THICK, LAID, *VARIANTS)

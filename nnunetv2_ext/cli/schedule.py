@@ -43,7 +43,11 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--thin_weight", type=float, help="weight of the loss of averaged thin predictions (default: 1)")
     group.add_argument("--features_weight", type=float, help="weight of the distance of features (default: 0.1)")
     group.add_argument("--beta", type=float, help="sharpening of averaged predictions, 1 as published (default: 4)")
-    group.add_argument("--ramp_up_epochs", type=int, help="epochs in which the weight of features rises (default: 0)")
+    group.add_argument(
+        "--ramp_up_epochs",
+        type=int,
+        help="epochs in which beta rises from 1, and the weight of features (default: all)",
+    )
     group.add_argument(
         "--thick_image",
         choices=[THICK_GRID, THIN_GRID],

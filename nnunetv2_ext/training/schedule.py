@@ -122,7 +122,9 @@ METHODS: dict[str, dict[str, Setting]] = {
         "thin_weight": Setting(1.0, *_WEIGHT),
         "features_weight": Setting(0.1, *_WEIGHT),
         "beta": Setting(4.0, *_POSITIVE),
-        "ramp_up_epochs": Setting(0, "a whole number from 0", _is_count),
+        "ramp_up_epochs": Setting(
+            None, "null or a whole number from 0", lambda value: value is None or _is_count(value)
+        ),
         "thick_image": Setting(
             None, f"null, {THICK_GRID} or {THIN_GRID}", lambda value: value in (None, THICK_GRID, THIN_GRID)
         ),

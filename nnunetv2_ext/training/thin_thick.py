@@ -383,6 +383,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
     def on_train_epoch_start(self) -> None:
         super().on_train_epoch_start()
         ramp = self.schedule["thin_thick"]["ramp_up_epochs"]
+        ramp = self.num_epochs if ramp is None else ramp
         share = min(1.0, (self.current_epoch + 1) / ramp) if ramp else 1.0
         weights = {**self.term_weights, "features": share * self.term_weights["features"]}
         self.joint.weights = tuple(weights.values())

@@ -257,6 +257,7 @@ def test_terms_are_logged_every_epoch_and_drawn(boxes: Any, build: Build) -> Non
     assert [len(logged[key]) for key in ("thin_losses", "features_losses", "train_losses")] == [2, 2, 2]
     assert "thick_losses" not in logged
     assert trainer.joint.weights == (0.0, 1.0, pytest.approx(0.05))
+    assert trainer.joint.beta == pytest.approx(2.5)
     assert logged["train_losses"][0] == pytest.approx(
         logged["thin_losses"][0] + 0.025 * logged["features_losses"][0], rel=1e-3
     )
@@ -264,6 +265,18 @@ def test_terms_are_logged_every_epoch_and_drawn(boxes: Any, build: Build) -> Non
     assert "features_loss" in build.log()
     debug = json.loads((Path(trainer.output_folder) / "debug.json").read_text())
     assert len(json.dumps(debug)) < 50_000
+
+
+@pytest.mark.parametrize(
+    ("ramp_up_epochs", "betas"), [(None, [2.5, 4.0]), (0, [4.0, 4.0]), (1, [4.0, 4.0]), (4, [1.75, 2.5])]
+)
+def test_ramp_up(boxes: Any, ramp_up_epochs: int | None, betas: list[float]) -> None:
+    trainer = boxes(thin_thick={"ramp_up_epochs": ramp_up_epochs})
+    for epoch, beta in enumerate(betas):  # two of them in all
+        trainer.current_epoch = epoch
+        trainer.on_train_epoch_start()
+        assert trainer.joint.beta == pytest.approx(beta)
+        assert trainer.joint.weights == (1.0, 1.0, pytest.approx(0.1 * (beta - 1) / 3))
 
 
 def test_a_resumed_training_keeps_its_terms_and_refuses_others(boxes: Any) -> None:
