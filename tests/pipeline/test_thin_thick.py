@@ -18,6 +18,7 @@ from tests.pipeline.conftest import SHORT, Pipeline, check_predictions
 pytestmark = pytest.mark.usefixtures("environment")
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
 DATASET = "Dataset206_Mixed"
+NARROW = {"features_per_stage": [4, 8, 16, 32]}
 
 
 def write_thick(label: Path, ratio: float, output: Path) -> None:
@@ -52,7 +53,11 @@ def test_from_two_folders_to_thin_predictions(pipeline: Pipeline) -> None:
     }
     assert ratios == {3.7, 4.0, 6.0}
 
-    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 206 -pl ThinThickPlanner --no_pbar {' '.join(SHORT)} --beta 2")
+    narrow = json.dumps(NARROW, separators=(",", ":"))
+    pipeline.run(
+        f"nnunetv2_ext plan_and_preprocess -d 206 -pl ThinThickPlanner --no_pbar {' '.join(SHORT)} --beta 2"
+        f" --backbone_kwargs {narrow}"
+    )
     images = pipeline.images_of(DATASET)
     planned = json.loads((pipeline.preprocessed(DATASET) / "ThinThickPlans.json").read_text())
     assert planned["configurations"]["3d_fullres"]["training"]["thin_thick"]["beta"] == 2.0
@@ -86,8 +91,8 @@ def test_from_two_folders_to_thin_predictions(pipeline: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("options", "plans"),
     [
-        ({"backbone": "MNet"}, "ThinThickMNetPlans"),
-        ({"backbone": "PaR", "patch_size": [24, 48, 32]}, "ThinThickPaRPlans"),
+        ({"backbone": "MNet", "backbone_kwargs": {"features_per_stage": [4, 6, 8, 10, 12]}}, "ThinThickMNetPlans"),
+        ({"backbone": "PaR", "backbone_kwargs": NARROW}, "ThinThickPaRPlans"),
         ({"backbone": "ConvFreeTransformer"}, "ThinThickConvFreePlans"),
         (None, "nnUNetPlans"),
     ],
@@ -97,7 +102,7 @@ def test_other_networks_in_this_process(pipeline: Pipeline, options: dict[str, o
     pipeline.thin_thick()
     if options is None:  # the side-car is then read from the raw data
         pipeline.run("nnUNetv2_plan_and_preprocess -d 205 -c 3d_fullres -np 1 -npfp 1")
-        (pipeline.preprocessed("Dataset205_ThinThick") / "slabs.json").unlink()
+        (pipeline.preprocessed("Dataset205_ThinThick") / "slabs.json").unlink(missing_ok=True)
     else:
         plan_and_preprocess(205, planner="ThinThickPlanner", options=options, processes=[1], progress=False)
     fold = train_fold(205, "3d_fullres", 0, trainer="ThinThickTrainer", plans=plans, schedule=BRIEF)

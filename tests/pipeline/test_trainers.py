@@ -21,11 +21,12 @@ def planner_of(trainer: str) -> str:
 def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> None:
     planner = planner_of(trainer)
     plans = planner.replace("Planner", "Plans")
-    dataset = pipeline.thin_thick() if trainer == "ThinThickTrainer" else "Dataset104_HippocampusThick4"
+    dataset, options = "Dataset104_HippocampusThick4", " ".join(SHORT)
+    if trainer == "ThinThickTrainer":  # whole thin volumes: a narrow network will do
+        dataset = pipeline.thin_thick()
+        options += ' --backbone_kwargs {"features_per_stage":[4,8,16,32]}'
     number = dataset[7:10]
-    pipeline.run(
-        f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} --verify_dataset_integrity {' '.join(SHORT)}"
-    )
+    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} --verify_dataset_integrity {options}")
     planned = json.loads((pipeline.preprocessed(dataset) / f"{plans}.json").read_text())
     assert "2d" not in planned["configurations"]
     assert "ok" in pipeline.run(f"nnunetv2_ext doctor -d {number} -c 3d_fullres -tr {trainer} -p {plans} -device cpu")
