@@ -12,9 +12,9 @@ network of one architecture learns in several ways, all with the same folds and 
     thick       from the thick images and their annotations
     laid        from the thin images, with the thick annotations laid on the thin grid
     thin_thick  ThinThickTrainer
-    no_thick, no_thin, no_features, thin_alone, beta_1, no_ramp_up, thin_grid
-                the same with weights of 0, with beta 1, with beta and weights whole from the start, or with the thick
-                image on the thin grid
+    no_thick, no_thin, no_features, thin_alone, thick_weight_1, beta_1, no_ramp_up, thin_grid
+                the same with weights of 0 or 1, with beta 1, with beta and weights whole from the start, or with the
+                thick image on the thin grid
 
 Each then predicts the thin images of the fold's validation cases, as nnUNetv2_predict does without mirroring, and is
 scored against the thin truth. Differences are those to `laid`, paired by case, with a 95 % bootstrap interval over the
@@ -53,11 +53,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no_thin": {"thin_weight": 0.0},
     "no_features": {"features_weight": 0.0},
     "thin_alone": {"thick_weight": 0.0, "features_weight": 0.0},
+    "thick_weight_1": {"thick_weight": 1.0},
     "beta_1": {"beta": 1.0},
     "no_ramp_up": {"ramp_up_epochs": 0},
     "thin_grid": {"thick_image": "thin_grid", "slabs": None},
 }
 WAYS = (TRUTH, THICK, LAID, *VARIANTS)
+ENDING = ".nii.gz"
 RECORD, SUMMARY = "benchmark.json", "thin/summary.json"
 THIN_ID = 1
 
@@ -129,6 +131,9 @@ def prepare(args: argparse.Namespace) -> None:
     from nnunetv2_ext.data.thin_thick import convert_thin_thick
 
     source = nnunet_folder("nnUNet_raw") / dataset_name(args.dataset)
+    ending = read_json(source / "dataset.json", "correct -d")["file_ending"]
+    if ending != ENDING:
+        raise InputError(f"a data set of {ending} files", f"one of {ENDING}", "choose another")
     for variable in FOLDER_VARIABLES:
         (args.output / variable).mkdir(parents=True, exist_ok=True)
         os.environ[variable] = str((args.output / variable).resolve())
@@ -182,25 +187,30 @@ def plan(run: Run, args: argparse.Namespace) -> None:
     planned.write_text(json.dumps(content, indent=2))
 
 
+def trainer_of(run: Run, args: argparse.Namespace) -> Any:
+    """The run's trainer, with the budget and what its way changes."""
+    from nnunetv2_ext.training.run import make_trainer
+
+    changed = {"thin_thick": VARIANTS[run.way]} if VARIANTS.get(run.way) else {}
+    return make_trainer(
+        run.dataset,
+        CONFIGURATION,
+        run.fold,
+        trainer=f"{run.method}Trainer",
+        plans=run.plans,
+        schedule={**budget(args), **changed},
+        device=args.device,
+    )
+
+
 def learn(run: Run, args: argparse.Namespace) -> None:
     """Train one fold, predict its validation cases' thin images and score them."""
     from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder
     from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
-    from nnunetv2_ext.training.run import make_trainer
-
     start = time.perf_counter()
-    schedule = {**budget(args), **({"thin_thick": VARIANTS[run.way]} if VARIANTS.get(run.way) else {})}
-    trainer = make_trainer(
-        run.dataset,
-        CONFIGURATION,
-        run.fold,
-        trainer=f"{run.method}Trainer",
-        plans=run.plans,
-        schedule=schedule,
-        device=args.device,
-    )
+    trainer = trainer_of(run, args)
     trainer.run_training()
     seconds = time.perf_counter() - start
     fold = run.folder(args.output)
@@ -211,11 +221,11 @@ def learn(run: Run, args: argparse.Namespace) -> None:
     shutil.rmtree(predictions, ignore_errors=True)
     predictions.mkdir()
     cases = trainer.do_split()[1]
-    images = [[str(thin / "imagesTr" / f"{case}_0000.nii.gz")] for case in cases]
+    images = [sorted(map(str, (thin / "imagesTr").glob(f"{case}_????{ENDING}"))) for case in cases]
     predictor.predict_from_files_sequential(images, [str(predictions / case) for case in cases])
     labels = [value for value in read_json(thin / "dataset.json", "correct -d")["labels"].values() if value]
     compute_metrics_on_folder(
-        str(thin / "labelsTr"), str(predictions), str(fold / SUMMARY), SimpleITKIO(), ".nii.gz", labels, num_processes=1
+        str(thin / "labelsTr"), str(predictions), str(fold / SUMMARY), SimpleITKIO(), ENDING, labels, num_processes=1
     )
     record = {"budget": budget(args), "width": args.width, "seconds": seconds, "machine": machine(args.device)}
     (fold / RECORD).write_text(json.dumps(record, indent=2) + "\n")
@@ -321,8 +331,6 @@ class _OneBatch:
 
 def time_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
     """A row for each network, factor and presentation: the cost of a step over that of a plain one."""
-    from nnunetv2_ext.training.run import make_trainer
-
     os.environ["nnUNet_n_proc_DA"] = "0"
     rows = []
     for network in args.networks:
@@ -334,15 +342,7 @@ def time_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
                 plan(run, args)
                 os.environ["nnUNet_results"] = str((args.output / "timing" / way).resolve())
                 Path(os.environ["nnUNet_results"]).mkdir(parents=True, exist_ok=True)
-                trainer = make_trainer(
-                    run.dataset,
-                    CONFIGURATION,
-                    run.fold,
-                    trainer=f"{run.method}Trainer",
-                    plans=run.plans,
-                    schedule={**budget(args), **({"thin_thick": VARIANTS[way]} if VARIANTS.get(way) else {})},
-                    device=args.device,
-                )
+                trainer = trainer_of(run, args)
                 trainer.on_train_start()
                 trainer.network.train()
                 batch = _OneBatch(next(trainer.dataloader_train))

@@ -39,7 +39,7 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--grad_clip", type=float, help="bound of the gradient norm, at most 12")
     group.add_argument("--freeze_backbone", action="store_true", help="train only what refines the backbone's output")
     group = parser.add_argument_group("thin slices from thick annotations (ThinThickTrainer)")
-    group.add_argument("--thick_weight", type=float, help="weight of the loss of the thick image (default: 1)")
+    group.add_argument("--thick_weight", type=float, help="weight of the loss of the thick image (default: 0.1)")
     group.add_argument("--thin_weight", type=float, help="weight of the loss of averaged thin predictions (default: 1)")
     group.add_argument("--features_weight", type=float, help="weight of the distance of features (default: 0.1)")
     group.add_argument("--beta", type=float, help="sharpening of averaged predictions, 1 as published (default: 4)")

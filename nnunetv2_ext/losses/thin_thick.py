@@ -224,7 +224,7 @@ class ThinThickLoss(nn.Module):
         self,
         segmentation_loss: Callable[[Tensor, Tensor], Tensor],
         *,
-        weights: Sequence[float] = (1.0, 1.0, 0.1),
+        weights: Sequence[float] = (0.1, 1.0, 0.1),
         beta: float = 4.0,
         regions: bool = False,
         ignore_label: int | None = None,

@@ -118,7 +118,7 @@ THICK_GRID, THIN_GRID = "thick_grid", "thin_grid"
 # keys of one method, in plans of trainers whose published schedule holds the group
 METHODS: dict[str, dict[str, Setting]] = {
     "thin_thick": {
-        "thick_weight": Setting(1.0, *_WEIGHT),
+        "thick_weight": Setting(0.1, *_WEIGHT),
         "thin_weight": Setting(1.0, *_WEIGHT),
         "features_weight": Setting(0.1, *_WEIGHT),
         "beta": Setting(4.0, *_POSITIVE),
