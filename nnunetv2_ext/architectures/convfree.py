@@ -311,7 +311,7 @@ class ConvFreeTransformer(nn.Module):
                 "change the patch or the token size",
             )
         grid = tuple(size // token for size, token in zip(sizes, self.token_size, strict=True))
-        if self.window is not None and any(map(int.__mod__, grid, self.window)):
+        if self.window is not None and any(axis % size for axis, size in zip(grid, self.window, strict=True)):
             raise InputError(
                 f"windows of {list(self.window)} tokens for a patch of {sizes}",
                 f"divisors of its {list(grid)} tokens",
