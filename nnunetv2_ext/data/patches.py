@@ -57,21 +57,17 @@ class PreprocessedSlabs:
         Args:
             slices: (S,) numbers of the preprocessed slices, counted from 1; 0 is padding.
         """
-        matrix = self.matrix
         inside = slices > 0
-        columns = np.where(inside, matrix[:, slices - 1], 0)
-        touched = columns[columns.any(axis=1)]
-        if inside.sum() > 1 and np.diff(slices[inside])[0] < 0:  # flipped: slabs in the order of the patch, too
-            order = np.arange(len(matrix))[::-1]
-        else:
-            order = np.arange(len(matrix))
-        whole = order[covered(columns[order])]
-        # a slice without number is nowhere near
-        edges = np.where(inside[:, None], self.slices[slices - 1], -1e9 - np.array([[1.0, 0.0]]))
-        position = np.argsort(edges[:, 0], kind="stable")
-        centres = position[centre_slices(self.slabs[whole], edges[position])] if len(whole) else np.zeros(0, np.int64)
+        here = slices[inside]
+        columns = np.zeros((len(self.slabs), len(slices)))
+        columns[:, inside] = slab_matrix(self.slabs, self.slices[here - 1])
+        flipped = len(here) > 1 and here[0] > here[-1]
+        whole = np.flatnonzero(covered(columns))[:: -1 if flipped else 1]
         rows = columns[whole] / columns[whole].sum(axis=1, keepdims=True)
-        return Patch(rows.astype(np.float32), centres, _blurred(touched, len(slices)))
+        place = np.zeros(len(self.slices) + 1, np.int64)
+        place[slices] = np.arange(len(slices))
+        centres = place[centre_slices(self.slabs[whole], self.slices) + 1]
+        return Patch(rows.astype(np.float32), centres, _blurred(columns[columns.any(axis=1)]))
 
 
 def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,12 +88,11 @@ def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray
     return matrix, np.array([group[0] for group in groups], np.int64)
 
 
-def _blurred(touched: np.ndarray, slices: int) -> np.ndarray:
+def _blurred(touched: np.ndarray) -> np.ndarray:
     share = touched.sum(axis=0)
     back = np.divide(touched.T, share[:, None], out=np.zeros_like(touched.T), where=share[:, None] > 0)
     averages = touched / touched.sum(axis=1, keepdims=True)
-    result = back @ averages + np.diag(share == 0)
-    return result.astype(np.float32).reshape(slices, slices)
+    return (back @ averages + np.diag(share == 0)).astype(np.float32)
 
 
 def preprocessed_slabs(
