@@ -81,6 +81,8 @@ class ThinThickPlanner(ExtPlanner):
         if len(self._whole) < len(slabs):
             without = sorted(slabs.keys() - self._whole.keys())
             warnings.warn(f"no slab lies wholly in the images of {listed(without)}: they teach nothing", stacklevel=2)
+        # what a patch has to cover: the case whose thinnest slab is the thickest
+        self._thickest = max(self._whole.items(), key=lambda item: float(np.diff(item[1]).min()))
         self._thick: dict[str, tuple[int, str]] = {}
 
     def default_memory_target(self) -> float:
@@ -97,7 +99,7 @@ class ThinThickPlanner(ExtPlanner):
         return forward, [forward.index(axis) for axis in range(3)]
 
     def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-        needed = max(slices_for_a_slab(slabs, float(spacing[0])) for slabs in self._whole.values())
+        needed = slices_for_a_slab(self._thickest[1], float(spacing[0]))
         # one slice more than a slab is thick, since its edges lie anywhere; the user's patch may match them
         larger = np.maximum(patch_size, [needed - (self.patch_size is not None), 1, 1])
         return self.network_planner.fitted_patch(larger, spacing)
@@ -151,9 +153,9 @@ class ThinThickPlanner(ExtPlanner):
         return super()._shares_data(name, configuration, stock)
 
     def _checked_patch(self, patch_size: list[int], spacing: np.ndarray) -> list[int]:
-        for name, slabs in self._whole.items():
-            if 0 < patch_size[0] < slices_for_a_slab(slabs, float(spacing[0])) - 1:
-                raise refused_patch(name, slabs, patch_size[0], float(spacing[0]))
+        name, slabs = self._thickest
+        if 0 < patch_size[0] < slices_for_a_slab(slabs, float(spacing[0])) - 1:
+            raise refused_patch(name, slabs, patch_size[0], float(spacing[0]))
         return super()._checked_patch(patch_size, spacing)
 
     def _thick_image(self, patch_size: list[int], spacing: np.ndarray) -> tuple[int, str]:
