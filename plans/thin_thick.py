@@ -14,6 +14,7 @@ from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_ext.data.patches import (
     most_within,
+    no_slabs,
     refuse_thin_annotations,
     refused_patch,
     slices_for_a_slab,
@@ -75,9 +76,7 @@ class ThinThickPlanner(ExtPlanner):
         slabs = {name: whole_slabs(case) for name, case in self.sidecar.cases.items()}
         self._whole = {name: of_case for name, of_case in slabs.items() if len(of_case)}
         if not self._whole:
-            raise InputError(
-                f"no slab that lies wholly in the image, in none of {len(slabs)} cases", "one or more", "convert others"
-            )
+            raise no_slabs(len(slabs))
         if len(self._whole) < len(slabs):
             without = sorted(slabs.keys() - self._whole.keys())
             warnings.warn(f"no slab lies wholly in the images of {listed(without)}: they teach nothing", stacklevel=2)

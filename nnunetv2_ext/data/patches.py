@@ -139,14 +139,18 @@ def slabs_per_patch(cases: Mapping[str, PreprocessedSlabs], slices: int) -> int:
     most = {}
     for name, case in cases.items():
         most[name] = case.most_covered(slices)
-        whole = case.slabs[covered(case.matrix)]
-        if most[name] == 0 and len(whole):
+        if most[name] == 0 and len(whole := case.slabs[covered(case.matrix)]):
             raise refused_patch(name, whole, slices, float(np.diff(case.slices).mean()))
     if not any(most.values()):
-        raise InputError(
-            f"no slab that lies wholly in the image, in none of {len(most)} cases", "one or more", "convert others"
-        )
+        raise no_slabs(len(most))
     return max(most.values())
+
+
+def no_slabs(cases: int) -> InputError:
+    """The error of so many cases without any slab that lies wholly in its image."""
+    return InputError(
+        f"no slab that lies wholly in the image, in none of {cases} cases", "one or more", "convert others"
+    )
 
 
 def refused_patch(name: str, slabs: np.ndarray, slices: int, spacing: float) -> InputError:

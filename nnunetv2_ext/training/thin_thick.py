@@ -67,18 +67,17 @@ def thick_slices(network: Any, patch_size: Sequence[int], slabs: int) -> int | N
     return None
 
 
-def read_slabs(preprocessed: Path, manager: PlansManager, data: Path) -> dict[str, PreprocessedSlabs]:
+def read_slabs(manager: PlansManager, data: Path) -> dict[str, PreprocessedSlabs]:
     """The slabs of every preprocessed case, by name.
 
     Args:
-        preprocessed: folder of the preprocessed data set, with the side-car in it.
-        data: folder of a configuration's data in it.
+        data: folder of a configuration's data, in that of the preprocessed data set.
 
     Raises:
         InputError: no side-car, an edited one, one of another data set or of other images; annotations as thin as the
             images; a slice axis that is not the first one of the plans.
     """
-    sidecar = find_sidecar(preprocessed, manager.dataset_name)
+    sidecar = find_sidecar(data.parent, manager.dataset_name)
     refuse_thin_annotations(sidecar)
     refuse_other_axis(sidecar.axis, manager.transpose_forward)
     dataset_class = infer_dataset_class(str(data))
@@ -96,8 +95,8 @@ def find_sidecar(preprocessed: Path, dataset: str) -> Sidecar:
     Raises:
         InputError: as `read_sidecar`, or the raw data have another one.
     """
-    raw = Path(os.environ.get("nnUNet_raw") or ".") / dataset
-    if not (raw / SIDECAR).is_file():
+    raw = _raw_folder(dataset)
+    if raw is None or not (raw / SIDECAR).is_file():
         return read_sidecar(preprocessed, dataset)
     sidecar = read_sidecar(raw, dataset)
     held = preprocessed / SIDECAR
@@ -109,6 +108,12 @@ def find_sidecar(preprocessed: Path, dataset: str) -> Sidecar:
             "plan and preprocess it again with ThinThickPlanner",
         )
     return sidecar
+
+
+def _raw_folder(dataset: str) -> Path | None:
+    """Where the raw data set lies; None on a machine that has none, which can train all the same."""
+    raw = os.environ.get("nnUNet_raw")
+    return Path(raw) / dataset if raw else None
 
 
 class _FeatureTap:
@@ -140,8 +145,6 @@ class _Step:
 
     slabs: Tensor
     """P, (B, T, S), on the CPU: annotated slabs and slabs of padding; rows of zeros fill up."""
-    valid: Tensor
-    """(B, T) bool, rows that are no zeros."""
     annotated: Tensor
     """(B, T) bool"""
     target: Tensor
@@ -150,6 +153,16 @@ class _Step:
     """(B, C, T or S, Y, X)"""
     thin_logits: list[Tensor] = field(default_factory=list)
     terms: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def valid(self) -> Tensor:
+        """(B, T) bool, rows that are no zeros."""
+        return self.slabs.any(-1)
+
+    def only_annotated(self, volume: Tensor) -> Tensor:
+        """Annotated slabs of all samples as slices of one: (B, C, T, Y, X) -> (1, C, slabs, Y, X)."""
+        slabs = rearrange(volume, "b c t y x -> (b t) c y x")[self.annotated.flatten().to(volume.device)]
+        return rearrange(slabs, "t c y x -> 1 c t y x")
 
 
 class TrainerOfSlabs(TrainerOfBackbones):
@@ -239,7 +252,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
         Raises:
             InputError: as `read_slabs` and `slabs_per_patch`.
         """
-        cases = read_slabs(data.parent, manager, data)
+        cases = read_slabs(manager, data)
         return cases, slabs_per_patch(cases, configuration.patch_size[0])
 
     def _read_slabs(self) -> None:
@@ -330,11 +343,10 @@ class TrainerOfSlabs(TrainerOfBackbones):
             patches.append(self.slabs_of(name).patch(of_sample))
             of_samples.append(_filled_up(patches[-1], of_sample, self.number_of_slabs))
         slabs, centres, annotated = (torch.from_numpy(np.stack(arrays)) for arrays in zip(*of_samples, strict=True))
-        valid = slabs.any(-1)
         target = take(labels, centres.to(self.device))
         regions = self.label_manager.foreground_regions if self.label_manager.has_regions else None
         target = mark_ignored(
-            target, valid, ignore_label=self.ignored, regions=None if regions is None else len(regions)
+            target, slabs.any(-1), ignore_label=self.ignored, regions=None if regions is None else len(regions)
         )
         if self.thick_on_thin_grid:
             matrices = torch.from_numpy(np.stack([patch.blurred for patch in patches]))
@@ -342,7 +354,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
             matrices = slabs
         if self.tap is not None:
             self.tap.features, self.tap.on = None, True
-        return _Step(slabs, valid, annotated, target, slab_features(data, matrices)), data
+        return _Step(slabs, annotated, target, slab_features(data, matrices)), data
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         self.step, data = self._prepared(batch)
@@ -414,10 +426,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """nnU-Net's, of the thin predictions' averages over the slabs against their annotation."""
         self.step, data = self._prepared(batch)
-        valid = self.step.annotated
-        # slabs one after the other as slices of one sample, without those that fill up: (1, C, slabs, Y, X)
-        target = rearrange(self.step.target, "b c t y x -> (b t) c y x")[valid.flatten().to(self.device)]
-        target = rearrange(target, "t c y x -> 1 c t y x")
+        target = self.step.only_annotated(self.step.target)
         if self.label_manager.has_regions and not self.label_manager.has_ignore_label:
             target = target[:, :-1]
         network = self.network
@@ -436,8 +445,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
         self.network = network
         self.step.thin_logits = _listed(network(image))
         logits = slab_logits(self.step.thin_logits[0], self.step.slabs, regions=self.label_manager.has_regions)
-        valid = self.step.annotated.flatten().to(logits.device)
-        averaged = rearrange(rearrange(logits, "b c t y x -> (b t) c y x")[valid], "t c y x -> 1 c t y x")
+        averaged = self.step.only_annotated(logits)
         return [averaged] if self.enable_deep_supervision else averaged
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
@@ -455,9 +463,8 @@ class TrainerOfSlabs(TrainerOfBackbones):
         sidecar = find_sidecar(preprocessed, self.plans_manager.dataset_name)
         slabs = summarize_slabs(preprocessed / "gt_segmentations", folder, sidecar, **common)
         self.print_to_log_file(f"Mean validation Dice of slabs: {slabs}", also_print_to_console=True)
-        raw = os.environ.get("nnUNet_raw")
-        truth = Path(raw) / self.plans_manager.dataset_name / THIN_TRUTH if raw else None
-        if truth is None or not truth.is_dir():
+        raw = _raw_folder(self.plans_manager.dataset_name)
+        if raw is None or not (truth := raw / THIN_TRUTH).is_dir():
             return
         try:
             thin = summarize_thin(truth, folder, **common)
