@@ -32,6 +32,12 @@ class Difference:
     cases: int
 
 
+def in_points(difference: Mapping[str, float]) -> str:
+    """The fields of a `Difference` for a table, `mean [low, high]` in points of percent."""
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+
+
 def read_summary(path: Path) -> dict[str, dict[str, float]]:
     """Dice per case and foreground label of one fold's `validation/summary.json`.
 

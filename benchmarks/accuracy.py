@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
-from benchmarks._statistics import bootstrap, dice_per_label, mean_dice, paired_differences, read_summary
+from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import dataset_name, read_json
@@ -170,8 +170,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         difference = row["difference"]
         shown = "reference"
         if difference is not None:
-            mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-            shown = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+            shown = in_points(difference)
         dice = [100 * row["dice_per_label"].get(label, float("nan")) for label in labels]
         seconds = " ".join(f"{value:.0f}" for value in row["seconds_per_fold"].values())
         cells.append(

@@ -79,6 +79,11 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"median": statistics.median(values), "min": min(values), "max": max(values)}
 
 
+def with_range(values: dict[str, float], form: str) -> str:
+    """What `spread` found, for a table: `median (min-max)`."""
+    return f"{values['median']:{form}} ({values['min']:{form}}-{values['max']:{form}})"
+
+
 def count_parameters(network: nn.Module) -> int:
     """Number of trainable values."""
     return sum(parameter.numel() for parameter in network.parameters())
@@ -117,7 +122,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         if value is None:
             return "-"
         if isinstance(value, dict):
-            return f"{value['median']:{form}} ({value['min']:{form}}-{value['max']:{form}})"
+            return with_range(value, form)
         return f"{value:{form}}"
 
     columns = {

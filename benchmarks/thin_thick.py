@@ -39,8 +39,8 @@ from typing import Any
 import torch
 
 from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
-from benchmarks._statistics import bootstrap, dice_per_label, mean_dice, paired_differences, read_summary
-from benchmarks.step import interleave, spread
+from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
+from benchmarks.step import interleave, spread, with_range
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.paths import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
 
@@ -305,8 +305,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     for row in rows:
         difference, shown = row["difference"], "reference" if row["way"] == LAID else "-"
         if difference is not None:
-            mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
-            shown = f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"
+            shown = in_points(difference)
         closed = "-" if row["closed"] is None else f"{100 * row['closed']:.0f} %"
         per_fold = [row["mean_dice_per_fold"].get(fold) for fold in folds]
         cells.append(
@@ -390,14 +389,10 @@ def _wait(device: str) -> None:
 
 def steps_table(rows: Sequence[dict[str, Any]]) -> str:
     """The rows of `time_steps` as a markdown table; a spread reads `median (min-max)`."""
-
-    def shown(values: dict[str, float]) -> str:
-        return f"{values['median']:.2f} ({values['min']:.2f}-{values['max']:.2f})"
-
     header = ["network", "factor", "way", "thick / thin slices", "s per step", "plain s", "ratio", "bound"]
     cells = [
         [row["network"], str(row["factor"]), row["way"], f"{row['thick_slices']} / {row['thin_slices']}"]
-        + [shown(row[key]) for key in ("seconds", "plain_seconds", "ratio")]
+        + [with_range(row[key], ".2f") for key in ("seconds", "plain_seconds", "ratio")]
         + [f"{row['bound']:.2f}"]
         for row in rows
     ]
