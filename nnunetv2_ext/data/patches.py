@@ -24,9 +24,19 @@ class Patch:
     """P, float32 (t, S): rows sum to 1 and are in the order of the patch's slices."""
     centres: np.ndarray
     """int64 (t,): the patch's slice nearest each slab's centre, where its annotation is read."""
-    blurred: np.ndarray
-    """float32 (S, S): takes each slice to the average of its slab, of two by its shares in them. Slabs at the patch's
-    ends count with the slices that are there; slices in no slab stay as they are."""
+    touched: np.ndarray
+    """float64 (at least t, S): P of all slabs that the patch touches, of those at its ends with the slices there."""
+
+    @property
+    def blurred(self) -> np.ndarray:
+        """Takes each slice to the average of its slab, of two by its shares in them: float32 (S, S).
+
+        Slabs at the patch's ends count with the slices that are there; slices in no slab stay as they are.
+        """
+        share = self.touched.sum(axis=0)
+        back = np.divide(self.touched.T, share[:, None], out=np.zeros_like(self.touched.T), where=share[:, None] > 0)
+        averages = self.touched / self.touched.sum(axis=1, keepdims=True)
+        return (back @ averages + np.diag(share == 0)).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class PreprocessedSlabs:
         place = np.zeros(len(self.slices) + 1, np.int64)
         place[slices] = np.arange(len(slices))
         centres = place[centre_slices(self.slabs[whole], self.slices) + 1]
-        return Patch(rows.astype(np.float32), centres, _blurred(columns[columns.any(axis=1)]))
+        return Patch(rows.astype(np.float32), centres, columns[columns.any(axis=1)])
 
 
 def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -86,13 +96,6 @@ def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray
     for row, group in zip(matrix, groups, strict=True):
         row[group] = 1 / len(group)
     return matrix, np.array([group[0] for group in groups], np.int64)
-
-
-def _blurred(touched: np.ndarray) -> np.ndarray:
-    share = touched.sum(axis=0)
-    back = np.divide(touched.T, share[:, None], out=np.zeros_like(touched.T), where=share[:, None] > 0)
-    averages = touched / touched.sum(axis=1, keepdims=True)
-    return (back @ averages + np.diag(share == 0)).astype(np.float32)
 
 
 def preprocessed_slabs(
