@@ -32,7 +32,8 @@ class Pipeline:
 
     def __init__(self, folder: Path):
         self.folder = folder
-        self.environment = {**os.environ, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2"}
+        # each worker imports nnU-Net for five seconds, longer than it works here
+        self.environment = {**os.environ, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "1"}
         self.environment["OMP_WAIT_POLICY"] = "PASSIVE"  # several tests share few cores
         self.environment.pop("nnUNet_extTrainer", None)
         self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
@@ -77,7 +78,7 @@ class Pipeline:
         splits = [{"train": [name for name in cases if name != case], "val": [case]} for case in cases[:2]]
         (self.preprocessed(dataset) / "splits_final.json").write_text(json.dumps(splits))
         folder = self.folder / f"images_{dataset}"
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         for path in paths[:2]:
             shutil.copy(path, folder)
         return folder

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 import time
 
@@ -31,6 +30,7 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     assert "2d" not in planned["configurations"]
     assert "ok" in pipeline.run(f"nnunetv2_ext doctor -d {number} -c 3d_fullres -tr {trainer} -p {plans} -device cpu")
 
+    images = pipeline.images_of(dataset)
     fold = pipeline.results(trainer, plans, dataset) / "fold_0"
     command = f"nnUNetv2_train {number} 3d_fullres 0 -tr {trainer} -p {plans} --npz -device cpu"
     pipeline.kill_at_first_checkpoint(command, fold)
@@ -48,15 +48,12 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     pipeline.run(f"{command} --val")
     assert (fold / "validation" / "summary.json").is_file()
 
-    images, predictions = pipeline.folder / f"images_{trainer}", pipeline.folder / f"predictions_{trainer}"
-    images.mkdir(exist_ok=True)
-    raw = pipeline.folder / "nnUNet_raw" / dataset / "imagesTr"
-    shutil.copy(next(raw.glob("*.nii.gz")), images)
+    predictions = pipeline.folder / f"predictions_{trainer}"
     pipeline.run(
         f"nnUNetv2_predict -i {images} -o {predictions} -d {number} -c 3d_fullres -tr {trainer} -p {plans} -f 0"
         " -device cpu -npp 1 -nps 1 --disable_tta"
     )
-    assert len(list(predictions.glob("*.nii.gz"))) == 1
+    assert len(list(predictions.glob("*.nii.gz"))) == 2
 
     pipeline.run(f"nnunetv2_ext schedule -d {number} -p {plans} --epochs 3")
     assert "training.epochs: 2 and 3" in pipeline.run(f"{command} --c", status=1)
