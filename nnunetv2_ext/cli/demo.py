@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--iterations", type=int, default=20, help="training steps per epoch; default: %(default)s")
     parser.add_argument("--training-cases", type=int, default=24, metavar="N", help="default: %(default)s")
     parser.add_argument("--unseen-cases", type=int, default=8, metavar="N", help="default: %(default)s")
-    parser.epilog = "example:\n  nnunetv2_ext demo --output demo    # ten to fifteen minutes on two cores"
+    parser.epilog = "example:\n  nnunetv2_ext demo --output demo    # ten to twenty minutes on two cores"
 
 
 def run(args: argparse.Namespace) -> int:
