@@ -70,6 +70,7 @@ class Pipeline:
             time.sleep(0.05)
         os.killpg(training.pid, signal.SIGKILL)
         training.communicate()
+        assert not survivors(training.pid)
 
     def images_of(self, dataset: str) -> Path:
         """A folder of two images to predict; the data set's first two folds then validate on one case each."""
@@ -161,4 +162,12 @@ def processes_of_group(group: int) -> set[int]:
                 state = (folder / "stat").read_text().rpartition(")")[2].split()[0]
                 if state != "Z":
                     found.add(int(folder.name))
+    return found
+
+
+def survivors(group: int, seconds: float = 10) -> set[int]:
+    """The processes of a group that still live after so many seconds: a killed process takes a moment to end."""
+    deadline = time.monotonic() + seconds
+    while (found := processes_of_group(group)) and time.monotonic() < deadline:
+        time.sleep(0.05)
     return found

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.training.checkpoints import is_readable
-from tests.pipeline.conftest import Pipeline, processes_of_group
+from tests.pipeline.conftest import Pipeline, survivors
 
 KILLS = int(os.environ.get("NNUNETV2_EXT_KILLS", "3"))
 EPOCHS = 2 * KILLS
@@ -35,7 +35,7 @@ def test_killed_at_random_moments(pipeline: Pipeline, capsys: pytest.CaptureFixt
         with contextlib.suppress(ProcessLookupError):
             os.killpg(training.pid, signal.SIGKILL)
         training.communicate()
-        assert not processes_of_group(training.pid)
+        assert not survivors(training.pid)
         whole = [path for path in fold.glob("checkpoint_*.pth") if is_readable(path)]
         assert whole and len(whole) == len(list(fold.glob("checkpoint_*.pth")))
     pipeline.run(f"{command} --c")
