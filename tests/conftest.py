@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+# each worker of nnU-Net's imports nnU-Net for five seconds, longer than it works here
+os.environ.update(nnUNet_n_proc_DA="1", nnUNet_def_n_proc="1")
+
 BESIDE = Path(__file__).parents[2] / "shared"
 
 

@@ -179,14 +179,11 @@ def _plan_and_preprocess() -> None:
     """Plans of every contender; nnU-Net's first, because ours take over the data that they preprocess."""
     from nnunetv2_ext.planning.api import plan_and_preprocess
 
-    processes = min(8, os.cpu_count() or 1)
     for contender in reversed(CONTENDERS):
         plan_and_preprocess(
             DATASET_ID,
             planner=contender.planner,
             configurations=(CONFIGURATION,),
-            processes=(processes,),
-            fingerprint_processes=processes,
             progress=False,
         )
 

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 from typing import Any
 
 from nnunetv2_ext.cli.schedule import add_schedule_arguments, schedule_from_arguments
@@ -75,9 +74,10 @@ def _json_object(text: str) -> dict[str, Any]:
 
 
 def run(args: argparse.Namespace) -> int:
+    from nnunetv2.configuration import default_num_processes
+
     from nnunetv2_ext.planning.api import plan_and_preprocess
 
-    processes = int(os.environ.get("nnUNet_def_n_proc", 8))
     for dataset in args.d:
         plan_and_preprocess(
             dataset,
@@ -85,8 +85,8 @@ def run(args: argparse.Namespace) -> int:
             schedule=schedule_from_arguments(args),
             options={name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None},
             configurations=args.c,
-            processes=args.np or [processes],
-            fingerprint_processes=args.npfp or processes,
+            processes=args.np or [default_num_processes],
+            fingerprint_processes=args.npfp or default_num_processes,
             fingerprint_extractor=args.fpe,
             gpu_memory_target=args.gpu_memory_target,
             preprocessor=args.preprocessor_name,

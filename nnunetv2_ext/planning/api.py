@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import nnunetv2
+from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
@@ -41,8 +42,8 @@ def plan_and_preprocess(
     schedule: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     configurations: Sequence[str] = ("3d_fullres", "3d_lowres"),
-    processes: Sequence[int] = (8,),
-    fingerprint_processes: int = 8,
+    processes: Sequence[int] = (default_num_processes,),
+    fingerprint_processes: int = default_num_processes,
     fingerprint_extractor: str = "DatasetFingerprintExtractor",
     gpu_memory_target: float | None = None,
     preprocessor: str = "DefaultPreprocessor",
@@ -60,6 +61,7 @@ def plan_and_preprocess(
         dataset: id or name of a data set in nnUNet_raw.
         schedule: keys of the `training` block.
         options: what the planner lets the user choose, patch_size or backbone, for instance.
+        processes: for preprocessing, one number or one per configuration.
         gpu_memory_target: GB.
         target_spacing: mm, in the order of the axes as nnU-Net reads them (z, y, x).
 

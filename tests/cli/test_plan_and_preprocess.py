@@ -15,8 +15,7 @@ from tests.planning.conftest import NAME, Described
 
 
 @pytest.fixture
-def described(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> Described:
-    monkeypatch.setenv("nnUNet_def_n_proc", "1")
+def described(nnunet_folders: Path) -> Described:
     return Described(nnunet_folders).write()
 
 

@@ -45,12 +45,12 @@ FLAGS = ("--iterations", "1", "--val_iterations", "1", "--batch_size", "2")
 
 def plan(planner: str, **more: Any) -> str:
     """What `nnunetv2_ext plan_and_preprocess` does, in this process."""
-    return plan_and_preprocess(104, planner=planner, processes=[1], progress=False, **more)
+    return plan_and_preprocess(104, planner=planner, progress=False, **more)
 
 
 @pytest.fixture(scope="module")
 def images(pipeline: Pipeline) -> Path:
-    """Two images to predict; the data set is preprocessed, and its first two folds validate on one case each."""
+    """Two images to predict; the data set is preprocessed."""
     pipeline.run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar")
     return pipeline.images_of(DATASET)
 

@@ -31,7 +31,7 @@ def test_thin_slices_through_the_commands(pipeline: Pipeline) -> None:
     )
     check_predictions(folder, images)
 
-    plan_and_preprocess(4, planner="MNetPlanner", processes=[1], progress=False)
+    plan_and_preprocess(4, planner="MNetPlanner", progress=False)
     fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
     mnet = predict(fold, images, pipeline.folder / "mnet")
     ensemble = pipeline.folder / "ensemble"
@@ -49,7 +49,7 @@ def test_thin_slices_through_the_commands(pipeline: Pipeline) -> None:
 )
 def test_thick_slices_in_this_process(pipeline: Pipeline, options: dict[str, object], kind: str) -> None:
     name = f"ConvFree{kind.capitalize()}Plans"
-    plan_and_preprocess(104, planner="ConvFreePlanner", plans_name=name, options=options, processes=[1], progress=False)
+    plan_and_preprocess(104, planner="ConvFreePlanner", plans_name=name, options=options, progress=False)
     configuration = json.loads((pipeline.preprocessed() / f"{name}.json").read_text())["configurations"]["3d_fullres"]
     assert configuration["attention"]["kind"] == kind
     fold = train_fold(104, "3d_fullres", 0, trainer="ConvFreeTrainer", plans=name, schedule=BRIEF)

@@ -46,11 +46,7 @@ def test_folds_to_ensemble(pipeline: Pipeline) -> None:
     )
     assert "nnUNetv2_predict" in found
 
-    images = folder / "images"
-    images.mkdir()
-    raw = folder / "nnUNet_raw" / "Dataset104_HippocampusThick4" / "imagesTr"
-    for path in sorted(raw.glob("*.nii.gz"))[:2]:
-        shutil.copy(path, images)
+    images = pipeline.images_of("Dataset104_HippocampusThick4")
     options = "-d 104 -c 3d_fullres -f 0 1 2 3 4 --save_probabilities -device cpu -npp 1 -nps 1 --disable_tta"
     ours = f"nnUNetv2_predict -i {images} -tr MNetTrainer -p MNetPlans {options}"
     run(f"{ours} -o {folder / 'ours'}")

@@ -13,6 +13,7 @@ from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.training.run import train_fold
 from tests.pipeline.conftest import Pipeline
 
+pytestmark = pytest.mark.usefixtures("environment")
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "posterior": 2}
 TABLE = {  # labels of dataset.json, further keys, whether the first slices are marked as ignored, methods
@@ -22,15 +23,6 @@ TABLE = {  # labels of dataset.json, further keys, whether the first slices are 
 }
 # what makes a method's network quick
 OPTIONS: dict[str, dict[str, Any]] = {"MNet": {}, "PaR": {"backbone_kwargs": {"features_per_stage": [8, 16, 24, 32]}}}
-
-
-@pytest.fixture
-def environment(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
-    for key, value in pipeline.environment.items():
-        if key.startswith("nnUNet_"):
-            monkeypatch.setenv(key, value)
-    monkeypatch.setenv("nnUNet_n_proc_DA", "0")
-    return pipeline
 
 
 def copy_dataset(pipeline: Pipeline, identifier: int, labels: dict[str, object], more: dict[str, object]) -> Path:
@@ -47,25 +39,23 @@ def plan(identifier: int, method: str, *, preprocess: bool = True) -> None:
         identifier,
         planner=f"{method}Planner",
         options=OPTIONS[method],
-        processes=[1],
         preprocess=preprocess,
         progress=False,
     )
 
 
 @pytest.mark.parametrize("identifier", TABLE)
-def test_regions_and_ignore_label(environment: Pipeline, identifier: int) -> None:
+def test_regions_and_ignore_label(pipeline: Pipeline, identifier: int) -> None:
     labels, more, ignored, methods = TABLE[identifier]
-    target = copy_dataset(environment, identifier, labels, more)
+    target = copy_dataset(pipeline, identifier, labels, more)
     if ignored:
         for path in (target / "labelsTr").glob("*.nii.gz"):
             image = nibabel.load(path)
             values = np.asarray(image.dataobj).copy()
             values[..., : values.shape[2] // 3] = 3
             nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), path)
-    environment.run(f"nnunetv2_ext plan_and_preprocess -d {identifier} -pl MNetPlanner --no_pbar")
     for method in methods:
-        plan(identifier, method)  # the data are kept
+        plan(identifier, method)
         fold = train_fold(
             identifier, "3d_fullres", 0, trainer=f"{method}Trainer", plans=f"{method}Plans", schedule=BRIEF
         )
@@ -73,10 +63,10 @@ def test_regions_and_ignore_label(environment: Pipeline, identifier: int) -> Non
         assert len(summary["mean"]) == 2
 
 
-def test_thin_slices(environment: Pipeline) -> None:
-    environment.run("nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner --no_pbar")
+def test_thin_slices(pipeline: Pipeline) -> None:
+    plan(4, "MNet")
     fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
-    plans = json.loads((environment.preprocessed("Dataset004_Hippocampus") / "MNetPlans.json").read_text())
+    plans = json.loads((pipeline.preprocessed("Dataset004_Hippocampus") / "MNetPlans.json").read_text())
     assert np.allclose(plans["configurations"]["3d_fullres"]["spacing"], 1)
     assert (fold / "validation" / "summary.json").is_file()
 
@@ -98,18 +88,18 @@ def add_stages(pipeline: Pipeline, method: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def data_of_two_stages(pipeline: Pipeline) -> None:
+def data_of_two_stages(pipeline: Pipeline, environment: None) -> None:
     copy_dataset(pipeline, 204, {"background": 0, "anterior": 1, "posterior": 2}, {})
-    pipeline.run("nnunetv2_ext plan_and_preprocess -d 204 -pl MNetPlanner --no_pp --no_pbar")
+    plan(204, "MNet", preprocess=False)
     add_stages(pipeline, "MNet")
     pipeline.run("nnUNetv2_preprocess -d 204 -plans_name MNetPlans -c 3d_fullres 3d_lowres -np 1 1 --no_pbar")
 
 
 @pytest.mark.usefixtures("data_of_two_stages")
 @pytest.mark.parametrize("method", OPTIONS)
-def test_cascade_of_a_hand_made_two_stage_plan(environment: Pipeline, method: str) -> None:
+def test_cascade_of_a_hand_made_two_stage_plan(pipeline: Pipeline, method: str) -> None:
     plan(204, method, preprocess=False)
-    add_stages(environment, method)
+    add_stages(pipeline, method)
     trainer, plans = f"{method}Trainer", f"{method}Plans"
     # every fold's validation writes the first stage's segmentations; `all` gives them for every case at once
     first = train_fold(204, "3d_lowres", "all", trainer=trainer, plans=plans, schedule=BRIEF)

@@ -104,6 +104,6 @@ def test_other_networks_in_this_process(pipeline: Pipeline, options: dict[str, o
         pipeline.run("nnUNetv2_plan_and_preprocess -d 205 -c 3d_fullres -np 1 -npfp 1")
         (pipeline.preprocessed("Dataset205_ThinThick") / "slabs.json").unlink(missing_ok=True)
     else:
-        plan_and_preprocess(205, planner="ThinThickPlanner", options=options, processes=[1], progress=False)
+        plan_and_preprocess(205, planner="ThinThickPlanner", options=options, progress=False)
     fold = train_fold(205, "3d_fullres", 0, trainer="ThinThickTrainer", plans=plans, schedule=BRIEF)
     assert (fold / "validation" / "summary_slabs.json").is_file()

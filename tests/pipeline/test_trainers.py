@@ -4,12 +4,17 @@ import json
 import os
 import signal
 import time
+from functools import partial
 
 import pytest
 import torch
 
+from nnunetv2_ext.cli import main
+from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.registry import PLANNERS, TRAINERS
 from tests.pipeline.conftest import SHORT, Pipeline, processes_of_group, survivors
+
+pytestmark = pytest.mark.usefixtures("environment")
 
 
 def planner_of(trainer: str) -> str:
@@ -18,6 +23,8 @@ def planner_of(trainer: str) -> str:
 
 @pytest.mark.parametrize("trainer", [entry.name for entry in TRAINERS])
 def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> None:
+    from nnunetv2.run.run_training import run_training
+
     planner = planner_of(trainer)
     plans = planner.replace("Planner", "Plans")
     dataset, options = "Dataset104_HippocampusThick4", " ".join(SHORT)
@@ -28,7 +35,7 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     pipeline.run(f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} --verify_dataset_integrity {options}")
     planned = json.loads((pipeline.preprocessed(dataset) / f"{plans}.json").read_text())
     assert "2d" not in planned["configurations"]
-    assert "ok" in pipeline.run(f"nnunetv2_ext doctor -d {number} -c 3d_fullres -tr {trainer} -p {plans} -device cpu")
+    assert main(["doctor", "-d", number, "-c", "3d_fullres", "-tr", trainer, "-p", plans, "-device", "cpu"]) == 0
 
     images = pipeline.images_of(dataset)
     fold = pipeline.results(trainer, plans, dataset) / "fold_0"
@@ -55,11 +62,15 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     )
     assert len(list(predictions.glob("*.nii.gz"))) == 2
 
-    pipeline.run(f"nnunetv2_ext schedule -d {number} -p {plans} --epochs 3")
-    assert "training.epochs: 2 and 3" in pipeline.run(f"{command} --c", status=1)
+    # what nnUNetv2_train calls, in this process
+    again = partial(run_training, number, "3d_fullres", 0, trainer, plans, device=torch.device("cpu"))
+    assert main(["schedule", "-d", number, "-p", plans, "--epochs", "3"]) == 0
+    with pytest.raises(InputError, match=r"training\.epochs: 2 and 3"):
+        again(continue_training=True)
     path = fold / "checkpoint_final.pth"
     path.write_bytes(path.read_bytes()[:100_000])
-    assert "damaged checkpoint" in pipeline.run(f"{command} --val", status=1)
+    with pytest.raises(InputError, match="damaged checkpoint"):
+        again(only_run_validation=True)
 
 
 def test_no_data_worker_outlives_a_killed_training(pipeline: Pipeline) -> None:
