@@ -3,6 +3,7 @@
 Paper: Gang, "A Novel Convolutional-Free Method for 3D Medical Imaging Segmentation", 2025, section 3.6.
 """
 
+import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -82,7 +83,7 @@ class ThinThickPlanner(ExtPlanner):
             warnings.warn(f"no slab lies wholly in the images of {listed(without)}: they teach nothing", stacklevel=2)
         # what a patch has to cover: the case whose thinnest slab is the thickest
         self._thickest = max(self._whole.items(), key=lambda item: float(np.diff(item[1]).min()))
-        self._thick: dict[str, tuple[int, str]] = {}
+        self._thick_slices: dict[str, int | None] = {}
 
     def default_memory_target(self) -> float:
         return self.network_planner.default_memory_target()
@@ -159,16 +160,17 @@ class ThinThickPlanner(ExtPlanner):
 
     def _thick_image(self, patch_size: list[int], spacing: np.ndarray) -> tuple[int, str]:
         """Slices of the thick image, and how it is shown."""
-        key = f"{patch_size} {spacing.tolist()}"
-        if key not in self._thick:
-            asked = self.schedule.get("thin_thick", {})
-            # the slices of a cropped case are up to half a slice longer over a whole patch
-            length = (patch_size[0] + 1) * float(spacing[0])
-            slabs = max(asked.get("slabs") or 1, *(most_within(slabs, length) for slabs in self._whole.values()))
-            path, kwargs = find("architecture", self.architecture).path, self.architecture_kwargs(patch_size, spacing)
+        asked = self.schedule.get("thin_thick", {})
+        # the slices of a cropped case are up to half a slice longer over a whole patch
+        length = (patch_size[0] + 1) * float(spacing[0])
+        slabs = max(asked.get("slabs") or 1, *(most_within(slabs, length) for slabs in self._whole.values()))
+        if asked.get("thick_image") == THIN_GRID:
+            return slabs, THIN_GRID
+        path, kwargs = find("architecture", self.architecture).path, self.architecture_kwargs(patch_size, spacing)
+        key = json.dumps([[int(size) for size in patch_size], slabs, kwargs])
+        if key not in self._thick_slices:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
             with torch.device("meta"):
                 network = get_network_from_plans(path, kwargs, [], 1, 2, allow_init=False, deep_supervision=True)
-            on_thin_grid = asked.get("thick_image") == THIN_GRID
-            slices = None if on_thin_grid else thick_slices(network, patch_size, slabs)
-            self._thick[key] = (slabs, THIN_GRID) if slices is None else (slices, THICK_GRID)
-        return self._thick[key]
+            self._thick_slices[key] = thick_slices(network, patch_size, slabs)
+        slices = self._thick_slices[key]
+        return (slabs, THIN_GRID) if slices is None else (slices, THICK_GRID)
