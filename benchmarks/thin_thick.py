@@ -3,6 +3,7 @@
     python -m benchmarks.thin_thick -d 4 --factors 4 8 --folds 0 1
     python -m benchmarks.thin_thick -d 4 --factors 4 --networks ConvFreeTransformer --folds 0 --resume
     python -m benchmarks.thin_thick -d 4 --factors 4 8 --folds 0 --ways thin_thick no_thick no_thin no_features beta_1
+    python -m benchmarks.thin_thick -d 4 --factors 4 8 --folds 0 1 --random-start
     python -m benchmarks.thin_thick -d 4 --factors 4 --steps 9
 
 The data set -d is thin with a thin truth. Its slices and labels are averaged to slabs of --factors slices, and a
@@ -21,6 +22,10 @@ scored against the thin truth. Differences are those to `laid`, paired by case, 
 cases (the chance in the cases, not that in the training). `closed` is the share of the gap between `laid` and `truth`.
 All data and models go below --output; finished trainings are kept with --resume.
 
+By default the slabs of every case start at its first slice. Where the images are cropped to the organ, as those of the
+hippocampus data are, slabs then lie alike in all organs. With --random-start each case's begin at a slice drawn from
+its first --factors ones, and what lies before them is in no slab.
+
 --steps: seconds of whole training steps (data at hand, optimizer included) of the thin-thick trainer over those of the
 same network on the same thin patches, taking turns.
 """
@@ -36,6 +41,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import SimpleITK as sitk
 import torch
 
 from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
@@ -64,6 +71,12 @@ RECORD, SUMMARY = "benchmark.json", "thin/summary.json"
 THIN_ID = 1
 
 
+def dataset_ids(factor: int, random_start: bool) -> tuple[int, int]:
+    """Ids of the thick data set, and of the thin images with its annotations."""
+    first = 10 * factor + (4 if random_start else 2)
+    return first, first + 1
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """One training: a network, a way to learn, a factor (0 for the thin truth, which has none) and a fold."""
@@ -72,13 +85,15 @@ class Run:
     way: str
     factor: int
     fold: int
+    random_start: bool = False
 
     @property
     def dataset(self) -> int:
         """Id of the data set that it learns from."""
         if self.way == TRUTH:
             return THIN_ID
-        return 10 * self.factor + (2 if self.way == THICK else 3)
+        thick, thin_thick = dataset_ids(self.factor, self.random_start)
+        return thick if self.way == THICK else thin_thick
 
     @property
     def method(self) -> str:
@@ -103,7 +118,7 @@ class Run:
 def plan_runs(args: argparse.Namespace) -> list[Run]:
     """All trainings; ways take turns within a fold, so that a stopped benchmark can be compared."""
     runs = [
-        Run(network, way, 0 if way == TRUTH else factor, fold)
+        Run(network, way, 0 if way == TRUTH else factor, fold, args.random_start and way != TRUTH)
         for network in args.networks
         for fold in args.folds
         for factor in args.factors
@@ -144,18 +159,37 @@ def prepare(args: argparse.Namespace) -> None:
         shutil.copy(source / "dataset.json", thin)
     labels = read_json(thin / "dataset.json", "correct -d")["labels"]
     for factor in args.factors:
-        thick = thin.with_name(f"Dataset{10 * factor + 2:03d}_Thick")
+        thick_id, thin_thick_id = dataset_ids(factor, args.random_start)
+        thick = thin.with_name(f"Dataset{thick_id:03d}_Thick")
         if not thick.is_dir():
-            make_thick(THIN_ID, 10 * factor + 2, factor=factor, name="Thick", processes=2)
-        if not thin.with_name(f"Dataset{10 * factor + 3:03d}_ThinThick").is_dir():
+            source_id, begun = THIN_ID, thin.with_name(f"Dataset{thick_id + 2:03d}_Begun")
+            if args.random_start:
+                source_id = thick_id + 2
+                begin_at_random(thin, begun, factor)
+            make_thick(source_id, thick_id, factor=factor, name="Thick", processes=2)
+            shutil.rmtree(begun, ignore_errors=True)
+        if not thin.with_name(f"Dataset{thin_thick_id:03d}_ThinThick").is_dir():
             convert_thin_thick(
                 thin / "imagesTr",
                 thick / "labelsTr",
-                10 * factor + 3,
+                thin_thick_id,
                 name="ThinThick",
                 label_names=sorted(labels, key=labels.get),
                 processes=2,
             )
+
+
+def begin_at_random(thin: Path, target: Path, factor: int) -> None:
+    """A copy of a data set in which each case begins at one of its first `factor` slices."""
+    random = np.random.default_rng(factor)
+    for label in sorted((thin / "labelsTr").glob(f"*{ENDING}")):
+        start = int(random.integers(factor))
+        case = label.name.removesuffix(ENDING)
+        for path in (label, *sorted((thin / "imagesTr").glob(f"{case}_????{ENDING}"))):
+            file = target / path.parent.name / path.name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            sitk.WriteImage(sitk.ReadImage(str(path))[:, :, start:], str(file))
+    shutil.copy(thin / "dataset.json", target)
 
 
 def plan(run: Run, args: argparse.Namespace) -> None:
@@ -421,6 +455,7 @@ def run(args: argparse.Namespace) -> int:
     prepare(args)
     about = machine(args.device)
     facts = {"data set": user, "folds": args.folds, **budget(args), "width": args.width, "device": args.device}
+    facts["random start"] = args.random_start
     if args.steps:
         rows = time_steps(args)
         print(f"{markdown_facts(facts)}\n{markdown_facts(about)}\n\n{steps_table(rows)}")
@@ -442,6 +477,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("-d", dest="dataset", required=True, help="id or name of a thin data set with a thin truth")
     parser.add_argument("--factors", type=int, nargs="+", default=[4, 8], help="thin slices per slab (default 4 8)")
+    parser.add_argument("--random-start", action="store_true", help="slabs that start at another slice in each case")
     parser.add_argument("--networks", nargs="+", default=["PlainConvUNet"], help="backbones, or ConvFreeTransformer")
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=[TRUTH, THICK, LAID, THIN_THICK])
     parser.add_argument("--folds", type=int, nargs="+", default=[0], help="default 0")

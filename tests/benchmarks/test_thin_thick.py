@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import thin_thick
 from benchmarks.thin_thick import LAID, THICK, THIN_THICK, TRUTH, Run
+from nnunetv2_ext.data.sidecar import read_sidecar
 from nnunetv2_ext.errors import InputError
 from tests.benchmarks.test_accuracy import write_summary
 
@@ -21,6 +22,7 @@ def arguments(output: Path, **changes: Any) -> argparse.Namespace:
         "networks": ["PlainConvUNet"],
         "ways": [TRUTH, THICK, LAID, THIN_THICK],
         "factors": [4, 8],
+        "random_start": False,
         "folds": [0, 1],
         "output": output,
         "epochs": 2,
@@ -48,6 +50,9 @@ def test_the_truth_is_learned_once_for_all_factors(tmp_path: Path) -> None:
         (THIN_THICK, "ThinThick"),
     }
     assert Run("ConvFreeTransformer", LAID, 4, 0).method == "ConvFree"
+    begun = thin_thick.plan_runs(arguments(tmp_path, random_start=True))
+    assert {run.dataset for run in begun} == {1, 44, 45, 84, 85}
+    assert {run for run in begun if run.way == TRUTH} == {run for run in runs if run.way == TRUTH}
 
 
 @pytest.fixture
@@ -134,6 +139,20 @@ def boxes(nnunet_folders: Path) -> Path:
     }
     (raw / "dataset.json").write_text(json.dumps(description))
     return nnunet_folders
+
+
+def test_slabs_begin_at_random_slices(boxes: Path) -> None:
+    thin_thick.prepare(arguments(boxes / "out", dataset="904", factors=[4], random_start=True))
+    raw = boxes / "out" / "nnUNet_raw"
+    assert sorted(path.name for path in raw.iterdir()) == [
+        "Dataset001_Thin",
+        "Dataset044_Thick",
+        "Dataset045_ThinThick",
+    ]
+    cases = read_sidecar(raw / "Dataset045_ThinThick", "Dataset045_ThinThick").cases.values()
+    starts = {float(case.slabs[0, 0]) for case in cases}
+    assert len(starts) > 1 and starts <= {0.0, 1.0, 2.0, 3.0}
+    assert {len(case.slabs) for case in cases} <= {5, 6}
 
 
 @pytest.mark.pipeline
