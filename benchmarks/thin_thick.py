@@ -371,7 +371,7 @@ def time_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
             ways = [LAID, THIN_THICK, *(["thin_grid"] if network != CONVFREE else [])]
             runs, slices = {}, {}
             for way in ways:
-                run = Run(network, way, factor, args.folds[0])
+                run = Run(network, way, factor, args.folds[0], args.random_start)
                 plan(run, args)
                 os.environ["nnUNet_results"] = str((args.output / "timing" / way).resolve())
                 Path(os.environ["nnUNet_results"]).mkdir(parents=True, exist_ok=True)

@@ -4,13 +4,11 @@ import json
 import os
 import signal
 import time
-from functools import partial
 
 import pytest
 import torch
 
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.registry import PLANNERS, TRAINERS
 from tests.pipeline.conftest import SHORT, Pipeline, processes_of_group, survivors
 
@@ -22,9 +20,7 @@ def planner_of(trainer: str) -> str:
 
 
 @pytest.mark.parametrize("trainer", [entry.name for entry in TRAINERS])
-def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> None:
-    from nnunetv2.run.run_training import run_training
-
+def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str, capsys: pytest.CaptureFixture[str]) -> None:
     planner = planner_of(trainer)
     plans = planner.replace("Planner", "Plans")
     dataset, options = "Dataset104_HippocampusThick4", " ".join(SHORT)
@@ -36,6 +32,7 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     planned = json.loads((pipeline.preprocessed(dataset) / f"{plans}.json").read_text())
     assert "2d" not in planned["configurations"]
     assert main(["doctor", "-d", number, "-c", "3d_fullres", "-tr", trainer, "-p", plans, "-device", "cpu"]) == 0
+    assert "ok" in capsys.readouterr().out
 
     images = pipeline.images_of(dataset)
     fold = pipeline.results(trainer, plans, dataset) / "fold_0"
@@ -62,15 +59,11 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     )
     assert len(list(predictions.glob("*.nii.gz"))) == 2
 
-    # what nnUNetv2_train calls, in this process
-    again = partial(run_training, number, "3d_fullres", 0, trainer, plans, device=torch.device("cpu"))
     assert main(["schedule", "-d", number, "-p", plans, "--epochs", "3"]) == 0
-    with pytest.raises(InputError, match=r"training\.epochs: 2 and 3"):
-        again(continue_training=True)
+    assert "training.epochs: 2 and 3" in pipeline.run(f"{command} --c", status=1)
     path = fold / "checkpoint_final.pth"
     path.write_bytes(path.read_bytes()[:100_000])
-    with pytest.raises(InputError, match="damaged checkpoint"):
-        again(only_run_validation=True)
+    assert "damaged checkpoint" in pipeline.run(f"{command} --val", status=1)
 
 
 def test_no_data_worker_outlives_a_killed_training(pipeline: Pipeline) -> None:
