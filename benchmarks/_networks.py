@@ -39,9 +39,8 @@ Build = Callable[[int, int, Sequence[int]], nn.Module]
 
 
 def builder(name: str, token_size: Sequence[int] = TOKEN_SIZE) -> Build:
-    """What builds the network called `name`: the reference, the oracle, an architecture, a backbone, `PaR:BACKBONE`,
-    the refiner on that backbone (`PaR`: on the reference), `ConvFreeTransformer:block`, the same in block context, or
-    `Primus`, size S.
+    """What builds the network called `name`: the oracle, `Primus` in size S, or a network of the grammar, see
+    `nnunetv2_ext.registry.find_network`.
 
     Args:
         token_size: (z, y, x) in voxels, of the networks that have tokens.
@@ -55,12 +54,10 @@ def builder(name: str, token_size: Sequence[int] = TOKEN_SIZE) -> Build:
         return lambda channels, classes, patch: PlainMNet(channels, classes)
     if has_tokens(name):
         return _of_tokens(name, token_size)
-    refined, _, backbone = name.partition(":")
-    if refined == REFINED:
-        return _around("PaRNetwork", backbone or REFERENCE)
-    if name in {entry.name for entry in registry.BACKBONES} - {entry.name for entry in registry.ARCHITECTURES}:
-        return _around("BackboneNetwork", name)
-    network_class = registry.find("architecture", name).load()
+    named = registry.find_network(name)
+    network_class = registry.find("architecture", named.architecture).load()
+    if "backbone" in named.kwargs:
+        return _around(network_class, named.kwargs["backbone"])
     if "backbone" in inspect.signature(network_class).parameters:
         raise InputError(f"the network {name}", f"a backbone, {REFINED} or {REFINED}:BACKBONE", "name what to build")
     return lambda channels, classes, patch: network_class(channels, classes)
@@ -73,15 +70,17 @@ def has_tokens(name: str) -> bool:
 
 def _of_tokens(name: str, token_size: Sequence[int]) -> Build:
     options: dict[str, Any] = {"token_size": tuple(token_size), "deep_supervision": True}
-    if name != PRIMUS:
-        options["context"] = "block" if name == IN_BLOCKS else "patch"
-    network_class = _PRIMUS.load() if name == PRIMUS else registry.find("architecture", CONVFREE).load()
+    if name == PRIMUS:
+        network_class = _PRIMUS.load()
+    else:
+        named = registry.find_network(name)
+        network_class = registry.find("architecture", named.architecture).load()
+        options |= named.kwargs
     return lambda channels, classes, patch: network_class(channels, classes, spatial_shape=patch, **options)
 
 
-def _around(wrapper: str, backbone: str) -> Build:
+def _around(network_class: Any, backbone: str) -> Build:
     registry.find("backbone", backbone).load()
-    network_class = registry.find("architecture", wrapper).load()
     kwargs = REFERENCE_KWARGS if backbone == REFERENCE else {}
     return lambda channels, classes, patch: network_class(
         channels, classes, backbone=backbone, spatial_shape=patch, backbone_kwargs=kwargs

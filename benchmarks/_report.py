@@ -2,7 +2,6 @@
 
 import argparse
 import datetime
-import json
 import os
 import platform
 import sys
@@ -58,18 +57,6 @@ def markdown_facts(facts: dict[str, Any]) -> str:
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
 
 
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A markdown table whose columns line up; the first column is text, the others are set to the right."""
-    widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        aligned = [cell.rjust(widths[n]) if n else cell.ljust(widths[n]) for n, cell in enumerate(cells)]
-        return f"| {' | '.join(aligned)} |"
-
-    rule = [f"{'-' * (width - 1)}:" if n else "-" * width for n, width in enumerate(widths)]
-    return "\n".join([line(header), line(rule), *(line(row) for row in rows)])
-
-
 def check_writable(path: Path | None) -> None:
     """Refuse a JSON path that cannot be written before the hours of measuring, not after them.
 
@@ -78,9 +65,3 @@ def check_writable(path: Path | None) -> None:
     """
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise InputError(f"--json {path}", "a file in an existing folder", "create the folder or choose another file")
-
-
-def write_json(path: Path | None, content: dict[str, Any]) -> None:
-    """Write `content` if a path is given."""
-    if path is not None:
-        path.write_text(json.dumps(content, indent=2) + "\n")

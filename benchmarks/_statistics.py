@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import read_json
+from nnunetv2_ext.files import read_json
 
 RESAMPLES = 10_000
 Cases = Mapping[str, Mapping[str, float]]

@@ -1,6 +1,6 @@
 """Trainers that nnU-Net does not find, because they are no part of the plugin."""
 
-from nnunetv2_ext.registry import Entry
+from nnunetv2_ext.entry import Entry
 
 OWN = (Entry("PrimusTrainer", "benchmarks._primus.PrimusTrainer", "Primus S on plans of ConvFreeTransformer"),)
 

@@ -17,7 +17,6 @@ two: nnunetv2_ext plan_and_preprocess -pl ConvFreePlanner --token_size 2 8 8 -ov
 
 import argparse
 import dataclasses
-import json
 import os
 import sys
 import time
@@ -26,11 +25,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
+from benchmarks._report import check_writable, exit_status, machine, markdown_facts
 from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import dataset_name, read_json
+from nnunetv2_ext.files import dataset_name, read_json, write_json
+from nnunetv2_ext.text import markdown_table
 
 RECORD = "benchmark.json"
 RESULTS_VARIABLE = "nnUNet_results"
@@ -119,14 +119,14 @@ def train_all(args: argparse.Namespace, dataset: str, runs: Sequence[Run], train
             run.fold,
             trainer=trainer_for(run.trainer),
             plans=run.plans,
-            schedule=budget(args),
+            training=budget(args),
             device=args.device,
         )
         seconds = time.perf_counter() - start
         if not run.summary.exists():
             raise RuntimeError(f"{label} ended without {run.summary}")
         record = {"budget": budget(args), "seconds": seconds, "machine": machine(args.device)}
-        run.record.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(run.record, record, indent=2)
         print(f"{label}: {seconds:.0f} s", file=sys.stderr, flush=True)
 
 
@@ -232,7 +232,8 @@ def run(args: argparse.Namespace, train: Train | None = None) -> int:
     print(f"{markdown_facts({**facts, 'device': args.device})}\n{markdown_facts(about)}\n\n{table(rows)}")
     if args.expect is not None:
         print(f"\n{expectation(rows, args.expect)}")
-    write_json(args.json, {"machine": about, **facts, "device": args.device, "rows": rows})
+    if args.json is not None:
+        write_json(args.json, {"machine": about, **facts, "device": args.device, "rows": rows})
     return 0
 
 

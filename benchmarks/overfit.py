@@ -4,9 +4,9 @@
     python -m benchmarks.overfit -d 104 -p ConvFreePlans ConvFreePostNormPlans --goal 0.95 --iterations 1000
     python -m benchmarks.overfit -d 4 -tr PrimusTrainer -p ConvFreePlans --cases hippocampus_001 hippocampus_003
 
-Trainer, network, optimizer, schedule, clipping and loss are those of a training with these plans, and so is the step;
+Trainer, network, optimizer, scheduler, clipping and loss are those of a training with these plans, and so is the step;
 only the data are not: the two cases, each cut or padded to the patch around its foreground, without augmentation, are
-the batch of every step. The schedule spans --iterations (its warm-up may last as long as 200 of them). Dice is that of
+the batch of every step. The scheduler spans --iterations (its warm-up may last as long as 200 of them). Dice is that of
 the trainer's validation step; a case's is the mean over its labels or regions, and the goal is reached once the lower
 of the two is above it. Nothing is written but --json. Exit status 0: reached with all plans, 1: not.
 """
@@ -27,11 +27,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
+from benchmarks._report import check_writable, exit_status, machine, markdown_facts
 from benchmarks._statistics import nan_mean
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import dataset_name
+from nnunetv2_ext.files import dataset_name, write_json
+from nnunetv2_ext.text import markdown_table
 
 CASES = 2
 Batch = dict[str, Any]
@@ -175,7 +176,7 @@ def make(args: argparse.Namespace, plans: str) -> Any:
     """
     from nnunetv2_ext.training.run import make_trainer
 
-    schedule = {
+    training = {
         "epochs": -(-args.iterations // args.every),
         "iterations_per_epoch": args.every,
         "val_iterations_per_epoch": 1,
@@ -189,7 +190,7 @@ def make(args: argparse.Namespace, plans: str) -> Any:
             "all",
             trainer=trainer_for(args.trainer),
             plans=plans,
-            schedule=schedule,
+            training=training,
             device=args.device,
         )
         if trainer.is_cascaded:
@@ -255,7 +256,8 @@ def run(args: argparse.Namespace) -> int:
         for one in outcomes
     ]
     print(f"\n{markdown_facts(facts)}\n{markdown_facts(about)}\n\n{markdown_table(header, rows)}")
-    write_json(args.json, {"machine": about, **facts, "outcomes": [asdict(one) for one in outcomes]})
+    if args.json is not None:
+        write_json(args.json, {"machine": about, **facts, "outcomes": [asdict(one) for one in outcomes]})
     return 0 if all(one.reached for one in outcomes) else 1
 
 

@@ -45,8 +45,10 @@ from benchmarks._networks import (
     has_tokens,
     step,
 )
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
+from benchmarks._report import check_writable, exit_status, machine, markdown_facts
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import write_json
+from nnunetv2_ext.text import markdown_table
 
 CUDA_WARM_UP_STEPS = 5
 CUDA_STEPS_PER_ROUND = 5
@@ -256,15 +258,16 @@ def run(args: argparse.Namespace) -> int:
     for mode, rows in tables.items():
         print(f"\n{mode}\n\n{table(rows)}")
     options = {key: value for key, value in vars(args).items() if key != "json"}
-    write_json(
-        args.json,
-        {
-            "machine": about,
-            "options": options,
-            "tables": tables,
-            "seconds": {mode: {one.name: one.seconds for one in ones} for mode, ones in measured.items()},
-        },
-    )
+    if args.json is not None:
+        write_json(
+            args.json,
+            {
+                "machine": about,
+                "options": options,
+                "tables": tables,
+                "seconds": {mode: {one.name: one.seconds for one in ones} for mode, ones in measured.items()},
+            },
+        )
     return 0
 
 

@@ -32,7 +32,6 @@ same network on the same thin patches, taking turns.
 
 import argparse
 import dataclasses
-import json
 import os
 import shutil
 import sys
@@ -45,11 +44,12 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts, markdown_table, write_json
+from benchmarks._report import check_writable, exit_status, machine, markdown_facts
 from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
 from benchmarks.step import interleave, spread, with_range
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json, write_json
+from nnunetv2_ext.text import markdown_table
 
 CONFIGURATION = "3d_fullres"
 CONVFREE = "ConvFreeTransformer"
@@ -218,7 +218,7 @@ def plan(run: Run, args: argparse.Namespace) -> None:
     arguments = content["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"].get("backbone_kwargs", {})
     if args.width and "features_per_stage" in arguments:
         arguments["features_per_stage"] = [args.width * 2**stage for stage in range(arguments["n_stages"])]
-    planned.write_text(json.dumps(content, indent=2))
+    write_json(planned, content)
 
 
 def trainer_of(run: Run, args: argparse.Namespace) -> Any:
@@ -232,7 +232,7 @@ def trainer_of(run: Run, args: argparse.Namespace) -> Any:
         run.fold,
         trainer=f"{run.method}Trainer",
         plans=run.plans,
-        schedule={**budget(args), **changed},
+        training={**budget(args), **changed},
         device=args.device,
     )
 
@@ -262,7 +262,7 @@ def learn(run: Run, args: argparse.Namespace) -> None:
         str(thin / "labelsTr"), str(predictions), str(fold / SUMMARY), SimpleITKIO(), ENDING, labels, num_processes=1
     )
     record = {"budget": budget(args), "width": args.width, "seconds": seconds, "machine": machine(args.device)}
-    (fold / RECORD).write_text(json.dumps(record, indent=2) + "\n")
+    write_json(fold / RECORD, record, indent=2)
 
 
 def learn_all(args: argparse.Namespace, runs: Sequence[Run]) -> None:
@@ -464,7 +464,8 @@ def run(args: argparse.Namespace) -> int:
         learn_all(args, runs)
         rows = compare(args, runs)
         print(f"{markdown_facts(facts)}\n{markdown_facts(about)}\n\n{table(rows)}")
-    write_json(args.json, {"machine": about, **facts, "rows": rows})
+    if args.json is not None:
+        write_json(args.json, {"machine": about, **facts, "rows": rows})
     return 0
 
 

@@ -1,5 +1,8 @@
 """The one error for bad input: what came, what was expected, how to mend it."""
 
+from numbers import Integral
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input from a user, told in one sentence.
@@ -16,3 +19,8 @@ class InputError(ValueError):
     def __str__(self) -> str:
         got, expected, remedy = self.args
         return f"got {got}; expected {expected}; {remedy}."
+
+
+def is_whole(value: Any, least: int = 1) -> bool:
+    """Whether a value is a whole number, `least` or more; true and false are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least

@@ -1,55 +1,28 @@
-"""The one explicit list of architectures, trainers, planners and backbones. Registered means tested."""
+"""Architectures, trainers, planners and backbones by name, and one grammar of names. Registered means tested."""
 
-import importlib
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
+from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE
+from nnunetv2_ext.entry import Entry, named
 from nnunetv2_ext.errors import InputError
 
-
-@dataclass(frozen=True)
-class Entry:
-    """A name that users type, where its class lives, and one line on what it is."""
-
-    name: str
-    path: str
-    summary: str
-    extra: str | None = None
-    """The optional dependency group (`pip install nnunetv2_ext[extra]`) that this entry needs."""
-
-    def load(self) -> Any:
-        """Import and return the class.
-
-        Raises:
-            InputError: an optional dependency is missing; the message names the extra to install.
-        """
-        module, _, attribute = self.path.rpartition(".")
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except ModuleNotFoundError as error:
-            if self.extra is None:
-                raise
-            raise InputError(
-                f"no module '{error.name}'",
-                f"it for {self.name}",
-                f"run pip install 'nnunetv2_ext[{self.extra}]'",
-            ) from error
-
-
 ARCHITECTURES = (
-    Entry("MNet", "nnunetv2_ext.architectures.mnet.MNet", "2D and 3D streams fused in a 5 x 5 mesh (IJCAI 2022)"),
-    Entry("BackboneNetwork", "nnunetv2_ext.architectures.backbones.BackboneNetwork", "any backbone of the list below"),
-    Entry(
-        "PaRNetwork", "nnunetv2_ext.architectures.par.PaRNetwork", "a backbone and the axial refiner on it (IJCAI 2025)"
-    ),
+    Entry("MNet", "nnunetv2_ext.architectures.MNet", "2D and 3D streams fused in a 5 x 5 mesh (IJCAI 2022)"),
+    Entry("BackboneNetwork", "nnunetv2_ext.architectures.BackboneNetwork", "any backbone of the list below"),
+    Entry("PaRNetwork", "nnunetv2_ext.architectures.PaRNetwork", "a backbone and the axial refiner on it (IJCAI 2025)"),
     Entry(
         "ConvFreeTransformer",
-        "nnunetv2_ext.architectures.convfree.ConvFreeTransformer",
+        "nnunetv2_ext.architectures.ConvFreeTransformer",
         "attention and linear layers alone (MICCAI 2021)",
     ),
 )
 TRAINERS = (
-    Entry("MNetTrainer", "nnunetv2_ext.trainers.mnet.MNetTrainer", "MNet with its published schedule, on any 3D plans"),
+    Entry(
+        "MNetTrainer",
+        "nnunetv2_ext.trainers.mnet.MNetTrainer",
+        "MNet with its published training block, on any 3D plans",
+    ),
     Entry("PaRTrainer", "nnunetv2_ext.trainers.par.PaRTrainer", "the axial refiner on the network of any 3D plans"),
     Entry("BackboneTrainer", "nnunetv2_ext.trainers.backbone.BackboneTrainer", "the network of any 3D plans as it is"),
     Entry(
@@ -78,23 +51,12 @@ PLANNERS = (
         "plans for thin images with thick annotations and the --backbone of your choice",
     ),
 )
-_UNETS = "dynamic_network_architectures.architectures.unet"
-_MONAI = "monai.networks.nets"
-BACKBONES = (
-    Entry("PlainConvUNet", f"{_UNETS}.PlainConvUNet", "nnU-Net's own U-Net (Nature Methods 2021)"),
-    Entry("ResidualEncoderUNet", f"{_UNETS}.ResidualEncoderUNet", "nnU-Net's residual encoder, planned for 8 GB"),
-    Entry("ResidualEncoderUNetM", f"{_UNETS}.ResidualEncoderUNet", "the same, nnU-Net's preset M of 8 GB"),
-    Entry("ResidualEncoderUNetL", f"{_UNETS}.ResidualEncoderUNet", "nnU-Net's preset L of 24 GB (MICCAI 2024)"),
-    Entry("ResidualEncoderUNetXL", f"{_UNETS}.ResidualEncoderUNet", "nnU-Net's preset XL of 40 GB (MICCAI 2024)"),
-    Entry("MNet", "nnunetv2_ext.architectures.mnet.MNet", "2D and 3D streams fused in a 5 x 5 mesh (IJCAI 2022)"),
-    Entry("UNet", f"{_MONAI}.unet.UNet", "residual 3D U-Net (MICCAI 2016, STACOM 2018)", extra="monai"),
-    Entry("VNet", f"{_MONAI}.vnet.VNet", "V-Net (3DV 2016)", extra="monai"),
-    Entry("SegResNet", f"{_MONAI}.segresnet.SegResNet", "residual encoder-decoder (BraTS 2018)", extra="monai"),
-    Entry("UNETR", f"{_MONAI}.unetr.UNETR", "ViT encoder, convolutional decoder (WACV 2022)", extra="monai"),
-    Entry("SwinUNETR", f"{_MONAI}.swin_unetr.SwinUNETR", "Swin encoder, convolutional decoder (2022)", extra="monai"),
-    Entry("MedNeXt", f"{_MONAI}.mednext.MedNeXt", "large-kernel ConvNeXt U-Net (MICCAI 2023)", extra="monai"),
-)
-KINDS = {"architecture": ARCHITECTURES, "trainer": TRAINERS, "planner": PLANNERS, "backbone": BACKBONES}
+KINDS: dict[str, Sequence[Entry]] = {
+    "architecture": ARCHITECTURES,
+    "trainer": TRAINERS,
+    "planner": PLANNERS,
+    "backbone": BACKBONES,
+}
 
 
 def find(kind: str, name: str) -> Entry:
@@ -103,7 +65,44 @@ def find(kind: str, name: str) -> Entry:
     Raises:
         InputError: unknown name; the message lists the known ones.
     """
-    known = {entry.name: entry for entry in KINDS[kind]}
+    return named(kind, KINDS[kind], name)
+
+
+class NamedNetwork(NamedTuple):
+    """What a network's name stands for: an architecture of the list and the arguments that the name settles."""
+
+    architecture: str
+    kwargs: dict[str, Any]
+
+
+REFINED, CONVFREE = "PaR", "ConvFreeTransformer"
+
+
+def find_network(name: str, *, as_backbone: bool = False) -> NamedNetwork:
+    """What a name of the grammar stands for, in every command and benchmark.
+
+    `NAME` is an architecture or a backbone of the list, `PaR:NAME` the refiner on that backbone, `PaR` alone that on
+    the default one, and `ConvFreeTransformer:block` the transformer in the papers' blocks.
+
+    Args:
+        as_backbone: what an architecture that is a backbone too stands for: by default itself, else the backbone.
+
+    Raises:
+        InputError: none of these; the message lists the known names.
+    """
+    method, _, inner = name.partition(":")
+    if method == REFINED:
+        return NamedNetwork("PaRNetwork", {"backbone": find("backbone", inner or DEFAULT_BACKBONE).name})
+    if method == CONVFREE and inner in ("", "patch", "block"):
+        return NamedNetwork(CONVFREE, {"context": inner} if inner else {})
+    known = {entry.name: entry for entry in (*ARCHITECTURES, *BACKBONES)}
     if name not in known:
-        raise InputError(f"the {kind} '{name}'", f"one of {', '.join(known)}", "see `nnunetv2_ext list`")
-    return known[name]
+        raise InputError(
+            f"the network '{name}'",
+            f"one of {', '.join(known)}, {REFINED}:BACKBONE, {CONVFREE}:block",
+            "see `nnunetv2_ext list`",
+        )
+    backbone = name in {entry.name for entry in BACKBONES}
+    if backbone and (as_backbone or name not in {entry.name for entry in ARCHITECTURES}):
+        return NamedNetwork("BackboneNetwork", {"backbone": name})
+    return NamedNetwork(name, {})

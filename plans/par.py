@@ -4,14 +4,13 @@ Paper: Huang et al., "Volumetric Axial Disentanglement Enabling Advancing in Med
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from nnunetv2_ext.architectures.par import resolved_sizes
 from nnunetv2_ext.planning.backbones import PlannerOfBackbones
-
-REFINER_ARGUMENTS = ("axis", "heads", "groups", "kernel_size", "variant", "fusion")
+from nnunetv2_ext.planning.options import Option, options_of
 
 
 class PaRPlanner(PlannerOfBackbones):
@@ -20,16 +19,16 @@ class PaRPlanner(PlannerOfBackbones):
     architecture = "PaRNetwork"
     trainer = "PaRTrainer"
     plans_name = "PaRPlans"
-    options = (*PlannerOfBackbones.options, *REFINER_ARGUMENTS)
-    axis: ClassVar[int] = 0
-    heads: ClassVar[int] = 8
-    groups: ClassVar[int] = 8
-    kernel_size: ClassVar[int] = 3
-    variant: ClassVar[str] = "paper"
-    fusion: ClassVar[str] = "add"
+
+    axis = Option(0, "axis to refine, 0, 1 or 2 of z, y, x; 0 is the coarsest", int)
+    heads = Option(8, "heads of the attention; the largest divisor of the axis' size not above it is taken", int)
+    groups = Option(8, "groups of slices; fewer where they fit better", int)
+    kernel_size = Option(3, "kernel of the refiner's features, odd", int)
+    variant = Option("paper", "paper or published_code, where the two differ")
+    fusion = Option("add", "add, multiply or concat")
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
-        refiner = {name: getattr(self, name) for name in REFINER_ARGUMENTS}
+        refiner = {name: getattr(self, name) for name in vars(PaRPlanner) if name in options_of(PaRPlanner)}
         return {**super().architecture_kwargs(patch_size, spacing), **refiner}
 
     def further_entries(self, arch_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,8 +9,9 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
 import nnunetv2_ext
 from nnunetv2_ext import registry
+from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import TRAINERS, Entry
+from nnunetv2_ext.registry import TRAINERS
 
 # nnU-Net's finder imports each of its own trainers, and with them timm, which uses a deprecated part of torch
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")

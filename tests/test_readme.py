@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_ext.cli import COMMANDS, main
-from nnunetv2_ext.registry import KINDS
-from nnunetv2_ext.training.schedule import (
-    NNUNET_SCHEDULE,
+from nnunetv2_ext.block import (
+    NNUNET_BLOCK,
     OPTIMIZERS,
     PRESETS,
     SCHEDULERS,
     method_defaults,
-    resolve_schedule,
+    resolve_block,
 )
+from nnunetv2_ext.cli import COMMANDS, main
+from nnunetv2_ext.registry import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -201,7 +201,7 @@ BY_NAME = re.compile(r"(optimizer|scheduler)\.(?!name)")
 
 def test_the_training_block_is_documented_with_its_defaults():
     documented = rows(section(TRAINING_BLOCK.read_text(), "Keys"))
-    expected = {key: value for key, value in leaves(NNUNET_SCHEDULE) if not BY_NAME.match(key)}
+    expected = {key: value for key, value in leaves(NNUNET_BLOCK) if not BY_NAME.match(key)}
     assert {key: json.loads(cells[0]) for key, cells in documented.items()} == expected
 
 
@@ -239,11 +239,11 @@ def test_the_training_block_shown_is_that_of_mnet():
     from nnunetv2_ext.trainers.mnet import MNetTrainer
 
     (block,) = blocks(TRAINING_BLOCK, "json")
-    assert json.loads(block) == resolve_schedule({}, MNetTrainer.published_schedule)
+    assert json.loads(block) == resolve_block({}, MNetTrainer.published_block)
 
 
-def test_flags_of_the_schedule_are_documented():
+def test_flags_of_the_training_block_are_documented():
     parser = argparse.ArgumentParser()
-    importlib.import_module("nnunetv2_ext.cli.schedule").add_schedule_arguments(parser)
+    importlib.import_module("nnunetv2_ext.cli.schedule").add_block_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
     assert {cells[0].strip("`") for cells in rows(section(TRAINING_BLOCK.read_text(), "Changing it")).values()} == flags

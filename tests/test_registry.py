@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
+from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import BACKBONES, KINDS, Entry, find
+from nnunetv2_ext.registry import BACKBONES, KINDS, find
 
 ENTRIES = [pytest.param(kind, entry, id=f"{kind} {entry.name}") for kind, entries in KINDS.items() for entry in entries]
 # a suffix that tells planners how large to build the network

@@ -3,7 +3,7 @@
 The backbones' papers stand in the list (`nnunetv2_ext list`).
 """
 
-from nnunetv2_ext.architectures.backbones import BackboneNetwork
+from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
 from nnunetv2_ext.training.backbones import TrainerOfBackbones
 
 

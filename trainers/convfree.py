@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
-from nnunetv2_ext.architectures.convfree import ConvFreeTransformer, token_size_for
+from nnunetv2_ext.architectures.convfree import ConvFreeTransformer
+from nnunetv2_ext.geometry.tokens import token_size_for
 from nnunetv2_ext.training.trainer import ExtTrainer
 
 
@@ -17,21 +18,13 @@ class ConvFreeTrainer(ExtTrainer):
 
     network_class = ConvFreeTransformer
     # ours, for pre-norm layers: the papers' post-norm does not learn at this rate, and its plans say 1e-4
-    published_schedule: ClassVar[dict[str, Any]] = {
+    published_block: ClassVar[dict[str, Any]] = {
         "optimizer": {"name": "AdamW", "lr": 3e-4},
         "scheduler": {"name": "warmup_poly"},
         "grad_clip": 1.0,
     }
 
     @classmethod
-    def _network(cls, configuration_manager: ConfigurationManager, inputs: int, outputs: int, supervised: bool) -> Any:
-        if cls._is_planned(configuration_manager):
-            return super()._network(configuration_manager, inputs, outputs, supervised)
-        patch_size = configuration_manager.patch_size
-        return cls.network_class(
-            inputs,
-            outputs,
-            spatial_shape=patch_size,
-            token_size=token_size_for(configuration_manager.spacing, patch_size),
-            deep_supervision=supervised,
-        )
+    def network_kwargs(cls, configuration: ConfigurationManager) -> dict[str, Any]:
+        patch_size = configuration.patch_size
+        return {"spatial_shape": patch_size, "token_size": token_size_for(configuration.spacing, patch_size)}

@@ -13,7 +13,7 @@ class MNetTrainer(ExtTrainer):
     """Trains MNet on MNetPlans, or on any 3D plans with MNet's default features."""
 
     network_class = MNet
-    published_schedule: ClassVar[dict[str, Any]] = {
+    published_block: ClassVar[dict[str, Any]] = {
         "epochs": 500,
         "deep_supervision_weights": [1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8],
     }

@@ -5,11 +5,11 @@ Paper: Gang, "A Novel Convolutional-Free Method for 3D Medical Imaging Segmentat
 
 from typing import Any, ClassVar
 
-from nnunetv2_ext.training.schedule import method_defaults
+from nnunetv2_ext.block import method_defaults
 from nnunetv2_ext.training.thin_thick import TrainerOfSlabs
 
 
 class ThinThickTrainer(TrainerOfSlabs):
     """Trains the network of ThinThickPlans, or of any 3D plans with the slice axis first."""
 
-    published_schedule: ClassVar[dict[str, Any]] = {"thin_thick": method_defaults("thin_thick")}
+    published_block: ClassVar[dict[str, Any]] = {"thin_thick": method_defaults("thin_thick")}

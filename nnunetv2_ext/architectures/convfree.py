@@ -13,21 +13,19 @@ stochastic depth.
 import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
-from itertools import product
-from numbers import Integral
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nnunetv2_ext.architectures.contract import Shape
+from nnunetv2_ext.architectures.layers.neighbourhoods import Blocks, Windows, blocks_around
+from nnunetv2_ext.architectures.layers.position import axial_code, sequence_code
+from nnunetv2_ext.architectures.layers.transformer import TransformerLayer
 from nnunetv2_ext.architectures.measure import kept_elements
-from nnunetv2_ext.errors import InputError
-
-Shape = tuple[int, int, int]
+from nnunetv2_ext.errors import InputError, is_whole
 
 CONTEXTS = ("patch", "block")
 SIZES: dict[str, dict[str, int]] = {
@@ -36,52 +34,8 @@ SIZES: dict[str, dict[str, int]] = {
     "L": {"embed_dim": 1024, "depth": 24, "num_heads": 16, "mlp_dim": 4096},
     "paper": {"embed_dim": 1024, "depth": 7, "num_heads": 4, "mlp_dim": 1024},  # Karimi et al., section 2
 }
-# voxels of a token (Karimi et al.: 512), how near a shape must be to the most cubic one to count as equal to it, and
-# the ratio of longest to shortest edge that is refused
-_MIN_VOXELS, _VOXELS, _MAX_VOXELS = 128, 512, 1024
-_EQUALLY_CUBIC = 0.01
-_LONGEST_EDGE = 4
 # what one chunk of blocks may hold for its backward pass: half a gigabyte in float32
 _CHUNK_ELEMENTS = 2**27
-_WAVELENGTH = 10_000
-
-
-def token_size_for(spacing: Sequence[float], patch_size: Sequence[int] | None = None) -> Shape:
-    """The token (z, y, x), in voxels, that is nearest to a cube in millimetres.
-
-    Among tokens of 128 to 1024 voxels, even in plane, those of the smallest logarithm of longest to shortest edge;
-    among those the one nearest to 512 voxels. 5 x 0.8 x 0.8 mm gives 2 x 12 x 12.
-
-    Args:
-        spacing: (z, y, x) in mm.
-        patch_size: (z, y, x) in voxels, which the token must then divide.
-
-    Raises:
-        InputError: no such token divides the patch, or none whose longest edge is at most 4 times its shortest.
-    """
-    depths, in_plane = range(1, _MAX_VOXELS // 4 + 1), range(2, _MAX_VOXELS // 2 + 1, 2)
-    axes: list[Sequence[int]] = [depths, in_plane, in_plane]
-    if patch_size is not None:
-        axes = [[size for size in sizes if axis % size == 0] for sizes, axis in zip(axes, patch_size, strict=True)]
-    candidates = []
-    for depth, height in product(axes[0], axes[1]):
-        if depth * height * 2 > _MAX_VOXELS:
-            continue
-        for width in axes[2]:
-            if _MIN_VOXELS <= depth * height * width <= _MAX_VOXELS:
-                edges = [math.log(size * mm) for size, mm in zip((depth, height, width), spacing, strict=True)]
-                candidates.append((max(edges) - min(edges), (depth, height, width)))
-    best = min(candidates, default=(math.inf,))[0]
-    if patch_size is not None and best > math.log(_LONGEST_EDGE):
-        raise InputError(
-            f"a patch of {list(patch_size)} at {list(spacing)} mm",
-            f"one that a nearly cubic token of {_MIN_VOXELS} to {_MAX_VOXELS} voxels divides",
-            "plan with ConvFreePlanner",
-        )
-    return min(
-        (token for spread, token in candidates if spread <= best + _EQUALLY_CUBIC),
-        key=lambda token: (abs(math.prod(token) - _VOXELS), token),
-    )
 
 
 class ConvFreeTransformer(nn.Module):
@@ -157,7 +111,7 @@ class ConvFreeTransformer(nn.Module):
         self.embed = nn.Linear(input_channels * voxels, embed_dim)
         self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(
-            _Layer(
+            TransformerLayer(
                 embed_dim,
                 num_heads,
                 mlp_dim,
@@ -212,20 +166,20 @@ class ConvFreeTransformer(nn.Module):
 
     def _in_patch(self, tokens: Tensor, grid: Shape) -> Tensor:
         """All tokens (B, N, D) of the patch as one sequence."""
-        tokens = self.dropout(tokens + _axial_code(grid, self.embed.weight))
+        tokens = self.dropout(tokens + axial_code(grid, self.embed.weight))
         recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
-            regroup = None if self.window is None else _Windows(grid, self.window, spread=index % 2 == 1)
+            regroup = None if self.window is None else Windows(grid, self.window, spread=index % 2 == 1)
             tokens = checkpoint(layer, tokens, regroup, use_reentrant=False) if recompute else layer(tokens, regroup)
         return tokens
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]  # one graph for all chunks takes hours
     def _in_blocks(self, tokens: Tensor, grid: Shape) -> Tensor:
         """Each token (B, N, D) as the centre of its block."""
-        code = _sequence_code(self.block_tokens**3, self.embed.weight)
+        code = sequence_code(self.block_tokens**3, self.embed.weight)
         recompute = self.training and torch.is_grad_enabled()
         centres, features = [], []
-        for block in _blocks(grid, self.block_tokens):
+        for block in blocks_around(grid, self.block_tokens):
             per_chunk = max(1, self._chunk_tokens() // (len(tokens) * block.neighbours.shape[1]))
             for chunk in block.chunks(per_chunk, tokens.device):
                 arguments = (tokens, code, chunk)
@@ -237,7 +191,7 @@ class ConvFreeTransformer(nn.Module):
                 centres.append(chunk.centres)
         return torch.cat(features, 1).index_select(1, torch.cat(centres).argsort())
 
-    def _centres(self, tokens: Tensor, code: Tensor, chunk: "_Blocks") -> Tensor:
+    def _centres(self, tokens: Tensor, code: Tensor, chunk: Blocks) -> Tensor:
         """Features (B, blocks, D) of the centres of some blocks, from all tokens (B, N, D) and code (n^3, D)."""
         blocks, length = chunk.neighbours.shape
         # flat indices: the backward pass of index_select adds up, that of indexing sorts
@@ -332,140 +286,6 @@ class _Decoder(nn.Module):
         return logits
 
 
-class _Layer(nn.Module):
-    """Self-attention and feed-forward network, each with residual and layer norm."""
-
-    def __init__(self, width: int, heads: int, mlp_dim: int, *, pre_norm: bool, dropout: float, drop_path: float):
-        super().__init__()
-        self.heads = heads
-        self.pre_norm = pre_norm
-        self.drop_path = drop_path
-        self.dropout = nn.Dropout(dropout)
-        self.attention_norm = nn.LayerNorm(width)
-        self.query_key_value = nn.Linear(width, 3 * width)
-        self.projection = nn.Linear(width, width)
-        self.mlp_norm = nn.LayerNorm(width)
-        self.expansion = nn.Linear(width, mlp_dim)
-        self.contraction = nn.Linear(mlp_dim, width)
-
-    def kept_per_token(self) -> int:
-        """Elements that the backward pass needs: inputs of norms and linear layers, attention's queries to values."""
-        return 8 * self.projection.in_features + self.expansion.out_features
-
-    def forward(self, x: Tensor, windows: "_Windows | None" = None) -> Tensor:
-        """(B, N, D) -> (B, N, D); attention within windows, or among all N."""
-        if self.pre_norm:
-            x = x + self._dropped(self._attend(self.attention_norm(x), windows))
-            return x + self._dropped(self._feed_forward(self.mlp_norm(x)))
-        x = self.attention_norm(x + self._dropped(self._attend(x, windows)))
-        return self.mlp_norm(x + self._dropped(self._feed_forward(x)))
-
-    def _attend(self, x: Tensor, windows: "_Windows | None") -> Tensor:
-        if windows is not None:
-            x = windows.split(x)
-        # (B, N, 3 D) -> (3, B, heads, N, D / heads)
-        query, key, value = rearrange(self.query_key_value(x), "b n (r h d) -> r b h n d", r=3, h=self.heads)
-        attended = rearrange(F.scaled_dot_product_attention(query, key, value), "b h n d -> b n (h d)")
-        out: Tensor = self.projection(attended)
-        return out if windows is None else windows.join(out)
-
-    def _feed_forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.contraction(F.relu(self.expansion(x), inplace=True))
-        return out
-
-    def _dropped(self, branch: Tensor) -> Tensor:
-        """Dropout, and stochastic depth (Huang et al., ECCV 2016) over the samples."""
-        branch = self.dropout(branch)
-        if not self.training or self.drop_path == 0:
-            return branch
-        kept = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop_path
-        return branch * (kept / (1 - self.drop_path)).to(branch.dtype)
-
-
-class _Windows:
-    """Groups of tokens that attend to each other: neighbours, or, with `spread`, a grid over the whole patch."""
-
-    def __init__(self, grid: Shape, window: Sequence[int], *, spread: bool):
-        axes = "(p i) (q j) (r k)" if spread else "(i p) (j q) (k r)"
-        sizes = zip("ijk", grid, window, strict=True)
-        self.counts = {name: axis // size for name, axis, size in sizes}
-        self.window = dict(zip("pqr", window, strict=True))
-        self.split_pattern = f"b ({axes.replace('(', '').replace(')', '')}) d -> (b i j k) (p q r) d"
-        self.join_pattern = f"(b i j k) (p q r) d -> b ({axes.replace('(', '').replace(')', '')}) d"
-
-    def split(self, x: Tensor) -> Tensor:
-        """(B, N, D) -> (B * windows, tokens of a window, D)"""
-        return rearrange(x, self.split_pattern, **self.counts, **self.window)
-
-    def join(self, x: Tensor) -> Tensor:
-        """(B * windows, tokens of a window, D) -> (B, N, D)"""
-        return rearrange(x, self.join_pattern, **self.counts, **self.window)
-
-
-class _Blocks:
-    """Blocks of equally many tokens: the indices of their tokens, those tokens' places in the block, the centres."""
-
-    def __init__(self, neighbours: Tensor, places: Tensor, centres: Tensor, centre_places: Tensor):
-        self.neighbours = neighbours  # (blocks, tokens) of the patch's tokens
-        self.places = places  # (blocks, tokens) of the n^3 places
-        self.centres = centres  # (blocks,) of the patch's tokens
-        self.centre_places = centre_places  # (blocks,) of the tokens of all these blocks, one after the other
-
-    def chunks(self, size: int, device: torch.device) -> Any:
-        """The same in parts of at most `size` blocks, on a device."""
-        for start in range(0, len(self.centres), size):
-            part = slice(start, start + size)
-            yield _Blocks(
-                self.neighbours[part].to(device),
-                self.places[part].to(device),
-                self.centres[part].to(device),
-                (self.centre_places[part] - start * self.neighbours.shape[1]).to(device),
-            )
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-@lru_cache(maxsize=8)
-def _blocks(grid: Shape, size: int) -> list[_Blocks]:
-    """The blocks around all tokens of a grid, sorted by the number of their tokens; no token lies outside the grid."""
-    with torch.device("cpu"), torch.inference_mode(False):
-        coordinates = torch.cartesian_prod(*(torch.arange(axis) for axis in grid))  # (N, 3)
-        reach = torch.arange(size) - size // 2
-        offsets = torch.cartesian_prod(reach, reach, reach)  # (n^3, 3)
-        around = coordinates[:, None] + offsets  # (N, n^3, 3)
-        exists = ((around >= 0) & (around < torch.tensor(grid))).all(-1)
-        indices = (around * torch.tensor([grid[1] * grid[2], grid[2], 1])).sum(-1)
-        groups = []
-        for length in exists.sum(1).unique().tolist():
-            centres = (exists.sum(1) == length).nonzero()[:, 0]
-            places = exists[centres].nonzero()[:, 1].reshape(-1, length)
-            neighbours = indices[centres].gather(1, places)
-            centre_places = (places.flatten() == len(offsets) // 2).nonzero()[:, 0]
-            groups.append(_Blocks(neighbours, places, centres, centre_places))
-        return groups
-
-
-def _sequence_code(length: int, like: Tensor) -> Tensor:
-    """Sines and cosines of "Attention is all you need" (section 3.5): (length, D), in the dtype of `like`, (D, ...)."""
-    return _code(length, len(like), like.device).to(like.dtype)
-
-
-def _axial_code(grid: Shape, like: Tensor) -> Tensor:
-    """The same for each axis in a third of the dimensions, whole pairs; what is left over is 0: (N, D)."""
-    width = len(like) // 6 * 2
-    code = torch.zeros(*grid, len(like), device=like.device)
-    for axis, length in enumerate(grid):
-        shape = [1, 1, 1, width]
-        shape[axis] = length
-        code[..., axis * width : (axis + 1) * width] = _code(length, width, like.device).reshape(shape)
-    return code.reshape(math.prod(grid), -1).to(like.dtype)
-
-
-def _code(length: int, width: int, device: torch.device) -> Tensor:
-    frequencies = _WAVELENGTH ** (-torch.arange(0, width, 2, device=device) / max(width, 1))
-    angles = torch.arange(length, device=device)[:, None] * frequencies  # (length, pairs)
-    return torch.stack([angles.sin(), angles.cos()], -1).flatten(1)[:, :width]
-
-
 def _initialise(module: nn.Module) -> None:
     """Glorot's, as PyTorch's own transformer; the 0.02 of vision transformers learns two cases in twice the steps."""
     if isinstance(module, nn.Linear):
@@ -487,18 +307,18 @@ def _check_arguments(
         raise InputError(got, expected, "correct the argument, or the plans")
 
     def are_sizes(value: Any) -> bool:
-        return isinstance(value, Sequence) and len(value) == 3 and all(map(_is_size, value))
+        return isinstance(value, Sequence) and len(value) == 3 and all(map(is_whole, value))
 
     if not are_sizes(token_size):
         refuse(f"token_size = {token_size!r}", "three whole numbers of voxels (z, y, x), from 1")
     for name, value in sizes.items():
-        if not _is_size(value):
+        if not is_whole(value):
             refuse(f"{name} = {value!r}", "a whole number from 1")
     if sizes["embed_dim"] % sizes["num_heads"]:
         refuse(f"embed_dim = {sizes['embed_dim']} with num_heads = {sizes['num_heads']}", "a multiple of num_heads")
     if context not in CONTEXTS:
         refuse(f"context = {context!r}", " or ".join(CONTEXTS))
-    if not _is_size(block_tokens) or block_tokens % 2 == 0:
+    if not is_whole(block_tokens) or block_tokens % 2 == 0:
         refuse(f"block_tokens = {block_tokens!r}", "an odd number, so that a block has a centre")
     if not isinstance(pre_norm, bool):
         refuse(f"pre_norm = {pre_norm!r}", "true or false")
@@ -509,7 +329,3 @@ def _check_arguments(
         refuse(f"window = {window!r}", "null or three whole numbers of tokens (z, y, x), from 1")
     if window is not None and context == "block":
         refuse(f"window = {window!r} with context = 'block'", "null; blocks are windows already")
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1

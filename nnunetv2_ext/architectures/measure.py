@@ -1,7 +1,8 @@
 """What a network keeps for its backward pass, counted without computing anything."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -31,20 +32,35 @@ def kept_elements(network: nn.Module, input_shape: Sequence[int]) -> float:
     Returns:
         float32 elements (bytes / 4) for the whole batch.
     """
+    kept: list[int] = []
     with torch.inference_mode(False), torch.enable_grad():
         replica = _on_meta(network).train()
-        own = {tensor.untyped_storage()._cdata for tensor in (*replica.parameters(), *replica.buffers())}
-        kept: dict[int, torch.UntypedStorage] = {}  # held here, so that no address is used twice
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage._cdata not in own:
-                kept[storage._cdata] = storage
-            return tensor
-
-        with saved_tensors_hooks(pack, lambda tensor: tensor), FusedAttention():
+        with watch_kept(replica, kept.append):
             replica(torch.empty(*input_shape, device="meta"))
-    return sum(storage.nbytes() for storage in kept.values()) / 4
+    return sum(kept) / 4
+
+
+@contextmanager
+def watch_kept(network: nn.Module, on_kept: Callable[[int], object]) -> Iterator[None]:
+    """Call `on_kept` with the bytes of every storage that autograd saves, each once, when it is saved first.
+
+    Parameters and buffers do not count; attention keeps what the fused kernels keep.
+
+    Args:
+        network: on the meta device.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    kept: dict[int, torch.UntypedStorage] = {}  # held here, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own and storage._cdata not in kept:
+            kept[storage._cdata] = storage
+            on_kept(storage.nbytes())
+        return tensor
+
+    with saved_tensors_hooks(pack, lambda tensor: tensor), FusedAttention():
+        yield
 
 
 def _on_meta(network: nn.Module) -> Any:

@@ -8,18 +8,18 @@ every block and the pooling indices are recomputed in the backward pass instead 
 channels last. Sizes that cannot work are refused before anything is computed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
+from nnunetv2_ext.architectures.contract import Shape
+from nnunetv2_ext.architectures.layers.memory_format import channels_last
+from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
 from nnunetv2_ext.errors import InputError
 
 Node = tuple[int, int]
-Shape = tuple[int, int, int]
 
 MERGES = ("difference", "sum", "concat")
 PLANE_POOL, VOLUME_POOL = (1, 2, 2), (2, 2, 2)
@@ -131,61 +131,6 @@ def conv_feature_map_size(
     return round(kept / 2)
 
 
-class _AbsoluteValue(torch.autograd.Function):
-    """|x| in place, keeping a byte per element (the sign) for the backward pass instead of x."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x.sign().to(torch.int8))
-        ctx.mark_dirty(x)
-        return x.abs_()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        (sign,) = ctx.saved_tensors
-        return gradient * sign
-
-
-class _MaxPool(torch.autograd.Function):
-    """Max-pooling that finds its indices (eight bytes each) again in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, kernel: Shape) -> Tensor:
-        ctx.save_for_backward(x)
-        ctx.kernel = kernel
-        return F.max_pool3d(x, kernel)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        x = ctx.saved_tensors[0].detach().requires_grad_()
-        with torch.enable_grad():
-            pooled = F.max_pool3d(x, ctx.kernel)
-        return torch.autograd.grad(pooled, x, gradient)[0], None
-
-
-class _RecomputedOnce:
-    """Saved-tensor hooks that keep `source` instead of `result = function(source)`, which two operations save."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor], source: Tensor, result: Tensor):
-        self.function, self.source, self.pointer = function, source.detach(), result.data_ptr()
-        self.held: Tensor | None = None
-
-    def pack(self, tensor: Tensor) -> Tensor | None:
-        return None if tensor.data_ptr() == self.pointer and tensor.shape == self.source.shape else tensor
-
-    def unpack(self, packed: Tensor | None) -> Tensor:
-        if packed is not None:
-            return packed
-        if self.held is None:  # asked for by the convolution, then by the activation
-            with torch.no_grad():
-                self.held = self.function(self.source)
-            return self.held
-        tensor, self.held = self.held, None
-        return tensor
-
-
 class _ConvLayer(nn.Module):
     """Convolution, instance norm, leaky ReLU."""
 
@@ -226,7 +171,7 @@ class _Block(nn.Module):
     def _convolve_activated(self, x: Tensor) -> Tensor:
         """`layer2.conv(layer1.activate(x))`, keeping x alone for the backward pass."""
         normed = self.layer1.normalize(x)
-        hooks = _RecomputedOnce(self.layer1.activate, x, normed)
+        hooks = RecomputedOnce(self.layer1.activate, x, normed)
         with torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack):
             return self.layer2.conv(F.leaky_relu_(normed, LEAK))
 
@@ -328,7 +273,7 @@ class MNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         shapes = _mesh_shapes(x.shape[2:], self.min_pool_slices)
         if x.device.type == "cpu":
-            x = _channels_last(x)
+            x = channels_last(x)
         plane: dict[Node, Tensor] = {}
         volume: dict[Node, Tensor] = {}
         for node in _NODES:
@@ -350,10 +295,10 @@ class MNet(nn.Module):
             return image
         pooled = []
         if j > 1:
-            pooled.append(self._pool(plane[i, j - 1], PLANE_POOL))
+            pooled.append(max_pool(plane[i, j - 1], PLANE_POOL))
         if i > 1:
             above = volume[i - 1, j]
-            pooled.append(self._pool(above, VOLUME_POOL if above.shape[2] >= self.min_pool_slices else PLANE_POOL))
+            pooled.append(max_pool(above, VOLUME_POOL if above.shape[2] >= self.min_pool_slices else PLANE_POOL))
         return self._merge(*pooled) if len(pooled) == 2 else pooled[0]
 
     def _decoder_input(self, node: Node, plane: dict[Node, Tensor], volume: dict[Node, Tensor], shape: Shape) -> Tensor:
@@ -378,61 +323,8 @@ class MNet(nn.Module):
             return torch.cat([plane, volume], dim=1)
         if self.merge == "sum":
             return plane + volume
-        difference = plane - volume
-        return difference.abs() if torch.compiler.is_compiling() else _AbsoluteValue.apply(difference)
-
-    @staticmethod
-    def _pool(x: Tensor, kernel: Shape) -> Tensor:
-        return F.max_pool3d(x, kernel) if torch.compiler.is_compiling() else _MaxPool.apply(x, kernel)
+        return absolute(plane - volume)
 
     @staticmethod
     def _resize(x: Tensor, shape: Shape) -> Tensor:
         return F.interpolate(x, size=shape, mode="trilinear", align_corners=False)
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    """The same tensor with strides that convolutions recognise as channels last, also for a single channel."""
-    x = x.contiguous(memory_format=torch.channels_last_3d)
-    if x.shape[1] == 1:  # then both layouts look alike, and PyTorch would choose the other
-        x = x.as_strided(x.shape, (x.stride(0), 1, *x.stride()[2:]))
-    return x
-
-
-def _published_name(state: str) -> str:
-    """The published name of one of MNet's tensors, for instance `down11.CB2d.conv1.conv.weight`."""
-    kind, _, rest = state.partition(".")
-    if kind == "heads":
-        return rest.replace("seg_layers", "outputs")
-    name, layer, part = rest.split(".", 2)
-    i, j, stream = name.split("_")
-    row, column = int(i), int(j)
-    if row + column <= 5:
-        module = f"down{i}{j}"
-    elif row + column == 6:
-        module = f"bottleneck{i}"
-    else:
-        module = f"up{6 - column}{row + column - 6}"
-    return f"{module}.CB{'2d' if stream == 'plane' else '3d'}.{layer.replace('layer', 'conv')}.{part}"
-
-
-def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The authors' state dict, renamed for our MNet. Tensors are shared, not copied.
-
-    Raises:
-        InputError: keys are missing or unexpected; the message names the first of them.
-    """
-    with torch.device("meta"):
-        names = {_published_name(name): name for name in MNet(1, 1).state_dict()}
-    missing, unexpected = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
-    if missing or unexpected:
-        found = [
-            f"{len(keys)} {what} keys ({', '.join(keys[:3])})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
-        ]
-        raise InputError(
-            f"published MNet weights with {' and '.join(found)}",
-            f"the {len(names)} tensors of the published network",
-            "check that the file holds the state dict of the authors' MNet",
-        )
-    return {names[key]: tensor for key, tensor in state_dict.items()}

@@ -10,7 +10,6 @@ of 96 slices; attention never holds its matrix; on the CPU convolutions of few c
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,16 +17,17 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from nnunetv2_ext.architectures.backbones import BackboneNetwork
+from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
+from nnunetv2_ext.architectures.contract import Shape
+from nnunetv2_ext.architectures.layers.attention import attend, padded_elements
+from nnunetv2_ext.architectures.layers.few_channels import convolved, pointwise
+from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, is_whole
 
 VARIANTS = ("paper", "published_code")
 FUSIONS = ("add", "multiply", "concat")
 GATE_KERNEL = 7
-# CUDA's fused attention takes the sequences as a dimension of the launch grid
-MAX_SEQUENCES_CUDA = 65_535
-CUDA_FEATURES = 8
 
 
 def resolve_heads(length: int, heads: int) -> int:
@@ -52,21 +52,6 @@ def resolved_sizes(length: int, heads: int, groups: int) -> dict[str, int]:
     return {"heads": resolve_heads(length, heads), "groups": resolved, "padding": -length % (2 * resolved)}
 
 
-def attend_on_cuda(query: Tensor, key: Tensor, value: Tensor, *, limit: int = MAX_SEQUENCES_CUDA) -> Tensor:
-    """Attention, (S, heads, T, E) -> the same, in the sizes that CUDA's fused kernels take.
-
-    Features are filled up to a multiple of `CUDA_FEATURES` with zeros, which change no product, and the sequences go
-    in chunks of at most `limit`.
-    """
-    width = query.shape[-1]
-    tensors = [query, key, value]
-    if width % CUDA_FEATURES:
-        tensors = [F.pad(tensor, (0, -width % CUDA_FEATURES)) for tensor in tensors]
-    chunks = zip(*(tensor.split(limit) for tensor in tensors), strict=True)
-    attended = [F.scaled_dot_product_attention(q, k, v, scale=width**-0.5) for q, k, v in chunks]
-    return (attended[0] if len(attended) == 1 else torch.cat(attended))[..., :width]
-
-
 class _Attention(nn.Module):
     """Multi-head self-attention along one dimension, vectors along W: (B, C, W, H, D) -> (B, C, W, H, D).
 
@@ -85,8 +70,6 @@ class _Attention(nn.Module):
         _, channels, _, height, depth = y.shape
         projected = self.to_qkv(rearrange(y, f"b c w h d -> {self.sequences}"))
         query, key, value = (rearrange(one, "s t (n e) -> s n t e", n=self.heads) for one in projected.chunk(3, dim=-1))
-        # PyTorch's fused kernels never hold the T x T matrix
-        attend = attend_on_cuda if y.device.type == "cuda" else F.scaled_dot_product_attention
         attended = self.to_out(rearrange(attend(query, key, value), "s n t e -> s t (n e)"))
         return rearrange(attended, f"{self.sequences} -> b c w h d", c=channels, h=height, d=depth)
 
@@ -148,9 +131,9 @@ class SAI(nn.Module):
         return redistributed + features if self.variant == "published_code" else redistributed
 
     def _features(self, y: Tensor) -> Tensor:
-        x = F.relu(self.norm1(_pointwise(self.conv1, y)))
-        x = F.relu(self.norm2(_convolved(self.conv2, x) + x))
-        return self.norm3(_pointwise(self.conv3, x))
+        x = F.relu(self.norm1(pointwise(self.conv1, y)))
+        x = F.relu(self.norm2(convolved(self.conv2, x) + x))
+        return self.norm3(pointwise(self.conv3, x))
 
     def _to_groups(self, x: Tensor) -> Tensor:
         """(B, C, W, H, D) -> (B G, C, W / G, H, D)."""
@@ -175,48 +158,7 @@ class SAI(nn.Module):
 
     def _spatial(self, x: Tensor) -> Tensor:
         """The convolution of the spatial gate, (B G, C, s, H, D) -> (B G, 1, s, H, D)."""
-        return _convolved(self.spatial_conv, x)
-
-
-def _pointwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """A 1x1x1 convolution; as a matrix product, which the CPU computes many times faster for few channels."""
-    if x.device.type != "cpu":
-        return conv(x)
-    return _biased(torch.einsum("oc,bcwhd->bowhd", conv.weight.flatten(1), x), conv.bias)
-
-
-def _convolved(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """`conv(x)`. The CPU's kernels for few channels use little of its width, so there slices become channels.
-
-    Blocks of slices, each with the neighbours that the kernel reaches, are the channels of a 2D convolution whose
-    weights are the kernel's planes in a band.
-    """
-    outputs, length, kernel = conv.out_channels, x.shape[2], conv.kernel_size[0]
-    if x.device.type != "cpu" or outputs >= 12:
-        return conv(x)
-    block = min(length, max(2, 16 // outputs))
-    blocks, reach = -(-length // block), kernel // 2
-    halo = reach if blocks > 1 else 0
-    if blocks > 1:
-        x = F.pad(x, (0, 0, 0, 0, reach, reach + blocks * block - length)).unfold(2, block + 2 * reach, block)
-        x = rearrange(x, "b c n h d w -> (b n) (c w) h d")
-    else:
-        x = rearrange(x, "b c w h d -> b (c w) h d")
-    source = torch.arange(block + 2 * halo, device=x.device) - halo
-    plane = source - torch.arange(block, device=x.device)[:, None] + reach
-    band = conv.weight[:, :, plane.clamp(0, kernel - 1)] * ((plane >= 0) & (plane < kernel))[:, :, None, None]
-    band = rearrange(band, "o c w source h d -> (o w) (c source) h d")
-    x = F.conv2d(_channels_last(x), _channels_last(band), padding=reach)
-    x = rearrange(x, "(b n) (o w) h d -> b o (n w) h d", n=blocks, o=outputs)[:, :, :length]
-    return _biased(x, conv.bias)
-
-
-def _biased(x: Tensor, bias: Tensor | None) -> Tensor:
-    return x if bias is None else x + rearrange(bias, "c -> c 1 1 1")
-
-
-def _channels_last(x: Tensor) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last)
+        return convolved(self.spatial_conv, x)
 
 
 class PaR(nn.Module):
@@ -270,7 +212,7 @@ class PaR(nn.Module):
         logits = (1, self.num_classes, *self.spatial_shape)
         width = self.spatial_shape[self.axis] // self.heads
         # queries, keys, values and results of the three attentions, filled up for CUDA's kernels
-        filling = 3 * 4 * math.prod(logits) * (-width % CUDA_FEATURES) / width
+        filling = padded_elements(3 * 4 * math.prod(logits), width)
         return (kept_elements(self, logits) + filling) / 2
 
     def forward(self, y: Tensor) -> Tensor:
@@ -287,7 +229,7 @@ class PaR(nn.Module):
 
     def _fused(self, pdi: Tensor, sai: Tensor) -> Tensor:
         if self.fusion == "concat":
-            return _pointwise(self.fusion_conv, torch.cat([pdi, sai], dim=1))
+            return pointwise(self.fusion_conv, torch.cat([pdi, sai], dim=1))
         return pdi + sai if self.fusion == "add" else pdi * sai
 
 
@@ -306,18 +248,15 @@ def _check_shapes(module: nn.Module, state_dict: Mapping[str, Tensor], prefix: s
 def _check_arguments(
     num_classes: int, spatial_shape: Sequence[int], axis: int, heads: int, groups: int, kernel_size: int
 ) -> None:
-    def is_count(number: Any) -> bool:
-        return isinstance(number, Integral) and not isinstance(number, bool) and int(number) >= 1
-
     sizes = tuple(spatial_shape) if isinstance(spatial_shape, Iterable) else (spatial_shape,)
-    if len(sizes) != 3 or not all(map(is_count, sizes)):
+    if len(sizes) != 3 or not all(map(is_whole, sizes)):
         raise InputError(f"spatial_shape={spatial_shape!r}", "three positive whole numbers (z, y, x)", "correct it")
     if isinstance(axis, bool) or axis not in (0, 1, 2):
         raise InputError(f"axis={axis!r}", "0, 1 or 2, one of the spatial axes (z, y, x)", "correct it")
     for what, number in (("num_classes", num_classes), ("heads", heads), ("groups", groups)):
-        if not is_count(number):
+        if not is_whole(number):
             raise InputError(f"{what}={number!r}", "a whole number from 1", "correct it")
-    if not is_count(kernel_size) or kernel_size % 2 == 0:
+    if not is_whole(kernel_size) or kernel_size % 2 == 0:
         raise InputError(f"kernel_size={kernel_size!r}", "an odd number (3 as published)", "correct it")
 
 
@@ -375,8 +314,7 @@ class PaRNetwork(nn.Module):
             fusion=fusion,
         )
         self.frozen = False
-        self.register_state_dict_post_hook(_rename_heads)
-        self.register_load_state_dict_pre_hook(_restore_heads)
+        rename_in_state_dict(self, [(_HEADS, _REFINED_HEADS)])
 
     @property
     def deep_supervision(self) -> bool:
@@ -402,7 +340,7 @@ class PaRNetwork(nn.Module):
             self.backbone.eval()
         return self
 
-    def deep_supervision_shapes(self, patch_size: Sequence[int]) -> list[tuple[int, int, int]]:
+    def deep_supervision_shapes(self, patch_size: Sequence[int]) -> list[Shape]:
         """The true size (Z, Y, X) of every output of the backbone; the first is the refined one.
 
         Raises:
@@ -436,23 +374,6 @@ class PaRNetwork(nn.Module):
 _HEADS, _REFINED_HEADS = ".seg_layers.", ".refined_layers."
 
 
-def _rename_heads(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """To the names in the state dict of a `PaRNetwork`."""
-    _replace(state_dict, prefix, _HEADS, _REFINED_HEADS)
-
-
-def _restore_heads(module: nn.Module, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Back to the names of its modules."""
-    _replace(state_dict, prefix, _REFINED_HEADS, _HEADS)
-
-
-def _replace(state_dict: dict[str, Any], prefix: str, old: str, new: str) -> None:
-    """Replace a part of the keys below `prefix`, in place and in order."""
-    for key in list(state_dict):
-        value = state_dict.pop(key)
-        state_dict[key.replace(old, new) if key.startswith(prefix) else key] = value
-
-
 def backbone_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """A trained backbone's state dict under the keys that it has in a `PaRNetwork`'s.
 
@@ -464,47 +385,3 @@ def backbone_state_dict(state_dict: Mapping[str, Any]) -> dict[str, Any]:
         inner = key if key.startswith("network.") else f"network.{key}"
         renamed[f"backbone.{inner}".replace(_HEADS, _REFINED_HEADS)] = value
     return renamed
-
-
-def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The published refiner's state dict under the names and shapes of `PaR`; both variants hold the same weights.
-
-    Raises:
-        InputError: keys that the published refiner has not, or lacks.
-    """
-    converted: dict[str, Tensor] = {}
-    remaining = dict(state_dict)
-
-    def take(name: str) -> Tensor:
-        if name not in remaining:
-            raise InputError(f"no key '{name}'", "the published refiner's state dict", "check the file")
-        return remaining.pop(name)
-
-    for number in range(3):
-        theirs, ours = f"pdi.axial_attentions.{number}.SelfAttention", f"pdi.attentions.{number}"
-        query, both = take(f"{theirs}.to_q.weight"), take(f"{theirs}.to_kv.weight")
-        if both.shape != (2 * query.shape[0], query.shape[1]):
-            raise InputError(
-                f"{theirs}.to_kv.weight of {tuple(both.shape)}",
-                f"({2 * query.shape[0]}, {query.shape[1]})",
-                "check the file",
-            )
-        converted[f"{ours}.to_qkv.weight"] = torch.cat([query, both])
-        for kind in ("weight", "bias"):
-            converted[f"{ours}.to_out.{kind}"] = take(f"{theirs}.to_out.{kind}")
-    for number in range(1, 4):
-        for kind in ("weight", "bias"):
-            converted[f"sai.conv{number}.{kind}"] = take(f"sai.conv{number}.{kind}")
-            converted[f"sai.norm{number}.{kind}"] = take(f"sai.gn{number}.{kind}")
-    converted["sai.channel_weight"] = take("sai.axial_intense.cweight").flatten()
-    converted["sai.channel_bias"] = take("sai.axial_intense.cbias").squeeze(0)
-    converted["sai.spatial_weight"] = take("sai.axial_intense.sweight").flatten()
-    converted["sai.spatial_bias"] = take("sai.axial_intense.sbias")[0, 0]
-    converted["sai.spatial_conv.weight"] = take("sai.axial_intense.conv_spatial.weight")
-    if remaining:
-        raise InputError(
-            f"the unexpected keys {', '.join(list(remaining)[:3])}",
-            "the published refiner's state dict",
-            "check the file",
-        )
-    return converted

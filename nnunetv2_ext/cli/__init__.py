@@ -17,7 +17,7 @@ COMMANDS = {
     "doctor": "check the installation and, if asked, one training before it starts",
     "list": "list trainers, planners and architectures",
     "plan_and_preprocess": "fingerprint, plan and preprocess with one of our planners",
-    "schedule": "write the training schedule into existing plans",
+    "schedule": "write the training block into existing plans",
     "make_thick": "make a thick-slice data set by averaging neighbouring slices",
     "convert_thin_thick": "make a data set of thin images with thick annotations",
     "import_weights": "turn published weights into a file for -pretrained_weights",

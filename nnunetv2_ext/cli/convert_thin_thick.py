@@ -1,10 +1,10 @@
 """Make a thin-thick data set: `nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver ...`."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_ext.cli.options import add_processes, number, processes
+from nnunetv2_ext.text import markdown_table
 
 EXAMPLES = """examples:
   nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver tumour
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         return [case.case, *lengths, *map(str, numbers), "resampled" if case.resampled else "as the image"]
 
     head = ["case", "thin, mm", "thick, mm", "thickness, mm", "ratio", "thin slices", "slabs", "covered", "ignored"]
-    print(_table([[*head, "within slices"], *map(line, made.cases)]))
+    print(markdown_table([*head, "within slices"], map(line, made.cases)))
     print(f"{made.folder}: {len(made.cases)} cases, slices along array axis {made.axis}, table in conversion.csv")
     if made.ignore_label is not None:
         ignored = sum(case.ignored for case in made.cases)
@@ -78,10 +78,3 @@ def run(args: argparse.Namespace) -> int:
     if not args.channel_names:
         print("channels are normalised by mean and standard deviation: give --channel-names CT for computed tomography")
     return 0
-
-
-def _table(lines: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    rows = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in (rows[0], rule, *rows[1:]))

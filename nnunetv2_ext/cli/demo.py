@@ -1,11 +1,10 @@
 """`nnunetv2_ext demo`: the whole way on synthetic phantoms, in a folder of its own.
 
-Draws a data set, plans, preprocesses, trains MNet and nnU-Net's own network on two folds each with one short schedule,
-predicts unseen cases with every fold and with the ensemble of folds, and writes a table and a picture.
+Draws a data set, plans, preprocesses, trains MNet and nnU-Net's own network on two folds each with one short training
+block, predicts unseen cases with every fold and with the ensemble of folds, and writes a table and a picture.
 """
 
 import argparse
-import json
 import os
 import shutil
 import time
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING
 from nnunetv2_ext import register
 from nnunetv2_ext.cli.steps import Steps
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import FOLDER_VARIABLES
+from nnunetv2_ext.files import FOLDER_VARIABLES, write_json
 
 if TYPE_CHECKING:
     from nnunetv2_ext.evaluation.report import Row
@@ -31,7 +30,7 @@ SETTINGS = "demo.json"
 
 @dataclass(frozen=True)
 class Contender:
-    """A planner, its plans and a trainer, to be trained with the same schedule as the others."""
+    """A planner, its plans and a trainer, to be trained with the same training block as the others."""
 
     title: str
     planner: str
@@ -70,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
     from nnunetv2_ext.data.phantom import LABELS, write_phantoms
-    from nnunetv2_ext.evaluation.report import markdown_table
+    from nnunetv2_ext.evaluation.report import dice_table
 
     steps = Steps(total=4 + len(CONTENDERS) * len(FOLDS), log=output / "log.txt")
     print(f"Demo in {output}; nnU-Net's own messages go to log.txt there.")
@@ -99,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     with steps.step("evaluate and draw"):
         rows = _report(members, seconds, output, LABELS)
     print()
-    print(markdown_table(rows))
+    print(dice_table(rows))
     print(f"A threshold per label, chosen on the unseen cases themselves, reaches a mean Dice of {rows[-1].mean:.3f}.")
     print("Trainings this short show that all steps work; which network is better takes longer ones on real data.")
     print(f"Total {steps.elapsed() / 60:.1f} min. Table and picture: {output / 'report'}")
@@ -152,7 +151,7 @@ def _make_folder(output: Path, args: argparse.Namespace) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         settings = {name: str(value) for name, value in vars(args).items() if name not in ("run", "command")}
-        (output / SETTINGS).write_text(json.dumps(settings, indent=4))
+        write_json(output / SETTINGS, settings)
     except OSError as error:
         raise InputError(
             f"--output {output} ({error.strerror})", "a folder that can be written", "choose another"
@@ -199,7 +198,7 @@ def _train(contender: Contender, fold: int, args: argparse.Namespace) -> float:
         fold,
         trainer=contender.trainer,
         plans=contender.plans,
-        schedule={"epochs": args.epochs, "iterations_per_epoch": args.iterations, "val_iterations_per_epoch": 2},
+        training={"epochs": args.epochs, "iterations_per_epoch": args.iterations, "val_iterations_per_epoch": 2},
         device=args.device,
     )
     return time.monotonic() - start

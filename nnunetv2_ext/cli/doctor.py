@@ -3,8 +3,9 @@
 import argparse
 from collections import Counter
 
-from nnunetv2_ext.doctor import FAIL, INSTALLATION, OK, SKIP, WARN, Subject, examine
-from nnunetv2_ext.doctor_training import TRAINING
+from nnunetv2_ext.doctor.examination import FAIL, OK, SKIP, WARN, Subject, examine
+from nnunetv2_ext.doctor.installation import INSTALLATION
+from nnunetv2_ext.doctor.training import TRAINING
 
 EXAMPLE = """examples:
   nnunetv2_ext doctor

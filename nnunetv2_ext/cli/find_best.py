@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.text import listed
 
 EXAMPLE = """example:
   nnunetv2_ext find_best -d 104 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
@@ -112,11 +113,10 @@ def check_models(dataset_folder: Path, models: Sequence[Model], folds: Sequence[
         for fold in folds:
             faults += _faults_of_fold(dataset_folder, model, fold, probabilities=ensembling)
     if faults:
-        told = "; ".join(fault for fault, _ in faults[:NAMED_FAULTS])
-        more = f"; and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
+        told = listed((fault for fault, _ in faults), shown=NAMED_FAULTS, separator="; ")
         commands = list(dict.fromkeys(command for _, command in faults))
         raise InputError(
-            f"incomplete results of {dataset} ({told}{more})",
+            f"incomplete results of {dataset} ({told})",
             f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of every model, trained and validated"
             + (" with --npz, which ensembles need" if ensembling else ""),
             "\n  ".join(["run", *commands]) + "\nand then this command again",

@@ -2,13 +2,15 @@
 
 import argparse
 from collections import defaultdict
+from collections.abc import Sequence
 
 from nnunetv2_ext.cli.options import add_processes, number, processes
+from nnunetv2_ext.text import listed
 
 EXAMPLES = """examples:
   nnunetv2_ext make_thick -d 4 -o 104 --factor 4         Dataset104_HippocampusThick4 from Dataset004_Hippocampus
   nnunetv2_ext make_thick -d 4 -o 105 --thickness 3.7    slabs of 3.7 mm, whatever the slice spacing
-  nnunetv2_ext make_thick -d 4 -o 106 --factor 3 --axis 2 --name HippocampusSagittal
+  nnunetv2_ext make_thick -d 4 -o 106 --factor 3 --slice-axis 2 --name HippocampusSagittal
 """
 SHOWN_CASES = 5
 
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--factor", metavar="N", help="slices per slab, 2 or more")
     parser.add_argument("--thickness", metavar="MM", help="slab thickness, more than each case's slice spacing")
     parser.add_argument(
-        "--axis",
+        "--slice-axis",
         metavar="K",
         help="array axis of the slices, 0, 1 or 2 in nnU-Net's order z, y, x (default: the coarsest median spacing of "
         "the training cases, the first such axis where several are equal)",
@@ -37,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         factor=number(args.factor, int, "--factor"),
         thickness=number(args.thickness, float, "--thickness"),
-        axis=number(args.axis, int, "--axis"),
+        axis=number(args.axis, int, "--slice-axis"),
         name=args.name,
         processes=processes(args),
     )
     factors = list(dict.fromkeys(f"{factor:.4g}" for factor in sorted(made.factors.values())))
-    print(f"{made.folder}: {len(made.factors)} cases, {_listed(factors)} slices per slab along array axis {made.axis}")
+    print(f"{made.folder}: {len(made.factors)} cases, {_shown(factors)} slices per slab along array axis {made.axis}")
     by_rest = defaultdict(list)
     for case, rest in made.dropped.items():
         by_rest[rest].append(case)
@@ -52,12 +54,11 @@ def run(args: argparse.Namespace) -> int:
         by_rest.clear()
     for rest, cases in sorted(by_rest.items()):
         plural = "" if rest == 1 else "s"
-        print(f"dropped {rest:g} remainder slice{plural} at the end of {len(cases)} cases: {_listed(cases)}")
+        print(f"dropped {rest:g} remainder slice{plural} at the end of {len(cases)} cases: {_shown(cases)}")
     if made.labels_left_out:
-        print(f"left out {len(made.labels_left_out)} label files without an image: {_listed(made.labels_left_out)}")
+        print(f"left out {len(made.labels_left_out)} label files without an image: {_shown(made.labels_left_out)}")
     return 0
 
 
-def _listed(items: list) -> str:
-    more = [f"and {len(items) - SHOWN_CASES} more"] if len(items) > SHOWN_CASES else []
-    return ", ".join([*map(str, items[:SHOWN_CASES]), *more])
+def _shown(items: Sequence[str]) -> str:
+    return listed(items, shown=SHOWN_CASES)

@@ -1,15 +1,17 @@
 """`nnunetv2_ext plan_and_preprocess`: nnU-Net's command of that name, for our planners."""
 
 import argparse
-import json
 from typing import Any
 
-from nnunetv2_ext.cli.schedule import add_schedule_arguments, schedule_from_arguments
+from nnunetv2_ext.cli.schedule import add_block_arguments, block_from_arguments
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.planning.options import Option, flag_of, options_of
+from nnunetv2_ext.registry import PLANNERS
 
 EXAMPLE = """example:
   nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner --verify_dataset_integrity
   nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
-  nnunetv2_ext plan_and_preprocess -d 4 -pl PaRPlanner --backbone SwinUNETR --backbone_kwargs '{"feature_size": 24}'
+  nnunetv2_ext plan_and_preprocess -d 4 -pl PaRPlanner --backbone SwinUNETR --backbone-kwargs '{"feature_size": 24}'
   nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --size B -gpu_memory_target 24
   nnunetv2_ext plan_and_preprocess -d 42 -pl ThinThickPlanner --backbone MNet
 """
@@ -32,45 +34,54 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed data anew")
     parser.add_argument("--verbose", action="store_true", help="print what nnU-Net does")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
-    parser.add_argument("--patch_size", nargs=3, type=int, metavar="VOXELS", help="z y x, instead of the planned one")
-    group = parser.add_argument_group("backbone and refiner (PaRPlanner, BackbonePlanner, ThinThickPlanner)")
-    group.add_argument(
-        "--backbone",
-        help="a name that nnunetv2_ext list tells; ThinThickPlanner also takes ConvFreeTransformer, PaR, PaR:BACKBONE "
-        "(default: PlainConvUNet)",
-    )
-    group.add_argument("--backbone_kwargs", type=_json_object, metavar="JSON", help="arguments of the backbone")
-    group.add_argument("--axis", type=int, help="axis to refine, 0, 1 or 2 of z, y, x (default: 0, the coarsest)")
-    group.add_argument("--heads", type=int, help="heads of the refiner's attention (default: 8)")
-    group.add_argument("--groups", type=int, help="groups of slices in the refiner (default: 8)")
-    group.add_argument("--kernel_size", type=int, help="kernel of the refiner's features, odd (default: 3)")
-    group.add_argument("--variant", help="paper or published_code (default: paper)")
-    group.add_argument("--fusion", help="add, multiply or concat (default: add)")
-    group = parser.add_argument_group("convolution-free transformer (ConvFreePlanner)")
-    group.add_argument("--size", help="S, B, L or paper, which implies --post_norm (default: S)")
-    group.add_argument("--token_size", nargs=3, type=int, metavar="VOXELS", help="z y x, instead of the planned one")
-    group.add_argument("--context", help="patch, or block of the papers (default: patch)")
-    group.add_argument("--block_tokens", type=int, help="tokens per axis of a block, odd (default: 3)")
-    group.add_argument("--post_norm", action="store_true", default=None, help="the papers' norm after each sublayer")
-    group.add_argument(
-        "--activation_checkpointing", action="store_true", default=None, help="recompute layers to save memory"
-    )
-    add_schedule_arguments(parser)
+    _add_options(parser)
+    add_block_arguments(parser)
 
 
-REFINED = ("backbone", "backbone_kwargs", "axis", "heads", "groups", "kernel_size", "variant", "fusion")
-CONVOLUTION_FREE = ("size", "token_size", "context", "block_tokens", "post_norm", "activation_checkpointing")
-OPTIONS = ("patch_size", *REFINED, *CONVOLUTION_FREE)
+def _planner_options() -> dict[str, Option[Any]]:
+    """The options of all our planners by name."""
+    return {name: option for entry in PLANNERS for name, option in entry.load().options().items()}
 
 
-def _json_object(text: str) -> dict[str, Any]:
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a JSON object; correct it ({error})") from None
-    if not isinstance(content, dict):
-        raise argparse.ArgumentTypeError(f"got {text!r}; expected a JSON object; put it into braces")
-    return content
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    """A group of flags for each planner, with the options that no planner before it has."""
+    seen: set[str] = set()
+    for entry in PLANNERS:
+        options = {name: option for name, option in options_of(entry.load()).items() if name not in seen}
+        if not options:
+            continue
+        group = parser.add_argument_group(f"options of {entry.name}" if seen else "options of our planners")
+        for name, option in options.items():
+            told = f"{option.help} (default: {option.shown})"
+            if option.kind is bool:
+                group.add_argument(flag_of(name), action="store_true", default=None, help=told)
+            else:
+                group.add_argument(flag_of(name), nargs=option.numbers, metavar=option.metavar, help=told)
+        seen |= options.keys()
+
+
+def _given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The options whose flags were given.
+
+    Raises:
+        InputError: a text that makes no value.
+    """
+    given = {}
+    for name, option in _planner_options().items():
+        text = getattr(args, name)
+        if text is None or option.kind is bool:
+            if text:
+                given[name] = True
+            continue
+        try:
+            given[name] = option.kind(text) if option.numbers is None else [option.kind(one) for one in text]
+        except ValueError as error:
+            raise InputError(
+                f"{flag_of(name)} {text if option.numbers is None else ' '.join(text)}",
+                f"{option.help}",
+                f"correct it ({error})",
+            ) from None
+    return given
 
 
 def run(args: argparse.Namespace) -> int:
@@ -78,12 +89,13 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunetv2_ext.planning.api import plan_and_preprocess
 
+    options = _given_options(args)
     for dataset in args.d:
         plan_and_preprocess(
             dataset,
             planner=args.pl,
-            schedule=schedule_from_arguments(args),
-            options={name: getattr(args, name) for name in OPTIONS if getattr(args, name) is not None},
+            training=block_from_arguments(args),
+            options=options,
             configurations=args.c,
             processes=args.np or [default_num_processes],
             fingerprint_processes=args.npfp or default_num_processes,

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import write_json
+from nnunetv2_ext.text import markdown_table
 
 EXAMPLES = """examples:
   nnunetv2_ext profile -d 104 -c 3d_fullres -tr MNetTrainer -p MNetPlans
   nnunetv2_ext profile --architecture MNet --patch 16 128 128 --classes 3 --no-time
 
 The refiner's columns in table 1 of the PaR paper (5 classes, 96 x 96 x 96), counted at once:
-  nnunetv2_ext profile --architecture PaR --patch 96 96 96 --classes 5 --no-time
+  nnunetv2_ext profile --architecture PaR:none --patch 96 96 96 --classes 5 --no-time
 168,053 parameters (the paper's 0.11 M leaves out the 55,296 of the spatial bias), 5.97 G multiply-adds (the paper's
 figure) and 7.71 G with attention products.
 
@@ -45,15 +47,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     training.add_argument("-p", dest="plans", help="plans identifier (default: nnUNetPlans)")
     architecture = parser.add_argument_group("or an architecture")
     architecture.add_argument(
-        "--architecture", metavar="NAME", help="an architecture or backbone of the registry, or PaR, the refiner alone"
+        "--architecture",
+        metavar="NAME",
+        help="NAME, PaR:NAME or ConvFreeTransformer:block; PaR:none: the refiner alone",
     )
     architecture.add_argument("--patch", nargs="+", type=int, metavar="N", help="voxels along z, y, x")
-    architecture.add_argument("--channels", type=int, help="input channels (default: 1; those of PaR are the classes)")
+    architecture.add_argument(
+        "--channels", type=int, help="input channels (default: 1; those of PaR:none are the classes)"
+    )
     architecture.add_argument("--classes", type=int, help="channels of the logits (default: 2)")
     architecture.add_argument("--kwargs", metavar="JSON", help="""further arguments, as in '{"merge": "sum"}'""")
     parser.add_argument("--depth", type=int, default=2, help="depth of the table, 0: no modules (default: %(default)s)")
     parser.add_argument("-device", choices=["cpu", "cuda"], default="cpu", help="where to time (default: %(default)s)")
-    parser.add_argument("--batch_size", type=int, default=2, help="for time and peak memory (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=2, help="for time and peak memory (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="timings to take the median of (default: %(default)s)")
     parser.add_argument("--no-time", action="store_true", help="only count: no time, no peak, no computation")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, unrounded")
@@ -63,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     description = describe(args)
     if args.depth < 0 or args.batch_size < 1 or args.rounds < 1:
         raise InputError(
-            f"--depth {args.depth} --batch_size {args.batch_size} --rounds {args.rounds}",
+            f"--depth {args.depth} --batch-size {args.batch_size} --rounds {args.rounds}",
             "a depth of at least 0, a batch and rounds of at least 1",
             "correct it",
         )
@@ -125,7 +131,7 @@ def run(args: argparse.Namespace) -> int:
         )
     if args.json is not None:
         try:
-            args.json.write_text(json.dumps(content, indent=2) + "\n")
+            write_json(args.json, content, indent=2)
         except OSError as error:
             raise InputError(
                 f"{args.json}, which cannot be written ({error})", "a writable file", "see to it"
@@ -173,16 +179,13 @@ def table(modules: Sequence[Mapping[str, Any]], network: str) -> str:
         "forward_seconds": ("forward, ms", ",.1f", 1e-3),
     }
     shown = {key: column for key, column in columns.items() if key in modules[0]}
-    lines = [["module", *(title for title, _, _ in shown.values())]]
+    rows = []
     for module in modules:
         numbers = ((module[key], form, unit) for key, (_, form, unit) in shown.items())
-        lines.append(
+        rows.append(
             [
                 module["name"] or network,
                 *(format(value if unit == 1 else value / unit, form) for value, form, unit in numbers),
             ]
         )
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
-    aligned = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
-    return "\n".join(f"| {' | '.join(line)} |" for line in aligned)
+    return markdown_table(["module", *(title for title, _, _ in shown.values())], rows)

@@ -5,17 +5,17 @@ import json
 import os
 from typing import Any
 
-from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.training.schedule import (
+from nnunetv2_ext.block import (
     METHODS,
     PRESETS,
     THICK_GRID,
     THIN_GRID,
-    check_schedule,
-    merge_schedule,
-    planned_schedule,
+    check_block,
+    merge_blocks,
+    planned_block,
 )
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, write_json
 
 EXAMPLE = """example:
   nnunetv2_ext schedule -d 4 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch_size 4
@@ -26,9 +26,9 @@ or the method's published value. A running training is not changed, and --c refu
 """
 
 
-def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the schedule, shared with `plan_and_preprocess`."""
-    group = parser.add_argument_group("schedule (the `training` block of the plans)")
+def add_block_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags of the training block, shared with `plan_and_preprocess`."""
+    group = parser.add_argument_group("training block of the plans")
     group.add_argument("--preset", choices=PRESETS, help="optimizer, scheduler, length, batch and loss in one")
     group.add_argument("--epochs", type=int, help="number of epochs")
     group.add_argument("--iterations", type=int, help="training iterations per epoch")
@@ -55,7 +55,7 @@ def add_schedule_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def schedule_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
+def block_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The `training` block that the given flags make, with nothing for those that were not given."""
     block = {
         "epochs": args.epochs,
@@ -72,7 +72,7 @@ def schedule_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
         given = {key: getattr(args, key) for key in keys if getattr(args, key, None) is not None}
         block[method] = given or None
     block = {key: value for key, value in block.items() if value is not None}
-    return merge_schedule(PRESETS.get(args.preset, {}), {**block, "optimizer": optimizer} if optimizer else block)
+    return merge_blocks(PRESETS.get(args.preset, {}), {**block, "optimizer": optimizer} if optimizer else block)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,17 +80,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", required=True, help="data set id or name")
     parser.add_argument("-p", default="MNetPlans", help="plans identifier (default: %(default)s)")
     parser.add_argument("-c", nargs="+", help="configurations (default: all 3D ones that inherit from none)")
-    add_schedule_arguments(parser)
+    add_block_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    from nnunetv2_ext.training.checkpoints import write_beside
-
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.d) / f"{args.p}.json"
     plans = read_json(path, "run nnunetv2_ext plan_and_preprocess or correct -p")
-    block = schedule_from_arguments(args)
+    block = block_from_arguments(args)
     if not block:
-        raise InputError("no flag of the schedule", "at least one, such as --epochs", "see --help")
+        raise InputError("no flag of the training block", "at least one, such as --epochs", "see --help")
     configurations = plans["configurations"]
     chosen = args.c or [
         name for name, held in configurations.items() if "inherits_from" not in held and len(held["patch_size"]) == 3
@@ -100,13 +98,13 @@ def run(args: argparse.Namespace) -> int:
     for name in chosen:
         if name not in configurations:
             raise InputError(f"the configuration '{name}'", f"one of {', '.join(configurations)}", "correct -c")
-        merged = merge_schedule(planned_schedule(configurations, name), block)
-        check_schedule(merged)
+        merged = merge_blocks(planned_block(configurations, name), block)
+        check_block(merged)
         configurations[name]["training"] = merged
         print(f"{args.p} {name}: training = {json.dumps(merged)}")
     try:
         before = path.stat()
-        write_beside(lambda part: part.write_text(json.dumps(plans, indent=4)), path)
+        write_json(path, plans)
         # preprocessed data are judged by the age of the plans, and nothing that they depend on has changed
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     except OSError as error:

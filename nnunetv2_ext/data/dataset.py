@@ -1,38 +1,17 @@
-"""A new raw data set: written beside its place by threads, there only when it is complete."""
+"""What writing a new raw data set takes: cases in threads, and its `dataset.json`."""
 
-import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from nnunetv2_ext.data.volumes import unwritable
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import write_json
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@contextmanager
-def complete_or_absent(target: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
-
-    Raises:
-        InputError: an error of the file system within the block or on making or renaming the folder.
-    """
-    try:
-        # On the same file system, so that the renaming is one step.
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as parent:
-            unfinished = Path(parent, target.name)
-            unfinished.mkdir()
-            yield unfinished
-            unfinished.rename(target)
-    except OSError as error:
-        raise unwritable(target, error) from None
 
 
 def for_each(
@@ -66,4 +45,4 @@ def write_dataset_json(folder: Path, entries: Mapping[str, Any], *, training: in
         training: number of training cases.
     """
     kept = {key: value for key, value in entries.items() if key != "dataset"}
-    (folder / "dataset.json").write_text(json.dumps(kept | {"numTraining": training}, indent=4))
+    write_json(folder / "dataset.json", kept | {"numTraining": training})

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.volumes import Grid, Volume, listed, read_grid, unreadable
+from nnunetv2_ext.data.volumes import Grid, Volume, read_grid, unreadable
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import listed
 
 UNEVEN = 0.1
 """Share of the slice spacing by which a slice may lie beside its place."""

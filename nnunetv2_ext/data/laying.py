@@ -9,42 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.slabs import covered, slab_matrix, slice_edges
-from nnunetv2_ext.data.volumes import TOLERANCE, Grid, listed
+from nnunetv2_ext.data.volumes import TOLERANCE, Grid
 from nnunetv2_ext.errors import InputError
-
-TIED = 1e-3
-"""Share of a slice's thickness: distances that differ by less are equal, which rounding in headers must not decide."""
-
-
-def centre_slices(slabs: np.ndarray, slices: np.ndarray) -> np.ndarray:
-    """The slice nearest each slab's centre, where the slab's annotation is read from a laid label map.
-
-    Where the centre lies between two slices, the later one: the rule of `nnunetv2_ext.data.slabs.majority`.
-
-    Args:
-        slabs: (T, 2), edges in mm.
-        slices: (S, 2), edges in mm, ascending.
-
-    Returns:
-        int64 (T,). A slab whose centre lies outside all slices gets the first or last one: see `covered`.
-    """
-    distance = np.abs(np.mean(slabs, axis=1)[:, None] - np.mean(slices, axis=1))
-    tolerance = TIED * np.diff(slices).T
-    tied = distance <= distance.min(axis=1, keepdims=True) + tolerance
-    return len(slices) - 1 - tied[:, ::-1].argmax(axis=1)
-
-
-def holding_slabs(slabs: np.ndarray, slices: np.ndarray) -> np.ndarray:
-    """The slab that holds each slice's centre, -1 where none does: int64 (S,).
-
-    Args:
-        slabs: (T, 2), edges in mm, ascending and without overlap. A centre on the edge of two belongs to the later one.
-        slices: (S, 2), edges in mm.
-    """
-    centre = np.mean(slices, axis=1) + TIED * np.diff(slices)[:, 0]
-    slab = np.searchsorted(slabs[:, 0], centre, side="right") - 1
-    return np.where((slab >= 0) & (centre < slabs[slab, 1]), slab, -1)
+from nnunetv2_ext.geometry.slabs import SAME, covered, holding_slabs, slab_matrix, slice_edges
+from nnunetv2_ext.text import listed
 
 
 @dataclass(frozen=True)
@@ -104,7 +72,7 @@ def lay_grids(case: str, thin: Grid, thick: Grid, *, axis: int | None = None, th
     if np.any((end <= 0) | (begin >= extent)):
         raise InputError(fields_of_view, "volumes that overlap in space", "check that the two belong together")
     # Half a voxel is what confusing a voxel's corner and its centre makes.
-    beside = np.maximum(np.abs(begin), np.abs(end - extent)) >= spacing / 2 * (1 - TIED)
+    beside = np.maximum(np.abs(begin), np.abs(end - extent)) >= spacing / 2 * (1 - SAME)
     if beside[within].any():
         raise InputError(
             fields_of_view,
@@ -121,7 +89,7 @@ def lay_grids(case: str, thin: Grid, thick: Grid, *, axis: int | None = None, th
             "check that the two belong together, or leave the case out",
         )
     indices = [
-        np.clip(np.floor(((np.arange(count) + 0.5) * fine - first) / coarse + TIED).astype(int), 0, number - 1)
+        np.clip(np.floor(((np.arange(count) + 0.5) * fine - first) / coarse + SAME).astype(int), 0, number - 1)
         for count, fine, first, coarse, number in zip(
             thin.size[::-1], spacing, begin, pitch, thick.size[::-1], strict=True
         )

@@ -14,29 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from nnunetv2_ext.data.slabs import COVERED, slice_edges
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import read_json
+from nnunetv2_ext.files import read_json, write_json
+from nnunetv2_ext.geometry.slabs import COVERED, CaseSlabs
 
 SIDECAR = "slabs.json"
 VERSION = 1
 REMEDY = "make the data set with `nnunetv2_ext convert_thin_thick` and plan it again"
-
-
-@dataclass(frozen=True)
-class CaseSlabs:
-    """Thin slices and slabs of one case, in mm along the slice axis."""
-
-    thin_spacing: float
-    thin_slices: int
-    slabs: np.ndarray
-    """float64 (T, 2): lower and upper edge of each slab in ascending order, without overlap. Slabs may begin before and
-    end after the image."""
-
-    @property
-    def slices(self) -> np.ndarray:
-        """Edges of the thin slices as stored: float64 (S, 2)."""
-        return slice_edges(self.thin_slices, self.thin_spacing)
 
 
 @dataclass(frozen=True)
@@ -88,9 +72,8 @@ def write_sidecar(folder: Path, content: Sidecar) -> Path:
     }
     entries["digest"] = _digest(entries)
     path = folder / SIDECAR
-    unfinished = folder / f".{SIDECAR}.unfinished"
-    unfinished.write_text(json.dumps(entries, indent=1))
-    return unfinished.replace(path)
+    write_json(path, entries, indent=1)
+    return path
 
 
 def read_sidecar(folder: Path, dataset: str) -> Sidecar:
@@ -146,4 +129,19 @@ def _check_slabs(name: str, case: CaseSlabs) -> None:
             f"slabs [{a:g}, {b:g}) and [{c:g}, {d:g}) mm of case {name}",
             "slabs in ascending order that do not overlap",
             "correct the slice thickness",
+        )
+
+
+def refuse_thin_annotations(sidecar: Sidecar) -> None:
+    """Refuse a data set whose annotations are all as thin as the images.
+
+    Raises:
+        InputError: in no case is a slab thicker than the slices.
+    """
+    ratios = [float(np.diff(case.slabs).max()) / case.thin_spacing for case in sidecar.cases.values()]
+    if max(ratios, default=1.0) < 1 + 1e-2:
+        raise InputError(
+            f"annotations of {sidecar.dataset} as thin as the images (ratio {max(ratios, default=1.0):.3g})",
+            "thicker ones",
+            "train it with any other trainer; MNetTrainer, for instance",
         )

@@ -8,8 +8,9 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from nnunetv2_ext.data.dicom import is_dicom, open_dicom, open_series
-from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Volume, listed, read_grid
+from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Volume, read_grid
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import listed
 
 
 def find_volumes(folder: Path) -> dict[str, Path]:

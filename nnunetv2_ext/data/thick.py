@@ -22,8 +22,7 @@ from nnunetv2.utilities.utils import (
     get_identifiers_from_splitted_dataset_folder,
 )
 
-from nnunetv2_ext.data.dataset import complete_or_absent, for_each, write_dataset_json
-from nnunetv2_ext.data.slabs import average, majority, slab_matrix, slice_edges
+from nnunetv2_ext.data.dataset import for_each, write_dataset_json
 from nnunetv2_ext.data.volumes import (
     TOLERANCE,
     VOLUME_ENDINGS,
@@ -34,7 +33,8 @@ from nnunetv2_ext.data.volumes import (
     write_volume,
 )
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import dataset_name, new_dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import complete_or_absent, dataset_name, new_dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.geometry.slabs import average, majority, slab_matrix, slice_edges
 
 # Slabs over arrays.
 

@@ -13,14 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
-from nnunetv2_ext.data.dataset import complete_or_absent, for_each, write_dataset_json
+from nnunetv2_ext.data.dataset import for_each, write_dataset_json
 from nnunetv2_ext.data.laying import Laying, lay_grids
-from nnunetv2_ext.data.sidecar import CaseSlabs, Sidecar, write_sidecar
-from nnunetv2_ext.data.slabs import covered, slab_matrix
+from nnunetv2_ext.data.sidecar import Sidecar, write_sidecar
 from nnunetv2_ext.data.sources import Pair, open_volume, pair_by_name
-from nnunetv2_ext.data.volumes import Volume, listed, refuse_differences, write_volume
+from nnunetv2_ext.data.volumes import Volume, refuse_differences, write_volume
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import new_dataset_name, nnunet_folder
+from nnunetv2_ext.files import complete_or_absent, new_dataset_name, nnunet_folder
+from nnunetv2_ext.geometry.slabs import CaseSlabs, covered, slab_matrix
+from nnunetv2_ext.text import listed
 
 ENDING = ".nii.gz"
 """Of the files of a new data set."""
@@ -215,9 +216,8 @@ def _check_case(pair: Pair, label_names: Sequence[str], *, axis: int | None, thi
     laying = lay_grids(pair.name, images[0].grid, label.grid, axis=axis, thickness=thickness)
     unnamed = [value for value in np.unique(label.read()).tolist() if value not in range(len(label_names))]
     if unnamed:
-        more = f" and {len(unnamed) - SHOWN_VALUES} others" if len(unnamed) > SHOWN_VALUES else ""
         raise InputError(
-            f"the values {listed(unnamed[:SHOWN_VALUES])}{more} in the annotation of case {pair.name}",
+            f"the values {listed(unnamed, shown=SHOWN_VALUES)} in the annotation of case {pair.name}",
             f"labels with a name: {', '.join(f'{value} {name}' for value, name in enumerate(label_names))}",
             "name them all (--label-names), or renumber them",
         )

@@ -3,7 +3,6 @@
 import gzip
 import math
 import zlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import last_line, unwritable
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 TOLERANCE = 0.01
@@ -163,28 +163,11 @@ def _check_length(path: Path, needed: int) -> None:
         raise EOFError(f"{length} bytes of {needed}")
 
 
-def _last_line(error: Exception) -> str:
-    text = error.args[0] if isinstance(error, InputError) else str(error)
-    return text.strip().rpartition("\n")[2]
-
-
-def unwritable(path: Path, error: Exception) -> InputError:
-    """The error of a file or folder that could not be written."""
-    return InputError(
-        f"an error on writing {path} ({_last_line(error)})", "a writable folder with free space", "make room there"
-    )
-
-
 def unreadable(path: Path, error: Exception) -> InputError:
     """The error of a volume that could not be read."""
     return InputError(
-        f"an unreadable file {path} ({_last_line(error)})", "a complete volume", "restore the file or remove its case"
+        f"an unreadable file {path} ({last_line(error)})", "a complete volume", "restore the file or remove its case"
     )
-
-
-def listed(items: Iterable[object]) -> str:
-    """Numbers or names for a message: `0.8, 0.9`."""
-    return ", ".join(f"{item:g}" if isinstance(item, float) else str(item) for item in items)
 
 
 def refuse_differences(grid: Grid, other: Grid, *, of: str, beside: str) -> None:

@@ -1,6 +1,5 @@
 """Dice of predicted folders, case by case, and a table of several models: Markdown to read, JSON to go on with."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import write_json
+from nnunetv2_ext.text import markdown_table
 
 
 def dice_by_case(
@@ -80,10 +81,9 @@ def rank_cases(cases: Mapping[str, Mapping[str, float]]) -> list[tuple[str, floa
     return sorted(means.items(), key=lambda item: (-item[1], item[0]))
 
 
-def markdown_table(rows: Sequence[Row]) -> str:
+def dice_table(rows: Sequence[Row]) -> str:
     """Rows as a Markdown table: Dice of each label, their mean, training time in seconds."""
     labels = list(rows[0].dice)
-    head = ["model", *labels, "mean Dice", "training (s)"]
     body = [
         [
             row.name,
@@ -93,15 +93,12 @@ def markdown_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    widths = [max(len(line[column]) for line in [head, *body]) for column in range(len(head))]
-    lines = [" | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) for line in [head, *body]]
-    rule = "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])])
-    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])]) + "\n"
+    return markdown_table(["model", *labels, "mean Dice", "training (s)"], body)
 
 
 def write_table(rows: Sequence[Row], folder: Path) -> None:
     """Write `table.md` and `table.json` (a list of objects: name, dice by label, mean, seconds) into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(markdown_table(rows))
+    (folder / "table.md").write_text(dice_table(rows) + "\n")
     content = [{"name": row.name, "dice": dict(row.dice), "mean": row.mean, "seconds": row.seconds} for row in rows]
-    (folder / "table.json").write_text(json.dumps(content, indent=4))
+    write_json(folder / "table.json", content)

@@ -14,9 +14,8 @@ import numpy as np
 from nnunetv2.configuration import default_num_processes
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics_on_folder, save_summary_json
 
-from nnunetv2_ext.data.laying import centre_slices
 from nnunetv2_ext.data.sidecar import Sidecar
-from nnunetv2_ext.data.slabs import covered, majority, slab_matrix
+from nnunetv2_ext.geometry.slabs import centre_slices, covered, majority, slab_matrix
 
 SLAB_SUMMARY, THIN_SUMMARY = "summary_slabs.json", "summary_thin.json"
 THIN_TRUTH = "labelsTr_thin"

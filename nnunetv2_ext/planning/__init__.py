@@ -1,1 +1,1 @@
-"""What every planner of ours shares: the memory estimate, the patch search, the schedule."""
+"""What every planner of ours shares: the memory estimate, the patch search, the training block."""

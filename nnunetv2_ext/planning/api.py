@@ -12,8 +12,9 @@ from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
 from tqdm import tqdm
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.planning.planner import STOCK_PLANS, preprocessed_cases, with_options
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.planning.planner import with_options
+from nnunetv2_ext.planning.sharing import STOCK_PLANS, preprocessed_cases
 from nnunetv2_ext.registry import PLANNERS, find
 
 
@@ -39,7 +40,7 @@ def plan_and_preprocess(
     dataset: int | str,
     *,
     planner: str,
-    schedule: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
     configurations: Sequence[str] = ("3d_fullres", "3d_lowres"),
     processes: Sequence[int] = (default_num_processes,),
@@ -59,7 +60,7 @@ def plan_and_preprocess(
 
     Args:
         dataset: id or name of a data set in nnUNet_raw.
-        schedule: keys of the `training` block.
+        training: keys of the `training` block.
         options: what the planner lets the user choose, patch_size or backbone, for instance.
         processes: for preprocessing, one number or one per configuration.
         gpu_memory_target: GB.
@@ -69,13 +70,13 @@ def plan_and_preprocess(
         The plans identifier.
 
     Raises:
-        InputError: nnU-Net's folders are unset, no such data set or planner, 2D images, a bad schedule or option, a
-            memory target too small.
+        InputError: nnU-Net's folders are unset, no such data set or planner, 2D images, a bad training block or
+            option, a memory target too small.
     """
     raw, preprocessed = nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")
     name = dataset_name(dataset)
     dataset_json = read_json(raw / name / "dataset.json", "put the data set into nnUNet_raw")
-    chosen = with_options(planner_class(planner), schedule or {}, options or {})
+    chosen = with_options(planner_class(planner), training or {}, options or {})
     if preprocess and len(processes) not in (1, len(configurations)):
         raise InputError(
             f"{len(processes)} numbers of processes",

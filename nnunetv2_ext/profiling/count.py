@@ -13,10 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunetv2_ext.architectures.measure import FusedAttention
+from nnunetv2_ext.architectures.measure import watch_kept
 from nnunetv2_ext.errors import InputError
 
 WHOLE = ""
@@ -143,20 +142,14 @@ def count(network: nn.Module, shape: Sequence[int], *, depth: int = 2) -> list[R
         counted.update(found - counted)
 
     kept: Counter[str] = Counter()
-    seen = {StorageWeakRef(state.untyped_storage()) for state in [*network.parameters(), *network.buffers()]}
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if (reference := StorageWeakRef(storage)) not in seen:
-            seen.add(reference)
-            kept[watch.current] += storage.nbytes()
-        return tensor
+    def keep(size: int) -> None:
+        kept[watch.current] += size
 
     network.train()
     watch = Watch(network, depth, charge)
     x = torch.empty(1, *shape, device="meta")
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), counter, watch, hooks, FusedAttention():
+    with torch.enable_grad(), counter, watch, watch_kept(network, keep):
         run_forward(network, x)
 
     parameters: Counter[str] = Counter()

@@ -16,10 +16,11 @@ from torch import nn
 
 import nnunetv2_ext
 from nnunetv2_ext import registry
+from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.profiling.count import said
 
-REFINER = registry.Entry("PaR", "nnunetv2_ext.architectures.par.PaR", "the refiner alone, on logits")
+REFINER = Entry("PaR:none", "nnunetv2_ext.architectures.PaR", "the refiner alone, on logits")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def architecture_subject(
     classes: int = 2,
     kwargs: Mapping[str, Any] | None = None,
 ) -> Subject:
-    """A registered architecture, a backbone, or the refiner alone ("PaR").
+    """A network of the grammar (`nnunetv2_ext.registry.find_network`), or the refiner alone (`PaR:none`).
 
     Args:
         patch: voxels along z, y, x; also the network's `spatial_shape` where it has one and `kwargs` do not give it.
@@ -98,16 +99,13 @@ def architecture_subject(
 
 
 def _find_class(name: str) -> tuple[Any, dict[str, Any]]:
-    """The class behind a name, and the arguments that the name settles."""
-    known = [REFINER, *registry.ARCHITECTURES]
-    for entry in known:
-        if entry.name == name:
-            return entry.load(), {}
-    if name in [entry.name for entry in registry.BACKBONES]:
-        registry.find("backbone", name).load()  # a missing extra is told here
-        return registry.find("architecture", "BackboneNetwork").load(), {"backbone": name}
-    names = dict.fromkeys(entry.name for entry in (*known, *registry.BACKBONES))
-    raise InputError(f"the architecture '{name}'", f"one of {', '.join(names)}", "see `nnunetv2_ext list`")
+    """The class behind a name of the grammar, and the arguments that the name settles."""
+    if name == REFINER.name:
+        return REFINER.load(), {}
+    named = registry.find_network(name)
+    if "backbone" in named.kwargs:
+        registry.find("backbone", named.kwargs["backbone"]).load()  # a missing extra is told here
+    return registry.find("architecture", named.architecture).load(), named.kwargs
 
 
 def _construct(name: str, network_class: Any, arguments: Mapping[str, Any]) -> nn.Module:
@@ -134,20 +132,23 @@ def training_subject(dataset: str, configuration: str, trainer: str, plans: str)
     """
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
-    from nnunetv2_ext import doctor, doctor_training
+    from nnunetv2_ext.doctor import dataset as of_dataset
+    from nnunetv2_ext.doctor import training as of_training
+    from nnunetv2_ext.doctor.examination import FAIL
+    from nnunetv2_ext.doctor.examination import Subject as Examined
 
     nnunetv2_ext.register()
-    examined = doctor.Subject(dataset, configuration, trainer, plans)
+    examined = Examined(dataset, configuration, trainer, plans)
     for check in (
-        doctor_training.check_dataset,
-        doctor_training.check_dataset_json,
-        doctor_training.check_plans,
-        doctor_training.check_trainer,
-        doctor_training.check_configuration,
-        doctor_training.check_network,
+        of_dataset.check_dataset,
+        of_dataset.check_dataset_json,
+        of_training.check_plans,
+        of_training.check_trainer,
+        of_training.check_configuration,
+        of_training.check_network,
     ):
         for result in check(examined):
-            if result.status == doctor.FAIL:
+            if result.status == FAIL:
                 raise InputError(result.what, "a training that can start", result.remedy)
     found = examined.found
     if "network" not in found:

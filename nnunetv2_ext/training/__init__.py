@@ -1,1 +1,1 @@
-"""What every trainer of ours shares: the schedule from plans, safe checkpoints, deep supervision."""
+"""What every trainer of ours shares: the training block of the plans, safe checkpoints, deep supervision."""

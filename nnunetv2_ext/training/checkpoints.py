@@ -1,9 +1,6 @@
-"""Checkpoints that a kill or a full disk cannot damage: written beside, renamed into place, verified on reading."""
+"""Checkpoints that a kill or a full disk cannot damage: `write_beside` writes them, they are verified on reading."""
 
-import os
-import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,50 +11,6 @@ from nnunetv2_ext.errors import InputError
 FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "previous", "best"))
 FALLBACKS = (FINAL, LATEST, PREVIOUS, BEST)
 REQUIRED_KEYS = ("network_weights", "current_epoch", "init_args", "trainer_name", "logging")
-
-
-def write_beside(write: Callable[[Path], object], path: Path, *, keep_as: Path | None = None) -> None:
-    """Let `write` fill a file beside `path`, then rename it into place; readers see the old file or the whole new one.
-
-    Args:
-        write: called with the path of the file to write.
-        keep_as: where the file that is replaced stays available.
-
-    Raises:
-        OSError: the file could not be written, for instance on a full disk; the old file is untouched.
-    """
-    part = path.with_name(path.name + ".part")
-    try:
-        write(part)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        if keep_as is not None and path.exists():
-            _keep(path, keep_as)
-        part.replace(path)
-    except RuntimeError as error:
-        part.unlink(missing_ok=True)
-        # torch.save(path) tells of a full disk with a RuntimeError of its zip writer, in one of several wordings
-        if any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "iostream")):
-            raise OSError(f"could not write {path}: {error}") from error
-        raise
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-def _keep(path: Path, keep_as: Path) -> None:
-    """Give the file a second name, replacing what had it; at no moment is either name without a whole file."""
-    part = keep_as.with_name(keep_as.name + ".part")
-    part.unlink(missing_ok=True)
-    try:
-        try:
-            os.link(path, part)
-        except OSError:  # a file system without hard links
-            shutil.copyfile(path, part)
-        part.replace(keep_as)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import nnunetv2_ext
+from nnunetv2_ext.block import merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.training.schedule import merge_schedule, planned_schedule
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
 
 # what nnU-Net's own trainers, which know no `training` block, call these settings
 _NNUNET_ATTRIBUTES = {
@@ -24,7 +24,7 @@ def train_fold(
     *,
     trainer: str | type,
     plans: str,
-    schedule: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
     device: str = "cpu",
     save_probabilities: bool = False,
 ) -> Path:
@@ -33,7 +33,7 @@ def train_fold(
     Args:
         dataset: id or name.
         trainer: its name, or the class itself where nnU-Net would not find it.
-        schedule: keys of the `training` block that go over the plans' for this training. nnU-Net's own trainers take
+        training: keys of the `training` block that go over the plans' for this training. nnU-Net's own trainers take
             epochs, iterations_per_epoch, val_iterations_per_epoch and batch_size of it.
         device: "cpu", "cuda" or "mps".
         save_probabilities: keep the validation's probabilities, as `--npz` does.
@@ -45,7 +45,7 @@ def train_fold(
         InputError: no such data set or plans, or a key that nnU-Net's own trainers have no place for.
     """
     instance = make_trainer(
-        dataset, configuration, fold, trainer=trainer, plans=plans, schedule=schedule, device=device
+        dataset, configuration, fold, trainer=trainer, plans=plans, training=training, device=device
     )
     instance.run_training()
     instance.perform_actual_validation(save_probabilities)
@@ -59,7 +59,7 @@ def make_trainer(
     *,
     trainer: str | type,
     plans: str,
-    schedule: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | None = None,
     device: str = "cpu",
 ) -> Any:
     """The trainer that `train_fold` runs; same arguments and errors."""
@@ -72,12 +72,12 @@ def make_trainer(
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
     remedy = "run nnunetv2_ext plan_and_preprocess"
     content = read_json(folder / f"{plans}.json", remedy)
-    settings = dict(schedule or {})
+    settings = dict(training or {})
     trainer_class = recursive_find_trainer_class_by_name(trainer) if isinstance(trainer, str) else trainer
     ours = issubclass(trainer_class, ExtTrainer)
     planned = content["configurations"].get(configuration)
     if planned is not None and ours:
-        planned["training"] = merge_schedule(planned_schedule(content["configurations"], configuration), settings)
+        planned["training"] = merge_blocks(planned_block(content["configurations"], configuration), settings)
     elif planned is not None and settings.get("batch_size"):
         planned["batch_size"] = settings["batch_size"]
     instance = trainer_class(
@@ -91,7 +91,7 @@ def make_trainer(
         for key in settings.keys() - {"batch_size"}:
             if key not in _NNUNET_ATTRIBUTES:
                 raise InputError(
-                    f"schedule key '{key}' for {trainer_class.__name__}", ", ".join(_NNUNET_ATTRIBUTES), "drop it"
+                    f"training key '{key}' for {trainer_class.__name__}", ", ".join(_NNUNET_ATTRIBUTES), "drop it"
                 )
             setattr(instance, _NNUNET_ATTRIBUTES[key], settings[key])
     return instance

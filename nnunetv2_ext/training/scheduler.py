@@ -109,7 +109,7 @@ class _Course(NamedTuple):
     losses: Losses
 
 
-# one per entry of nnunetv2_ext.training.schedule.SCHEDULERS
+# one per entry of nnunetv2_ext.block.SCHEDULERS
 BUILDERS: dict[str, Callable[..., EpochScheduler]] = {
     "poly": lambda optimizer, lr, course, **settings: PolyLRScheduler(optimizer, lr, course.epochs, **settings),
     "plateau": lambda optimizer, lr, course, **settings: PlateauScheduler(optimizer, lr, course.losses, **settings),

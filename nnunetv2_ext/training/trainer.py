@@ -1,4 +1,4 @@
-"""The base of our trainers: nnU-Net's trainer with the schedule of the plans, safe checkpoints and any network."""
+"""The base of our trainers: nnU-Net's trainer with the plans' training block, safe checkpoints and any network."""
 
 import errno
 import json
@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 from pydoc import locate
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,25 +16,38 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
+from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_ext.architectures.contract import Freezable, Network
+from nnunetv2_ext.block import differences, resolve_block
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.planning.memory import memory_gb, weights_gb
-from nnunetv2_ext.training.checkpoints import FALLBACKS, FINAL, LATEST, PREVIOUS, read_checkpoint, write_beside
-from nnunetv2_ext.training.schedule import differences, resolve_schedule
+from nnunetv2_ext.files import write_beside
+from nnunetv2_ext.memory import memory_gb, weights_gb
+from nnunetv2_ext.training.checkpoints import FALLBACKS, FINAL, LATEST, PREVIOUS, read_checkpoint
 from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
+from nnunetv2_ext.training.step import StepTrainer
 from nnunetv2_ext.training.workers import EndWithTraining
 
 
-class ExtTrainer(nnUNetTrainer):
+class CheckedPlans(NamedTuple):
+    """What the check of the plans finds out."""
+
+    block: dict[str, Any]
+    """The configuration's resolved training block."""
+    outputs: int
+    """Outputs of the network with deep supervision."""
+
+
+class ExtTrainer(StepTrainer):
     """nnU-Net's trainer for a network with our contract (docs/how-to-add-an-architecture.md).
 
-    A method subclasses it with its network, the published schedule and nothing else.
+    A method subclasses it with its network and the published training block; the public methods are for it to override.
     """
 
-    network_class: ClassVar[type[nn.Module]]
+    network_class: ClassVar[type[Any]]
     """The network, built with default arguments where the plans hold another one."""
-    published_schedule: ClassVar[Mapping[str, Any]] = {}
+    published_block: ClassVar[Mapping[str, Any]] = {}
     """What the method's paper does otherwise than nnU-Net; the plans' `training` block goes over it."""
     current_epoch: int
 
@@ -47,7 +60,7 @@ class ExtTrainer(nnUNetTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         self.resuming = bool(plans.get("continue_training", False))
-        self.schedule, outputs = self._checked(plans, configuration)
+        self.block, outputs = self.check_plans(plans, configuration)
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
@@ -56,14 +69,14 @@ class ExtTrainer(nnUNetTrainer):
             raise InputError(
                 f"the read-only folder {error.filename}", "a results folder to write to", "correct nnUNet_results"
             ) from error
-        optimizer = self.schedule["optimizer"]
+        optimizer = self.block["optimizer"]
         self.initial_lr, self.weight_decay = optimizer["lr"], optimizer["weight_decay"]
-        self.num_epochs = self.schedule["epochs"]
-        self.num_iterations_per_epoch = self.schedule["iterations_per_epoch"]
-        self.num_val_iterations_per_epoch = self.schedule["val_iterations_per_epoch"]
-        self.oversample_foreground_percent = self.schedule["oversample_foreground"]
-        if self.schedule["batch_size"] is not None:
-            self.configuration_manager.configuration["batch_size"] = self.schedule["batch_size"]
+        self.num_epochs = self.block["epochs"]
+        self.num_iterations_per_epoch = self.block["iterations_per_epoch"]
+        self.num_val_iterations_per_epoch = self.block["val_iterations_per_epoch"]
+        self.oversample_foreground_percent = self.block["oversample_foreground"]
+        if self.block["batch_size"] is not None:
+            self.configuration_manager.configuration["batch_size"] = self.block["batch_size"]
         # nnU-Net's deep supervision gives the last output no weight, even if it is the only one
         self.enable_deep_supervision = outputs > 1
         self.save_every = 1
@@ -72,18 +85,13 @@ class ExtTrainer(nnUNetTrainer):
             raise InputError(f"the read-only folder {self.output_folder}", "one to write to", "change its permissions")
 
     @classmethod
-    def checked_schedule(cls, plans: dict[str, Any], configuration: str) -> dict[str, Any]:
-        """The configuration's resolved schedule, after everything that the user can have got wrong in the plans.
+    def check_plans(cls, plans: dict[str, Any], configuration: str) -> CheckedPlans:
+        """Refuse everything that the user can have got wrong in the plans; a method adds what it asks of them.
 
         Raises:
             InputError: unknown or 2D configuration, a patch the network cannot take, a bad `training` block, a
                 backbone to freeze where there is none, no results folder.
         """
-        return cls._checked(plans, configuration)[0]
-
-    @classmethod
-    def _checked(cls, plans: dict[str, Any], configuration: str) -> tuple[dict[str, Any], int]:
-        """What `checked_schedule` returns, and the number of the network's outputs."""
         known = plans.get("configurations", {})
         if configuration not in known:
             raise InputError(f"the configuration '{configuration}'", f"one of {', '.join(known)}", "correct it or plan")
@@ -96,52 +104,77 @@ class ExtTrainer(nnUNetTrainer):
             )
         if not os.environ.get("nnUNet_results"):
             raise InputError("no value of nnUNet_results", "a folder for the models", "run export nnUNet_results=...")
-        schedule = resolve_schedule(manager.configuration.get("training"), cls.published_schedule)
+        block = resolve_block(manager.configuration.get("training"), cls.published_block)
         try:
             with torch.device("meta"):
-                network = cls._network(manager, 1, 2, True)
+                network = cls.build_network(manager, 1, 2, True)
         except TypeError as error:  # a key or a type that the constructor does not know
-            planned = manager.network_arch_class_name if cls._is_planned(manager) else cls.network_class.__name__
+            planned = manager.network_arch_class_name if cls.is_planned(manager) else cls.network_class.__name__
             raise InputError(
                 f"architecture.arch_kwargs that {planned.rpartition('.')[2]} cannot take ({error})",
                 "its keyword arguments",
                 "correct the plans, or plan again",
             ) from error
         name = type(network).__name__
-        if schedule["freeze_backbone"] and not hasattr(network, "freeze_backbone"):
+        if block["freeze_backbone"] and not isinstance(network, Freezable):
             raise InputError(
                 f"training.freeze_backbone = true with {name}, which has no backbone to freeze",
                 "a network that refines a backbone's output",
                 "choose a trainer of one, or correct the plans",
             )
         outputs = len(network.deep_supervision_shapes(manager.patch_size))
-        weights = schedule["deep_supervision_weights"]
+        weights = block["deep_supervision_weights"]
         if weights is not None and len(weights) != outputs:
             raise InputError(
                 f"{len(weights)} numbers in training.deep_supervision_weights",
                 f"{outputs}, one per output of {name}",
                 "correct the plans",
             )
-        return schedule, outputs
+        return CheckedPlans(block, outputs)
 
     @classmethod
-    def _is_planned(cls, configuration_manager: ConfigurationManager) -> bool:
-        """Whether the plans were made for our network."""
-        return locate(configuration_manager.network_arch_class_name) is cls.network_class
+    def check_data(cls, plans_manager: PlansManager, configuration: ConfigurationManager, data: Path) -> str:
+        """Refuse preprocessed data that the method cannot learn from; by default it takes any.
+
+        Args:
+            data: folder of the configuration's preprocessed data.
+
+        Returns:
+            What was looked at, for the doctor's report.
+
+        Raises:
+            InputError: what the method lacks.
+        """
+        return f"{cls.__name__} needs none"
 
     @classmethod
-    def _network(cls, configuration_manager: ConfigurationManager, inputs: int, outputs: int, supervised: bool) -> Any:
-        if cls._is_planned(configuration_manager):
-            return get_network_from_plans(
-                configuration_manager.network_arch_class_name,
-                configuration_manager.network_arch_init_kwargs,
-                configuration_manager.network_arch_init_kwargs_req_import,
-                inputs,
-                outputs,
-                allow_init=True,
-                deep_supervision=supervised,
+    def is_planned(cls, configuration: ConfigurationManager) -> bool:
+        """Whether plans hold a network that this trainer trains as it stands there: by default its own."""
+        return locate(configuration.network_arch_class_name) is cls.network_class
+
+    @classmethod
+    def network_kwargs(cls, configuration: ConfigurationManager) -> dict[str, Any]:
+        """The arguments of `network_class` where the plans hold another network: by default its own defaults."""
+        return {}
+
+    @classmethod
+    def build_network(
+        cls, configuration: ConfigurationManager, input_channels: int, num_classes: int, deep_supervision: bool
+    ) -> Network:
+        """The network of the plans, or `network_class` in its place."""
+        if not cls.is_planned(configuration):
+            return cls.network_class(
+                input_channels, num_classes, deep_supervision=deep_supervision, **cls.network_kwargs(configuration)
             )
-        return cls.network_class(inputs, outputs, deep_supervision=supervised)
+        return get_network_from_plans(
+            configuration.network_arch_class_name,
+            configuration.network_arch_init_kwargs,
+            configuration.network_arch_init_kwargs_req_import,
+            input_channels,
+            num_classes,
+            allow_init=True,
+            deep_supervision=deep_supervision,
+        )
 
     @classmethod
     def build_network_architecture(  # nnU-Net's is static; called on a class or a trainer, both are the same
@@ -152,7 +185,9 @@ class ExtTrainer(nnUNetTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        return cls._network(configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision)
+        return cls.build_network(
+            configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
+        )
 
     @property
     def bare_network(self) -> Any:
@@ -160,7 +195,7 @@ class ExtTrainer(nnUNetTrainer):
         network = self.network
         if isinstance(network, DistributedDataParallel):
             network = network.module
-        return getattr(network, "_orig_mod", network)
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def initialize(self) -> None:
         if self.preprocessed_dataset_folder is None or not Path(self.preprocessed_dataset_folder).is_dir():
@@ -174,22 +209,22 @@ class ExtTrainer(nnUNetTrainer):
 
     def _log_memory(self) -> None:
         manager = self.configuration_manager
-        ours = memory_gb(self._feature_map_size(), self.batch_size)
+        ours = memory_gb(self.feature_map_size(), self.batch_size)
         line = (
             f"Estimated GPU memory of {type(self.bare_network).__name__}: {ours:.1f} GB at patch {manager.patch_size}"
         )
         line += f" and batch {self.batch_size}"
-        if not self._is_planned(manager):
+        if not self.is_planned(manager):
             line += self._planned_memory()
         self.print_to_log_file(line)
-        optimizer = self.schedule["optimizer"]["name"]
+        optimizer = self.block["optimizer"]["name"]
         trained = sum(parameter.numel() for parameter in self.network.parameters() if parameter.requires_grad)
         self.print_to_log_file(
             f"{trained / 1e6:.1f} million trained parameters, their gradients and {optimizer} take "
             f"{weights_gb(trained, optimizer):.2f} GB; the estimate contains those of a U-Net of 30 million"
         )
 
-    def _feature_map_size(self) -> float:
+    def feature_map_size(self) -> float:
         """Elements of feature maps per sample in one training step, in the measure of nnU-Net's planner."""
         return float(self.bare_network.compute_conv_feature_map_size(self.configuration_manager.patch_size))
 
@@ -207,11 +242,11 @@ class ExtTrainer(nnUNetTrainer):
         return f"; the plans were made for {type(planned).__name__} with {theirs:.1f} GB"
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, EpochScheduler]:
-        if self.schedule["freeze_backbone"]:
+        if self.block["freeze_backbone"]:
             self.bare_network.freeze_backbone()
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
-        optimizer = build_optimizer(trained, self.schedule)
-        clip = self.schedule["grad_clip"]
+        optimizer = build_optimizer(trained, self.block)
+        clip = self.block["grad_clip"]
         if clip < 12:  # nnU-Net's training step has clipped at 12 by then
 
             def clip_gradients(*_: Any) -> None:
@@ -220,7 +255,7 @@ class ExtTrainer(nnUNetTrainer):
             optimizer.register_step_pre_hook(clip_gradients)
         scheduler = build_scheduler(
             optimizer,
-            self.schedule,
+            self.block,
             epochs=self.num_epochs,
             iterations=self.num_iterations_per_epoch,
             losses=lambda: self.logger.get_value("val_losses", step=None),
@@ -236,8 +271,8 @@ class ExtTrainer(nnUNetTrainer):
     def _build_loss(self) -> nn.Module:
         wrapper = super()._build_loss()
         loss = wrapper.loss if self.enable_deep_supervision else wrapper
-        loss.weight_dice, loss.weight_ce = self.schedule["loss"]["dice"], self.schedule["loss"]["ce"]
-        weights = self.schedule["deep_supervision_weights"]
+        loss.weight_dice, loss.weight_ce = self.block["loss"]["dice"], self.block["loss"]["ce"]
+        weights = self.block["deep_supervision_weights"]
         if self.enable_deep_supervision and weights is not None:
             if self.is_ddp:  # an output without weight would leave its head without a gradient, which DDP refuses
                 weights = [max(weight, 1e-6) for weight in weights]
@@ -341,8 +376,8 @@ class ExtTrainer(nnUNetTrainer):
         if not self.resuming:
             return
         configuration = PlansManager(content["init_args"]["plans"]).get_configuration(self.configuration_name)
-        before = resolve_schedule(configuration.configuration.get("training"), self.published_schedule)
-        self._refuse_another("training block", differences(before, self.schedule))
+        before = resolve_block(configuration.configuration.get("training"), self.published_block)
+        self._refuse_another("training block", differences(before, self.block))
         # weights may fit another network: those of attention, for one, are the same for any number of heads
         held, now = (
             {key: content.get(key) for key in ("architecture", "patch_size")}

@@ -14,66 +14,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_ext.architectures.backbones import BackboneNetwork, size_rule
+from nnunetv2_ext.architectures.backbones import BACKBONES
+from nnunetv2_ext.architectures.backbones.network import BackboneNetwork, size_rule
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import BACKBONES, find
+from nnunetv2_ext.registry import find
+from tests.architectures.test_contract import distinct_backbones
 
 CHANNELS, CLASSES = 2, 3
-UNET: dict[str, Any] = {
-    "n_stages": 3,
-    "features_per_stage": [4, 6, 8],
-    "conv_op": "torch.nn.modules.conv.Conv3d",
-    "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3]],
-    "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2]],
-    "n_conv_per_stage_decoder": [1, 1],
-    "conv_bias": True,
-    "norm_op": "torch.nn.modules.instancenorm.InstanceNorm3d",
-    "norm_op_kwargs": {"eps": 1e-05, "affine": True},
-    "dropout_op": None,
-    "dropout_op_kwargs": None,
-    "nonlin": "torch.nn.LeakyReLU",
-    "nonlin_kwargs": {"inplace": True},
-}
-PLAIN = {**UNET, "n_conv_per_stage": [1, 1, 1]}
-RESIDUAL = {**UNET, "n_blocks_per_stage": [1, 1, 1]}
-# backbone_kwargs, as a plan holds them, that make every backbone small, and a patch that fits
-SMALL_BACKBONES: dict[str, dict[str, Any]] = {
-    "PlainConvUNet": PLAIN,
-    "ResidualEncoderUNet": RESIDUAL,
-    "ResidualEncoderUNetM": RESIDUAL,
-    "ResidualEncoderUNetL": RESIDUAL,
-    "ResidualEncoderUNetXL": RESIDUAL,
-    "MNet": {"features_per_stage": [4, 6, 8, 10, 12]},
-    "UNet": {"channels": [4, 6, 8], "strides": [[1, 2, 2], [2, 2, 2]], "num_res_units": 1},
-    "VNet": {"dropout_prob_down": None, "dropout_prob_up": [None, 0.0]},
-    "SegResNet": {
-        "init_filters": 4,
-        "blocks_down": [1, 1, 1],
-        "blocks_up": [1, 1],
-        "norm": ["GROUP", {"num_groups": 2}],
-    },
-    "UNETR": {"feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
-    "SwinUNETR": {"feature_size": 12, "depths": [1, 1, 1, 1], "window_size": [2, 4, 4]},
-    "MedNeXt": {"init_filters": 4, "blocks_down": [1, 1, 1], "blocks_up": [1, 1, 1], "blocks_bottleneck": 1},
-}
-BACKBONE_PATCHES: dict[str, tuple[int, int, int]] = {
-    "PlainConvUNet": (6, 20, 16),
-    "ResidualEncoderUNet": (6, 20, 16),
-    "ResidualEncoderUNetM": (6, 20, 16),
-    "ResidualEncoderUNetL": (6, 20, 16),
-    "ResidualEncoderUNetXL": (6, 20, 16),
-    "MNet": (5, 33, 32),
-    "UNet": (6, 20, 16),
-    "VNet": (16, 16, 32),
-    "SegResNet": (4, 12, 16),
-    "UNETR": (16, 32, 16),
-    "SwinUNETR": (32, 32, 64),
-    "MedNeXt": (8, 24, 16),
-}
+SMALL_BACKBONES = {record.name: record.small for record in BACKBONES}
+BACKBONE_PATCHES = {record.name: record.patches[0] for record in BACKBONES}
+PLAIN, RESIDUAL = SMALL_BACKBONES["PlainConvUNet"], SMALL_BACKBONES["ResidualEncoderUNet"]
 NAMES = list(SMALL_BACKBONES)
-# one of each class: presets of the same network add nothing
-DISTINCT = [name for name in NAMES if name[-1] not in "ML" or name == "UNet"]
+DISTINCT = [record.name for record in distinct_backbones()]
 MONAI = [entry.name for entry in BACKBONES if entry.extra == "monai"]
 SUPERVISED = {"PlainConvUNet": 2, "ResidualEncoderUNet": 2, "MNet": 7, "MedNeXt": 4}
 IMPOSSIBLE = [(0, 32, 32), (8, 3, 32), (8, 32), (1, 1, 8, 32, 32)]
@@ -102,7 +55,7 @@ def name(request: pytest.FixtureRequest) -> str:
 
 
 def test_small_arguments_and_patches_are_known_for_every_backbone() -> None:
-    assert [entry.name for entry in BACKBONES] == NAMES == list(BACKBONE_PATCHES)
+    assert all(record.small and record.patches for record in BACKBONES)
     assert json.loads(json.dumps(SMALL_BACKBONES)) == SMALL_BACKBONES
     assert set(DISTINCT) == {"PlainConvUNet", "ResidualEncoderUNet", "MNet", *MONAI}
 

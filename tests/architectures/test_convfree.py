@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunetv2_ext.architectures import ConvFreeTransformer, convfree
-from nnunetv2_ext.architectures.convfree import SIZES, token_size_for
+from nnunetv2_ext.architectures.convfree import SIZES
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.tokens import token_size_for
 from tests.architectures.plain_convfree import centre_of_block, whole_patch
 
 TOKEN, PATCH, HEADS = (1, 2, 2), (4, 6, 4), 2

@@ -13,8 +13,9 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.registry import ARCHITECTURES, TRAINERS
+from nnunetv2_ext.testing import CHANNELS, CLASSES
 from tests.architectures.test_contract import CASES as CONTRACT_CASES
-from tests.architectures.test_contract import CHANNELS, CLASSES, Case, build
+from tests.architectures.test_contract import Case
 
 RANKS = 2
 BY_NAME = {case.name: case for case in CONTRACT_CASES}
@@ -34,7 +35,7 @@ IDS = [f"{name}{' frozen' * frozen}" for name, frozen in CASES]
 
 
 def network_of(name: str, frozen: bool) -> Any:
-    network = build(BY_NAME[name])
+    network = BY_NAME[name].build()
     if frozen:
         network.freeze_backbone()
     return network
@@ -44,8 +45,8 @@ def loss_weights(case: Case, outputs: int) -> list[float]:
     """The published deep-supervision weights of the architecture's trainer, or nnU-Net's under DDP."""
     for entry in TRAINERS:
         trainer = entry.load()
-        if trainer.network_class.__name__ == case.architecture and trainer.published_schedule:
-            published = trainer.published_schedule.get("deep_supervision_weights")
+        if trainer.network_class.__name__ == case.architecture and trainer.published_block:
+            published = trainer.published_block.get("deep_supervision_weights")
             if published is not None:
                 return published
     return [1 / 2**output for output in range(outputs - 1)] + [1e-6]
@@ -54,7 +55,7 @@ def loss_weights(case: Case, outputs: int) -> list[float]:
 def train_two_steps(rank: int, name: str, frozen: bool) -> dict[str, dict[str, Any]]:
     """Two steps on this rank's own sample; what came of them."""
     case = BY_NAME[name]
-    (patch, *_), bare = case.patches, network_of(name, frozen)
+    patch, bare = case.patch, network_of(name, frozen)
     shapes = bare.deep_supervision_shapes(patch)
     loss: Any = DC_and_CE_loss(
         {"batch_dice": False, "smooth": 1e-5, "do_bg": False, "ddp": False},

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures import MNet
-from nnunetv2_ext.architectures.mnet import conv_feature_map_size, convert_published_state_dict
+from nnunetv2_ext.architectures.mnet import conv_feature_map_size
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.weights.mnet import convert_published_state_dict
 from tests.architectures.plain_mnet import PlainMNet
 from tests.architectures.test_plain_mnet import load_golden
 

@@ -12,19 +12,19 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nnunetv2_ext.architectures.backbones import BackboneNetwork
+from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
+from nnunetv2_ext.architectures.layers.attention import attend_on_cuda
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.architectures.par import (
     PaR,
     PaRNetwork,
-    attend_on_cuda,
     backbone_state_dict,
-    convert_published_state_dict,
     resolve_groups,
     resolve_heads,
     resolved_sizes,
 )
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.weights.par import convert_published_state_dict
 from tests.architectures.plain_par import refine
 
 VARIANTS = ["paper", "published_code"]

@@ -139,8 +139,8 @@ def folders(tmp_path, monkeypatch):
 def stand_in(calls, better=0.1):
     """A `train_fold` that writes a summary at once: MNetTrainer is better by 0.1 in every case."""
 
-    def train(dataset, configuration, fold, *, trainer, plans, schedule, device):
-        calls.append((trainer, plans, fold, schedule, device))
+    def train(dataset, configuration, fold, *, trainer, plans, training, device):
+        calls.append((trainer, plans, fold, training, device))
         folder = Path(os.environ[accuracy.RESULTS_VARIABLE]) / dataset / f"{trainer}__{plans}__{configuration}"
         dice = 0.5 + (better if trainer == "MNetTrainer" else 0)
         cases = {f"case{2 * fold + n}": {"1": dice + 0.01 * n, "2": NAN if n else dice} for n in range(2)}
@@ -155,9 +155,9 @@ def test_a_benchmark_from_training_to_table(folders, capsys, monkeypatch):
     arguments = ["-d", "104", "-tr", "MNetTrainer:MNetPlans", "nnUNetTrainer", "--output", str(folders / "own")]
     arguments += ["--epochs", "2", "--iterations", "3", "--expect", "10", "--json", str(folders / "out.json")]
     assert accuracy.main(arguments, train) == 0
-    schedule = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 5, "batch_size": 4}
+    training = {"epochs": 2, "iterations_per_epoch": 3, "val_iterations_per_epoch": 5, "batch_size": 4}
     assert calls == [
-        (trainer, plans, fold, schedule, "cpu")
+        (trainer, plans, fold, training, "cpu")
         for fold in (0, 1)
         for trainer, plans in (("MNetTrainer", "MNetPlans"), ("nnUNetTrainer", "nnUNetPlans"))
     ]

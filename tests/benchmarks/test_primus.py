@@ -74,12 +74,12 @@ def test_trainer_takes_all_but_the_network_from_the_plans(nnunet_folders, small,
     described = {"channel_names": {"0": "MRI"}, "numTraining": 1, "file_ending": ".nii.gz", **LABELS}
     (folder / "dataset.json").write_text(json.dumps(described))
     primus, ours = (
-        make_trainer(901, "3d_fullres", "all", trainer=trainer, plans="Plans", schedule={"epochs": 7})
+        make_trainer(901, "3d_fullres", "all", trainer=trainer, plans="Plans", training={"epochs": 7})
         for trainer in (PrimusTrainer, "ConvFreeTrainer")
     )
     assert type(primus) is PrimusTrainer and type(ours) is ConvFreeTrainer
-    assert primus.schedule == ours.schedule and primus.num_epochs == 7
+    assert primus.block == ours.block and primus.num_epochs == 7
     primus.initialize()
     assert primus.network.primus.down_projection.proj.kernel_size == tokens
     assert isinstance(primus.optimizer, torch.optim.AdamW) and primus.network.spatial_shape == (4, 16, 16)
-    assert ours._network(ours.configuration_manager, 1, 2, False).token_size == tokens
+    assert ours.build_network(ours.configuration_manager, 1, 2, False).token_size == tokens

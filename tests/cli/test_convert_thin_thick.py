@@ -14,11 +14,10 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 
 import nnunetv2_ext.data.thin_thick
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.data.laying import centre_slices
 from nnunetv2_ext.data.sidecar import read_sidecar
-from nnunetv2_ext.data.slabs import covered, slab_matrix
 from nnunetv2_ext.data.thick import majority_slabs, thick_grid
 from nnunetv2_ext.data.volumes import read_grid, read_volume, write_volume
+from nnunetv2_ext.geometry.slabs import centre_slices, covered, slab_matrix
 
 MADE = "Dataset042_Liver"
 OBLIQUE = (0.0, 0.6, 0.8, 1.0, 0.0, 0.0, 0.0, 0.8, -0.6)

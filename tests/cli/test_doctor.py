@@ -16,9 +16,9 @@ import torch
 
 from nnunetv2_ext import DISCOVERY_FOLDER, doctor, doctor_training, registry
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.doctor import FAIL, OK, SKIP, WARN, Check, Examination, Subject, examine
+from nnunetv2_ext.doctor.examination import FAIL, OK, SKIP, WARN, Check, Examination, Subject, examine
+from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import Entry
 from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
@@ -222,7 +222,7 @@ def test_the_training_is_described(prepared, diagnose):
     for name, texts in {
         "data set": (DATASET,),
         "configuration": ("patch [8, 32, 32]", "batch 2"),
-        "schedule": ("epochs 7",),
+        "training block": ("epochs 7",),
         "preprocessed data": ("5 cases",),
         "network": ("MNet", "7 outputs"),
         "memory": ("GB of GPU memory at batch 2",),
@@ -566,17 +566,17 @@ TRAINING_FAULTS = {
         ("nnUNetTrainer cannot train nnunetv2_ext.architectures.mnet.MNet", "choose -tr MNetTrainer"),
     ),
     "unknown key in training": (
-        lambda p: p.change_plans("MNetPlans", training={"epoch": 3}), OURS, FAIL, "schedule", ("epoch",),
+        lambda p: p.change_plans("MNetPlans", training={"epoch": 3}), OURS, FAIL, "training block", ("epoch",),
     ),
     "wrong type in training": (
-        lambda p: p.change_plans("MNetPlans", training={"epochs": "many"}), OURS, FAIL, "schedule", ("epochs", "many"),
+        lambda p: p.change_plans("MNetPlans", training={"epochs": "many"}), OURS, FAIL, "training block", ("epochs", "many"),
     ),
     "more weights than outputs": (
-        lambda p: p.change_plans("MNetPlans", training={"deep_supervision_weights": [1, 0.5]}), OURS, FAIL, "schedule",
+        lambda p: p.change_plans("MNetPlans", training={"deep_supervision_weights": [1, 0.5]}), OURS, FAIL, "training block",
         ("2 numbers in training.deep_supervision_weights", "7, one per output of MNet"),
     ),
     "nothing to freeze": (
-        lambda p: p.change_plans("MNetPlans", training={"freeze_backbone": True}), OURS, FAIL, "schedule",
+        lambda p: p.change_plans("MNetPlans", training={"freeze_backbone": True}), OURS, FAIL, "training block",
         ("MNet, which has no backbone to freeze", "choose a trainer of one"),
     ),
     "another patch than the refiner's": (
@@ -592,7 +592,7 @@ TRAINING_FAULTS = {
         ("the backbone 'nnFormer'", "one of PlainConvUNet"),
     ),
     "training nobody reads": (
-        lambda p: p.change_plans("nnUNetPlans", training={"epochs": 3}), STOCK, WARN, "schedule", ("does not read",),
+        lambda p: p.change_plans("nnUNetPlans", training={"epochs": 3}), STOCK, WARN, "training block", ("does not read",),
     ),
     "no fingerprint": (
         lambda p: (p.preprocessed / "dataset_fingerprint.json").unlink(), STOCK, FAIL, "fingerprint",

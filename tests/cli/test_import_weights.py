@@ -8,11 +8,12 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 
-from nnunetv2_ext.architectures.backbones import BackboneNetwork
-from nnunetv2_ext.architectures.mnet import MNet, convert_published_state_dict
+from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
+from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.architectures.par import PaRNetwork
 from nnunetv2_ext.cli import import_weights, main
 from nnunetv2_ext.trainers.par import PaRTrainer
+from nnunetv2_ext.weights.mnet import convert_published_state_dict
 from tests.architectures.plain_mnet import PlainMNet
 from tests.training.conftest import DATASET, LABELS, MNET, UNET, hand_made_plans
 

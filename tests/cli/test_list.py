@@ -4,7 +4,8 @@ import pytest
 
 from nnunetv2_ext.cli import list as list_command
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.registry import KINDS, Entry
+from nnunetv2_ext.entry import Entry
+from nnunetv2_ext.registry import KINDS
 
 HEADINGS = {"trainer": "trainers,", "planner": "planners,", "architecture": "architectures,", "backbone": "backbones,"}
 

@@ -165,7 +165,7 @@ def test_many_remainders_are_one_line(raw, capsys):
             write_image(raw / SOURCE / name, array, Spacing=(0.8, 0.9, 2 + number / 10))
     assert run("-d", 4, "-o", 104, "--thickness", 3.3, "--axis", 0) == 0
     printed = capsys.readouterr().out
-    assert "10 cases, 1.32, 1.375, 1.435, 1.5, 1.571, and 1 more slices per slab" in printed
+    assert "10 cases, 1.32, 1.375, 1.435, 1.5, 1.571 and 1 more slices per slab" in printed
     assert re.search(r"dropped [\d.]+ to [\d.]+ remainder slices at the end of \d+ cases\n", printed)
     assert printed.count("dropped") == 1
 

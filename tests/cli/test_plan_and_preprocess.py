@@ -83,7 +83,7 @@ CONVFREE = ["-d", "901", "--no_pp", "-pl", "ConvFreePlanner"]
         ),
         (["-d", "901", "-fpe", "NoExtractor"], nothing, "the fingerprint extractor 'NoExtractor'"),
         (["-d", "901", "--epochs", "0"], nothing, "training.epochs = 0"),
-        (["-d", "901", "-pl", "ExperimentPlanner", "--epochs", "3"], nothing, "a schedule for nnU-Net's"),
+        (["-d", "901", "-pl", "ExperimentPlanner", "--epochs", "3"], nothing, "a training block for nnU-Net's"),
         (["-d", "901", "--no_pp", "-gpu_memory_target", "0.001"], nothing, "for the smallest patch"),
         (["-d", "901", "-overwrite_target_spacing", "5", "0", "1"], nothing, "a target spacing of (5.0, 0.0, 1.0)"),
         (["-d", "901", "--backbone", "UNETR"], nothing, "the option backbone for MNetPlanner"),

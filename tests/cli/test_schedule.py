@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_ext.block import PRESETS, resolve_block
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.training.schedule import PRESETS, resolve_schedule
 
 FULL = {"patch_size": [8, 32, 32], "batch_size": 2}
 CONFIGURATIONS: dict[str, Any] = {
@@ -93,7 +93,7 @@ def test_presets_and_flags_one_after_the_other(plans: Path) -> None:
     assert main([*command, "--lr", "0.5"]) == 0
     assert blocks(plans)["3d_fullres"] == {**PAPER, "optimizer": {**PAPER["optimizer"], "lr": 0.5}}
     assert main([*command, "--preset", "nnunet"]) == 0
-    assert resolve_schedule(blocks(plans)["3d_fullres"]) == resolve_schedule({})
+    assert resolve_block(blocks(plans)["3d_fullres"]) == resolve_block({})
 
 
 def test_a_planned_block_of_another_optimizer(plans: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_null_block_is_filled(plans: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("", "no flag of the schedule; expected at least one"),
+        ("", "no flag of the training block; expected at least one"),
         ("--epochs 0", "training.epochs = 0; expected a whole number from 1"),
         ("--lr -1", "training.optimizer.lr = -1.0"),
         ("--grad_clip 20", "training.grad_clip = 20.0; expected a number above 0, at most 12"),

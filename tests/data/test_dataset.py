@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
-from nnunetv2_ext.data.dataset import complete_or_absent, for_each, write_dataset_json
+from nnunetv2_ext.data.dataset import for_each, write_dataset_json
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import complete_or_absent
 
 
 def test_complete_folder_takes_its_place(tmp_path):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.laying import centre_slices, holding_slabs, lay_grids
-from nnunetv2_ext.data.slabs import average, covered, slab_matrix, slice_edges
+from nnunetv2_ext.data.laying import lay_grids
 from nnunetv2_ext.data.thick import majority_slabs, thick_grid
 from nnunetv2_ext.data.volumes import Grid, read_grid, read_volume
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import average, centre_slices, covered, holding_slabs, slab_matrix, slice_edges
 
 IDENTITY = tuple(np.eye(3).ravel())
 OBLIQUE = (0.0, 0.6, 0.8, 1.0, 0.0, 0.0, 0.0, 0.8, -0.6)

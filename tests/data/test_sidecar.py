@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 
-from nnunetv2_ext.data.sidecar import SIDECAR, CaseSlabs, Sidecar, read_sidecar, write_sidecar
+from nnunetv2_ext.data.sidecar import SIDECAR, Sidecar, read_sidecar, write_sidecar
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import CaseSlabs
 
 DATASET = "Dataset042_Liver"
 SLABS = np.array([[-1.1, 2.6], [2.6, 6.3], [7.0, 10.7]])

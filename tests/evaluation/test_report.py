@@ -6,7 +6,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.report import Row, dice_by_case, markdown_table, rank_cases, write_table
+from nnunetv2_ext.evaluation.report import Row, dice_by_case, dice_table, rank_cases, write_table
 
 LABELS = {"background": 0, "liver": 1, "lesion": 2}
 
@@ -60,18 +60,18 @@ def test_rank_cases_best_first():
 ROWS = [Row("MNet, fold 0", {"liver": 0.95, "lesion": 0.8}, 61.6), Row("threshold", {"liver": 0.6, "lesion": 0.1})]
 
 
-def test_markdown_table():
-    assert markdown_table(ROWS) == (
+def test_dice_table():
+    assert dice_table(ROWS) == (
         "| model        | liver | lesion | mean Dice | training (s) |\n"
-        "|--------------|------:|-------:|----------:|-------------:|\n"
+        "| ------------ | ----: | -----: | --------: | -----------: |\n"
         "| MNet, fold 0 | 0.950 |  0.800 |     0.875 |           62 |\n"
-        "| threshold    | 0.600 |  0.100 |     0.350 |            - |\n"
+        "| threshold    | 0.600 |  0.100 |     0.350 |            - |"
     )
 
 
 def test_write_table(tmp_path):
     write_table(ROWS, tmp_path / "report")
-    assert (tmp_path / "report" / "table.md").read_text() == markdown_table(ROWS)
+    assert (tmp_path / "report" / "table.md").read_text() == dice_table(ROWS) + "\n"
     first, second = json.loads((tmp_path / "report" / "table.json").read_text())
     assert first == {"name": "MNet, fold 0", "dice": {"liver": 0.95, "lesion": 0.8}, "mean": 0.875, "seconds": 61.6}
     assert second["seconds"] is None

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
-from nnunetv2_ext.data.sidecar import CaseSlabs, Sidecar
-from nnunetv2_ext.data.slabs import slice_edges
+from nnunetv2_ext.data.sidecar import Sidecar
 from nnunetv2_ext.evaluation.slabs import SLAB_SUMMARY, THIN_SUMMARY, SlabReader, summarize_slabs, summarize_thin
+from nnunetv2_ext.geometry.slabs import CaseSlabs, slice_edges
 
 COMMON: dict[str, Any] = {"reader": SimpleITKIO(), "file_ending": ".nii.gz", "labels": [1, 2], "ignore_label": 3}
 # slices of slabs: two each, from the second slice on; the last slab sticks out by one slice

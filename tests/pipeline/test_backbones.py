@@ -18,20 +18,10 @@ from nnunetv2_ext.architectures.par import backbone_state_dict
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.training.run import train_fold
+from tests.architectures.test_contract import distinct_backbones
 from tests.pipeline.conftest import Pipeline, check_predictions, predict
 
-# arguments that make every backbone quick
-SMALL: dict[str, dict[str, Any]] = {
-    "PlainConvUNet": {"features_per_stage": [8, 16, 24, 32]},
-    "ResidualEncoderUNet": {"features_per_stage": [8, 16, 24, 32]},
-    "MNet": {"features_per_stage": [8, 12, 16, 20, 24]},
-    "UNet": {"channels": [8, 16, 24, 32]},
-    "VNet": {},
-    "SegResNet": {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1]},
-    "UNETR": {"feature_size": 8, "hidden_size": 48, "mlp_dim": 96, "num_heads": 4},
-    "SwinUNETR": {"feature_size": 12, "depths": [1, 1, 1, 1]},
-    "MedNeXt": {"init_filters": 8, "blocks_down": [1, 1, 1], "blocks_up": [1, 1, 1], "blocks_bottleneck": 1},
-}
+SMALL = {record.name: dict(record.small) for record in distinct_backbones()}
 ASKED = os.environ.get("NNUNETV2_EXT_BACKBONES", "UNETR").split(",")
 assert {*ASKED} <= {*SMALL, "all"}, f"got NNUNETV2_EXT_BACKBONES={','.join(ASKED)}; expected all or some of {[*SMALL]}"
 REAL = [name for name in SMALL if name in ASKED or "all" in ASKED]
@@ -58,7 +48,7 @@ def images(pipeline: Pipeline) -> Path:
 @pytest.fixture(scope="module")
 def mnet_prediction(pipeline: Pipeline, images: Path) -> Path:
     plan("MNetPlanner")
-    fold = train_fold(104, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    fold = train_fold(104, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", training=BRIEF)
     return predict(fold, images, pipeline.folder / "mnet")
 
 
@@ -104,14 +94,14 @@ def test_backbone_in_this_process(pipeline: Pipeline, images: Path, backbone: st
     options = {"backbone": backbone, "backbone_kwargs": SMALL[backbone]}
     plans = plan("PaRPlanner", options=options)
     assert plans == plans_of(backbone)
-    fold = train_fold(104, "3d_fullres", 0, trainer="PaRTrainer", plans=plans, schedule=BRIEF)
+    fold = train_fold(104, "3d_fullres", 0, trainer="PaRTrainer", plans=plans, training=BRIEF)
     assert (fold / "validation" / "summary.json").is_file()
     check_predictions(predict(fold, images, pipeline.folder / f"par_{backbone}"), images)
     shutil.rmtree(fold.parent)
 
 
 def test_refiner_alone_on_a_trained_network(pipeline: Pipeline, images: Path) -> None:
-    trained = train_fold(104, "3d_fullres", 0, trainer="nnUNetTrainer", plans="nnUNetPlans", schedule=BRIEF)
+    trained = train_fold(104, "3d_fullres", 0, trainer="nnUNetTrainer", plans="nnUNetPlans", training=BRIEF)
     source, start = trained / "checkpoint_final.pth", pipeline.folder / "start.pth"
     assert main(["import_weights", "par", str(source), "-o", str(start)]) == 0
     assert main(["schedule", "-d", "104", "-p", "nnUNetPlans", "--freeze_backbone", "--epochs", "1", *FLAGS]) == 0

@@ -32,7 +32,7 @@ def test_thin_slices_through_the_commands(pipeline: Pipeline) -> None:
     check_predictions(folder, images)
 
     plan_and_preprocess(4, planner="MNetPlanner", progress=False)
-    fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", training=BRIEF)
     mnet = predict(fold, images, pipeline.folder / "mnet")
     ensemble = pipeline.folder / "ensemble"
     pipeline.run(f"nnUNetv2_ensemble -i {folder} {mnet} -o {ensemble} -np 1 --save_npz")
@@ -52,5 +52,5 @@ def test_thick_slices_in_this_process(pipeline: Pipeline, options: dict[str, obj
     plan_and_preprocess(104, planner="ConvFreePlanner", plans_name=name, options=options, progress=False)
     configuration = json.loads((pipeline.preprocessed() / f"{name}.json").read_text())["configurations"]["3d_fullres"]
     assert configuration["attention"]["kind"] == kind
-    fold = train_fold(104, "3d_fullres", 0, trainer="ConvFreeTrainer", plans=name, schedule=BRIEF)
+    fold = train_fold(104, "3d_fullres", 0, trainer="ConvFreeTrainer", plans=name, training=BRIEF)
     assert (fold / "validation" / "summary.json").is_file()

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     for fold in range(5):
         for method, plans in (("nnUNet", "nnUNetPlans"), ("MNet", "MNetPlans")):
             if (method, fold) != ("MNet", 0):
-                train_fold(104, "3d_fullres", fold, trainer=f"{method}Trainer", plans=plans, schedule=schedule,
+                train_fold(104, "3d_fullres", fold, trainer=f"{method}Trainer", plans=plans, training=schedule,
                            save_probabilities=True)
 """
 

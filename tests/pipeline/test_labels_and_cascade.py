@@ -57,7 +57,7 @@ def test_regions_and_ignore_label(pipeline: Pipeline, identifier: int) -> None:
     for method in methods:
         plan(identifier, method)
         fold = train_fold(
-            identifier, "3d_fullres", 0, trainer=f"{method}Trainer", plans=f"{method}Plans", schedule=BRIEF
+            identifier, "3d_fullres", 0, trainer=f"{method}Trainer", plans=f"{method}Plans", training=BRIEF
         )
         summary = json.loads((fold / "validation" / "summary.json").read_text())
         assert len(summary["mean"]) == 2
@@ -65,7 +65,7 @@ def test_regions_and_ignore_label(pipeline: Pipeline, identifier: int) -> None:
 
 def test_thin_slices(pipeline: Pipeline) -> None:
     plan(4, "MNet")
-    fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", schedule=BRIEF)
+    fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", training=BRIEF)
     plans = json.loads((pipeline.preprocessed("Dataset004_Hippocampus") / "MNetPlans.json").read_text())
     assert np.allclose(plans["configurations"]["3d_fullres"]["spacing"], 1)
     assert (fold / "validation" / "summary.json").is_file()
@@ -102,7 +102,7 @@ def test_cascade_of_a_hand_made_two_stage_plan(pipeline: Pipeline, method: str) 
     add_stages(pipeline, method)
     trainer, plans = f"{method}Trainer", f"{method}Plans"
     # every fold's validation writes the first stage's segmentations; `all` gives them for every case at once
-    first = train_fold(204, "3d_lowres", "all", trainer=trainer, plans=plans, schedule=BRIEF)
+    first = train_fold(204, "3d_lowres", "all", trainer=trainer, plans=plans, training=BRIEF)
     assert list((first.parent / "predicted_next_stage" / "3d_cascade_fullres").iterdir())
-    second = train_fold(204, "3d_cascade_fullres", 0, trainer=trainer, plans=plans, schedule=BRIEF)
+    second = train_fold(204, "3d_cascade_fullres", 0, trainer=trainer, plans=plans, training=BRIEF)
     assert (second / "validation" / "summary.json").is_file()

@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_ext.data.sidecar import read_sidecar
-from nnunetv2_ext.data.slabs import majority, slab_matrix, slice_edges
+from nnunetv2_ext.geometry.slabs import majority, slab_matrix, slice_edges
 from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.training.run import train_fold
 from tests.pipeline.conftest import SHORT, Pipeline, check_predictions
@@ -105,5 +105,5 @@ def test_other_networks_in_this_process(pipeline: Pipeline, options: dict[str, o
         (pipeline.preprocessed("Dataset205_ThinThick") / "slabs.json").unlink(missing_ok=True)
     else:
         plan_and_preprocess(205, planner="ThinThickPlanner", options=options, progress=False)
-    fold = train_fold(205, "3d_fullres", 0, trainer="ThinThickTrainer", plans=plans, schedule=BRIEF)
+    fold = train_fold(205, "3d_fullres", 0, trainer="ThinThickTrainer", plans=plans, training=BRIEF)
     assert (fold / "validation" / "summary_slabs.json").is_file()

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_ext.architectures.backbones import size_rule
+from nnunetv2_ext.architectures.backbones.network import size_rule
 from nnunetv2_ext.architectures.par import resolved_sizes
+from nnunetv2_ext.block import resolve_block
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.api import plan_and_preprocess
-from nnunetv2_ext.planning.memory import memory_gb
 from nnunetv2_ext.registry import BACKBONES, find
 from nnunetv2_ext.trainers.mnet import MNetTrainer
-from nnunetv2_ext.training.schedule import resolve_schedule
 from tests.planning.conftest import Described, network_of
 
 Describe = Callable[..., Described]
@@ -29,7 +29,7 @@ WIDE = {"shape": (40, 160, 160), "spacing": (5.0, 1.0, 1.0)}
 
 def plan(planner: str = "PaRPlanner", backbone: str | None = None, **options: Any) -> str:
     """The plans identifier; a warning of padding is no matter of most tests."""
-    keys = ("gpu_memory_target", "plans_name", "schedule")
+    keys = ("gpu_memory_target", "plans_name", "training")
     arguments = {key: options.pop(key) for key in keys if key in options}
     if backbone is not None:
         options["backbone"] = backbone
@@ -193,14 +193,14 @@ def test_arguments_change_the_size_rule(described: Describe) -> None:
 
 @pytest.mark.parametrize("planner", PLANNERS)
 @pytest.mark.parametrize(
-    ("backbone", "weights"), [("PlainConvUNet", None), ("MNet", MNetTrainer.published_schedule)], ids=["stock", "MNet"]
+    ("backbone", "weights"), [("PlainConvUNet", None), ("MNet", MNetTrainer.published_block)], ids=["stock", "MNet"]
 )
-def test_schedule(described: Describe, planner: str, backbone: str, weights: Any) -> None:
-    block = planned(described(), planner, backbone, schedule={"epochs": 3})["training"]
-    published = dict(find("trainer", planner.replace("Planner", "Trainer")).load().published_schedule)
+def test_training_block(described: Describe, planner: str, backbone: str, weights: Any) -> None:
+    block = planned(described(), planner, backbone, training={"epochs": 3})["training"]
+    published = dict(find("trainer", planner.replace("Planner", "Trainer")).load().published_block)
     if weights is not None:
         published["deep_supervision_weights"] = weights["deep_supervision_weights"]
-    assert block == resolve_schedule({"epochs": 3}, published)
+    assert block == resolve_block({"epochs": 3}, published)
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_a_patch_of_the_user_that_cannot_work(
         ("PaRPlanner", {"backbone_kwargs": {"widht": 3}}, "the arguments widht in backbone_kwargs of PlainConvUNet"),
         ("PaRPlanner", {"backbone": "UNet", "backbone_kwargs": {"strides": 2}}, "strides=2 in backbone_kwargs"),
         ("PaRPlanner", {"heads": 2.5}, "heads=2.5; expected a whole number from 1"),
-        ("BackbonePlanner", {"schedule": {"freeze_backbone": True}}, "freeze_backbone for BackbonePlanner"),
+        ("BackbonePlanner", {"training": {"freeze_backbone": True}}, "freeze_backbone for BackbonePlanner"),
         ("PaRPlanner", {"merge": "sum"}, "the option merge for PaRPlanner; expected some of patch_size, backbone"),
         ("BackbonePlanner", {"variant": "paper"}, "the option variant for BackbonePlanner"),
         ("MNetPlanner", {"backbone": "UNet"}, "the option backbone for MNetPlanner"),

@@ -1,4 +1,4 @@
-"""Plans for the convolution-free transformer: tokens, patch, memory with weights, attention, schedule, refusals."""
+"""Plans for the convolution-free transformer: tokens, patch, memory with weights, attention, block, refusals."""
 
 import re
 import warnings
@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_ext.architectures.convfree import SIZES, ConvFreeTransformer, token_size_for
+from nnunetv2_ext.architectures.convfree import SIZES, ConvFreeTransformer
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.tokens import token_size_for, window_for
+from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.api import plan_and_preprocess
-from nnunetv2_ext.planning.memory import memory_gb
-from nnunetv2_ext.plans.convfree import window_for
 from tests.planning.conftest import Described, network_of
 
 Describe = Callable[..., Described]
@@ -22,7 +22,7 @@ THICK = {"shape": (9, 50, 35), "spacing": (4.0, 1.0, 1.0)}
 CT = {"shape": (24, 156, 156), "spacing": (5.0, 0.8, 0.8)}
 
 
-def planned(data: Described, *, target: float = 8, schedule: Any = None, **options: Any) -> dict[str, Any]:
+def planned(data: Described, *, target: float = 8, training: Any = None, **options: Any) -> dict[str, Any]:
     """The configuration 3d_fullres as planned."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="the patch")
@@ -33,7 +33,7 @@ def planned(data: Described, *, target: float = 8, schedule: Any = None, **optio
             progress=False,
             options=options,
             gpu_memory_target=target,
-            schedule=schedule,
+            training=training,
         )
     chosen = {"S": "", "B": "B", "L": "L", "paper": "Paper"}[options.get("size", "S")]
     chosen += "Block" * (options.get("context") == "block") + "PostNorm" * ("post_norm" in options)
@@ -196,7 +196,7 @@ def test_two_layers_of_windows_reach_every_token(grid: tuple[int, ...]) -> None:
         ({"size": "L"}, 3e-4),
         ({"post_norm": True}, 1e-4),
         ({"size": "paper"}, 1e-4),
-        ({"size": "paper", "schedule": {"optimizer": {"lr": 0.5}}}, 0.5),
+        ({"size": "paper", "training": {"optimizer": {"lr": 0.5}}}, 0.5),
     ],
     ids=str,
 )
@@ -233,7 +233,7 @@ def test_the_smallest_memory_target_is_told_with_the_weights(described: Describe
         ({"patch_size": [8, 16, 40]}, r"a patch of \[8, 16, 40\]; expected .* takes, \[8, 32, 40\] for instance"),
         ({"patch_size": [4, 40, 40]}, r"a patch of \[4, 40, 40\]; expected .* takes, \[8, 40, 40\] for instance"),
         ({"backbone": "UNet"}, "the option backbone for ConvFreePlanner; expected some of patch_size, size"),
-        ({"schedule": {"freeze_backbone": True}}, "freeze_backbone for ConvFreePlanner"),
+        ({"training": {"freeze_backbone": True}}, "freeze_backbone for ConvFreePlanner"),
     ],
     ids=str,
 )

@@ -1,4 +1,4 @@
-"""Plans of our planners: patch and batch within the memory target, nnU-Net's spacing, shared data, the schedule."""
+"""Plans of our planners: patch and batch within the memory target, nnU-Net's spacing, shared data, the block."""
 
 import json
 from collections.abc import Callable
@@ -10,13 +10,13 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.architectures.mnet import conv_feature_map_size
+from nnunetv2_ext.block import resolve_block
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.api import plan_and_preprocess, planner_class
-from nnunetv2_ext.planning.memory import memory_gb
 from nnunetv2_ext.planning.planner import ExtPlanner, preprocessed_cases, with_options
 from nnunetv2_ext.plans.mnet import MNetPlanner
 from nnunetv2_ext.trainers.mnet import MNetTrainer
-from nnunetv2_ext.training.schedule import resolve_schedule
 from tests.planning.conftest import LARGE, SMALL, Described
 
 Describe = Callable[..., Described]
@@ -50,21 +50,21 @@ def test_small_data(described: Describe) -> None:
         assert callable(getattr(configuration, deferred))
 
 
-def test_the_published_schedule_is_written_out(described: Describe) -> None:
+def test_the_published_training_block_is_written_out(described: Describe) -> None:
     data = described()
     plan()
     block = data.configuration()["training"]
-    assert block == resolve_schedule({}, MNetTrainer.published_schedule)
+    assert block == resolve_block({}, MNetTrainer.published_block)
     assert block["epochs"] == 500
 
 
-def test_the_users_schedule_goes_over_it(described: Describe) -> None:
+def test_the_users_training_block_goes_over_it(described: Describe) -> None:
     data = described()
-    plan(schedule={"epochs": 7, "optimizer": {"lr": 0.5}})
-    assert data.configuration()["training"] == resolve_schedule(
-        {"epochs": 7, "optimizer": {"lr": 0.5}}, MNetTrainer.published_schedule
+    plan(training={"epochs": 7, "optimizer": {"lr": 0.5}})
+    assert data.configuration()["training"] == resolve_block(
+        {"epochs": 7, "optimizer": {"lr": 0.5}}, MNetTrainer.published_block
     )
-    assert MNetPlanner.schedule == {}, "the next data set must not inherit it"
+    assert MNetPlanner.training == {}, "the next data set must not inherit it"
 
 
 @pytest.mark.parametrize("target", [4, 8, 24, 48])
@@ -236,10 +236,10 @@ def test_options() -> None:
     twice: Any = with_options(
         with_options(MNetPlanner, {"epochs": 5}, {}), {"batch_size": 3}, {"patch_size": [8, 64, 64]}
     )
-    assert twice.schedule == {"epochs": 5, "batch_size": 3}
+    assert twice.training == {"epochs": 5, "batch_size": 3}
     assert twice.patch_size == [8, 64, 64]
     assert twice.__name__ == "MNetPlanner"
-    with pytest.raises(InputError, match="a schedule for nnU-Net's ExperimentPlanner; expected one of our planners"):
+    with pytest.raises(InputError, match="a training block for nnU-Net's ExperimentPlanner; expected one of our"):
         with_options(ExperimentPlanner, {"epochs": 5}, {})
     with pytest.raises(InputError, match="patch_size for nnU-Net's ExperimentPlanner; expected one of our planners"):
         with_options(ExperimentPlanner, {}, {"patch_size": [8, 64, 64]})

@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nnunetv2_ext.data.sidecar import SIDECAR, CaseSlabs, Sidecar, read_sidecar, write_sidecar
-from nnunetv2_ext.data.slabs import slice_edges
+from nnunetv2_ext.data.sidecar import SIDECAR, Sidecar, read_sidecar, write_sidecar
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import CaseSlabs, slice_edges
 from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.registry import find
 from tests.planning.conftest import NAME, Described, network_of
@@ -38,12 +38,12 @@ def plan(described: Callable[..., Described]) -> Callable[..., Described]:
         }
         if sidecar:
             write_sidecar(data.raw, Sidecar(NAME, axis, cases))
-        schedule = options.pop("schedule", None)
+        training = options.pop("training", None)
         memory = options.pop("gpu_memory_target", None)
         plan_and_preprocess(
             901,
             planner="ThinThickPlanner",
-            schedule=schedule,
+            training=training,
             options=options,
             gpu_memory_target=memory,
             preprocess=False,
@@ -88,10 +88,10 @@ def test_every_kind_of_network(
     assert data.plans(name)["experiment_planner_used"] == "ThinThickPlanner"
 
 
-def test_the_schedule_is_that_of_the_network(plan: Any) -> None:
+def test_the_training_block_is_that_of_the_network(plan: Any) -> None:
     mnet = plan(4.0, backbone="MNet").configuration("ThinThickMNetPlans")["training"]
     assert len(mnet["deep_supervision_weights"]) == 7
-    transformer = plan(4.0, backbone="ConvFreeTransformer", schedule={"epochs": 7, "thin_thick": {"beta": 2.0}})
+    transformer = plan(4.0, backbone="ConvFreeTransformer", training={"epochs": 7, "thin_thick": {"beta": 2.0}})
     block = transformer.configuration("ThinThickConvFreePlans")["training"]
     assert (block["optimizer"]["name"], block["grad_clip"], block["epochs"]) == ("AdamW", 1.0, 7)
     assert (block["thin_thick"]["beta"], block["thin_thick"]["thin_weight"]) == (2.0, 1.0)
@@ -128,7 +128,7 @@ def test_data_are_shared_where_nnunet_has_the_slice_axis_first(plan: Any) -> Non
 
 def test_memory_is_that_of_both_passes(plan: Any) -> None:
     large = {"shape": (200, 160, 160)}
-    thin = plan(4.0, **large, gpu_memory_target=4.0, schedule={"thin_thick": {"thick_image": "thin_grid"}})
+    thin = plan(4.0, **large, gpu_memory_target=4.0, training={"thin_thick": {"thick_image": "thin_grid"}})
     on_thin_grid = np.prod(thin.configuration("ThinThickPlans")["patch_size"])
     thick = plan(4.0, **large, gpu_memory_target=4.0)
     on_thick_grid = np.prod(thick.configuration("ThinThickPlans")["patch_size"])
@@ -137,7 +137,7 @@ def test_memory_is_that_of_both_passes(plan: Any) -> None:
 
 
 def test_a_refiner_may_be_trained_alone(plan: Any) -> None:
-    block = plan(4.0, backbone="PaR", schedule={"freeze_backbone": True}).configuration("ThinThickPaRPlans")["training"]
+    block = plan(4.0, backbone="PaR", training={"freeze_backbone": True}).configuration("ThinThickPaRPlans")["training"]
     assert block["freeze_backbone"] is True
 
 
@@ -178,16 +178,16 @@ REFUSED: list[tuple[tuple[float, ...], dict[str, Any], str]] = [
         r"a patch of 32 slices, 32 mm, and slabs of 40 mm or more in case case1",
     ),
     ((4.0,), {"patch_size": [-5, 48, 48]}, r"a patch of \[-5, 48, 48\]; expected three positive numbers"),
-    ((4.0,), {"backbone": "MNet", "schedule": {"freeze_backbone": True}}, r"freeze_backbone for ThinThickPlanner"),
+    ((4.0,), {"backbone": "MNet", "training": {"freeze_backbone": True}}, r"freeze_backbone for ThinThickPlanner"),
     ((4.0,), {"backbone": "Nothing"}, r"the backbone 'Nothing'; expected one of PlainConvUNet"),
     ((4.0,), {"backbone": "PaR:Nothing"}, r"the backbone 'Nothing'"),
     ((4.0,), {"backbone": "MNet", "size": "B"}, r"the option size for BackbonePlanner"),
     (
         (4.0,),
-        {"backbone": "PaR", "schedule": {"thin_thick": {"thick_image": "thick_grid"}}},
+        {"backbone": "PaR", "training": {"thin_thick": {"thick_image": "thick_grid"}}},
         r"--thick_image thick_grid for PaR; expected thin_grid",
     ),
-    ((4.0,), {"schedule": {"thin_thick": {"beta": 0}}}, r"training.thin_thick.beta = 0"),
+    ((4.0,), {"training": {"thin_thick": {"beta": 0}}}, r"training.thin_thick.beta = 0"),
 ]
 
 

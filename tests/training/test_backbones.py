@@ -15,7 +15,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_ext.architectures.backbones import BackboneNetwork
+from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.architectures.par import PaRNetwork
 from nnunetv2_ext.cli import main
@@ -49,7 +49,7 @@ def wrapped(name: str, backbone: str, patch: tuple[int, ...] = PATCH, **options:
 
 
 PAR = "nnunetv2_ext.architectures.par.PaRNetwork"
-BACKBONE = "nnunetv2_ext.architectures.backbones.BackboneNetwork"
+BACKBONE = "nnunetv2_ext.architectures.backbones.network.BackboneNetwork"
 # architecture of the plans, the backbone's name, the number of its outputs
 PLANS: dict[str, tuple[dict[str, Any], str, int]] = {
     "stock": (UNET, "PlainConvUNet", 2),

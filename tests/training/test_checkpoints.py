@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS, is_readable, read_checkpoint, write_beside
+from nnunetv2_ext.files import write_beside
+from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS, is_readable, read_checkpoint
 
 CONTENT: dict[str, Any] = {
     "network_weights": {"weight": torch.arange(1000.0)},

@@ -1,4 +1,4 @@
-"""ConvFreeTrainer: its network on its own and on other plans, its schedule, and that it learns."""
+"""ConvFreeTrainer: its network on its own and on other plans, its training block, and that it learns."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.architectures.convfree import SIZES, ConvFreeTransformer
+from nnunetv2_ext.block import NNUNET_BLOCK
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.trainers.convfree import ConvFreeTrainer
-from nnunetv2_ext.training.schedule import NNUNET_SCHEDULE
 from nnunetv2_ext.training.scheduler import WarmupPolyScheduler
 from tests.training.conftest import MNET, UNET, Build, hand_made_plans
 
@@ -78,9 +78,9 @@ def test_refused_plans(build: Build, architecture: dict[str, Any], changes: dict
     assert list((build.folder / "nnUNet_results").iterdir()) == []
 
 
-def test_published_schedule(build: Build) -> None:
+def test_published_training_block(build: Build) -> None:
     trainer = build.initialized(hand_made_plans(CONVFREE), trainer=ConvFreeTrainer)
-    assert trainer.schedule == NNUNET_SCHEDULE | {
+    assert trainer.block == NNUNET_BLOCK | {
         "optimizer": {"name": "AdamW", "lr": 3e-4, "betas": [0.9, 0.999], "weight_decay": 0.01},
         "scheduler": {"name": "warmup_poly", "exponent": 0.9, "warmup_iterations": None},
         "grad_clip": 1.0,

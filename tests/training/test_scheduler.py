@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from nnunetv2_ext.training.schedule import OPTIMIZERS, SCHEDULERS, named_defaults, resolve_schedule
+from nnunetv2_ext.block import OPTIMIZERS, SCHEDULERS, named_defaults, resolve_block
 from nnunetv2_ext.training.scheduler import (
     BUILDERS,
     PlateauScheduler,
@@ -157,7 +157,7 @@ class Walk:
             "optimizer": {"lr": 0.5, "momentum": 0, "nesterov": False, "weight_decay": 0},
             "scheduler": {"name": "warmup_poly", "exponent": 2, "warmup_iterations": 4},
         }
-        schedule = resolve_schedule(block)
+        schedule = resolve_block(block)
         self.optimizer = build_optimizer([self.weight], schedule)
         self.scheduler = build_scheduler(self.optimizer, schedule, epochs=epochs, iterations=iterations, losses=list)
 
@@ -233,7 +233,7 @@ def test_every_scheduler_has_its_builder() -> None:
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_scheduler_starts_from_the_rate_given(name: str) -> None:
     optimizer = some_optimizer()
-    schedule = resolve_schedule({"optimizer": {"lr": 0.5}, "scheduler": {"name": name}})
+    schedule = resolve_block({"optimizer": {"lr": 0.5}, "scheduler": {"name": name}})
     build_scheduler(optimizer, schedule, epochs=5, iterations=3, losses=list).step(0)
     expected = {"warmup_poly": 0.5 / 200}.get(name, 0.5)
     assert [group["lr"] for group in optimizer.param_groups] == [expected, expected]
@@ -242,7 +242,7 @@ def test_every_scheduler_starts_from_the_rate_given(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_optimizer_takes_its_keys(name: str) -> None:
     parameter = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer([parameter], resolve_schedule({"optimizer": {"name": name}}))
+    optimizer = build_optimizer([parameter], resolve_block({"optimizer": {"name": name}}))
     assert type(optimizer) is getattr(torch.optim, name)
     (group,) = optimizer.param_groups
     for key, value in named_defaults("optimizer", name).items():

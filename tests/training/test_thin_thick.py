@@ -12,9 +12,9 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from torch import Tensor
 
-from nnunetv2_ext.data.sidecar import SIDECAR, CaseSlabs, Sidecar, write_sidecar
-from nnunetv2_ext.data.slabs import slice_edges
+from nnunetv2_ext.data.sidecar import SIDECAR, Sidecar, write_sidecar
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import CaseSlabs, slice_edges
 from nnunetv2_ext.losses import ThinThickLoss
 from nnunetv2_ext.trainers.thin_thick import ThinThickTrainer
 from nnunetv2_ext.training.thin_thick import PICTURE
@@ -24,7 +24,7 @@ SLICES, SIZE, PATCH = 20, 24, [16, 16, 16]
 RATIOS = {"a": 4.0, "b": 3.7, "c": 4.0, "d": 5.0, "e": 4.0}
 IGNORE = {"labels": {"background": 0, "left": 1, "right": 2, "ignore": 3}}
 PATHS = {
-    "BackboneNetwork": "nnunetv2_ext.architectures.backbones.BackboneNetwork",
+    "BackboneNetwork": "nnunetv2_ext.architectures.backbones.network.BackboneNetwork",
     "PaRNetwork": "nnunetv2_ext.architectures.par.PaRNetwork",
     "ConvFreeTransformer": "nnunetv2_ext.architectures.convfree.ConvFreeTransformer",
 }

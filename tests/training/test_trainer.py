@@ -76,7 +76,7 @@ def test_missing_preprocessed_data(build: Build) -> None:
         build().initialize()
 
 
-def test_published_schedule_is_the_default(build: Build) -> None:
+def test_published_training_block_is_the_default(build: Build) -> None:
     trainer = build()
     assert (trainer.num_epochs, trainer.num_iterations_per_epoch, trainer.num_val_iterations_per_epoch) == (
         500,
@@ -86,11 +86,11 @@ def test_published_schedule_is_the_default(build: Build) -> None:
     assert (trainer.initial_lr, trainer.weight_decay, trainer.oversample_foreground_percent) == (0.01, 3e-5, 0.33)
     assert trainer.configuration_manager.batch_size == 2
     assert trainer.save_every == 1
-    assert np.allclose(trainer.schedule["deep_supervision_weights"], PUBLISHED_WEIGHTS)
+    assert np.allclose(trainer.block["deep_supervision_weights"], PUBLISHED_WEIGHTS)
 
 
 @pytest.mark.parametrize("configuration", ["3d_fullres", "3d_cascade_fullres"])
-def test_the_plans_schedule_is_applied(build: Build, configuration: str) -> None:
+def test_the_plans_training_block_is_applied(build: Build, configuration: str) -> None:
     block = {
         "epochs": 7,
         "iterations_per_epoch": 3,
@@ -129,7 +129,7 @@ def test_another_optimizer_and_scheduler(build: Build) -> None:
     assert group["lr"] == 0.5**3
 
 
-def test_the_schedule_travels_with_the_checkpoint(build: Build) -> None:
+def test_the_training_block_travels_with_the_checkpoint(build: Build) -> None:
     trainer = build(training={"epochs": 7})
     planned = trainer.my_init_kwargs["plans"]["configurations"]["3d_fullres"]
     assert planned["training"] == {"epochs": 7}

@@ -4,16 +4,13 @@ A patch is told by the numbers of the preprocessed slices that it holds, in its 
 flipping along the slice axis need no rule of their own: P of the patch is the columns of those slices.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from nnunetv2_ext.data.laying import centre_slices
-from nnunetv2_ext.data.sidecar import SIDECAR, CaseSlabs, Sidecar
-from nnunetv2_ext.data.slabs import COVERED, covered, preprocessed_edges, slab_matrix
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import COVERED, CaseSlabs, centre_slices, covered, slab_matrix
 
 
 @dataclass(frozen=True)
@@ -98,39 +95,6 @@ def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray
     return matrix, np.array([group[0] for group in groups], np.int64)
 
 
-def preprocessed_slabs(
-    name: str, case: CaseSlabs, axis: int, properties: Mapping[str, Any], resampled_slices: int
-) -> PreprocessedSlabs:
-    """The slabs of a case in what nnU-Net's preprocessing made of it, the slice axis being the first.
-
-    Args:
-        name: of the case, for errors.
-        axis: the slice axis of the stored image.
-        properties: nnU-Net's, of the preprocessed case.
-        resampled_slices: slices of the preprocessed image.
-
-    Raises:
-        InputError: the side-car is of another image.
-    """
-    stored, spacing = int(properties["shape_before_cropping"][0]), float(properties["spacing"][axis])
-    if stored != case.thin_slices or abs(spacing / case.thin_spacing - 1) > COVERED:
-        raise InputError(
-            f"{case.thin_slices} slices of {case.thin_spacing:.4g} mm of case {name} in {SIDECAR}, and {stored} of "
-            f"{spacing:.4g} mm in its preprocessed image",
-            "a side-car of these images",
-            "preprocess the data set again, or make it with `nnunetv2_ext convert_thin_thick`",
-        )
-    lower, upper = (int(bound) for bound in properties["bbox_used_for_cropping"][0])
-    edges = preprocessed_edges(
-        stored,
-        case.thin_spacing,
-        bounding_box=(lower, upper),
-        stored_count=int(properties["shape_after_cropping_and_before_resampling"][0]),
-        resampled_count=resampled_slices,
-    )
-    return PreprocessedSlabs(case.slabs, edges)
-
-
 def slabs_per_patch(cases: Mapping[str, PreprocessedSlabs], slices: int) -> int:
     """The largest number of whole slabs that a patch of so many slices covers in any case.
 
@@ -181,32 +145,3 @@ def most_within(slabs: np.ndarray, length: float) -> int:
 def slices_for_a_slab(slabs: np.ndarray, spacing: float) -> int:
     """So many slices, `spacing` mm apart, cover one of the slabs (T, 2) wherever its edges lie between theirs."""
     return int(np.ceil(float(np.diff(slabs).min()) / spacing - COVERED)) + 1
-
-
-def refuse_thin_annotations(sidecar: Sidecar) -> None:
-    """Refuse a data set whose annotations are all as thin as the images.
-
-    Raises:
-        InputError: in no case is a slab thicker than the slices.
-    """
-    ratios = [float(np.diff(case.slabs).max()) / case.thin_spacing for case in sidecar.cases.values()]
-    if max(ratios, default=1.0) < 1 + 1e-2:
-        raise InputError(
-            f"annotations of {sidecar.dataset} as thin as the images (ratio {max(ratios, default=1.0):.3g})",
-            "thicker ones",
-            "train it with any other trainer; MNetTrainer, for instance",
-        )
-
-
-def refuse_other_axis(axis: int, transpose_forward: Sequence[int]) -> None:
-    """Refuse plans in which the slices do not lie along the first axis.
-
-    Raises:
-        InputError: `axis`, an array axis of the stored images, becomes another one than the first.
-    """
-    if transpose_forward[0] != axis:
-        raise InputError(
-            f"plans whose first axis is axis {transpose_forward[0]} of the images (transpose_forward)",
-            f"the slice axis {axis}",
-            "plan with ThinThickPlanner",
-        )

@@ -1,8 +1,12 @@
-"""nnU-Net's three folders and the data sets in them, with an error that says what to set or where to look."""
+"""nnU-Net's folders and the data sets in them, JSON in UTF-8, files and folders that are there whole or not at all."""
 
 import json
 import os
 import re
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -96,8 +100,92 @@ def read_json(path: Path, remedy: str) -> Any:
         InputError: the file is missing or no valid JSON (truncated, for instance); ends with `remedy`.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no file {path}", "a JSON file there", remedy) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"a damaged file {path} ({error})", "valid JSON", remedy) from None
+
+
+def write_json(path: Path, content: Any, *, indent: int = 4) -> None:
+    """Write a JSON file in UTF-8, see `write_beside`.
+
+    Raises:
+        OSError: as `write_beside`.
+    """
+    write_beside(lambda part: part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8"), path)
+
+
+def write_beside(write: Callable[[Path], object], path: Path, *, keep_as: Path | None = None) -> None:
+    """Let `write` fill a file beside `path`, then rename it into place; readers see the old file or the whole new one.
+
+    Args:
+        write: called with the path of the file to write.
+        keep_as: where the file that is replaced stays available.
+
+    Raises:
+        OSError: the file could not be written, for instance on a full disk; the old file is untouched.
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        write(part)
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        if keep_as is not None and path.exists():
+            _keep(path, keep_as)
+        part.replace(path)
+    except RuntimeError as error:
+        part.unlink(missing_ok=True)
+        # torch.save(path) tells of a full disk with a RuntimeError of its zip writer, in one of several wordings
+        if any(word in str(error) for word in ("inline_container", "PytorchStreamWriter", "iostream")):
+            raise OSError(f"could not write {path}: {error}") from error
+        raise
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _keep(path: Path, keep_as: Path) -> None:
+    """Give the file a second name, replacing what had it; at no moment is either name without a whole file."""
+    part = keep_as.with_name(keep_as.name + ".part")
+    part.unlink(missing_ok=True)
+    try:
+        try:
+            os.link(path, part)
+        except OSError:  # a file system without hard links
+            shutil.copyfile(path, part)
+        part.replace(keep_as)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def complete_or_absent(target: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
+
+    Raises:
+        InputError: an error of the file system within the block or on making or renaming the folder.
+    """
+    try:
+        # On the same file system, so that the renaming is one step.
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as parent:
+            unfinished = Path(parent, target.name)
+            unfinished.mkdir()
+            yield unfinished
+            unfinished.rename(target)
+    except OSError as error:
+        raise unwritable(target, error) from None
+
+
+def unwritable(path: Path, error: Exception) -> InputError:
+    """The error of a file or folder that could not be written."""
+    return InputError(
+        f"an error on writing {path} ({last_line(error)})", "a writable folder with free space", "make room there"
+    )
+
+
+def last_line(error: Exception) -> str:
+    """What an error says, without the lines of libraries above it."""
+    text = error.args[0] if isinstance(error, InputError) else str(error)
+    return text.strip().rpartition("\n")[2]

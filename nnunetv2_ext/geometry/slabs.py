@@ -11,6 +11,7 @@ from the outer edge of the first slice of the volume as it is stored; any unit s
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,6 +21,8 @@ SLIVER = 1e-9
 """Smallest weight in P. Less is rounding, and would tie a slab to slices that it does not touch."""
 TIED = 1e-6
 """Votes that differ by less are equal: a share of a slab, in which rounding must not decide."""
+SAME = 1e-3
+"""Share of a slice's thickness: distances that differ by less are equal, which rounding in headers must not decide."""
 COVERED = 1e-3
 """Share of a slab that may be missing at its ends: headers seldom tell lengths any better."""
 
@@ -168,6 +171,36 @@ def majority(labels: np.ndarray, matrix: np.ndarray, *, axis: int = 0) -> np.nda
     return _each_slab(_vote, labels, matrix, axis=axis, dtype=labels.dtype)
 
 
+def centre_slices(slabs: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """The slice nearest each slab's centre, where the slab's annotation is read from a laid label map.
+
+    Where the centre lies between two slices, the later one: the rule of `majority`.
+
+    Args:
+        slabs: (T, 2), edges in mm.
+        slices: (S, 2), edges in mm, ascending.
+
+    Returns:
+        int64 (T,). A slab whose centre lies outside all slices gets the first or last one: see `covered`.
+    """
+    distance = np.abs(np.mean(slabs, axis=1)[:, None] - np.mean(slices, axis=1))
+    tolerance = SAME * np.diff(slices).T
+    tied = distance <= distance.min(axis=1, keepdims=True) + tolerance
+    return len(slices) - 1 - tied[:, ::-1].argmax(axis=1)
+
+
+def holding_slabs(slabs: np.ndarray, slices: np.ndarray) -> np.ndarray:
+    """The slab that holds each slice's centre, -1 where none does: int64 (S,).
+
+    Args:
+        slabs: (T, 2), edges in mm, ascending and without overlap. A centre on the edge of two belongs to the later one.
+        slices: (S, 2), edges in mm.
+    """
+    centre = np.mean(slices, axis=1) + SAME * np.diff(slices)[:, 0]
+    slab = np.searchsorted(slabs[:, 0], centre, side="right") - 1
+    return np.where((slab >= 0) & (centre < slabs[slab, 1]), slab, -1)
+
+
 def _each_slab(
     project: Callable[[np.ndarray, np.ndarray], np.ndarray],
     volume: np.ndarray,
@@ -219,3 +252,19 @@ def _vote(slices: np.ndarray, weights: np.ndarray) -> np.ndarray:
     winner = central.copy()
     winner[mixed] = np.where(central_tied, central[mixed], smallest)
     return winner
+
+
+@dataclass(frozen=True)
+class CaseSlabs:
+    """Thin slices and slabs of one case, in mm along the slice axis."""
+
+    thin_spacing: float
+    thin_slices: int
+    slabs: np.ndarray
+    """float64 (T, 2): lower and upper edge of each slab in ascending order, without overlap. Slabs may begin before and
+    end after the image."""
+
+    @property
+    def slices(self) -> np.ndarray:
+        """Edges of the thin slices as stored: float64 (S, 2)."""
+        return slice_edges(self.thin_slices, self.thin_spacing)

@@ -3,7 +3,6 @@
 import inspect
 import io
 import math
-import os
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from copy import deepcopy
@@ -11,83 +10,23 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext import registry
-from nnunetv2_ext.doctor import (
-    ENV_COMMAND,
-    FAIL,
-    OK,
-    WARN,
-    Check,
-    Examination,
-    Subject,
-    find_trainer,
-    said,
-    why_not_writable,
+from nnunetv2_ext.doctor.dataset import (
+    PREPROCESSED,
+    RESULTS,
+    check_data,
+    check_dataset,
+    check_dataset_json,
+    check_fingerprint,
+    check_references,
+    check_slabs,
+    check_splits,
+    replan,
 )
+from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Examination, Subject, said, why_not_writable
+from nnunetv2_ext.doctor.installation import ENV_COMMAND, find_trainer
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
-
-RAW, PREPROCESSED, RESULTS = FOLDER_VARIABLES
-DATASET_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
-
-
-def replan(subject: Subject) -> str:
-    """The command that makes the plans and data that a training needs."""
-    for entry in registry.PLANNERS:
-        method = entry.load().plans_name.removesuffix("Plans")
-        backbone, plans, more = subject.plans.removeprefix(method).partition("Plans")
-        if not subject.plans.startswith(method) or not plans:
-            continue
-        command = f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {entry.name}"
-        if (named := _backbone_of(method, backbone)) is not None:
-            command += f" --backbone {named}"
-        elif backbone:
-            more = backbone
-        return command + (f" -overwrite_plans_name {subject.plans}" if more else "")
-    return f"run nnUNetv2_plan_and_preprocess -d {subject.dataset}"
-
-
-def _backbone_of(method: str, name: str) -> str | None:
-    """What `--backbone` was where plans of a method are named by it, None where they are not."""
-    known = {one.name for one in registry.BACKBONES}
-    if method == "ThinThick":
-        if name.startswith("ConvFree"):
-            return "ConvFreeTransformer"
-        if name.startswith("PaR") and (name == "PaR" or name[3:] in known):
-            return name if name == "PaR" else f"PaR:{name[3:]}"
-    return name if name in known else None
-
-
-def preprocess(subject: Subject) -> str:
-    """The command that preprocesses for one configuration of plans that exist."""
-    return f"run nnUNetv2_preprocess -d {subject.dataset} -plans_name {subject.plans} -c {subject.configuration}"
-
-
-def check_dataset(subject: Subject) -> Iterator[Check]:
-    """One data set of that id, preprocessed; sets `name` and `folder`."""
-    name = dataset_name(subject.dataset or "")
-    folder = nnunet_folder(PREPROCESSED) / name
-    if not folder.is_dir():
-        yield Check(FAIL, f"{name} was not preprocessed: no folder {folder}", replan(subject))
-        return
-    subject.found.update(name=name, folder=folder)
-    yield Check(OK, f"{name} in {folder}")
-
-
-def check_dataset_json(subject: Subject) -> Iterator[Check]:
-    """nnU-Net trains with the copy among the preprocessed data; sets `dataset_json`."""
-    file = subject.found["folder"] / "dataset.json"
-    content = read_json(file, f"copy it from the raw data set again, or {replan(subject)}")
-    missing = [key for key in DATASET_KEYS if not isinstance(content, dict) or key not in content]
-    if missing == ["channel_names"] and "modality" in content:  # the older name, which nnU-Net still reads
-        missing = []
-    if missing:
-        yield Check(FAIL, f"{file} lacks {', '.join(missing)}", "complete it as nnU-Net's dataset format asks")
-        return
-    subject.found["dataset_json"] = content
-    yield Check(OK, f"{content['numTraining']} cases, labels {', '.join(map(str, content['labels']))}")
-    raw = Path(os.environ.get(RAW, "")) / subject.found["name"] / "dataset.json"
-    if raw.is_file() and read_json(raw, "mend it") != content:
-        yield Check(WARN, f"{raw} differs from the copy that training reads", replan(subject))
+from nnunetv2_ext.files import nnunet_folder, read_json
+from nnunetv2_ext.text import counted
 
 
 def check_plans(subject: Subject) -> Iterator[Check]:
@@ -192,158 +131,24 @@ def _patch_size(manager: Any, configuration: str) -> list[int]:
         return []
 
 
-def check_schedule(subject: Subject) -> Iterator[Check]:
+def check_block_of_plans(subject: Subject) -> Iterator[Check]:
     """The `training` block, which only trainers of ours read; they check it when training starts."""
-    from nnunetv2_ext.training.schedule import check_schedule, passes
+    from nnunetv2_ext.block import check_block, passes
 
     block = subject.found["configuration"].configuration.get("training")
     if not subject.found["ours"]:
         if block is None:
-            yield Check(OK, "no training block in the plans: the trainer's own schedule")
+            yield Check(OK, "no training block in the plans: the trainer's own numbers")
             return
-        check_schedule(block)
+        check_block(block)
         yield Check(WARN, f"{subject.trainer} does not read the training block", "choose one of our trainers to use it")
         return
     plans = deepcopy(subject.found["plans_manager"].plans)
-    schedule = subject.found["trainer"].checked_schedule(plans, subject.configuration)
-    subject.found["passes"] = passes(schedule, subject.found["configuration"].patch_size[0])
-    subject.found["batch_size"] = schedule.get("batch_size") or subject.found["batch_size"]
-    told = [f"{key} {schedule[key]}" for key in ("epochs", "iterations_per_epoch") if schedule.get(key)]
+    block = subject.found["trainer"].check_plans(plans, subject.configuration).block
+    subject.found["passes"] = passes(block, subject.found["configuration"].patch_size[0])
+    subject.found["batch_size"] = block.get("batch_size") or subject.found["batch_size"]
+    told = [f"{key} {block[key]}" for key in ("epochs", "iterations_per_epoch") if block.get(key)]
     yield Check(OK, ", ".join(told) or "valid")
-
-
-def check_fingerprint(subject: Subject) -> Iterator[Check]:
-    """nnU-Net copies the fingerprint when training starts, and fails without it."""
-    read_json(subject.found["folder"] / "dataset_fingerprint.json", replan(subject))
-    yield Check(OK, "present")
-
-
-def check_data(subject: Subject) -> Iterator[Check]:
-    """Every case preprocessed, in one of nnU-Net's two layouts; sets `cases`."""
-    folder: Path = subject.found["data"]
-    if not folder.is_dir():
-        yield Check(FAIL, f"no folder {folder}", preprocess(subject))
-        return
-    files = {file.name: file for file in folder.iterdir() if file.is_file()}
-    endings = {name.rpartition(".")[2] for name in files} - {"pkl", "npy"}
-    # nnU-Net decides by the one ending that is there, and stops when there are several
-    if not endings:
-        yield Check(FAIL, f"no cases in {folder}", preprocess(subject))
-        return
-    if len(endings) > 1 or not endings <= {"b2nd", "npz"}:
-        odd = sorted(endings - {"b2nd", "npz"}) or sorted(endings)
-        yield Check(FAIL, f"{folder} holds files of several kinds ({', '.join(odd)})", "remove those that are no data")
-        return
-    parts: tuple[str, ...]
-    if endings == {"b2nd"}:
-        parts = (".b2nd", "_seg.b2nd", ".pkl")
-        cases = {name.removesuffix(".b2nd") for name in files if name.endswith(".b2nd")}
-        cases = {case for case in cases if not case.endswith("_seg")}
-    else:
-        parts = (".npz", ".pkl")
-        cases = {name.removesuffix(".npz") for name in files if name.endswith(".npz")}
-    broken = sorted(
-        case for case in cases if any(case + p not in files or not files[case + p].stat().st_size for p in parts)
-    )
-    if broken:
-        yield Check(FAIL, f"incomplete files of {_some(broken)} in {folder}", preprocess(subject))
-        return
-    reference = subject.found["folder"] / "gt_segmentations"
-    ending = subject.found["dataset_json"]["file_ending"]
-    labelled = {f.name.removesuffix(ending) for f in reference.glob(f"*{ending}")} if reference.is_dir() else set()
-    lacking = sorted(labelled - cases)
-    stated = subject.found["dataset_json"]["numTraining"]
-    if lacking:
-        yield Check(FAIL, f"{_some(lacking)} not preprocessed in {folder}", preprocess(subject))
-    elif len(cases) < stated:
-        yield Check(
-            FAIL,
-            f"{len(cases)} of the {stated} cases that dataset.json states are in {folder}",
-            f"{preprocess(subject)}, or correct numTraining in dataset.json",
-        )
-    else:
-        subject.found["cases"] = cases
-        yield Check(OK, f"{len(cases)} cases in {folder}")
-        if len(cases) > stated:
-            yield Check(WARN, f"more than the {stated} that dataset.json states", "correct numTraining in dataset.json")
-
-
-def check_slabs(subject: Subject) -> Iterator[Check]:
-    """Where each case's thick annotation lies, and that a patch covers some of it; for trainers that learn from it."""
-    trainer = subject.found["trainer"]
-    if not hasattr(trainer, "checked_slabs"):
-        yield Check(OK, f"{subject.trainer} needs none")
-        return
-    manager, configuration = subject.found["plans_manager"], subject.found["configuration"]
-    cases, slabs = trainer.checked_slabs(manager, configuration, subject.found["data"])
-    yield Check(OK, f"of {len(cases)} cases, at most {slabs} in a patch")
-
-
-def check_references(subject: Subject) -> Iterator[Check]:
-    """The validation that ends a training compares with gt_segmentations."""
-    folder = subject.found["folder"] / "gt_segmentations"
-    ending = subject.found["dataset_json"]["file_ending"]
-    lacking = sorted(case for case in subject.found["cases"] if not (folder / f"{case}{ending}").is_file())
-    if lacking:
-        yield Check(FAIL, f"{_some(lacking)} without a reference in {folder}", preprocess(subject))
-    else:
-        yield Check(OK, f"a reference for each case in {folder}")
-
-
-def check_splits(subject: Subject) -> Iterator[Check]:
-    """splits_final.json, where there is one, and the fold in it."""
-    cases, fold = subject.found["cases"], subject.fold
-    if fold == "all":
-        yield Check(OK, "fold all takes every case")
-        return
-    if fold is not None and not fold.isdecimal():
-        yield Check(FAIL, f"the fold {fold}", "choose -f 0, 1, ... or all")
-        return
-    file = subject.found["folder"] / "splits_final.json"
-    if not file.is_file():
-        if len(cases) < 5:
-            yield Check(
-                FAIL, f"{len(cases)} cases are too few for nnU-Net's five folds", f"train fold all or write {file}"
-            )
-        else:
-            yield Check(OK, "none yet: nnU-Net will make five folds")
-            if fold is not None and int(fold) >= 5:
-                yield _beyond(fold, 5)
-        return
-    restore = f"restore {file}, or delete it if no fold was trained with it yet: nnU-Net makes new folds"
-    splits = read_json(file, restore)
-    if not isinstance(splits, list) or not splits or not all(_is_split(split) for split in splits):
-        yield Check(FAIL, f"{file} is no list of folds with train and val", restore)
-        return
-    if fold is not None and int(fold) >= len(splits):
-        yield _beyond(fold, len(splits))
-        return
-    for number in range(len(splits)) if fold is None else [int(fold)]:
-        train, validation = set(splits[number]["train"]), set(splits[number]["val"])
-        unknown = sorted((train | validation) - cases)
-        if unknown:
-            yield Check(
-                FAIL, f"fold {number} names {_some(unknown)}, not preprocessed", f"{preprocess(subject)}, or {restore}"
-            )
-            return
-        if not train or not validation:
-            yield Check(FAIL, f"fold {number} has no cases to {'validate' if train else 'train'} with", restore)
-            return
-        if train & validation:
-            yield Check(WARN, f"fold {number} trains and validates with {_some(sorted(train & validation))}", restore)
-    yield Check(OK, f"{len(splits)} folds")
-
-
-def _beyond(fold: str, folds: int) -> Check:
-    what = f"fold {fold} of {folds}: nnU-Net would take a random split that overlaps with the other folds"
-    return Check(WARN, what, f"choose -f from 0 to {folds - 1}")
-
-
-def _is_split(split: Any) -> bool:
-    return isinstance(split, dict) and all(
-        isinstance(split.get(part), list) and all(isinstance(case, str) for case in split[part])
-        for part in ("train", "val")
-    )
 
 
 def check_previous_stage(subject: Subject) -> Iterator[Check]:
@@ -357,7 +162,7 @@ def check_previous_stage(subject: Subject) -> Iterator[Check]:
     lacking = sorted(subject.found["cases"] - predicted)
     if lacking:
         first = f"train all folds of {previous} with -tr {subject.trainer} -p {subject.plans} first"
-        yield Check(FAIL, f"{_some(lacking)} without a prediction in {folder}", first)
+        yield Check(FAIL, f"{counted(lacking, 'case')} without a prediction in {folder}", first)
     else:
         yield Check(OK, f"predictions of {previous} for each case")
 
@@ -406,6 +211,8 @@ def check_network(subject: Subject) -> Iterator[Check]:
     import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
+    from nnunetv2_ext.architectures.contract import Supervised
+
     trainer, manager = subject.found["trainer"], deepcopy(subject.found["plans_manager"])
     configuration = deepcopy(subject.found["configuration"])
     if "plans_manager" not in inspect.signature(trainer.build_network_architecture).parameters:
@@ -418,7 +225,7 @@ def check_network(subject: Subject) -> Iterator[Check]:
     try:
         with torch.device("meta"), redirect_stdout(io.StringIO()):
             network = trainer.build_network_architecture(manager, configuration, channels, classes, True)
-        sizes = network.deep_supervision_shapes(patch) if hasattr(network, "deep_supervision_shapes") else []
+        sizes = network.deep_supervision_shapes(patch) if isinstance(network, Supervised) else []
     except InputError:
         raise
     except Exception as error:
@@ -434,11 +241,12 @@ def check_network(subject: Subject) -> Iterator[Check]:
 
 def check_memory(subject: Subject) -> Iterator[Check]:
     """nnU-Net's estimate of the memory a training takes, against the GPU; an estimate only warns."""
-    from nnunetv2_ext.planning.memory import memory_gb
+    from nnunetv2_ext.architectures.contract import Measured
+    from nnunetv2_ext.memory import memory_gb
 
     network = subject.found.get("network")
     patch, batch = list(subject.found["configuration"].patch_size), subject.found["batch_size"]
-    if network is None or not hasattr(network, "compute_conv_feature_map_size"):
+    if not isinstance(network, Measured):
         yield Check(OK, "no estimate for this network")
         return
     size = float(network.compute_conv_feature_map_size(tuple(patch))) * subject.found.get("passes", 1.0)
@@ -450,11 +258,6 @@ def check_memory(subject: Subject) -> Iterator[Check]:
         yield Check(WARN, f"{told}; the GPU has {available:.1f} GiB", remedy)
     else:
         yield Check(OK, told)
-
-
-def _some(names: list[str], shown: int = 3) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return f"{len(names)} case{'s' * (len(names) != 1)} ({', '.join(names[:shown])}{more})"
 
 
 TRAINING = (
@@ -472,6 +275,6 @@ TRAINING = (
     Examination("results", check_results, needs=("configuration", RESULTS)),
     Examination("checkpoints", check_checkpoints, needs=("results",)),
     Examination("network", check_network, needs=("configuration",)),
-    Examination("schedule", check_schedule, needs=("network", RESULTS)),
-    Examination("memory", check_memory, needs=("network", "schedule")),
+    Examination("training block", check_block_of_plans, needs=("network", RESULTS)),
+    Examination("memory", check_memory, needs=("network", "training block")),
 )

@@ -1,14 +1,12 @@
-"""Backbones by name: nnU-Net's U-Nets, our networks and MONAI's, all with the contract of a network.
+"""Any backbone of the list, or of a user, with the contract of a network.
 
-The list is `nnunetv2_ext.registry.BACKBONES`; MONAI (Apache-2.0, https://github.com/Project-MONAI/MONAI) is imported
-only for its own networks. What this file adds to a network: one constructor, deep supervision as a switch, refusal of
-sizes that cannot work, nnU-Net's memory count, and heads under the name that nnU-Net's -pretrained_weights leaves out.
+What this file adds to a network: one constructor, deep supervision as a switch, refusal of sizes that cannot work,
+nnU-Net's memory count, and heads under the name that nnU-Net's -pretrained_weights leaves out.
 """
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from math import prod
 from pydoc import ErrorDuringImport, locate
 from typing import Any
@@ -17,179 +15,54 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE, find_backbone, record
+from nnunetv2_ext.architectures.backbones.record import (
+    PLAIN_ELEMENTS,
+    Backbone,
+    Kwargs,
+    Shape,
+    at_least,
+    cumulative,
+    triple,
+)
+from nnunetv2_ext.architectures.contract import Measured, Supervised
+from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import BACKBONES, Entry, find
-
-Shape = tuple[int, int, int]
-Kwargs = Mapping[str, Any]
 
 # arguments that plans give as dotted names, as in nnU-Net's own plans
 LOCATED = ("conv_op", "norm_op", "dropout_op", "nonlin", "block")
 
 
-# nnU-Net's reference: so many elements of PlainConvUNet fill 8 GB at batch 2
-PLAIN_ELEMENTS = 560e6
-
-
-@dataclass(frozen=True)
-class _Family:
-    """What the wrapper has to know of a network."""
-
-    strides: Callable[[Kwargs], list[Shape]] | None
-    """How far each level shrinks the image, from its arguments; None: the network keeps our contract by itself."""
-    defaults: Kwargs = field(default_factory=dict)
-    """Arguments as published, under those of the user."""
-    withheld: tuple[str, ...] = ()
-    """Arguments with which it would be no network of our contract."""
-    outputs: Callable[[list[Shape]], list[Shape]] = lambda strides: [(1, 1, 1)]
-    """By how much each output is smaller than the image, from the strides."""
-    switch: str | None = None
-    """The attribute that turns side outputs on."""
-    only_in_training: bool = False
-    """Whether the network drops its side outputs in evaluation mode."""
-    heads: tuple[str, ...] = ()
-    """What the state-dict keys of the segmentation heads begin with, unless it is `.seg_layers.` already."""
-    never_used: str | None = None
-    """In the names of parameters that no forward pass uses."""
-    one_voxel: bool = False
-    """Whether a single voxel at the bottleneck will do; instance normalisation needs two."""
-    fixed_size: bool = False
-    """Whether the network takes the planned patch only."""
-    full_memory: float = PLAIN_ELEMENTS
-    """How many elements of its own count nnU-Net lets fill 8 GB at batch 2."""
-
-
-def _triple(stride: int | Sequence[int]) -> Shape:
-    z, y, x = [stride] * 3 if isinstance(stride, int) else [int(s) for s in stride]
-    return z, y, x
-
-
-def _strides_argument(kwargs: Kwargs) -> list[Shape]:
-    try:
-        strides = kwargs["strides"]
-        return [_triple(stride) for stride in ([strides] * kwargs["n_stages"] if isinstance(strides, int) else strides)]
-    except (KeyError, TypeError, ValueError) as error:
-        raise InputError(
-            f"strides={kwargs.get('strides')!r} in backbone_kwargs",
-            "one stride of three axes (z, y, x) per stage",
-            "take the arguments of a 3D configuration from plans",
-        ) from error
-
-
-def _fixed(stride: int, levels: int) -> Callable[[Kwargs], list[Shape]]:
-    return lambda kwargs: [_triple(stride)] * levels
-
-
-def _halvings(argument: str, less: int = 0) -> Callable[[Kwargs], list[Shape]]:
-    """Strides of two, one per entry of the argument."""
-
-    def strides(kwargs: Kwargs) -> list[Shape]:
-        blocks = kwargs[argument]
-        if not isinstance(blocks, list | tuple) or len(blocks) <= less:
-            raise InputError(f"{argument}={blocks!r} in backbone_kwargs", "a list of blocks per level", "correct it")
-        return [_triple(2)] * (len(blocks) - less)
-
-    return strides
-
-
-def _cumulative(strides: list[Shape]) -> list[Shape]:
-    return list(accumulate(strides, lambda above, stride: _triple([a * s for a, s in zip(above, stride, strict=True)])))
-
-
-_NNUNET = _Family(
-    strides=_strides_argument,
-    outputs=lambda strides: _cumulative(strides)[:-1],
-    switch="decoder.deep_supervision",
-)
-_RESIDUAL = replace(_NNUNET, full_memory=680e6)
-_OURS = _Family(strides=None, switch="deep_supervision")
-_FAMILIES = {
-    "PlainConvUNet": _NNUNET,
-    "ResidualEncoderUNet": _RESIDUAL,
-    "ResidualEncoderUNetM": _RESIDUAL,
-    "ResidualEncoderUNetL": replace(_RESIDUAL, full_memory=2100e6 * 8 / 24),
-    "ResidualEncoderUNetXL": replace(_RESIDUAL, full_memory=3600e6 * 8 / 40),
-    "MNet": _OURS,
-    "UNet": _Family(
-        strides=_strides_argument,
-        defaults={"channels": (32, 64, 128, 256, 512), "strides": (2, 2, 2, 2), "num_res_units": 2},
-        heads=("model.2.",),
-    ),
-    "VNet": _Family(strides=_fixed(2, levels=4), heads=("out_tr.",)),
-    "SegResNet": _Family(
-        strides=_halvings("blocks_down", less=1),
-        defaults={"init_filters": 32, "blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)},
-        withheld=("use_conv_final",),  # without it there are no logits
-        heads=("conv_final.2.",),
-    ),
-    "UNETR": _Family(
-        strides=_fixed(16, levels=1),
-        heads=("out.",),
-        never_used="cross_attn",
-        one_voxel=True,
-        fixed_size=True,
-    ),
-    "SwinUNETR": _Family(
-        strides=_fixed(2, levels=5),
-        defaults={"feature_size": 48},
-        withheld=("patch_size",),  # its decoder up-samples five times by two, whatever it says
-        heads=("out.",),
-    ),
-    "MedNeXt": _Family(
-        strides=_halvings("blocks_down"),
-        defaults={"kernel_size": 3, "use_residual_connection": True, "blocks_down": (2, 2, 2, 2)},
-        outputs=lambda strides: [(1, 1, 1), *_cumulative(strides)],
-        switch="do_ds",
-        only_in_training=True,
-        heads=("out_0.", "out_blocks."),
-    ),
-}
-# where our own networks can do with less than the planner's search should go down to
-_OUR_MINIMUM: dict[str, Shape] = {"MNet": (1, 16, 32)}
-
-
 def size_rule(backbone: str, backbone_kwargs: Kwargs | None = None) -> tuple[Shape, Shape]:
-    """What the patch of a backbone has to be, without building it and without MONAI.
-
-    Args:
-        backbone, backbone_kwargs: as of `BackboneNetwork`.
-
-    Returns:
-        divisor: every axis (z, y, x) of a patch is a multiple of it.
-        minimum: from this size on every such multiple works (voxels).
+    """`record.size_rule` of a backbone by name or dotted path, arguments as of `BackboneNetwork`.
 
     Raises:
         InputError: unknown backbone, or arguments without the strides that decide.
     """
-    entry, family = _resolve(backbone)
-    if family.strides is None:
-        return (1, 1, 1), _OUR_MINIMUM.get(entry.name, (1, 1, 1))
-    divisor = _cumulative(family.strides({**family.defaults, **(backbone_kwargs or {})}))[-1]
-    return divisor, _at_least(divisor, divisor, family.one_voxel)
+    return record.size_rule(_resolved(backbone), backbone_kwargs)
 
 
-def _at_least(sizes: Shape, divisor: Shape, one_voxel: bool) -> Shape:
-    """The sizes, doubled along the last axis where they leave a single voxel at the bottleneck."""
-    return sizes if one_voxel or sizes != divisor else (*sizes[:2], 2 * sizes[2])
-
-
-def _resolve(backbone: str) -> tuple[Entry, _Family]:
-    """The entry and the family of a name in the registry or of a dotted path."""
-    for entry in BACKBONES:
-        if backbone in (entry.name, entry.path):
-            return entry, _FAMILIES[entry.name]
+def _resolved(backbone: str) -> Backbone:
+    """The record of a name in the list or of a dotted path."""
+    for known in BACKBONES:
+        if backbone in (known.name, known.path):
+            return known
     if "." not in backbone:
-        find("backbone", backbone)
+        return find_backbone(backbone)
     try:
         network_class = locate(backbone)
     except ErrorDuringImport as error:
         raise InputError(f"the backbone '{backbone}'", "a module that can be imported", f"mend it ({error})") from error
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        known = ", ".join(entry.name for entry in BACKBONES)
-        raise InputError(f"the backbone '{backbone}'", f"one of {known}, or the dotted path of a network", "correct it")
-    ours = hasattr(network_class, "deep_supervision_shapes")
-    return Entry(backbone, backbone, "a network of the user"), _OURS if ours else _NNUNET
+        known_names = ", ".join(known.name for known in BACKBONES)
+        raise InputError(
+            f"the backbone '{backbone}'", f"one of {known_names}, or the dotted path of a network", "correct it"
+        )
+    told = {"name": backbone, "path": backbone, "summary": "a network of the user"}
+    if issubclass(network_class, Supervised):
+        return Backbone(**told, switch="deep_supervision")
+    return replace(find_backbone(DEFAULT_BACKBONE), **told)
 
 
 class BackboneNetwork(nn.Module):
@@ -198,9 +71,9 @@ class BackboneNetwork(nn.Module):
     Args:
         input_channels: channels of the image.
         num_classes: channels of the logits.
-        backbone: a name in `nnunetv2_ext.registry.BACKBONES`, or the dotted path of a class that takes nnU-Net's
-            `(input_channels, num_classes, ..., deep_supervision)` and keeps our contract or has the layout of
-            nnU-Net's U-Nets (`decoder.deep_supervision`, `decoder.seg_layers`, an argument `strides`).
+        backbone: a name in `nnunetv2_ext.architectures.backbones.BACKBONES`, or the dotted path of a class that takes
+            nnU-Net's `(input_channels, num_classes, ..., deep_supervision)` and keeps our contract or has the layout
+            of nnU-Net's U-Nets (`decoder.deep_supervision`, `decoder.seg_layers`, an argument `strides`).
         spatial_shape: the planned patch (z, y, x) in voxels.
         backbone_kwargs: its own arguments, as JSON holds them: classes as dotted names. They go over the published
             ones. nnU-Net's U-Nets need all of theirs.
@@ -229,16 +102,16 @@ class BackboneNetwork(nn.Module):
         deep_supervision: bool = True,
     ):
         super().__init__()
-        entry, family = _resolve(backbone)
-        self.backbone = entry.name
+        found = _resolved(backbone)
+        self.backbone = found.name
         self.input_channels, self.num_classes = input_channels, num_classes
         self.spatial_shape = tuple(int(size) for size in spatial_shape)
-        network_class = entry.load()
+        network_class = found.load()
         arguments = _arguments(
             network_class,
-            entry.name,
-            family.withheld,
-            {**family.defaults, **(backbone_kwargs or {})},
+            found.name,
+            found.withheld,
+            {**found.defaults, **(backbone_kwargs or {})},
             {
                 "input_channels": input_channels,
                 "in_channels": input_channels,
@@ -249,31 +122,30 @@ class BackboneNetwork(nn.Module):
                 "deep_supervision": True,
             },
         )
-        strides = family.strides(arguments) if family.strides else []
-        self.divisor: Shape = _cumulative(strides)[-1] if strides else (1, 1, 1)
-        self._output_divisors = family.outputs(strides) if strides else []
-        self._one_voxel, self._fixed_size = family.one_voxel, family.fixed_size
-        self._full_memory = family.full_memory
-        self._only_in_training, self._heads = family.only_in_training, family.heads
-        self._holder, _, self._switch = (family.switch or "").rpartition(".")
+        strides = found.strides(arguments) if found.strides else []
+        self.divisor: Shape = cumulative(strides)[-1] if strides else (1, 1, 1)
+        self._output_divisors = found.outputs(strides) if strides else []
+        self._one_voxel, self._fixed_size = found.one_voxel, found.fixed_size
+        self._full_memory = found.full_memory
+        self._only_in_training, self._heads = found.only_in_training, found.heads
+        self._holder, _, self._switch = (found.switch or "").rpartition(".")
         self._counts: dict[tuple[Shape, bool], int] = {}
         if strides:
             self._checked(self.spatial_shape)
-        self.network = _built(network_class, arguments, entry.name)
+        self.network = _built(network_class, arguments, found.name)
         if self._holder and not hasattr(self.network, self._holder):
             raise InputError(
-                f"the backbone {entry.name} without deep_supervision_shapes or a {self._holder}",
+                f"the backbone {found.name} without deep_supervision_shapes or a {self._holder}",
                 "our contract of a network, or nnU-Net's layout of a U-Net",
                 "see docs/how-to-add-an-architecture.md",
             )
         if not strides:
             self._checked(self.spatial_shape)
         for name, parameter in self.network.named_parameters():
-            if family.never_used and family.never_used in name:
+            if found.never_used and found.never_used in name:
                 parameter.requires_grad_(False)
         if self._heads:
-            self.register_state_dict_post_hook(_mark_heads)
-            self.register_load_state_dict_pre_hook(_unmark_heads)
+            rename_in_state_dict(self, [(f"network.{head}", f"network.seg_layers.{head}") for head in self._heads])
         self.deep_supervision = deep_supervision
 
     @property
@@ -321,7 +193,7 @@ class BackboneNetwork(nn.Module):
         sizes = self._checked(patch_size)
         if not self._output_divisors:
             return self.network.deep_supervision_shapes(sizes)
-        return [_triple([s // d for s, d in zip(sizes, divisor, strict=True)]) for divisor in self._output_divisors]
+        return [triple([s // d for s, d in zip(sizes, divisor, strict=True)]) for divisor in self._output_divisors]
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> int:
         """What nnU-Net's planner compares with its reference: elements per sample.
@@ -333,9 +205,8 @@ class BackboneNetwork(nn.Module):
             InputError: a patch that the backbone cannot take.
         """
         sizes = self._checked(patch_size)
-        count = getattr(self.network, "compute_conv_feature_map_size", None)
-        if count is not None:
-            return int(count(sizes) * PLAIN_ELEMENTS / self._full_memory)
+        if isinstance(self.network, Measured):
+            return int(self.network.compute_conv_feature_map_size(sizes) * PLAIN_ELEMENTS / self._full_memory)
         key = sizes, self.deep_supervision
         if key not in self._counts:
             self._counts[key] = round(kept_elements(self.network, (1, self.input_channels, *sizes)) / 2)
@@ -367,9 +238,9 @@ class BackboneNetwork(nn.Module):
 
     def _refusal(self, sizes: Shape) -> InputError:
         pairs = list(zip(sizes, self.divisor, strict=True))
-        down = _triple([max(size // divisor, 1) * divisor for size, divisor in pairs])
-        up = _triple([max(-(-size // divisor), 1) * divisor for size, divisor in pairs])
-        fitting = {_at_least(near, self.divisor, self._one_voxel): None for near in (down, up)}
+        down = triple([max(size // divisor, 1) * divisor for size, divisor in pairs])
+        up = triple([max(-(-size // divisor), 1) * divisor for size, divisor in pairs])
+        fitting = {at_least(near, self.divisor, self._one_voxel): None for near in (down, up)}
         more = "" if self._one_voxel else ", more than one voxel of these multiples"
         return InputError(
             f"a patch of {sizes} for {self.backbone}",
@@ -457,19 +328,3 @@ class _ValuesOnCpu(TorchFunctionMode):
         if func is torch.linspace and torch.empty(0).is_meta:
             kwargs["device"] = "cpu"
         return func(*args, **kwargs)
-
-
-def _mark_heads(module: BackboneNetwork, state_dict: dict[str, Any], prefix: str, _: Any) -> None:
-    """network.out.conv.weight -> network.seg_layers.out.conv.weight"""
-    _move(state_dict, [(f"{prefix}network.{head}", f"{prefix}network.seg_layers.{head}") for head in module._heads])
-
-
-def _unmark_heads(module: BackboneNetwork, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
-    _move(state_dict, [(f"{prefix}network.seg_layers.{head}", f"{prefix}network.{head}") for head in module._heads])
-
-
-def _move(state_dict: dict[str, Any], prefixes: Sequence[tuple[str, str]]) -> None:
-    """Rename keys by their beginning, in place."""
-    for old, new in prefixes:
-        for key in [key for key in state_dict if key.startswith(old)]:
-            state_dict[new + key.removeprefix(old)] = state_dict.pop(key)

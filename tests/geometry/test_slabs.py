@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nnunetv2.preprocessing.resampling.default_resampling import compute_new_shape, resample_data_or_seg_to_shape
 
-from nnunetv2_ext.data.slabs import (
+from nnunetv2_ext.data.thick import average_slabs
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import (
     average,
     covered,
     flipped,
@@ -15,8 +17,6 @@ from nnunetv2_ext.data.slabs import (
     slab_matrix,
     slice_edges,
 )
-from nnunetv2_ext.data.thick import average_slabs
-from nnunetv2_ext.errors import InputError
 
 few = settings(max_examples=40, deadline=None, derandomize=True, database=None)
 lengths = st.floats(0.2, 9.0)

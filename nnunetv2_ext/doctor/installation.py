@@ -1,8 +1,4 @@
-"""What `nnunetv2_ext doctor` checks of an installation; `doctor_training` checks one training before it starts.
-
-An examination is a name, the examinations it builds on, and a function that yields results. One that fails leaves out
-those that build on it, and none ends in a traceback.
-"""
+"""What the doctor checks of an installation."""
 
 import importlib.metadata
 import importlib.util
@@ -12,98 +8,24 @@ import platform
 import re
 import shutil
 import sys
-import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import nnunetv2_ext
 from nnunetv2_ext import registry
+from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Examination, Subject, said, why_not_writable
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import FOLDER_VARIABLES
+from nnunetv2_ext.files import FOLDER_VARIABLES
 
 EXT_TRAINER, COMPILE, WORKERS = "nnUNet_extTrainer", "nnUNet_compile", "nnUNet_n_proc_DA"
-OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 NNUNET_AT_LEAST = (2, 8)
 DISK_WARN_GB, DISK_FAIL_GB, SHARED_MEMORY_WARN_GB = 10.0, 1.0, 1.0
 ENV_COMMAND = 'run eval "$(nnunetv2_ext env)"'
 SWITCHED_ON = ("true", "1", "t")
 """The values of nnUNet_compile that nnU-Net takes for yes."""
-
-
-class Check(NamedTuple):
-    """One line of the report; `remedy` is an imperative, present where something is to be done."""
-
-    status: str
-    what: str
-    remedy: str = ""
-
-
-@dataclass
-class Subject:
-    """The training that is asked about, if any, and what the examinations learn on the way."""
-
-    dataset: str | None = None
-    configuration: str = "3d_fullres"
-    trainer: str = "nnUNetTrainer"
-    plans: str = "nnUNetPlans"
-    fold: str | None = None
-    device: str | None = None
-    """cpu, cuda, mps, or None for nnU-Net's default, cuda."""
-    found: dict[str, Any] = field(default_factory=dict)
-
-
-class Examination(NamedTuple):
-    """Some checks under one name, left out when one of `needs` failed or was left out itself."""
-
-    name: str
-    function: Callable[[Subject], Iterable[Check]]
-    needs: tuple[str, ...] = ()
-
-
-def examine(examinations: Sequence[Examination], subject: Subject) -> Iterator[Check]:
-    """Run the examinations in order and yield what they find, each as soon as it is known."""
-    unsound: set[str] = set()
-    for name, function, needs in examinations:
-        lacking = [need for need in needs if need in unsound]
-        if lacking:
-            unsound.add(name)
-            yield Check(SKIP, f"{name}: not checked, mend '{lacking[0]}' first")
-            continue
-        try:
-            for check in function(subject):
-                if check.status == FAIL:
-                    unsound.add(name)
-                yield check._replace(what=f"{name}: {check.what}")
-        except InputError as error:
-            got, expected, remedy = error.args
-            unsound.add(name)
-            yield Check(FAIL, f"{name}: {got}; expected {expected}", remedy)
-        except Exception as error:  # a report with one odd line is worth more than a traceback
-            unsound.add(name)
-            yield Check(FAIL, f"{name}: the check itself failed with {said(error)}", "report this with the line above")
-
-
-def said(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
-
-
-def why_not_writable(folder: Path) -> str | None:
-    """Why no file can be written into an existing folder, or None; a file is written and removed for it."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return "no permission to write"
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x" * 4096)
-            file.flush()
-    except OSError as error:
-        return error.strerror or said(error)
-    return None
 
 
 def find_trainer(name: str) -> Any:

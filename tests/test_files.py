@@ -3,7 +3,7 @@
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.paths import new_dataset_name
+from nnunetv2_ext.files import new_dataset_name
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnunetv2_ext.data.laying import centre_slices
-from nnunetv2_ext.data.patches import (
+from nnunetv2_ext.data.preprocessed import preprocessed_slabs, refuse_other_axis
+from nnunetv2_ext.data.sidecar import Sidecar, refuse_thin_annotations
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.patches import (
     PreprocessedSlabs,
     most_within,
     padding_slabs,
-    preprocessed_slabs,
-    refuse_other_axis,
-    refuse_thin_annotations,
     slabs_per_patch,
     slices_for_a_slab,
     whole_slabs,
 )
-from nnunetv2_ext.data.sidecar import CaseSlabs, Sidecar
-from nnunetv2_ext.data.slabs import average, covered, slice_edges
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import CaseSlabs, average, centre_slices, covered, slice_edges
 
 few = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 

@@ -5,23 +5,23 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.training.schedule import (
-    NNUNET_SCHEDULE,
+from nnunetv2_ext.block import (
+    NNUNET_BLOCK,
     OPTIMIZERS,
     PRESETS,
     SCHEDULERS,
-    check_schedule,
+    check_block,
     differences,
-    merge_schedule,
+    merge_blocks,
     method_defaults,
     named_defaults,
     passes,
-    planned_schedule,
-    resolve_schedule,
+    planned_block,
+    resolve_block,
 )
+from nnunetv2_ext.errors import InputError
 
-# what only the whole schedule tells
+# what only the whole block tells
 NO_LOSS = r"training.loss = \{'dice': 0, 'ce': 0\}; expected a weight above 0"
 NO_MOMENTUM = "training.optimizer.nesterov = true with momentum 0; expected a momentum above 0"
 ONLY_IN_THE_WHOLE = (NO_LOSS, NO_MOMENTUM)
@@ -100,7 +100,7 @@ BAD: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("block", "message"), BAD, ids=lambda value: str(value)[:40])
 def test_refused(block: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve_schedule(block)
+        resolve_block(block)
 
 
 THIN_THICK = {"thin_thick": method_defaults("thin_thick")}
@@ -118,16 +118,16 @@ BAD_FOR_THIN_THICK: list[tuple[Any, str]] = [
 @pytest.mark.parametrize(("group", "message"), BAD_FOR_THIN_THICK, ids=lambda value: str(value)[:40])
 def test_refused_for_thin_thick(group: Any, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve_schedule({"thin_thick": group}, THIN_THICK)
+        resolve_block({"thin_thick": group}, THIN_THICK)
 
 
 def test_keys_of_a_method_belong_to_it() -> None:
     block = {"thin_thick": {"beta": 1.0}}
-    assert resolve_schedule(block, THIN_THICK)["thin_thick"] == {**THIN_THICK["thin_thick"], "beta": 1.0}
-    assert "thin_thick" not in resolve_schedule(None)
+    assert resolve_block(block, THIN_THICK)["thin_thick"] == {**THIN_THICK["thin_thick"], "beta": 1.0}
+    assert "thin_thick" not in resolve_block(None)
     with pytest.raises(InputError, match=r"unknown key 'training\.thin_thick'"):
-        resolve_schedule(block)
-    check_schedule(block)  # alone, it may be of any method
+        resolve_block(block)
+    check_block(block)  # alone, it may be of any method
 
 
 @pytest.mark.parametrize(
@@ -142,21 +142,21 @@ def test_keys_of_a_method_belong_to_it() -> None:
     ],
 )
 def test_passes_of_a_step(group: Any, expected: float) -> None:
-    schedule = resolve_schedule(None) if group is None else resolve_schedule({"thin_thick": group}, THIN_THICK)
-    assert passes(schedule, 32) == expected
+    block = resolve_block(None) if group is None else resolve_block({"thin_thick": group}, THIN_THICK)
+    assert passes(block, 32) == expected
 
 
 @pytest.mark.parametrize("block", [None, {}, {"epochs": 1000}])
 def test_missing_keys_take_nnunets_numbers(block: Any) -> None:
-    assert resolve_schedule(block) == NNUNET_SCHEDULE
+    assert resolve_block(block) == NNUNET_BLOCK
 
 
 def test_defaults_of_a_method_lie_between() -> None:
     method = {"epochs": 500, "optimizer": {"lr": 0.1, "momentum": 0.9}}
-    schedule = resolve_schedule({"optimizer": {"lr": 0.5}}, method)
-    assert schedule["epochs"] == 500
-    assert schedule["optimizer"] == {**NNUNET_SCHEDULE["optimizer"], "lr": 0.5, "momentum": 0.9}
-    assert resolve_schedule(schedule) == schedule
+    block = resolve_block({"optimizer": {"lr": 0.5}}, method)
+    assert block["epochs"] == 500
+    assert block["optimizer"] == {**NNUNET_BLOCK["optimizer"], "lr": 0.5, "momentum": 0.9}
+    assert resolve_block(block) == block
 
 
 SGD = named_defaults("optimizer", "SGD")
@@ -181,23 +181,23 @@ ADAMW = named_defaults("optimizer", "AdamW")
 )
 def test_another_optimizer_starts_from_its_own_numbers(method: Any, block: Any, expected: dict[str, Any]) -> None:
     layers = [{} if optimizer is None else {"optimizer": optimizer} for optimizer in (block, method)]
-    schedule = resolve_schedule(*layers)
-    assert schedule["optimizer"] == expected
-    assert next(iter(schedule["optimizer"])) == "name"
-    assert schedule == {**NNUNET_SCHEDULE, "optimizer": expected}
+    block = resolve_block(*layers)
+    assert block["optimizer"] == expected
+    assert next(iter(block["optimizer"])) == "name"
+    assert block == {**NNUNET_BLOCK, "optimizer": expected}
 
 
 def test_another_scheduler_starts_from_its_own_numbers() -> None:
     plateau = {"scheduler": {"name": "plateau", "patience": 3}}
-    assert resolve_schedule(plateau)["scheduler"] == {"name": "plateau", "factor": 0.9, "patience": 3}
-    assert resolve_schedule({"scheduler": {"name": "poly"}}, plateau)["scheduler"] == {"name": "poly", "exponent": 0.9}
+    assert resolve_block(plateau)["scheduler"] == {"name": "plateau", "factor": 0.9, "patience": 3}
+    assert resolve_block({"scheduler": {"name": "poly"}}, plateau)["scheduler"] == {"name": "poly", "exponent": 0.9}
     warmup = {"scheduler": {"name": "warmup_poly", "exponent": 2.0}}
-    assert resolve_schedule({"scheduler": {"warmup_iterations": 0}}, warmup)["scheduler"] == {
+    assert resolve_block({"scheduler": {"warmup_iterations": 0}}, warmup)["scheduler"] == {
         "name": "warmup_poly",
         "exponent": 2.0,
         "warmup_iterations": 0,
     }
-    assert resolve_schedule({"scheduler": {"name": "poly"}}, warmup)["scheduler"] == {"name": "poly", "exponent": 0.9}
+    assert resolve_block({"scheduler": {"name": "poly"}}, warmup)["scheduler"] == {"name": "poly", "exponent": 0.9}
 
 
 @pytest.mark.parametrize(
@@ -209,8 +209,8 @@ def test_another_scheduler_starts_from_its_own_numbers() -> None:
 )
 def test_keys_are_those_of_the_layer_below(method: str, block: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve_schedule({"optimizer": block}, {"optimizer": {"name": method}})
-    check_schedule({"optimizer": block})
+        resolve_block({"optimizer": block}, {"optimizer": {"name": method}})
+    check_block({"optimizer": block})
 
 
 @pytest.mark.parametrize(
@@ -218,45 +218,45 @@ def test_keys_are_those_of_the_layer_below(method: str, block: dict[str, Any], m
 )
 def test_a_block_alone_is_refused(block: Any) -> None:
     with pytest.raises(InputError):
-        check_schedule(block)
+        check_block(block)
 
 
 def test_two_optimizers_keys_in_one_block() -> None:
     with pytest.raises(InputError, match=r"unknown key 'training\.optimizer\.betas'"):
-        check_schedule({"optimizer": {"momentum": 0.5, "betas": [0.5, 0.5]}})
+        check_block({"optimizer": {"momentum": 0.5, "betas": [0.5, 0.5]}})
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets(name: str) -> None:
-    check_schedule(PRESETS[name])
+    check_block(PRESETS[name])
     method = {"epochs": 500, "deep_supervision_weights": [1, 2], "optimizer": {"name": "SGD", "momentum": 0.5}}
-    schedule = resolve_schedule(PRESETS[name], method)
-    assert {key: schedule[key] for key in PRESETS[name]} == PRESETS[name]
-    assert schedule["deep_supervision_weights"] == [1, 2]
+    block = resolve_block(PRESETS[name], method)
+    assert {key: block[key] for key in PRESETS[name]} == PRESETS[name]
+    assert block["deep_supervision_weights"] == [1, 2]
 
 
 def test_a_preset_undoes_the_other() -> None:
     for name, other in (("nnunet", "par_paper"), ("par_paper", "nnunet")):
-        assert merge_schedule(PRESETS[other], PRESETS[name]) == PRESETS[name]
-    assert resolve_schedule(PRESETS["nnunet"]) == NNUNET_SCHEDULE
+        assert merge_blocks(PRESETS[other], PRESETS[name]) == PRESETS[name]
+    assert resolve_block(PRESETS["nnunet"]) == NNUNET_BLOCK
     assert PRESETS["par_paper"]["epochs"] * PRESETS["par_paper"]["iterations_per_epoch"] == 80_000
 
 
 def test_no_default_is_refused() -> None:
     for group, table in (("optimizer", OPTIMIZERS), ("scheduler", SCHEDULERS)):
         for name in table:
-            assert resolve_schedule({group: named_defaults(group, name)})[group] == named_defaults(group, name)
-    assert resolve_schedule(NNUNET_SCHEDULE) == NNUNET_SCHEDULE
+            assert resolve_block({group: named_defaults(group, name)})[group] == named_defaults(group, name)
+    assert resolve_block(NNUNET_BLOCK) == NNUNET_BLOCK
 
 
 def test_nothing_handed_in_or_out_is_shared() -> None:
-    before = deepcopy(NNUNET_SCHEDULE)
+    before = deepcopy(NNUNET_BLOCK)
     block = {"deep_supervision_weights": [1.0, 0.5], "optimizer": {"lr": 0.5}}
-    schedule = resolve_schedule(block)
-    schedule["optimizer"]["lr"] = 7
-    schedule["loss"]["dice"] = 7
-    schedule["deep_supervision_weights"].append(7)
-    assert before == NNUNET_SCHEDULE
+    resolved = resolve_block(block)
+    resolved["optimizer"]["lr"] = 7
+    resolved["loss"]["dice"] = 7
+    resolved["deep_supervision_weights"].append(7)
+    assert before == NNUNET_BLOCK
     assert block == {"deep_supervision_weights": [1.0, 0.5], "optimizer": {"lr": 0.5}}
 
 
@@ -275,7 +275,7 @@ def test_nothing_handed_in_or_out_is_shared() -> None:
     ],
 )
 def test_merge(base: dict[str, Any], block: dict[str, Any], expected: dict[str, Any]) -> None:
-    assert merge_schedule(base, block) == expected
+    assert merge_blocks(base, block) == expected
 
 
 @pytest.mark.parametrize(
@@ -301,7 +301,7 @@ def test_merge(base: dict[str, Any], block: dict[str, Any], expected: dict[str, 
     ],
 )
 def test_differences(block: dict[str, Any], expected: list[str]) -> None:
-    assert differences(NNUNET_SCHEDULE, resolve_schedule(block)) == expected
+    assert differences(NNUNET_BLOCK, resolve_block(block)) == expected
 
 
 CONFIGURATIONS = {
@@ -328,4 +328,4 @@ CONFIGURATIONS = {
     ],
 )
 def test_the_planned_block_follows_inheritance(name: str, expected: dict[str, Any]) -> None:
-    assert planned_schedule(CONFIGURATIONS, name) == expected
+    assert planned_block(CONFIGURATIONS, name) == expected

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import Any, NamedTuple
 
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, is_whole
 
 
 class Setting(NamedTuple):
@@ -15,20 +15,8 @@ class Setting(NamedTuple):
     accepts: Callable[[Any], bool]
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_positive_int(value: Any) -> bool:
-    return _is_int(value) and value > 0
-
-
-def _is_count(value: Any) -> bool:
-    return _is_int(value) and value >= 0
-
-
 def _is_weight(value: Any) -> bool:
-    return (isinstance(value, float) or _is_int(value)) and 0 <= value < float("inf")
+    return (isinstance(value, float) or is_whole(value, 0)) and 0 <= value < float("inf")
 
 
 def _is_positive(value: Any) -> bool:
@@ -47,7 +35,7 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-_POSITIVE_INT = ("a whole number from 1", _is_positive_int)
+_POSITIVE_INT = ("a whole number from 1", is_whole)
 _WEIGHT = ("a number from 0", _is_weight)
 _POSITIVE = ("a number above 0", _is_positive)
 _BELOW_ONE = ("a number in [0, 1)", _is_below_one)
@@ -79,12 +67,12 @@ SCHEDULERS: dict[str, dict[str, Setting]] = {
         "factor": Setting(
             0.9, "a number above 0 and below 1", lambda value: _is_positive(value) and _is_below_one(value)
         ),
-        "patience": Setting(10, "a whole number from 0", _is_count),
+        "patience": Setting(10, "a whole number from 0", lambda value: is_whole(value, 0)),
     },
     "warmup_poly": {
         "exponent": Setting(0.9, *_WEIGHT),
         "warmup_iterations": Setting(
-            None, "null or a whole number from 0", lambda value: value is None or _is_count(value)
+            None, "null or a whole number from 0", lambda value: value is None or is_whole(value, 0)
         ),
     },
 }
@@ -105,9 +93,7 @@ _SCHEMA: dict[str, Setting | dict[str, Any]] = {
         "null or a list of numbers from 0, one per output, not all 0",
         lambda value: value is None or _is_weights(value),
     ),
-    "batch_size": Setting(
-        None, "null or a whole number from 1", lambda value: value is None or _is_positive_int(value)
-    ),
+    "batch_size": Setting(None, "null or a whole number from 1", lambda value: value is None or is_whole(value)),
     "oversample_foreground": Setting(0.33, "a number in [0, 1]", lambda value: _is_weight(value) and value <= 1),
     "freeze_backbone": Setting(False, *_BOOL),
 }
@@ -115,7 +101,7 @@ _SCHEMA: dict[str, Setting | dict[str, Any]] = {
 # how the thick image is shown to the network: its slabs alone, or each of them repeated on the thin slices
 THICK_GRID, THIN_GRID = "thick_grid", "thin_grid"
 
-# keys of one method, in plans of trainers whose published schedule holds the group
+# keys of one method, in plans of trainers whose published block holds the group
 METHODS: dict[str, dict[str, Setting]] = {
     "thin_thick": {
         "thick_weight": Setting(0.1, *_WEIGHT),
@@ -123,12 +109,12 @@ METHODS: dict[str, dict[str, Setting]] = {
         "features_weight": Setting(0.1, *_WEIGHT),
         "beta": Setting(4.0, *_POSITIVE),
         "ramp_up_epochs": Setting(
-            None, "null or a whole number from 0", lambda value: value is None or _is_count(value)
+            None, "null or a whole number from 0", lambda value: value is None or is_whole(value, 0)
         ),
         "thick_image": Setting(
             None, f"null, {THICK_GRID} or {THIN_GRID}", lambda value: value in (None, THICK_GRID, THIN_GRID)
         ),
-        "slabs": Setting(None, "null or a whole number from 1", lambda value: value is None or _is_positive_int(value)),
+        "slabs": Setting(None, "null or a whole number from 1", lambda value: value is None or is_whole(value)),
     },
 }
 
@@ -159,7 +145,7 @@ def method_defaults(group: str) -> dict[str, Any]:
 
 
 # nnU-Net's own numbers; a method overrides what its paper does otherwise. None: what nnU-Net or the plans say.
-NNUNET_SCHEDULE: dict[str, Any] = _defaults(
+NNUNET_BLOCK: dict[str, Any] = _defaults(
     _SCHEMA | {group: _named_schema(group, next(iter(table))) for group, table in _NAMED.items()}
 )
 
@@ -175,7 +161,7 @@ _PAR_PAPER: dict[str, Any] = {
 }
 # all of them set the same keys, so that each replaces what another one set
 PRESETS: dict[str, dict[str, Any]] = {
-    "nnunet": {key: NNUNET_SCHEDULE[key] for key in _PAR_PAPER},
+    "nnunet": {key: NNUNET_BLOCK[key] for key in _PAR_PAPER},
     "par_paper": _PAR_PAPER,
 }
 
@@ -218,11 +204,11 @@ def _check_block(block: Any, base: Mapping[str, Any] | None) -> None:
     _check(block, schema, "training")
 
 
-def _check_together(schedule: Mapping[str, Any]) -> None:
-    loss, optimizer = schedule["loss"], schedule["optimizer"]
+def _check_together(block: Mapping[str, Any]) -> None:
+    loss, optimizer = block["loss"], block["optimizer"]
     if loss["dice"] == loss["ce"] == 0:
         raise InputError(f"training.loss = {loss!r}", "a weight above 0", "correct it in the plans")
-    group = schedule.get("thin_thick")
+    group = block.get("thin_thick")
     if group and not (group["thick_weight"] or group["thin_weight"]):  # alone, features fall together
         raise InputError(
             "training.thin_thick.thick_weight and thin_weight = 0", "one of them above 0", "correct it in the plans"
@@ -235,7 +221,7 @@ def _check_together(schedule: Mapping[str, Any]) -> None:
         )
 
 
-def merge_schedule(base: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
+def merge_blocks(base: Mapping[str, Any], block: Mapping[str, Any]) -> dict[str, Any]:
     """`base` with the keys of `block` laid over it, one level deep.
 
     An optimizer or a scheduler that `block` names and `base` does not keeps nothing of the one in `base`.
@@ -253,39 +239,39 @@ def _names_another(key: str, block: Mapping[str, Any], base: Mapping[str, Any]) 
     return key in _NAMED and "name" in block and block["name"] != base.get("name")
 
 
-def planned_schedule(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
+def planned_block(configurations: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The `training` block of a configuration, its own or the one that it inherits; {} where there is none.
 
     A block of its own replaces an inherited one whole, so whoever adds keys to it starts from this.
     """
     held = configurations[name]
     if "training" not in held and held.get("inherits_from") in configurations:
-        return planned_schedule(configurations, held["inherits_from"])
+        return planned_block(configurations, held["inherits_from"])
     return held.get("training") or {}
 
 
-def passes(schedule: Mapping[str, Any], slices: int) -> float:
+def passes(block: Mapping[str, Any], slices: int) -> float:
     """Passes of a training step over a patch of so many slices, each counting by its share of them.
 
-    1, but with `thin_thick` also the thick image's, on the thin grid where the schedule does not say.
+    1, but with `thin_thick` also the thick image's, on the thin grid where the block does not say.
     """
-    group = schedule.get("thin_thick")
+    group = block.get("thin_thick")
     if group is None or not (group["thick_weight"] or group["features_weight"]):
         return 1.0
     return 1.0 + (group["slabs"] / slices if group["thick_image"] == THICK_GRID and group["slabs"] else 1.0)
 
 
-def check_schedule(block: Mapping[str, Any]) -> None:
+def check_block(block: Mapping[str, Any]) -> None:
     """Check a block alone, not knowing what it goes over: without a name, an optimizer's keys may be those of any.
 
     Raises:
-        InputError: as `resolve_schedule`.
+        InputError: as `resolve_block`.
     """
     _check_block(block, None)
 
 
-def resolve_schedule(block: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The whole schedule: nnU-Net's numbers, over them a method's published ones, over them the plans' block.
+def resolve_block(block: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The whole block: nnU-Net's numbers, over them a method's published ones, over them the plans' block.
 
     A layer that names another optimizer or scheduler than the one below starts from the own numbers of that one.
 
@@ -296,21 +282,21 @@ def resolve_schedule(block: Mapping[str, Any] | None, defaults: Mapping[str, Any
     Raises:
         InputError: an unknown key or a value of a wrong type or range, named by its path (`training.optimizer.lr`).
     """
-    base = merge_schedule(NNUNET_SCHEDULE, defaults or {})
+    base = merge_blocks(NNUNET_BLOCK, defaults or {})
     block = {} if block is None else block
     _check_block(block, base)
-    schedule = merge_schedule(base, block)
+    resolved = merge_blocks(base, block)
     for group in _NAMED:
-        schedule[group] = named_defaults(group, schedule[group]["name"]) | schedule[group]
-    _check_together(schedule)
-    return schedule
+        resolved[group] = named_defaults(group, resolved[group]["name"]) | resolved[group]
+    _check_together(resolved)
+    return resolved
 
 
-def differences(schedule: Mapping[str, Any], other: Mapping[str, Any], path: str = "training") -> list[str]:
-    """Where two resolved schedules differ, as lines `training.epochs: 500 and 20`."""
+def differences(block: Mapping[str, Any], other: Mapping[str, Any], path: str = "training") -> list[str]:
+    """Where two resolved blocks differ, as lines `training.epochs: 500 and 20`."""
     lines = []
-    for key in sorted({*schedule, *other}):
-        mine, theirs = schedule.get(key), other.get(key)
+    for key in sorted({*block, *other}):
+        mine, theirs = block.get(key), other.get(key)
         if isinstance(mine, Mapping) and isinstance(theirs, Mapping):
             lines += differences(mine, theirs, f"{path}.{key}")
         elif mine != theirs:

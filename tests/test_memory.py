@@ -6,7 +6,7 @@ import re
 import pytest
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
-from nnunetv2_ext.planning.memory import REFERENCE_GB, REFERENCES, memory_gb
+from nnunetv2_ext.memory import REFERENCE_GB, REFERENCES, memory_gb
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,115 @@
+"""MONAI's networks (https://github.com/Project-MONAI/MONAI, Apache-2.0), the extra `monai`, imported when built."""
+
+from typing import Any
+
+from nnunetv2_ext.architectures.backbones.record import (
+    Backbone,
+    cumulative,
+    fixed,
+    halvings,
+    strides_argument,
+)
+
+_NETS = "monai.networks.nets"
+# oneDNN leaves some of MONAI's gradients in bfloat16 unwritten (PyTorch 2.15 on the CPU)
+_COMMON: dict[str, Any] = {"extra": "monai", "rounded_gradients": False}
+
+BACKBONES = (
+    Backbone(
+        "UNet",
+        f"{_NETS}.unet.UNet",
+        "residual 3D U-Net (MICCAI 2016, STACOM 2018)",
+        **_COMMON,
+        strides=strides_argument,
+        defaults={"channels": (32, 64, 128, 256, 512), "strides": (2, 2, 2, 2), "num_res_units": 2},
+        heads=("model.2.",),
+        planned=lambda strides, kernel_sizes, features: {"channels": features, "strides": strides[1:]},
+        small={"channels": [4, 6, 8], "strides": [[1, 2, 2], [2, 2, 2]], "num_res_units": 1},
+        patches=((6, 20, 16), (2, 12, 20)),
+        paper="Cicek et al., MICCAI 2016; Kerfoot et al., STACOM 2018",
+        parameters="19.22 M",
+        arguments="planned: `channels`, `strides`; 2 residual units; without plans `channels` 32 to 512, `strides` 2",
+    ),
+    Backbone(
+        "VNet",
+        f"{_NETS}.vnet.VNet",
+        "V-Net (3DV 2016)",
+        **_COMMON,
+        strides=fixed(2, levels=4),
+        heads=("out_tr.",),
+        small={"dropout_prob_down": None, "dropout_prob_up": [None, 0.0]},
+        patches=((16, 16, 32),),
+        random=True,
+        paper="Milletari et al., 3DV 2016",
+        parameters="45.60 M",
+    ),
+    Backbone(
+        "SegResNet",
+        f"{_NETS}.segresnet.SegResNet",
+        "residual encoder-decoder (BraTS 2018)",
+        **_COMMON,
+        strides=halvings("blocks_down", less=1),
+        defaults={"init_filters": 32, "blocks_down": (1, 2, 2, 4), "blocks_up": (1, 1, 1)},
+        withheld=("use_conv_final",),  # without it there are no logits
+        heads=("conv_final.2.",),
+        small={
+            "init_filters": 4,
+            "blocks_down": [1, 1, 1],
+            "blocks_up": [1, 1],
+            "norm": ["GROUP", {"num_groups": 2}],
+        },
+        patches=((4, 12, 16), (12, 4, 20)),
+        paper="Myronenko, BraTS 2018, without the variational branch",
+        parameters="18.80 M",
+        arguments="`init_filters` 32, `blocks_down` 1, 2, 2, 4, `blocks_up` 1, 1, 1",
+    ),
+    Backbone(
+        "UNETR",
+        f"{_NETS}.unetr.UNETR",
+        "ViT encoder, convolutional decoder (WACV 2022)",
+        **_COMMON,
+        strides=fixed(16, levels=1),
+        heads=("out.",),
+        never_used="cross_attn",
+        one_voxel=True,
+        fixed_size=True,
+        small={"feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
+        patches=((16, 32, 16), (16, 16, 16)),
+        paper="Hatamizadeh et al., WACV 2022",
+        parameters="92.66 M",
+        parameters_patch=(32, 64, 64),
+        arguments="planned: `img_size`, the patch",
+    ),
+    Backbone(
+        "SwinUNETR",
+        f"{_NETS}.swin_unetr.SwinUNETR",
+        "Swin encoder, convolutional decoder (2022)",
+        **_COMMON,
+        strides=fixed(2, levels=5),
+        defaults={"feature_size": 48},
+        withheld=("patch_size",),  # its decoder up-samples five times by two, whatever it says
+        heads=("out.",),
+        small={"feature_size": 12, "depths": [1, 1, 1, 1], "window_size": [2, 4, 4]},
+        patches=((32, 32, 64),),
+        paper="Hatamizadeh et al., BrainLes 2021",
+        parameters="62.19 M",
+        arguments="`feature_size` 48",
+    ),
+    Backbone(
+        "MedNeXt",
+        f"{_NETS}.mednext.MedNeXt",
+        "large-kernel ConvNeXt U-Net (MICCAI 2023)",
+        **_COMMON,
+        strides=halvings("blocks_down"),
+        defaults={"kernel_size": 3, "use_residual_connection": True, "blocks_down": (2, 2, 2, 2)},
+        outputs=lambda strides: [(1, 1, 1), *cumulative(strides)],
+        switch="do_ds",
+        only_in_training=True,
+        heads=("out_0.", "out_blocks."),
+        small={"init_filters": 4, "blocks_down": [1, 1, 1], "blocks_up": [1, 1, 1], "blocks_bottleneck": 1},
+        patches=((8, 24, 16), (8, 8, 24)),
+        paper="Roy et al., MICCAI 2023",
+        parameters="5.55 M",
+        arguments="`kernel_size` 3, residual connections, `blocks_down` 2, 2, 2, 2",
+    ),
+)

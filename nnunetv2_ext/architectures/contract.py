@@ -1,0 +1,72 @@
+"""The contract of a network, as types: what planners, trainers and the doctor ask of it.
+
+mypy checks every network of ours against `Network`; `nnunetv2_ext.testing.check_network` runs any network through it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+Shape = tuple[int, int, int]
+"""Voxels or voxel counts along (z, y, x)."""
+
+
+@runtime_checkable
+class Supervised(Protocol):
+    """A network whose outputs have sizes of their own."""
+
+    def deep_supervision_shapes(self, patch_size: Sequence[int]) -> list[Shape]:
+        """The true size (z, y, x) of every output for a patch of that size, rounding included.
+
+        Raises:
+            InputError: a patch that the network cannot take.
+        """
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A network that tells its memory in training, as nnU-Net's own do."""
+
+    def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> float:
+        """Elements of feature maps per sample, which nnU-Net's planner compares with its reference.
+
+        560 million of them at batch 2 fill 8 GB; see `nnunetv2_ext.memory`.
+
+        Raises:
+            InputError: a patch that the network cannot take.
+        """
+
+
+class Network(Supervised, Measured, Protocol):
+    """A network that plans may name and our trainers train.
+
+    Built as `cls(input_channels, num_classes, *, deep_supervision=..., **arch_kwargs)`, with arguments that JSON can
+    hold. `forward` takes (B, input_channels, z, y, x) and returns logits (B, num_classes, z, y, x), or, with deep
+    supervision, a list of them, the first at full resolution; it raises InputError on a size that cannot work.
+    """
+
+    deep_supervision: bool
+    """Whether `forward` returns a list; may change at any time, over the same weights."""
+
+    @property
+    def head(self) -> nn.Module:
+        """The layer that makes the finest logits; its input is the last feature map."""
+
+    def __call__(self, x: Any) -> Any: ...
+
+
+@runtime_checkable
+class Freezable(Protocol):
+    """A network that refines the output of another one, which may be kept as it is."""
+
+    def freeze_backbone(self) -> None:
+        """Train what refines alone: no gradients in the backbone, its dropout and statistics as in inference."""
+
+
+@runtime_checkable
+class Tokenized(Protocol):
+    """A network that cuts its input into tokens; the input of its head is (B, tokens, features)."""
+
+    token_size: Sequence[int]
+    """Voxels of a token along (z, y, x)."""

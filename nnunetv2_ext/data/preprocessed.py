@@ -1,0 +1,110 @@
+"""The slabs of a thin-thick data set in what nnU-Net's preprocessing made of its images."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+from nnunetv2_ext.data.sidecar import SIDECAR, Sidecar, read_sidecar, refuse_thin_annotations
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.patches import PreprocessedSlabs
+from nnunetv2_ext.geometry.slabs import COVERED, CaseSlabs, preprocessed_edges
+
+
+def read_slabs(manager: PlansManager, data: Path) -> dict[str, PreprocessedSlabs]:
+    """The slabs of every preprocessed case, by name.
+
+    Args:
+        data: folder of a configuration's data, in that of the preprocessed data set.
+
+    Raises:
+        InputError: no side-car, an edited one, one of another data set or of other images; annotations as thin as the
+            images; a slice axis that is not the first one of the plans.
+    """
+    sidecar = find_sidecar(data.parent, manager.dataset_name)
+    refuse_thin_annotations(sidecar)
+    refuse_other_axis(sidecar.axis, manager.transpose_forward)
+    dataset_class = infer_dataset_class(str(data))
+    dataset = dataset_class(str(data))
+    cases = {}
+    for name in dataset.identifiers:
+        image, _, _, properties = dataset.load_case(name)
+        cases[name] = preprocessed_slabs(name, sidecar.case(name), sidecar.axis, properties, image.shape[1])
+    return cases
+
+
+def find_sidecar(preprocessed: Path, dataset: str) -> Sidecar:
+    """The side-car of a preprocessed data set, or that of its raw data where nnU-Net's own command preprocessed it.
+
+    Raises:
+        InputError: as `read_sidecar`, or the raw data have another one.
+    """
+    raw = raw_folder(dataset)
+    if raw is None or not (raw / SIDECAR).is_file():
+        return read_sidecar(preprocessed, dataset)
+    sidecar = read_sidecar(raw, dataset)
+    held = preprocessed / SIDECAR
+    if held.is_file() and held.read_bytes() != (raw / SIDECAR).read_bytes():
+        read_sidecar(preprocessed, dataset)  # an edited one is told as such
+        raise InputError(
+            f"another {SIDECAR} in {preprocessed} than in {raw}",
+            "that of the data set as it was converted last",
+            "plan and preprocess it again with ThinThickPlanner",
+        )
+    return sidecar
+
+
+def raw_folder(dataset: str) -> Path | None:
+    """Where the raw data set lies; None on a machine that has none, which can train all the same."""
+    raw = os.environ.get("nnUNet_raw")
+    return Path(raw) / dataset if raw else None
+
+
+def preprocessed_slabs(
+    name: str, case: CaseSlabs, axis: int, properties: Mapping[str, Any], resampled_slices: int
+) -> PreprocessedSlabs:
+    """The slabs of a case in what nnU-Net's preprocessing made of it, the slice axis being the first.
+
+    Args:
+        name: of the case, for errors.
+        axis: the slice axis of the stored image.
+        properties: nnU-Net's, of the preprocessed case.
+        resampled_slices: slices of the preprocessed image.
+
+    Raises:
+        InputError: the side-car is of another image.
+    """
+    stored, spacing = int(properties["shape_before_cropping"][0]), float(properties["spacing"][axis])
+    if stored != case.thin_slices or abs(spacing / case.thin_spacing - 1) > COVERED:
+        raise InputError(
+            f"{case.thin_slices} slices of {case.thin_spacing:.4g} mm of case {name} in {SIDECAR}, and {stored} of "
+            f"{spacing:.4g} mm in its preprocessed image",
+            "a side-car of these images",
+            "preprocess the data set again, or make it with `nnunetv2_ext convert_thin_thick`",
+        )
+    lower, upper = (int(bound) for bound in properties["bbox_used_for_cropping"][0])
+    edges = preprocessed_edges(
+        stored,
+        case.thin_spacing,
+        bounding_box=(lower, upper),
+        stored_count=int(properties["shape_after_cropping_and_before_resampling"][0]),
+        resampled_count=resampled_slices,
+    )
+    return PreprocessedSlabs(case.slabs, edges)
+
+
+def refuse_other_axis(axis: int, transpose_forward: Sequence[int]) -> None:
+    """Refuse plans in which the slices do not lie along the first axis.
+
+    Raises:
+        InputError: `axis`, an array axis of the stored images, becomes another one than the first.
+    """
+    if transpose_forward[0] != axis:
+        raise InputError(
+            f"plans whose first axis is axis {transpose_forward[0]} of the images (transpose_forward)",
+            f"the slice axis {axis}",
+            "plan with ThinThickPlanner",
+        )

@@ -1,0 +1,1 @@
+"""What `nnunetv2_ext doctor` checks, each fault with its remedy."""

@@ -1,0 +1,24 @@
+"""Words and tables for messages, reports and docs."""
+
+from collections.abc import Collection, Iterable, Sequence
+
+
+def listed(items: Iterable[object], *, shown: int | None = None, separator: str = ", ") -> str:
+    """Numbers or names for a message: `0.8, 0.9`, or, of more than `shown`, `0.8, 0.9 and 3 more`."""
+    words = [f"{item:g}" if isinstance(item, float) else str(item) for item in items]
+    more = f" and {len(words) - shown} more" if shown is not None and len(words) > shown else ""
+    return separator.join(words[:shown]) + more
+
+
+def counted(names: Collection[object], noun: str, *, shown: int = 3) -> str:
+    """How many, and the first of them: `7 cases (a, b, c and 4 more)`."""
+    return f"{len(names)} {noun}{'s' * (len(names) != 1)} ({listed(names, shown=shown)})"
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up; the first column is text, the others are set to the right."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (aligned[0], rule, *aligned[1:]))

@@ -1,0 +1,142 @@
+"""One training step and one validation step, with a hook for what a method computes.
+
+They do what nnU-Net's own steps do (nnUNetTrainer.train_step and validation_step of nnunetv2 2.8.1; a test compares
+losses and weights to the last bit), but leave the forward pass and the loss to `objective`.
+"""
+
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor
+
+NNUNET_CLIP = 12
+"""The norm to which nnU-Net clips gradients."""
+
+
+@dataclass
+class Objective:
+    """What a step makes of a batch."""
+
+    loss: Tensor
+    """The scalar to minimise."""
+    logits: Tensor | None = None
+    """What validation scores, (B, C, *spatial); None in training, where nobody asks."""
+    target: Tensor | None = None
+    """What it is scored against, as nnU-Net lays targets out: (B, 1, *spatial) labels, or (B, regions, *spatial)."""
+    terms: Mapping[str, Tensor] = field(default_factory=dict)
+    """Parts of the loss by name, detached scalars; their means over an epoch are logged, see `term_key`."""
+
+
+def term_key(term: str) -> str:
+    """Where nnU-Net's logger, and so every checkpoint, holds the means of a term, one per epoch."""
+    return f"{term}_losses"
+
+
+class StepTrainer(nnUNetTrainer):
+    """nnU-Net's trainer with our steps."""
+
+    def objective(self, batch: Mapping[str, Any]) -> Objective:
+        """The network's outputs for a batch and their loss; in training and, with `logits` and `target`, in validation.
+
+        Runs under autocast on CUDA. A method overrides it that computes anything but `loss(network(data), target)`.
+
+        Args:
+            batch: as the loader hands it out, on the CPU: `data` (B, channels, *patch), `target` a tensor or, with deep
+                supervision, a list of them, `keys` the names of the cases.
+        """
+        data, target = self.on_device(batch["data"]), self.on_device(batch["target"])
+        output = self.network(data)
+        del data
+        loss = self.loss(output, target)
+        if self.network.training:
+            return Objective(loss)
+        return Objective(loss, *((output[0], target[0]) if self.enable_deep_supervision else (output, target)))
+
+    def on_device(self, tensors: Any) -> Any:
+        """A tensor, or each of a list of them, on the training's device."""
+        if isinstance(tensors, list):
+            return [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+        return tensors.to(self.device, non_blocking=True)
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._autocast():
+            objective = self.objective(batch)
+        if self.grad_scaler is not None:
+            self.grad_scaler.scale(objective.loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), NNUNET_CLIP)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        else:
+            objective.loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.network.parameters(), NNUNET_CLIP)
+            self.optimizer.step()
+        return self._logged(objective)
+
+    def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        with self._autocast():
+            objective = self.objective(batch)
+        assert objective.logits is not None and objective.target is not None
+        counts = self._hard_counts(objective.logits, objective.target)
+        return {**self._logged(objective), **dict(zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True))}
+
+    def _autocast(self) -> Any:
+        return torch.autocast("cuda") if self.device.type == "cuda" else nullcontext()
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        super().on_train_epoch_end(train_outputs)
+        for term in [key for key in train_outputs[0] if key != "loss"]:
+            value = float(np.mean([output[term] for output in train_outputs]))
+            if self.is_ddp:
+                values: list[Any] = [None] * torch.distributed.get_world_size()
+                torch.distributed.all_gather_object(values, value)
+                value = float(np.mean(values))
+            key = term_key(term)
+            self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
+            self.logger.log(key, value, self.current_epoch)
+            self.print_to_log_file(f"{key[:-2]} {value:.4f}")
+
+    @staticmethod
+    def _logged(objective: Objective) -> dict[str, Any]:
+        logged = {"loss": objective.loss.detach().cpu().numpy()}
+        if objective.terms:  # in one transfer from the GPU
+            terms = torch.stack(list(objective.terms.values())).cpu().numpy()
+            logged.update(zip(objective.terms, terms, strict=True))
+        return logged
+
+    def _hard_counts(self, logits: Tensor, target: Tensor) -> list[np.ndarray]:
+        """True positives, false positives and false negatives of the predicted labels: nnU-Net's pseudo Dice.
+
+        Args:
+            logits: (B, C, *spatial).
+            target: as of `Objective`; ignored voxels do not count.
+
+        Returns:
+            Three arrays, one number for each foreground label or region.
+        """
+        regions, ignore = self.label_manager.has_regions, self.label_manager.ignore_label
+        if regions:
+            predicted = (torch.sigmoid(logits) > 0.5).long()
+        else:
+            predicted = torch.zeros(logits.shape, device=logits.device, dtype=torch.float16)
+            predicted.scatter_(1, logits.argmax(1, keepdim=True), 1)
+        mask = None
+        if ignore is not None and regions:
+            ignored = target[:, -1:]
+            mask = ~ignored if target.dtype == torch.bool else 1 - ignored
+            target = target[:, :-1]
+        elif ignore is not None:
+            ignored = target == ignore
+            mask = (~ignored).float()
+            target = target.masked_fill(ignored, 0)
+        axes = [0, *range(2, logits.ndim)]
+        counts = get_tp_fp_fn_tn(predicted, target, axes=axes, mask=mask)[:3]
+        first = 0 if regions else 1  # the background's Dice is of no interest
+        return [count.detach().cpu().numpy()[first:] for count in counts]
