@@ -1,4 +1,4 @@
-"""Make a thin-thick data set: `nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver ...`."""
+"""Make a thin-thick data set: `nnunetv2_ext convert_thin_thick --images thin --labels thick -o 42 --name Liver ...`."""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,8 @@ from nnunetv2_ext.cli.options import add_processes, number, processes
 from nnunetv2_ext.text import markdown_table
 
 EXAMPLES = """examples:
-  nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver tumour
-  nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver \\
+  nnunetv2_ext convert_thin_thick --images thin --labels thick -o 42 --name Liver --label-names background liver tumour
+  nnunetv2_ext convert_thin_thick --images thin --labels thick -o 42 --name Liver --label-names background liver \\
       --channel-names CT --slice-thickness 3    slices 3 mm thick with gaps between them, which are ignored
 """
 
@@ -18,7 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels", type=Path, required=True, metavar="DIR", help="thick annotations, named as the images"
     )
-    parser.add_argument("-d", dest="output", required=True, metavar="ID", help="id of the new data set")
+    parser.add_argument(
+        "-o",
+        "-d",
+        dest="output",
+        required=True,
+        metavar="ID",
+        help="id of the new data set; one that exists is refused",
+    )
     parser.add_argument("--name", required=True, help="name after DatasetXXX_")
     parser.add_argument(
         "--label-names", nargs="+", required=True, metavar="NAME", help="of the values 0, 1, 2, ...; background first"

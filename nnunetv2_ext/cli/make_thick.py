@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         factor=number(args.factor, int, "--factor"),
         thickness=number(args.thickness, float, "--thickness"),
-        axis=number(args.axis, int, "--slice-axis"),
+        axis=number(args.slice_axis, int, "--slice-axis"),
         name=args.name,
         processes=processes(args),
     )

@@ -104,7 +104,7 @@ def test_times_are_printed_and_written(device, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(profiled_step, "measure", measure)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "Some GPU")
     file = tmp_path / "figures.json"
-    options = ["--depth", "1", "--batch_size", "3", "--rounds", "5", "-device", device, "--json", str(file)]
+    options = ["--depth", "1", "--batch-size", "3", "--rounds", "5", "-device", device, "--json", str(file)]
     assert main(["profile", *NET, *options]) == 0
     printed, step = capsys.readouterr().out, json.loads(file.read_text())["step"]
     assert [cells(printed)[name][-1] for name in ("MNet", "blocks", "heads")] == ["2,000.0", "1,250.0", "1.0"]
@@ -115,7 +115,7 @@ def test_times_are_printed_and_written(device, tmp_path, capsys, monkeypatch):
 
 def test_a_training_is_measured(preprocessed, capsys):
     """All of it, the process that measures memory too: it has to find the same plans."""
-    options = ["--batch_size", "1", "--rounds", "1", "--depth", "1"]
+    options = ["--batch-size", "1", "--rounds", "1", "--depth", "1"]
     assert main(["profile", *TRAINING, "-tr", "MNetTrainer", "-p", "MNetPlans", *options]) == 0
     printed = capsys.readouterr().out
     assert float(cells(printed)["MNet"][-1]) > float(cells(printed)["blocks"][-1]) > 0
@@ -151,7 +151,7 @@ def test_a_training_is_measured(preprocessed, capsys):
         ([*NET, "--channels", "-1"], "numbers of at least 1"),
         ([*NET, "--depth", "-1"], "a depth of at least 0"),
         ([*NET, "--rounds", "0"], "rounds of at least 1"),
-        ([*NET, "--batch_size", "0"], "a batch and rounds of at least 1"),
+        ([*NET, "--batch-size", "0"], "a batch and rounds of at least 1"),
         ([*NET, "-device", "cuda"], "cuda where PyTorch sees a GPU"),
         ([*NET, "--json", "no/such/folder/file.json"], "a file in an existing folder"),
         (["-d", "999"], "no data set 999"),
