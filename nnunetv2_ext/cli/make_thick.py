@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--thickness",
         metavar="MM",
-        help="slab thickness, more than each case's slice spacing; what is within a hundredth of a whole multiple of it "
-        "is that multiple",
+        help="slab thickness, more than each case's slice spacing; within a hundredth of a whole multiple, that "
+        "multiple",
     )
     parser.add_argument(
         "--slice-axis",
