@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--slice-axis",
         metavar="K",
         help="array axis of the slices, 0, 1 or 2 in nnU-Net's order z, y, x; needed where annotations are coarser "
-        "along several (default: the one along which they are)",
+        "along several (default: the coarser one)",
     )
     parser.add_argument(
         "--slice-thickness",
