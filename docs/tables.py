@@ -121,10 +121,12 @@ def flags(command: str) -> str:
     tables = []
     for group in parser._action_groups:
         rows = [_flag(action) for action in group._group_actions if action.dest != "help"]
-        if rows:
-            title = "" if group.title in (None, "options", "positional arguments") else f"{group.title[0].upper()}{group.title[1:]}:\n\n"
-            name = "argument" if group.title == "positional arguments" else "flag"
-            tables.append(title + unaligned([name, "default", "meaning"], rows))
+        if not rows:
+            continue
+        if group.title not in (None, "options", "positional arguments"):
+            tables.append(f"{group.title[0].upper()}{group.title[1:]}:")
+        name = "argument" if group.title == "positional arguments" else "flag"
+        tables.append(unaligned([name, "default", "meaning"], rows))
     return "\n\n".join(tables)
 
 

@@ -115,7 +115,7 @@ def _given_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: a text that makes no value.
     """
-    given = {}
+    given: dict[str, Any] = {}
     for name, option in _planner_options().items():
         text = getattr(args, name)
         if text is None or option.kind is bool:
