@@ -1,11 +1,13 @@
 """`nnunetv2_ext plan_and_preprocess`: nnU-Net's command of that name, for our planners."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_ext.architectures.backbones import BACKBONES
 from nnunetv2_ext.cli.schedule import add_block_arguments, block_from_arguments
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
 from nnunetv2_ext.planning.options import Option, flag_of, options_of
 from nnunetv2_ext.registry import PLANNERS
 from nnunetv2_ext.text import listed
@@ -140,7 +142,8 @@ def run(args: argparse.Namespace) -> int:
 
     options = _given_options(args)
     for dataset in args.d:
-        plan_and_preprocess(
+        before = _blocks_before(dataset)
+        identifier = plan_and_preprocess(
             dataset,
             planner=args.pl,
             training=block_from_arguments(args),
@@ -159,4 +162,33 @@ def run(args: argparse.Namespace) -> int:
             verbose=args.verbose,
             progress=not args.no_pbar,
         )
+        _tell(dataset, identifier, args, before.get(identifier, {}))
     return 0
+
+
+def _blocks_before(dataset: str) -> dict[str, Any]:
+    """The training blocks of the plans that are there, by plans identifier."""
+    from nnunetv2_ext.planning.summary import blocks_in
+
+    return blocks_in(nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset))
+
+
+def _tell(dataset: str, identifier: str, args: argparse.Namespace, before: Mapping[str, Any]) -> None:
+    """What was planned, in lines of ours below nnU-Net's, and the command that comes next."""
+    from nnunetv2_ext.planning.summary import summary
+
+    name = dataset_name(dataset)
+    folder = nnunet_folder("nnUNet_preprocessed") / name
+    plans = read_json(folder / f"{identifier}.json", "plan again")
+    dataset_json = read_json(nnunet_folder("nnUNet_raw") / name / "dataset.json", "put the data set into nnUNet_raw")
+    planned = [configuration for configuration in args.c if configuration in plans["configurations"]]
+    for configuration in planned:
+        print(f"\n{identifier} {configuration} of {name}")
+        for line in summary(plans, configuration, dataset_json, before.get(configuration)):
+            print(f"  {line}")
+    trainers = {entry.name: entry.load().trainer for entry in PLANNERS}
+    if not planned:
+        print(f"{identifier} has none of {listed(args.c)}, but {listed(plans['configurations'])}: choose -c from these")
+    else:
+        trainer = trainers.get(args.pl, "nnUNetTrainer")
+        print(f"next: nnunetv2_ext doctor -d {dataset} -c {planned[0]} -tr {trainer} -p {identifier}")

@@ -174,20 +174,123 @@ def test_flags_of_the_transformer_reach_the_plans(described: Described) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("flag", "text", "message"),
     [
-        ("feature_size=24", "expected a JSON object; correct it"),
-        ("[24]", "expected a JSON object; put it into braces"),
-        ("{'feature_size': 24}", "expected a JSON object; correct it"),
+        ("--backbone-kwargs", "feature_size=24", "a JSON object, over the planned ones; correct it (Expecting value"),
+        ("--backbone-kwargs", "[24]", "a JSON object, over the planned ones; correct it (put it into braces)"),
+        ("--backbone-kwargs", "{'feature_size': 24}", "a JSON object, over the planned ones; correct it (Expecting"),
+        ("--axis", "z", "--axis z; expected axis to refine, 0, 1 or 2 of z, y, x"),
     ],
 )
-def test_arguments_that_are_no_json_object(
-    described: Described, capsys: pytest.CaptureFixture[str], text: str, message: str
+def test_text_that_makes_no_value(
+    described: Described, capsys: pytest.CaptureFixture[str], flag: str, text: str, message: str
 ) -> None:
-    with pytest.raises(SystemExit) as stop:
-        run(*PAR, "--backbone", "SwinUNETR", "--backbone-kwargs", text)
-    assert stop.value.code == 2
+    assert run(*PAR, "--backbone", "SwinUNETR", flag, text) == 2
     assert message in capsys.readouterr().err
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Our own lines, below nnU-Net's."""
+    printed = capsys.readouterr().out.rstrip().splitlines()
+    last_blank = len(printed) - printed[::-1].index("")
+    return printed[last_blank:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "lines"),
+    [
+        (
+            ["--epochs", "3"],
+            [
+                "MNetPlans 3d_fullres of Dataset901_Boxes",
+                "  spacing         5 x 1 x 1 mm, slices first",
+                "  patch           12 x 40 x 40 voxels",
+                "  batch           ",
+                "  training block  3 epochs x 250 iterations",
+                "  memory          about ",
+                "next: nnunetv2_ext doctor -d 901 -c 3d_fullres -tr MNetTrainer -p MNetPlans",
+            ],
+        ),
+        (
+            ["-pl", "ConvFreePlanner", "-overwrite_plans_name", "Mine"],
+            [
+                "Mine 3d_fullres of Dataset901_Boxes",
+                "  spacing         5 x 1 x 1 mm, slices first",
+                "  patch           12 x 40 x 40 voxels",
+                "  batch           ",
+                "  training block  1000 epochs x 250 iterations",
+                "  memory          about ",
+                "next: nnunetv2_ext doctor -d 901 -c 3d_fullres -tr ConvFreeTrainer -p Mine",
+            ],
+        ),
+        (
+            ["-pl", "ExperimentPlanner", "-c", "2d"],
+            [
+                "nnUNetPlans 2d of Dataset901_Boxes",
+                "  spacing         1 x 1 mm",
+                "  patch           ",
+                "  batch           ",
+                "  training block  none: the trainer's own numbers",
+                "  memory          about ",
+                "next: nnunetv2_ext doctor -d 901 -c 2d -tr nnUNetTrainer -p nnUNetPlans",
+            ],
+        ),
+        (["-c", "3d_lowres"], ["MNetPlans has none of 3d_lowres, but 3d_fullres: choose -c from these"]),
+    ],
+    ids=["MNet", "transformer", "stock", "no such configuration"],
+)
+def test_what_was_planned_is_told(
+    described: Described, capsys: pytest.CaptureFixture[str], arguments: list[str], lines: list[str]
+) -> None:
+    assert run("-d", "901", "--no_pp", *arguments) == 0
+    found = told(capsys)[-len(lines) :]
+    assert all(line.startswith(expected) for line, expected in zip(found, lines, strict=True)), found
+
+
+@pytest.mark.parametrize(
+    ("first", "change", "second", "line"),
+    [
+        ([], [], [], "training block  500 epochs x 250 iterations"),
+        (["--epochs", "7"], [], [], "training block  500 epochs x 250 iterations (the plans before had 7 x 250)"),
+        (
+            [],
+            ["--epochs", "2", "--iterations", "2"],
+            [],
+            "training block  500 epochs x 250 iterations (the plans before had 2 x 2)",
+        ),
+        ([], ["--epochs", "7"], ["--epochs", "7"], "training block  7 epochs x 250 iterations"),
+        (
+            [],
+            ["--lr", "0.5"],
+            [],
+            "training block  500 epochs x 250 iterations (new and in the plans before: "
+            "training.optimizer.lr: 0.01 and 0.5)",
+        ),
+    ],
+)
+def test_a_training_block_that_planning_resets_is_told(
+    described: Described,
+    capsys: pytest.CaptureFixture[str],
+    first: list[str],
+    change: list[str],
+    second: list[str],
+    line: str,
+) -> None:
+    assert run("-d", "901", "--no_pp", *first) == 0
+    if change:
+        assert main(["schedule", "-d", "901", *change]) == 0
+    assert run("-d", "901", "--no_pp", *second) == 0
+    assert f"  {line}" in told(capsys)
+
+
+def test_a_block_in_stock_plans_that_planning_resets_is_told(
+    described: Described, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["-d", "901", "--no_pp", "-pl", "ExperimentPlanner", "-c", "3d_fullres"]
+    assert run(*command) == 0
+    assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", "--epochs", "7", "--iterations", "2"]) == 0
+    assert run(*command) == 0
+    assert "  training block  none: the trainer's own numbers (the plans before had 7 x 2)" in told(capsys)
 
 
 @pytest.mark.parametrize(
