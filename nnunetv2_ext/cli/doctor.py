@@ -3,13 +3,13 @@
 import argparse
 from collections import Counter
 
-from nnunetv2_ext.doctor.examination import FAIL, OK, SKIP, WARN, Subject, examine
+from nnunetv2_ext.doctor.examination import FAIL, GROUPS, INSTALLED, OK, SKIP, WARN, Check, Subject, examine
 from nnunetv2_ext.doctor.installation import INSTALLATION
 from nnunetv2_ext.doctor.training import TRAINING
 
 EXAMPLE = """examples:
   nnunetv2_ext doctor
-  nnunetv2_ext doctor -d 104 -c 3d_fullres -tr MNetTrainer -p MNetPlans -f 0 -device cpu
+  nnunetv2_ext doctor -d 42 -c 3d_fullres -tr MNetTrainer -p MNetPlans -f 0 -device cpu
 
 exit status: 0, or 1 if anything FAILs"""
 
@@ -28,14 +28,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print one line for each check, and below it what to do where something is wrong."""
+    """Print one line for each check, below it what to do where something is wrong, and at the end what is next."""
     subject = Subject(args.dataset, args.configuration, args.trainer, args.plans, args.fold, args.device)
     examinations = INSTALLATION if args.dataset is None else (*INSTALLATION, *TRAINING)
-    counts: Counter[str] = Counter()
+    checks: list[Check] = []
+    print(INSTALLED)
     for check in examine(examinations, subject):
-        counts[check.status] += 1
-        print(f"{check.status:<5} {check.what}", flush=True)
-        if check.remedy:
-            print(f"        -> {check.remedy}", flush=True)
-    print(", ".join(f"{counts[status]} {status}" for status in (OK, WARN, FAIL, SKIP) if counts[status]))
+        checks.append(check)
+        if check.group == INSTALLED:  # at once, since a GPU or a disk may keep us waiting
+            _print(check)
+    for group in GROUPS[1:]:
+        of_group = [check for check in checks if check.group == group]
+        if of_group:
+            print(f"\n{group}")
+        for check in of_group:
+            _print(check)
+    counts = Counter(check.status for check in checks)
+    print("\n" + ", ".join(f"{counts[status]} {status}" for status in (OK, WARN, FAIL, SKIP) if counts[status]))
+    if args.dataset is not None and not counts[FAIL]:
+        fold = 0 if args.fold is None else args.fold
+        device = f" -device {args.device}" if args.device in ("cpu", "mps") else ""
+        train = f"nnUNetv2_train {args.dataset} {args.configuration} {fold} -tr {args.trainer} -p {args.plans}"
+        print(f"ready: {train}{device}")
     return 1 if counts[FAIL] else 0
+
+
+def _print(check: Check) -> None:
+    print(f"  {check.status:<5} {check.what}", flush=True)
+    if check.remedy:
+        print(f"          -> {check.remedy}", flush=True)

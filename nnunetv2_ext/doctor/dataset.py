@@ -11,6 +11,7 @@ from nnunetv2_ext import registry
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import counted
 
 RAW, PREPROCESSED, RESULTS = FOLDER_VARIABLES
@@ -21,39 +22,42 @@ NNUNET_OPTIONS = ("gpu_memory_target", "preprocessor_name", "overwrite_target_sp
 
 def replan(subject: Subject) -> str:
     """The command that makes the plans and data that a training needs: as they were made, or for its trainer."""
-    made_by = _made_by(subject)
-    if made_by is not None:
-        options = " ".join(_flag(name, value) for name, value in made_by["options"].items())
-        command = f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {made_by['planner']} {options}"
-        return command.rstrip()
-    for entry in registry.PLANNERS:
-        planner = entry.load()
-        if planner.trainer == subject.trainer:
-            named = "" if subject.plans == planner.plans_name else f" -overwrite_plans_name {subject.plans}"
-            return f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {entry.name}{named}"
+    from nnunetv2_ext.planning.sharing import STOCK_PLANS
+
+    plans = _plans(subject)
+    made_by = (plans or {}).get("made_by")
+    if isinstance(made_by, dict):
+        flags = (_flag(name, value) for name, value in made_by.get("options", {}).items())
+        return " ".join(
+            ["run nnunetv2_ext plan_and_preprocess", f"-d {subject.dataset} -pl {made_by['planner']}", *flags]
+        )
+    if plans is None and subject.plans != STOCK_PLANS:
+        for entry in registry.PLANNERS:
+            planner = entry.load()
+            if planner.trainer == subject.trainer:
+                named = "" if subject.plans == planner.plans_name else f" -overwrite_plans_name {subject.plans}"
+                return f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {entry.name}{named}"
     return f"run nnUNetv2_plan_and_preprocess -d {subject.dataset}"
 
 
-def _made_by(subject: Subject) -> dict[str, Any] | None:
-    """What the plans tell of the planner that made them, if they are there and one of ours did."""
+def _plans(subject: Subject) -> dict[str, Any] | None:
+    """The plans, if they are there and whole."""
     folder = subject.found.get("folder")
-    if folder is None:
-        return None
     try:
-        made_by = read_json(folder / f"{subject.plans}.json", "")["made_by"]
-        return made_by if isinstance(made_by["planner"], str) and isinstance(made_by["options"], dict) else None
-    except (InputError, KeyError, TypeError):
+        plans = read_json(folder / f"{subject.plans}.json", "") if folder is not None else None
+    except InputError:
         return None
+    return plans if isinstance(plans, dict) else None
 
 
 def _flag(name: str, value: Any) -> str:
     """An option of a planner as its command line has it."""
-    flag = f"-{name}" if name in NNUNET_OPTIONS else "--" + name.replace("_", "-")
-    if isinstance(value, bool):
-        return flag if value else ""
+    flag = f"-{name}" if name in NNUNET_OPTIONS else flag_of(name)
+    if value is True:
+        return flag
     if isinstance(value, dict):
-        return f"{flag} {shlex.quote(json.dumps(value))}"
-    return " ".join([flag, *map(str, value if isinstance(value, list) else [value])])
+        value = json.dumps(value)
+    return " ".join([flag, *(shlex.quote(str(one)) for one in (value if isinstance(value, list) else [value]))])
 
 
 def preprocess(subject: Subject) -> str:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 from nnunetv2_ext.errors import InputError
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
+INSTALLED, DATA, TRAINED = GROUPS = ("installation", "data", "training")
+"""The headings of the report."""
 
 
 class Check(NamedTuple):
@@ -21,6 +23,8 @@ class Check(NamedTuple):
     status: str
     what: str
     remedy: str = ""
+    group: str = ""
+    """That of its examination."""
 
 
 @dataclass
@@ -43,29 +47,35 @@ class Examination(NamedTuple):
     name: str
     function: Callable[[Subject], Iterable[Check]]
     needs: tuple[str, ...] = ()
+    group: str = ""
+    """One of GROUPS, the heading of its lines in the report."""
 
 
 def examine(examinations: Sequence[Examination], subject: Subject) -> Iterator[Check]:
     """Run the examinations in order and yield what they find, each as soon as it is known."""
     unsound: set[str] = set()
-    for name, function, needs in examinations:
+    for examination in examinations:
+        name, _, needs, group = examination
         lacking = [need for need in needs if need in unsound]
         if lacking:
             unsound.add(name)
-            yield Check(SKIP, f"{name}: not checked, mend '{lacking[0]}' first")
+            yield Check(SKIP, f"{name}: not checked, mend '{lacking[0]}' first", group=group)
             continue
-        try:
-            for check in function(subject):
-                if check.status == FAIL:
-                    unsound.add(name)
-                yield check._replace(what=f"{name}: {check.what}")
-        except InputError as error:
-            got, expected, remedy = error.args
-            unsound.add(name)
-            yield Check(FAIL, f"{name}: {got}; expected {expected}", remedy)
-        except Exception as error:  # a report with one odd line is worth more than a traceback
-            unsound.add(name)
-            yield Check(FAIL, f"{name}: the check itself failed with {said(error)}", "report this with the line above")
+        for check in _checks(examination, subject):
+            if check.status == FAIL:
+                unsound.add(name)
+            yield check._replace(what=f"{name}: {check.what}", group=group)
+
+
+def _checks(examination: Examination, subject: Subject) -> Iterator[Check]:
+    """What one examination finds; where it stops with an error, that is its last line."""
+    try:
+        yield from examination.function(subject)
+    except InputError as error:
+        got, expected, remedy = error.args
+        yield Check(FAIL, f"{got}; expected {expected}", remedy)
+    except Exception as error:  # a report with one odd line is worth more than a traceback
+        yield Check(FAIL, f"the check itself failed with {said(error)}", "report this with the line above")
 
 
 def said(error: BaseException) -> str:

@@ -11,12 +11,23 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import nnunetv2_ext
 from nnunetv2_ext import registry
-from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Examination, Subject, said, why_not_writable
+from nnunetv2_ext.doctor.examination import (
+    FAIL,
+    INSTALLED,
+    OK,
+    WARN,
+    Check,
+    Examination,
+    Subject,
+    said,
+    why_not_writable,
+)
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES
 
@@ -250,16 +261,17 @@ def check_workers(subject: Subject) -> Iterator[Check]:
         yield Check(OK, f"{WORKERS}={value} on {cores} cores")
 
 
+_examination = partial(Examination, group=INSTALLED)
 INSTALLATION = (
-    Examination("python", check_python),
-    Examination("versions", check_versions),
-    Examination("import", check_imports, needs=("versions",)),
-    *(Examination(variable, check_folder(variable)) for variable in FOLDER_VARIABLES),
-    Examination(EXT_TRAINER, check_external_trainers),
-    Examination("trainers", check_trainers, needs=("import", EXT_TRAINER)),
-    Examination("CUDA", check_cuda, needs=("import",)),
-    Examination("torch.compile", check_compile, needs=("CUDA",)),
-    Examination("disk", check_disk),
-    Examination("shared memory", check_shared_memory),
-    Examination("data workers", check_workers),
+    _examination("python", check_python),
+    _examination("versions", check_versions),
+    _examination("import", check_imports, needs=("versions",)),
+    *(_examination(variable, check_folder(variable)) for variable in FOLDER_VARIABLES),
+    _examination(EXT_TRAINER, check_external_trainers),
+    _examination("trainers", check_trainers, needs=("import", EXT_TRAINER)),
+    _examination("CUDA", check_cuda, needs=("import",)),
+    _examination("torch.compile", check_compile, needs=("CUDA",)),
+    _examination("disk", check_disk),
+    _examination("shared memory", check_shared_memory),
+    _examination("data workers", check_workers),
 )

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,18 @@ from nnunetv2_ext.doctor.dataset import (
     check_splits,
     replan,
 )
-from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Examination, Subject, said, why_not_writable
+from nnunetv2_ext.doctor.examination import (
+    DATA,
+    FAIL,
+    OK,
+    TRAINED,
+    WARN,
+    Check,
+    Examination,
+    Subject,
+    said,
+    why_not_writable,
+)
 from nnunetv2_ext.doctor.installation import ENV_COMMAND, find_trainer
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, read_json
@@ -260,21 +272,22 @@ def check_memory(subject: Subject) -> Iterator[Check]:
         yield Check(OK, told)
 
 
+_of_data, _of_training = partial(Examination, group=DATA), partial(Examination, group=TRAINED)
 TRAINING = (
-    Examination("data set", check_dataset, needs=("import", PREPROCESSED)),
-    Examination("dataset.json", check_dataset_json, needs=("data set",)),
-    Examination("plans", check_plans, needs=("dataset.json",)),
-    Examination("trainer", check_trainer, needs=("import",)),
-    Examination("configuration", check_configuration, needs=("plans", "trainer")),
-    Examination("fingerprint", check_fingerprint, needs=("data set",)),
-    Examination("preprocessed data", check_data, needs=("configuration",)),
-    Examination("slabs", check_slabs, needs=("preprocessed data", "trainer")),
-    Examination("references", check_references, needs=("preprocessed data",)),
-    Examination("splits", check_splits, needs=("preprocessed data",)),
-    Examination("previous stage", check_previous_stage, needs=("preprocessed data", RESULTS)),
-    Examination("results", check_results, needs=("configuration", RESULTS)),
-    Examination("checkpoints", check_checkpoints, needs=("results",)),
-    Examination("network", check_network, needs=("configuration",)),
-    Examination("training block", check_block_of_plans, needs=("network", RESULTS)),
-    Examination("memory", check_memory, needs=("network", "training block")),
+    _of_data("data set", check_dataset, needs=("import", PREPROCESSED)),
+    _of_data("dataset.json", check_dataset_json, needs=("data set",)),
+    _of_data("fingerprint", check_fingerprint, needs=("data set",)),
+    _of_training("plans", check_plans, needs=("dataset.json",)),
+    _of_training("trainer", check_trainer, needs=("import",)),
+    _of_training("configuration", check_configuration, needs=("plans", "trainer")),
+    _of_data("preprocessed data", check_data, needs=("configuration",)),
+    _of_data("slabs", check_slabs, needs=("preprocessed data", "trainer")),
+    _of_data("references", check_references, needs=("preprocessed data",)),
+    _of_data("splits", check_splits, needs=("preprocessed data",)),
+    _of_data("previous stage", check_previous_stage, needs=("preprocessed data", RESULTS)),
+    _of_training("results", check_results, needs=("configuration", RESULTS)),
+    _of_training("checkpoints", check_checkpoints, needs=("results",)),
+    _of_training("network", check_network, needs=("configuration",)),
+    _of_training("training block", check_block_of_plans, needs=("network", RESULTS)),
+    _of_training("memory", check_memory, needs=("network", "training block")),
 )
