@@ -36,7 +36,7 @@ def measure(
     """`peak_bytes` in a fresh process."""
     command = [sys.executable, "-m", "benchmarks._memory", name, "--threads", str(threads), "--classes", str(classes)]
     output = subprocess.run(
-        [*command, "--shape", *map(str, shape), "--token_size", *map(str, token_size)],
+        [*command, "--shape", *map(str, shape), "--token-size", *map(str, token_size)],
         cwd=Path(__file__).resolve().parents[1],
         check=True,
         stdout=subprocess.PIPE,
@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("name")
     parser.add_argument("--shape", type=int, nargs=5, required=True)
-    parser.add_argument("--token_size", type=int, nargs=3, required=True)
+    parser.add_argument("--token-size", type=int, nargs=3, required=True)
     parser.add_argument("--classes", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     args = parser.parse_args(argv)

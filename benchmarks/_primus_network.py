@@ -53,7 +53,7 @@ class PrimusNetwork(nn.Module):
         self.deep_supervision = deep_supervision
         if len(token_size) != 3 or any(size < 1 or size & (size - 1) for size in token_size) or max(token_size) < 2:
             raise InputError(
-                f"tokens of {list(token_size)} for Primus", "powers of two, not all 1", "plan with --token_size"
+                f"tokens of {list(token_size)} for Primus", "powers of two, not all 1", "plan with --token-size"
             )
         if any(size % token for size, token in zip(self.spatial_shape, token_size, strict=True)):
             raise InputError(

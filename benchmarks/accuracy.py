@@ -12,7 +12,7 @@ included. The models go to a results folder of their own (--output), where nothi
 
 Beside the trainers that nnU-Net finds there is PrimusTrainer: Primus S with tokens, patch and `training` block of
 plans of ConvFreeTransformer, and with nnU-Net's initialisation (benchmarks/_primus.py). Its tokens must be powers of
-two: nnunetv2_ext plan_and_preprocess -pl ConvFreePlanner --token_size 2 8 8 -overwrite_plans_name TokenPlans.
+two: nnunetv2_ext plan_and_preprocess -pl ConvFreePlanner --token-size 2 8 8 -overwrite_plans_name TokenPlans.
 """
 
 import argparse

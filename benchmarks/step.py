@@ -5,9 +5,9 @@
     python -m benchmarks.step --shape 2 1 12 64 64 --rounds 15 --threads 2 --json step.json
     python -m benchmarks.step --device cuda
     python -m benchmarks.step --architectures ConvFreeTransformer --reference Primus --shape 2 1 40 56 40 \
-        --token_size 4 8 8
+        --token-size 4 8 8
     python -m benchmarks.step --architectures ConvFreeTransformer:block --reference ConvFreeTransformer \
-        --shape 1 1 40 56 40 --token_size 4 8 8
+        --shape 1 1 40 56 40 --token-size 4 8 8
 
 The loss is the sum over all deep-supervision outputs of their mean square; no optimizer, no data loading.
 CPU: float32; every round runs each network once, in turns forwards and backwards through the list; memory is the peak
@@ -291,7 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help=f"the network that ratios are to, run in any case (default {REFERENCE})",
     )
     parser.add_argument(
-        "--token_size",
+        "--token-size",
         type=int,
         nargs=3,
         default=list(TOKEN_SIZE),

@@ -1,4 +1,4 @@
-"""The `training` block of a configuration in the plans: its one schema, its defaults, its checks."""
+"""The `training` block of a configuration in the plans: its one schema, with defaults, checks, meanings and flags."""
 
 from collections.abc import Callable, Mapping
 from copy import deepcopy
@@ -7,12 +7,25 @@ from typing import Any, NamedTuple
 from nnunetv2_ext.errors import InputError, is_whole
 
 
-class Setting(NamedTuple):
-    """A key of the block: its default, and what is expected of its value, in words and as a test."""
+class Values(NamedTuple):
+    """What a value may be: in words, as a test, and how a flag's text becomes one."""
 
-    default: Any
     expected: str
     accepts: Callable[[Any], bool]
+    kind: type | tuple[str, ...] = str
+    """int, float, bool for a switch, or the words to choose from."""
+
+
+class Setting(NamedTuple):
+    """A key of the block: all that checks, `--help` and the reference derive from."""
+
+    default: Any
+    values: Values
+    meaning: str
+    flag: str | None = None
+    """Of `schedule` and `plan_and_preprocess`, where it has one."""
+    null: str = ""
+    """What null stands for, where it is allowed."""
 
 
 def _is_weight(value: Any) -> bool:
@@ -31,48 +44,65 @@ def _is_weights(value: Any) -> bool:
     return isinstance(value, list) and all(map(_is_weight, value)) and any(weight > 0 for weight in value)
 
 
+def _is_two_below_one(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_below_one, value))
+
+
 def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-_POSITIVE_INT = ("a whole number from 1", is_whole)
-_WEIGHT = ("a number from 0", _is_weight)
-_POSITIVE = ("a number above 0", _is_positive)
-_BELOW_ONE = ("a number in [0, 1)", _is_below_one)
-_BOOL = ("true or false", _is_bool)
+def _or_null(values: Values) -> Values:
+    return values._replace(
+        expected=f"null or {values.expected}", accepts=lambda value: value is None or values.accepts(value)
+    )
 
+
+_FROM_ONE = Values("a whole number from 1", is_whole, int)
+_FROM_ZERO = Values("a whole number from 0", lambda value: is_whole(value, 0), int)
+_WEIGHT = Values("a number from 0", _is_weight, float)
+_POSITIVE = Values("a number above 0", _is_positive, float)
+_BELOW_ONE = Values("a number in [0, 1)", _is_below_one, float)
+_SHARE = Values("a number in [0, 1]", lambda value: _is_weight(value) and value <= 1, float)
+_FACTOR = Values("a number above 0 and below 1", lambda value: _is_positive(value) and _is_below_one(value), float)
+_CLIP = Values("a number above 0, at most 12", lambda value: _is_positive(value) and value <= 12, float)
+_WEIGHTS = Values("a list of numbers from 0, one per output, not all 0", _is_weights)
+_TWO_BELOW_ONE = Values("a list of two numbers in [0, 1)", _is_two_below_one)
+_BOOL = Values("true or false", _is_bool, bool)
+
+_LR = Setting(0.01, _POSITIVE, "initial learning rate", "--lr")
+_WEIGHT_DECAY = Setting(
+    3e-5, _WEIGHT, "weight decay; AdamW's is apart from the gradient, times the learning rate", "--weight-decay"
+)
 # the keys are those of the class of that name in torch.optim
 OPTIMIZERS: dict[str, dict[str, Setting]] = {
     "SGD": {
-        "lr": Setting(0.01, *_POSITIVE),
-        "momentum": Setting(0.99, *_BELOW_ONE),
-        "nesterov": Setting(True, *_BOOL),
-        "weight_decay": Setting(3e-5, *_WEIGHT),
+        "lr": _LR,
+        "momentum": Setting(0.99, _BELOW_ONE, "0 only without `nesterov`"),
+        "nesterov": Setting(True, _BOOL, "Nesterov's form of the momentum"),
+        "weight_decay": _WEIGHT_DECAY,
     },
     "AdamW": {
-        "lr": Setting(1e-4, *_POSITIVE),
-        "betas": Setting(
-            [0.9, 0.999],
-            "a list of two numbers in [0, 1)",
-            lambda value: isinstance(value, list) and len(value) == 2 and all(map(_is_below_one, value)),
-        ),
-        "weight_decay": Setting(0.01, *_WEIGHT),
+        "lr": _LR._replace(default=1e-4),
+        "betas": Setting([0.9, 0.999], _TWO_BELOW_ONE, "decay of the running means of the gradient and of its square"),
+        "weight_decay": _WEIGHT_DECAY._replace(default=0.01),
     },
 }
 
+_EXPONENT = Setting(0.9, _WEIGHT, "of the decay of the learning rate")
 # nnunetv2_ext.training.scheduler builds them
 SCHEDULERS: dict[str, dict[str, Setting]] = {
-    "poly": {"exponent": Setting(0.9, *_WEIGHT)},
+    "poly": {"exponent": _EXPONENT},
     "plateau": {
-        "factor": Setting(
-            0.9, "a number above 0 and below 1", lambda value: _is_positive(value) and _is_below_one(value)
+        "factor": Setting(0.9, _FACTOR, "what the learning rate is multiplied with on a plateau"),
+        "patience": Setting(
+            10, _FROM_ZERO, "epochs in a row that may pass without a lower validation loss; the next one reduces"
         ),
-        "patience": Setting(10, "a whole number from 0", lambda value: is_whole(value, 0)),
     },
     "warmup_poly": {
-        "exponent": Setting(0.9, *_WEIGHT),
+        "exponent": _EXPONENT,
         "warmup_iterations": Setting(
-            None, "null or a whole number from 0", lambda value: value is None or is_whole(value, 0)
+            None, _or_null(_FROM_ZERO), "iterations in which the learning rate rises", null="5 % of all, at least 200"
         ),
     },
 }
@@ -81,50 +111,112 @@ SCHEDULERS: dict[str, dict[str, Setting]] = {
 _NAMED = {"optimizer": OPTIMIZERS, "scheduler": SCHEDULERS}
 
 _SCHEMA: dict[str, Setting | dict[str, Any]] = {
-    "epochs": Setting(1000, *_POSITIVE_INT),
-    "iterations_per_epoch": Setting(250, *_POSITIVE_INT),
-    "val_iterations_per_epoch": Setting(50, *_POSITIVE_INT),
+    "epochs": Setting(1000, _FROM_ONE, "number of epochs", "--epochs"),
+    "iterations_per_epoch": Setting(250, _FROM_ONE, "training iterations per epoch", "--iterations"),
+    "val_iterations_per_epoch": Setting(
+        50, _FROM_ONE, "validation iterations per epoch, for the pseudo Dice", "--val-iterations"
+    ),
     **_NAMED,
     # nnU-Net's training step clips at 12 itself, so a looser bound would be a lie
-    "grad_clip": Setting(12.0, "a number above 0, at most 12", lambda value: _is_positive(value) and value <= 12),
-    "loss": {"dice": Setting(1.0, *_WEIGHT), "ce": Setting(1.0, *_WEIGHT)},
+    "grad_clip": Setting(
+        12.0, _CLIP, "bound of the gradient's norm, at most 12, where nnU-Net clips itself", "--grad-clip"
+    ),
+    "loss": {
+        "dice": Setting(1.0, _WEIGHT, "weight of the Dice loss"),
+        "ce": Setting(1.0, _WEIGHT, "weight of the cross-entropy (with regions: binary cross-entropy)"),
+    },
     "deep_supervision_weights": Setting(
         None,
-        "null or a list of numbers from 0, one per output, not all 0",
-        lambda value: value is None or _is_weights(value),
+        _or_null(_WEIGHTS),
+        "weights of the network's outputs, divided by their sum; without effect on a network of one output, which "
+        "trains without deep supervision",
+        null="nnU-Net's halving weights",
     ),
-    "batch_size": Setting(None, "null or a whole number from 1", lambda value: value is None or is_whole(value)),
-    "oversample_foreground": Setting(0.33, "a number in [0, 1]", lambda value: _is_weight(value) and value <= 1),
-    "freeze_backbone": Setting(False, *_BOOL),
+    "batch_size": Setting(
+        None, _or_null(_FROM_ONE), "number of patches in a batch", "--batch-size", null="the configuration's"
+    ),
+    "oversample_foreground": Setting(0.33, _SHARE, "share of the patches that must hold foreground"),
+    "freeze_backbone": Setting(
+        False,
+        _BOOL,
+        "train only what refines the backbone's output; refused for a network without a backbone to freeze",
+        "--freeze-backbone",
+    ),
 }
 
 # how the thick image is shown to the network: its slabs alone, or each of them repeated on the thin slices
 THICK_GRID, THIN_GRID = "thick_grid", "thin_grid"
 
-# keys of one method, in plans of trainers whose published block holds the group
-METHODS: dict[str, dict[str, Setting]] = {
-    "thin_thick": {
-        "thick_weight": Setting(0.1, *_WEIGHT),
-        "thin_weight": Setting(1.0, *_WEIGHT),
-        "features_weight": Setting(0.1, *_WEIGHT),
-        "beta": Setting(4.0, *_POSITIVE),
-        "ramp_up_epochs": Setting(
-            None, "null or a whole number from 0", lambda value: value is None or is_whole(value, 0)
-        ),
-        "thick_image": Setting(
-            None, f"null, {THICK_GRID} or {THIN_GRID}", lambda value: value in (None, THICK_GRID, THIN_GRID)
-        ),
-        "slabs": Setting(None, "null or a whole number from 1", lambda value: value is None or is_whole(value)),
-    },
+
+class Method(NamedTuple):
+    """Keys of one method, in plans of trainers whose published block holds the group."""
+
+    title: str
+    settings: dict[str, Setting]
+
+
+METHODS = {
+    "thin_thick": Method(
+        "thin slices from thick annotations (ThinThickTrainer)",
+        {
+            "thick_weight": Setting(0.1, _WEIGHT, "weight of the loss of the thick image", "--thick-weight"),
+            "thin_weight": Setting(
+                1.0, _WEIGHT, "weight of the loss of the thin predictions' averages", "--thin-weight"
+            ),
+            "features_weight": Setting(
+                0.1,
+                _WEIGHT,
+                "weight of the distance between the features of both; a term of weight 0 is not computed",
+                "--features-weight",
+            ),
+            "beta": Setting(4.0, _POSITIVE, "sharpening of the averages, 1 as published", "--beta"),
+            "ramp_up_epochs": Setting(
+                None,
+                _or_null(_FROM_ZERO),
+                "epochs in which beta rises from 1 and the weight of the features from 0, in equal steps; 0: whole "
+                "from the start",
+                "--ramp-up-epochs",
+                null="all of the training",
+            ),
+            "thick_image": Setting(
+                None,
+                Values(
+                    f"null, {THICK_GRID} or {THIN_GRID}",
+                    lambda value: value in (None, THICK_GRID, THIN_GRID),
+                    (THICK_GRID, THIN_GRID),
+                ),
+                "how the network sees the thick image: as few thick slices, or each repeated on the thin ones",
+                "--thick-image",
+                null="on the thick grid where the network takes it",
+            ),
+            "slabs": Setting(
+                None,
+                _or_null(_FROM_ONE),
+                "thick slices of a patch, to which all are filled up; our planner writes it",
+                null="as many as a patch covers in any case and the network takes",
+            ),
+        },
+    )
 }
 
 
 def _named_schema(group: str, name: str) -> dict[str, Setting]:
     table = _NAMED[group]
-    return {
-        "name": Setting(name, " or ".join(table), lambda value: isinstance(value, str) and value in table),
-        **table[name],
-    }
+    known = Values(" or ".join(table), lambda value: isinstance(value, str) and value in table)
+    return {"name": Setting(name, known, f"the other keys of `{group}` depend on it"), **table[name]}
+
+
+def all_settings() -> dict[str, Setting]:
+    """Every key of the block by its path, such as `optimizer.lr`; one that several optimizers have is the first's."""
+    found: dict[str, Setting] = {}
+    for key, entry in {**_SCHEMA, **{group: method.settings for group, method in METHODS.items()}}.items():
+        if isinstance(entry, Setting):
+            found[key] = entry
+            continue
+        for settings in [_named_schema(key, name) for name in entry] if key in _NAMED else [entry]:
+            for name, setting in settings.items():
+                found.setdefault(f"{key}.{name}", setting)
+    return found
 
 
 def _defaults(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -141,7 +233,7 @@ def named_defaults(group: str, name: str) -> dict[str, Any]:
 
 def method_defaults(group: str) -> dict[str, Any]:
     """The numbers of a method's own group, for instance of "thin_thick"."""
-    return _defaults(METHODS[group])
+    return _defaults(METHODS[group].settings)
 
 
 # nnU-Net's own numbers; a method overrides what its paper does otherwise. None: what nnU-Net or the plans say.
@@ -178,8 +270,8 @@ def _check(block: Any, schema: Mapping[str, Any], path: str) -> None:
         rule = schema[key]
         if not isinstance(rule, Setting):
             _check(value, rule, f"{path}.{key}")
-        elif not rule.accepts(value):
-            raise InputError(f"{path}.{key} = {value!r}", rule.expected, "correct it in the plans")
+        elif not rule.values.accepts(value):
+            raise InputError(f"{path}.{key} = {value!r}", rule.values.expected, "correct it in the plans")
 
 
 def _check_block(block: Any, base: Mapping[str, Any] | None) -> None:
@@ -188,7 +280,7 @@ def _check_block(block: Any, base: Mapping[str, Any] | None) -> None:
     Args:
         base: the layer below; None: unknown, then the keys may be those of any optimizer or scheduler.
     """
-    schema = _SCHEMA | {group: keys for group, keys in METHODS.items() if base is None or group in base}
+    schema = _SCHEMA | {group: of.settings for group, of in METHODS.items() if base is None or group in base}
     for group, table in _NAMED.items():
         given = block.get(group) if isinstance(block, Mapping) else None
         given = given if isinstance(given, Mapping) else {}

@@ -15,10 +15,17 @@ def counted(names: Collection[object], noun: str, *, shown: int = 3) -> str:
     return f"{len(names)} {noun}{'s' * (len(names) != 1)} ({listed(names, shown=shown)})"
 
 
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table whose columns line up; the first column is text, the others are set to the right."""
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: bool = True) -> str:
+    """A Markdown table.
+
+    Args:
+        aligned: columns line up, the first as text, the others as numbers to the right; without it a changed row
+            changes no other line.
+    """
     lines = [list(header), *map(list, rows)]
+    if not aligned:
+        return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(header), *lines[1:]))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    aligned = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in (aligned[0], rule, *aligned[1:]))
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (padded[0], rule, *padded[1:]))

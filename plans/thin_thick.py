@@ -14,4 +14,6 @@ class ThinThickPlanner(PlannerOfSlabs):
     trainer = "ThinThickTrainer"
     plans_name = "ThinThickPlans"
 
-    backbone = Option(DEFAULT_BACKBONE, "any network: NAME, PaR:NAME or ConvFreeTransformer:block")
+    backbone = Option(
+        DEFAULT_BACKBONE, "any network, NAME, PaR:NAME or ConvFreeTransformer:block, with the flags of its planner"
+    )

@@ -225,10 +225,9 @@ def test_the_reference_holds_every_argument(command):
     importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
     documented = rows(section((ROOT / "docs" / "reference-commands.md").read_text(), command))
     expected = {
-        name: action
+        "`, `".join(action.option_strings or [action.dest]): action
         for action in parser._actions
         if action.dest != "help"
-        for name in action.option_strings or [action.dest]
     }
     assert documented.keys() == expected.keys()
     for name, action in expected.items():
@@ -314,3 +313,4 @@ def test_flags_of_the_training_block_are_documented():
     importlib.import_module("nnunetv2_ext.cli.schedule").add_block_arguments(parser)
     flags = {option for action in parser._actions for option in action.option_strings} - {"-h", "--help"}
     assert {cells[0].strip("`") for cells in rows(section(TRAINING_BLOCK.read_text(), "Changing it")).values()} == flags
+    assert flags >= {"--preset", "--epochs", "--lr", "--freeze-backbone", "--thick-weight", "--thick-image"}

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from nnunetv2_ext import __version__
+from nnunetv2_ext.cli.options import Help
 from nnunetv2_ext.errors import InputError
 
 COMMANDS = {
@@ -38,9 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     asked = next((argument for argument in arguments if argument in COMMANDS), None)
     for name, summary in COMMANDS.items():
-        command_parser = commands.add_parser(
-            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
+        command_parser = commands.add_parser(name, help=summary, description=summary, formatter_class=Help)
         if name == asked:
             command = importlib.import_module(f"nnunetv2_ext.cli.{name}")
             command.add_arguments(command_parser)

@@ -1,4 +1,4 @@
-"""Make a thin-thick data set: `nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver ...`."""
+"""Make a thin-thick data set: `nnunetv2_ext convert_thin_thick --images thin --labels thick -o 42 --name Liver ...`."""
 
 import argparse
 from pathlib import Path
@@ -7,35 +7,51 @@ from nnunetv2_ext.cli.options import add_processes, number, processes
 from nnunetv2_ext.text import markdown_table
 
 EXAMPLES = """examples:
-  nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver tumour
-  nnunetv2_ext convert_thin_thick --images thin --labels thick -d 42 --name Liver --label-names background liver \\
+  nnunetv2_ext convert_thin_thick --images thin --labels thick -o 42 --name Liver --label-names background liver tumour
+  nnunetv2_ext convert_thin_thick --images thin --labels thick -o 42 --name Liver --label-names background liver \\
       --channel-names CT --slice-thickness 3    slices 3 mm thick with gaps between them, which are ignored
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="thin images")
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of thin images")
     parser.add_argument(
-        "--labels", type=Path, required=True, metavar="DIR", help="thick annotations, named as the images"
+        "--labels", type=Path, required=True, metavar="DIR", help="folder of thick annotations, named as the images"
     )
-    parser.add_argument("-d", dest="output", required=True, metavar="ID", help="id of the new data set")
+    parser.add_argument(
+        "-o",
+        "-d",
+        dest="output",
+        required=True,
+        metavar="ID",
+        help="id of the new data set; one that exists is refused",
+    )
     parser.add_argument("--name", required=True, help="name after DatasetXXX_")
     parser.add_argument(
-        "--label-names", nargs="+", required=True, metavar="NAME", help="of the values 0, 1, 2, ...; background first"
+        "--label-names",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="names of the values 0, 1, 2, ...: background first; ignore, where the annotations hold it, last",
     )
     parser.add_argument(
-        "--channel-names", nargs="+", metavar="NAME", help="as nnU-Net wants them; CT is normalised as such"
+        "--channel-names",
+        nargs="+",
+        metavar="NAME",
+        help="names of the channels; nnU-Net normalises CT as such, others by mean and standard deviation (default: "
+        "image, or channel_0 channel_1 ...)",
     )
     parser.add_argument(
         "--slice-axis",
         metavar="K",
-        help="array axis of the slices, 0, 1 or 2 in nnU-Net's order z, y, x (default: the one along which the "
-        "annotations are coarser)",
+        help="array axis of the slices, 0, 1 or 2 in nnU-Net's order z, y, x; needed where annotations are coarser "
+        "along several (default: the coarser one)",
     )
     parser.add_argument(
         "--slice-thickness",
         metavar="MM",
-        help="thickness of the annotated slices (default: what DICOM tells, else their spacing)",
+        help="thickness of all annotated slices; less than their spacing leaves gaps, within a hundredth of it counts "
+        "as equal (default: what DICOM tells, else their spacing)",
     )
     parser.add_argument(
         "--skip-unmatched",

@@ -17,12 +17,14 @@ exit status: 0, or 1 if anything FAILs"""
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags of nnUNetv2_train that decide whether it will run, with its defaults."""
     parser.epilog = EXAMPLE
-    parser.add_argument("-d", dest="dataset", help="also check a training on this data set (id or name)")
-    parser.add_argument("-c", dest="configuration", default="3d_fullres", help="default: 3d_fullres")
-    parser.add_argument("-tr", dest="trainer", default="nnUNetTrainer", help="default: nnUNetTrainer")
-    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="default: nnUNetPlans")
-    parser.add_argument("-f", dest="fold", help="a number or 'all'; default: all that splits_final.json holds")
-    parser.add_argument("-device", choices=["cpu", "cuda", "mps"], help="default: cuda, as nnU-Net's")
+    parser.add_argument("-d", dest="dataset", help="also check a training on this data set, id or name")
+    parser.add_argument("-c", dest="configuration", default="3d_fullres", help="configuration")
+    parser.add_argument("-tr", dest="trainer", default="nnUNetTrainer", help="trainer, ours or nnU-Net's")
+    parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier")
+    parser.add_argument("-f", dest="fold", help="a number, or all (default: every fold that splits_final.json holds)")
+    parser.add_argument(
+        "-device", choices=["cpu", "cuda", "mps"], help="where the training is to run (default: cuda, as nnU-Net's)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

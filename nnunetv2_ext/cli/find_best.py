@@ -39,10 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-m", dest="models", nargs="+", required=True, metavar="TRAINER:PLANS:CONFIG", help="the models to compare"
     )
-    parser.add_argument("-f", dest="folds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="default: 0 1 2 3 4")
+    parser.add_argument("-f", dest="folds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="folds")
     parser.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
     parser.add_argument("--no_overwrite", action="store_true", help="keep merged and ensembled files that exist")
-    parser.add_argument("-np", dest="processes", type=int, help="number of processes; default: nnU-Net's")
+    parser.add_argument("-np", dest="processes", type=int, help="processes (default: nnUNet_def_n_proc, or 8)")
 
 
 def run(args: argparse.Namespace) -> int:

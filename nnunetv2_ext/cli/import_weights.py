@@ -25,11 +25,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "finished training of nnU-Net or of ours, whose network becomes the backbone",
     )
     parser.add_argument("-o", dest="output", type=Path, required=True, help="the file to write")
-    parser.add_argument("--input-channels", type=int, help="refuse weights with another number of input channels")
-    parser.add_argument("--num-classes", type=int, help="refuse weights with another number of classes")
-    parser.add_argument("-d", help="par: data set id or name to train on (default: the checkpoint's)")
-    parser.add_argument("-p", help="par: plans identifier to train with (default: the checkpoint's plans)")
-    parser.add_argument("-c", help="par: configuration to train (default: the checkpoint's)")
+    parser.add_argument(
+        "--input-channels", type=int, help="refuse weights with another number of input channels (default: any)"
+    )
+    parser.add_argument("--num-classes", type=int, help="refuse weights with another number of classes (default: any)")
+    parser.add_argument(
+        "-d", help="par: data set, id or name, that PaRTrainer will train on (default: the checkpoint's)"
+    )
+    parser.add_argument("-p", help="par: plans identifier that PaRTrainer will train with (default: the checkpoint's)")
+    parser.add_argument("-c", help="par: configuration that PaRTrainer will train (default: the checkpoint's)")
     parser.add_argument(
         "--trust",
         action="store_true",

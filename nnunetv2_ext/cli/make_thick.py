@@ -17,14 +17,21 @@ SHOWN_CASES = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", dest="dataset", required=True, metavar="DATASET", help="id or name of the source")
-    parser.add_argument("-o", dest="output", required=True, metavar="ID", help="id of the new data set")
+    parser.add_argument(
+        "-o", dest="output", required=True, metavar="ID", help="id of the new data set; one that exists is refused"
+    )
     parser.add_argument("--factor", metavar="N", help="slices per slab, 2 or more")
-    parser.add_argument("--thickness", metavar="MM", help="slab thickness, more than each case's slice spacing")
+    parser.add_argument(
+        "--thickness",
+        metavar="MM",
+        help="slab thickness, more than each case's slice spacing; within a hundredth of a whole multiple, that "
+        "multiple",
+    )
     parser.add_argument(
         "--slice-axis",
         metavar="K",
-        help="array axis of the slices, 0, 1 or 2 in nnU-Net's order z, y, x (default: the coarsest median spacing of "
-        "the training cases, the first such axis where several are equal)",
+        help="array axis of the slices, 0, 1 or 2 in nnU-Net's order z, y, x (default: the one of the coarsest median "
+        "spacing of the training cases, the first where several are equal)",
     )
     parser.add_argument("--name", help="name after DatasetXXX_ (default: the source's with Thick4 or Thick5mm)")
     add_processes(parser)
@@ -39,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         factor=number(args.factor, int, "--factor"),
         thickness=number(args.thickness, float, "--thickness"),
-        axis=number(args.axis, int, "--slice-axis"),
+        axis=number(args.slice_axis, int, "--slice-axis"),
         name=args.name,
         processes=processes(args),
     )

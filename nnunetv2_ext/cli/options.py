@@ -1,9 +1,32 @@
-"""Options that commands share: numbers, and the number of processes."""
+"""What commands share: the help with each flag's default, numbers, and the number of processes."""
 
 import argparse
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
+
+
+class Help(argparse.RawDescriptionHelpFormatter):
+    """Help in which every flag ends with its default; `docs/tables.py` makes the reference of the same."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        meaning, default = meaning_and_default(action)
+        return f"{meaning} ({'' if default == 'required' else 'default: '}{default})" if default else meaning
+
+
+def meaning_and_default(action: argparse.Action) -> tuple[str, str]:
+    """What a flag's help says, and its default: in the words of `(default: ...)` at the end of the help, or itself."""
+    meaning, told, default = (action.help or "").partition(" (default: ")
+    if told:
+        return meaning, default.removesuffix(")")
+    if action.required:
+        return meaning, "required"
+    if action.default is argparse.SUPPRESS:  # of --help
+        return meaning, ""
+    if action.default is False:
+        return meaning, "off"
+    values = action.default if isinstance(action.default, list) else [action.default]
+    return meaning, "none" if action.default is None else " ".join(map(str, values))
 
 
 def number(text: str | None, kind: type, option: str) -> Any:
@@ -24,7 +47,7 @@ def number(text: str | None, kind: type, option: str) -> Any:
 def add_processes(parser: argparse.ArgumentParser) -> None:
     """The option -np; see `processes`."""
     parser.add_argument(
-        "-np", dest="processes", metavar="N", help="cases at the same time (default: nnUNet_def_n_proc)"
+        "-np", dest="processes", metavar="N", help="cases at the same time (default: nnUNet_def_n_proc, or 8)"
     )
 
 

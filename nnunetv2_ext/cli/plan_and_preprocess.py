@@ -3,39 +3,86 @@
 import argparse
 from typing import Any
 
+from nnunetv2_ext.architectures.backbones import BACKBONES
 from nnunetv2_ext.cli.schedule import add_block_arguments, block_from_arguments
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.options import Option, flag_of, options_of
 from nnunetv2_ext.registry import PLANNERS
+from nnunetv2_ext.text import listed
 
-EXAMPLE = """example:
-  nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner --verify_dataset_integrity
-  nnunetv2_ext plan_and_preprocess -d 4 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
-  nnunetv2_ext plan_and_preprocess -d 4 -pl PaRPlanner --backbone SwinUNETR --backbone-kwargs '{"feature_size": 24}'
-  nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --size B -gpu_memory_target 24
+EXAMPLE = """examples:
+  nnunetv2_ext plan_and_preprocess -d 42 -pl MNetPlanner --verify_dataset_integrity
+  nnunetv2_ext plan_and_preprocess -d 42 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
+  nnunetv2_ext plan_and_preprocess -d 42 -pl PaRPlanner --backbone SwinUNETR --backbone-kwargs '{"feature_size": 24}'
+  nnunetv2_ext plan_and_preprocess -d 42 -pl ConvFreePlanner --size B -gpu_memory_target 24
   nnunetv2_ext plan_and_preprocess -d 42 -pl ThinThickPlanner --backbone MNet
+
+Flags with one dash, and --verify_dataset_integrity, --no_pp, --clean, --verbose, --no_pbar are those of nnU-Net's
+nnUNetv2_plan_and_preprocess; the others, --with-dashes, are ours.
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s -d ID [ID ...] [-pl PLANNER] [nnU-Net's flags] [the planner's] [the training block's]"
     parser.epilog = EXAMPLE
-    parser.add_argument("-d", nargs="+", required=True, help="data set ids")
-    parser.add_argument("-pl", default="MNetPlanner", help="planner, ours or nnU-Net's (default: %(default)s)")
-    parser.add_argument("-c", nargs="+", default=["3d_fullres", "3d_lowres"], help="configurations to preprocess")
-    parser.add_argument("-np", nargs="+", type=int, help="processes for preprocessing, one number or one per -c")
-    parser.add_argument("-npfp", type=int, help="processes for the fingerprint")
-    parser.add_argument("-fpe", default="DatasetFingerprintExtractor", help="fingerprint extractor")
-    parser.add_argument("-gpu_memory_target", type=float, help="GPU memory in GB (default: the planner's, 8)")
-    parser.add_argument("-preprocessor_name", default="DefaultPreprocessor", help="nnU-Net's preprocessor class")
-    parser.add_argument("-overwrite_target_spacing", nargs=3, type=float, metavar="MM", help="target spacing, z y x")
-    parser.add_argument("-overwrite_plans_name", help="plans identifier instead of the planner's")
+    parser.add_argument("-d", metavar="ID", nargs="+", required=True, help="data set ids, one or more")
+    parser.add_argument("-pl", metavar="PLANNER", default="MNetPlanner", help="planner, ours or nnU-Net's")
+    parser.add_argument(
+        "-c",
+        metavar="CONFIG",
+        nargs="+",
+        default=["3d_fullres", "3d_lowres"],
+        help="configurations to preprocess; those that the plans lack are left out",
+    )
+    parser.add_argument(
+        "-np",
+        metavar="N",
+        nargs="+",
+        type=int,
+        help="processes for preprocessing: one number, or one per configuration (default: nnUNet_def_n_proc, or 8)",
+    )
+    parser.add_argument(
+        "-npfp", metavar="N", type=int, help="processes for the fingerprint (default: nnUNet_def_n_proc, or 8)"
+    )
+    parser.add_argument(
+        "-fpe", metavar="CLASS", default="DatasetFingerprintExtractor", help="fingerprint extractor of nnU-Net"
+    )
+    parser.add_argument(
+        "-gpu_memory_target",
+        metavar="GB",
+        type=float,
+        help=f"GPU memory that patch and batch may fill, in GB (default: 8; {_presets()})",
+    )
+    parser.add_argument(
+        "-preprocessor_name", metavar="CLASS", default="DefaultPreprocessor", help="preprocessor of nnU-Net"
+    )
+    parser.add_argument(
+        "-overwrite_target_spacing",
+        nargs=3,
+        type=float,
+        metavar="MM",
+        help="target spacing along z, y, x: slices first (default: planned)",
+    )
+    parser.add_argument(
+        "-overwrite_plans_name",
+        metavar="NAME",
+        help="plans identifier, so that plans can stand side by side (default: the planner's)",
+    )
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")
     parser.add_argument("--no_pp", action="store_true", help="plan only")
-    parser.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed data anew")
+    parser.add_argument(
+        "--clean", action="store_true", help="make fingerprint and preprocessed data anew, after raw data have changed"
+    )
     parser.add_argument("--verbose", action="store_true", help="print what nnU-Net does")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
     _add_options(parser)
     add_block_arguments(parser)
+
+
+def _presets() -> str:
+    """The GPU memory of the backbones that are presets of another one."""
+    presets = {record.name: record.preset_gb for record in BACKBONES if record.preset_gb not in (None, 8)}
+    return ", ".join(f"{gigabytes:g} for {name}" for name, gigabytes in presets.items())
 
 
 def _planner_options() -> dict[str, Option[Any]]:
@@ -44,20 +91,22 @@ def _planner_options() -> dict[str, Option[Any]]:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    """A group of flags for each planner, with the options that no planner before it has."""
-    seen: set[str] = set()
+    """A group of flags for the options of each planner, or of several that share them."""
+    declared: dict[str, dict[str, Option[Any]]] = {}
     for entry in PLANNERS:
-        options = {name: option for name, option in options_of(entry.load()).items() if name not in seen}
-        if not options:
-            continue
-        group = parser.add_argument_group(f"options of {entry.name}" if seen else "options of our planners")
-        for name, option in options.items():
-            told = f"{option.help} (default: {option.shown})"
-            if option.kind is bool:
-                group.add_argument(flag_of(name), action="store_true", default=None, help=told)
-            else:
-                group.add_argument(flag_of(name), nargs=option.numbers, metavar=option.metavar, help=told)
-        seen |= options.keys()
+        for name, option in options_of(entry.load()).items():
+            declared.setdefault(name, {})[entry.name] = option
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for name, by_planner in declared.items():
+        title = "options of " + ("all our planners" if len(by_planner) == len(PLANNERS) else listed(by_planner))
+        group = groups[title] = groups.get(title) or parser.add_argument_group(title)
+        option = next(iter(by_planner.values()))
+        apart = [f"; {planner}: {other.help}" for planner, other in by_planner.items() if other.help != option.help]
+        told = f"{option.help}{''.join(apart)} (default: {option.shown})"
+        if option.kind is bool:
+            group.add_argument(flag_of(name), action="store_const", const=True, help=told)
+        else:
+            group.add_argument(flag_of(name), nargs=option.numbers, metavar=option.metavar, help=told)
 
 
 def _given_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -66,7 +115,7 @@ def _given_options(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         InputError: a text that makes no value.
     """
-    given = {}
+    given: dict[str, Any] = {}
     for name, option in _planner_options().items():
         text = getattr(args, name)
         if text is None or option.kind is bool:

@@ -49,19 +49,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     architecture.add_argument(
         "--architecture",
         metavar="NAME",
-        help="NAME, PaR:NAME or ConvFreeTransformer:block; PaR:none: the refiner alone",
+        help="NAME of nnunetv2_ext list, PaR:NAME or ConvFreeTransformer:block; PaR:none: the refiner alone, whose "
+        "input are logits",
     )
-    architecture.add_argument("--patch", nargs="+", type=int, metavar="N", help="voxels along z, y, x")
+    architecture.add_argument(
+        "--patch", nargs="+", type=int, metavar="N", help="voxels along z, y, x (default: none, it is needed)"
+    )
     architecture.add_argument(
         "--channels", type=int, help="input channels (default: 1; those of PaR:none are the classes)"
     )
     architecture.add_argument("--classes", type=int, help="channels of the logits (default: 2)")
-    architecture.add_argument("--kwargs", metavar="JSON", help="""further arguments, as in '{"merge": "sum"}'""")
-    parser.add_argument("--depth", type=int, default=2, help="depth of the table, 0: no modules (default: %(default)s)")
-    parser.add_argument("-device", choices=["cpu", "cuda"], default="cpu", help="where to time (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=2, help="for time and peak memory (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="timings to take the median of (default: %(default)s)")
-    parser.add_argument("--no-time", action="store_true", help="only count: no time, no peak, no computation")
+    architecture.add_argument(
+        "--kwargs",
+        metavar="JSON",
+        help="""further arguments, as in '{"merge": "sum"}', a backbone's own under backbone_kwargs (default: {})""",
+    )
+    parser.add_argument("--depth", type=int, default=2, help="how deep to list modules; 0: the whole network only")
+    parser.add_argument("-device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
+    parser.add_argument("--batch-size", type=int, default=2, help="samples per step, for times and peak memory")
+    parser.add_argument("--rounds", type=int, default=3, help="repetitions, of which the median is printed")
+    parser.add_argument(
+        "--no-time", action="store_true", help="only count: nothing is computed, so that any patch is done at once"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there, unrounded")
 
 

@@ -5,82 +5,71 @@ import json
 import os
 from typing import Any
 
-from nnunetv2_ext.block import (
-    METHODS,
-    PRESETS,
-    THICK_GRID,
-    THIN_GRID,
-    check_block,
-    merge_blocks,
-    planned_block,
-)
+from nnunetv2_ext.block import METHODS, PRESETS, Setting, all_settings, check_block, merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, write_json
 
-EXAMPLE = """example:
-  nnunetv2_ext schedule -d 4 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch_size 4
-  nnunetv2_ext schedule -d 4 -p nnUNetPlans --preset par_paper --lr 0.0002
+EXAMPLE = """examples:
+  nnunetv2_ext schedule -d 42 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch-size 4
+  nnunetv2_ext schedule -d 42 -p nnUNetPlans --preset par_paper --lr 0.0002
 
 Trainers of nnunetv2_ext read the block; nnU-Net's own trainers do not. Keys that are not given keep what the plans say,
 or the method's published value. A running training is not changed, and --c refuses to continue it with another block.
 """
+THE_METHODS = "the method's"
 
 
-def add_block_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags of the training block, shared with `plan_and_preprocess`."""
+def add_block_arguments(parser: argparse.ArgumentParser, *, default: str | None = None) -> None:
+    """The flags of the training block, shared with `plan_and_preprocess`.
+
+    Args:
+        default: what becomes of a key whose flag is not given, for the help; None: what planning makes of it.
+    """
     group = parser.add_argument_group("training block of the plans")
-    group.add_argument("--preset", choices=PRESETS, help="optimizer, scheduler, length, batch and loss in one")
-    group.add_argument("--epochs", type=int, help="number of epochs")
-    group.add_argument("--iterations", type=int, help="training iterations per epoch")
-    group.add_argument("--val_iterations", type=int, help="validation iterations per epoch")
-    group.add_argument("--batch_size", type=int, help="batch size instead of the configuration's")
-    group.add_argument("--lr", type=float, help="initial learning rate")
-    group.add_argument("--weight_decay", type=float, help="weight decay")
-    group.add_argument("--grad_clip", type=float, help="bound of the gradient norm, at most 12")
-    group.add_argument("--freeze_backbone", action="store_true", help="train only what refines the backbone's output")
-    group = parser.add_argument_group("thin slices from thick annotations (ThinThickTrainer)")
-    group.add_argument("--thick_weight", type=float, help="weight of the loss of the thick image (default: 0.1)")
-    group.add_argument("--thin_weight", type=float, help="weight of the loss of averaged thin predictions (default: 1)")
-    group.add_argument("--features_weight", type=float, help="weight of the distance of features (default: 0.1)")
-    group.add_argument("--beta", type=float, help="sharpening of averaged predictions, 1 as published (default: 4)")
-    group.add_argument(
-        "--ramp_up_epochs",
-        type=int,
-        help="epochs in which beta rises from 1, and the weight of features (default: all)",
-    )
-    group.add_argument(
-        "--thick_image",
-        choices=[THICK_GRID, THIN_GRID],
-        help="grid of the thick image (default: what the network takes)",
-    )
+    told = "optimizer, scheduler, length, batch and loss in one; the other flags go over it"
+    group.add_argument("--preset", choices=PRESETS, help=f"{told} (default: {default or THE_METHODS})")
+    of_method = {name: parser.add_argument_group(method.title) for name, method in METHODS.items()}
+    for path, setting in all_settings().items():
+        if setting.flag is not None:
+            method = path.partition(".")[0]
+            _add_flag(of_method.get(method, group), setting, default or _planned(setting, method in METHODS))
+
+
+def _planned(setting: Setting, of_method: bool) -> str:
+    if setting.values.kind is bool:
+        return "off"
+    return str(setting.default) if of_method and setting.default is not None else setting.null or THE_METHODS
+
+
+def _add_flag(group: argparse._ArgumentGroup, setting: Setting, default: str) -> None:
+    kind, told = setting.values.kind, f"{setting.meaning} (default: {default})"
+    assert setting.flag is not None
+    if kind is bool:
+        group.add_argument(setting.flag, action="store_const", const=True, help=told)
+    elif isinstance(kind, tuple):
+        group.add_argument(setting.flag, choices=kind, help=told)
+    else:
+        group.add_argument(setting.flag, type=kind, metavar="N" if kind is int else "X", help=told)
 
 
 def block_from_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """The `training` block that the given flags make, with nothing for those that were not given."""
-    block = {
-        "epochs": args.epochs,
-        "iterations_per_epoch": args.iterations,
-        "val_iterations_per_epoch": args.val_iterations,
-        "batch_size": args.batch_size,
-        "grad_clip": args.grad_clip,
-        "freeze_backbone": args.freeze_backbone or None,
-    }
-    optimizer = {
-        key: value for key, value in (("lr", args.lr), ("weight_decay", args.weight_decay)) if value is not None
-    }
-    for method, keys in METHODS.items():
-        given = {key: getattr(args, key) for key in keys if getattr(args, key, None) is not None}
-        block[method] = given or None
-    block = {key: value for key, value in block.items() if value is not None}
-    return merge_blocks(PRESETS.get(args.preset, {}), {**block, "optimizer": optimizer} if optimizer else block)
+    block: dict[str, Any] = {}
+    for path, setting in all_settings().items():
+        value = getattr(args, setting.flag.removeprefix("--").replace("-", "_")) if setting.flag else None
+        if value is not None:
+            group, _, key = path.rpartition(".")
+            (block.setdefault(group, {}) if group else block)[key] = value
+    return merge_blocks(PRESETS.get(args.preset, {}), block)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "%(prog)s -d ID [-p PLANS] [-c CONFIG ...] [flags of the training block]"
     parser.epilog = EXAMPLE
     parser.add_argument("-d", required=True, help="data set id or name")
-    parser.add_argument("-p", default="MNetPlans", help="plans identifier (default: %(default)s)")
+    parser.add_argument("-p", default="MNetPlans", help="plans identifier")
     parser.add_argument("-c", nargs="+", help="configurations (default: all 3D ones that inherit from none)")
-    add_block_arguments(parser)
+    add_block_arguments(parser, default="unchanged")
 
 
 def run(args: argparse.Namespace) -> int:

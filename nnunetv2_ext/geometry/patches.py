@@ -126,7 +126,7 @@ def refused_patch(name: str, slabs: np.ndarray, slices: int, spacing: float) -> 
         f"a patch of {slices} slices, {slices * spacing:.4g} mm, and slabs of {float(np.diff(slabs).min()):.4g} mm or "
         f"more in case {name}",
         "a patch that covers a whole slab",
-        "choose one of more slices (--patch_size), or convert the data without that case",
+        "choose one of more slices (--patch-size), or convert the data without that case",
     )
 
 

@@ -51,7 +51,7 @@ class PatchSearch(ExperimentPlanner):
             raise InputError(
                 f"no patch up to {largest} voxels that {type(self).__name__} can use",
                 f"images of more than {median_shape.astype(int).tolist()} voxels, the median",
-                "choose a --patch_size",
+                "choose a --patch-size",
             )
 
         def needed(patch: np.ndarray) -> float:
@@ -91,7 +91,7 @@ class PatchSearch(ExperimentPlanner):
             warnings.warn(
                 f"the patch {patch_size} of {name} is rounded up from at most "
                 f"{[int(size) for size in filled]} of the data, which adds {added:.0%}; a network of finer size rules "
-                "or a smaller --patch_size would compute less",
+                "or a smaller --patch-size would compute less",
                 stacklevel=2,
             )
 
@@ -103,7 +103,7 @@ class PatchSearch(ExperimentPlanner):
         """
         given = np.array(patch_size)
         if given.min() < 1:
-            raise InputError(f"a patch of {patch_size}", "three positive numbers (z, y, x)", "correct --patch_size")
+            raise InputError(f"a patch of {patch_size}", "three positive numbers (z, y, x)", "correct --patch-size")
         fitted = self.fitted_patch(given, spacing)
         if (fitted != given).any():
             below = self._fitted_below(given, spacing)
@@ -112,7 +112,7 @@ class PatchSearch(ExperimentPlanner):
                 "a size that the network takes, "
                 + ("" if below is None else f"{below.tolist()} or ")
                 + f"{fitted.tolist()} for instance",
-                "correct --patch_size, or leave it out",
+                "correct --patch-size, or leave it out",
             )
         return [int(size) for size in given]
 

@@ -120,9 +120,9 @@ class PlannerOfSlabs(ExtPlanner):
         slices, shown = self._thick_image(configuration["patch_size"], np.array(configuration["spacing"]))
         if shown == THIN_GRID and resolved["thin_thick"]["thick_image"] == THICK_GRID:
             raise InputError(
-                f"--thick_image {THICK_GRID} for {self.backbone}",
+                f"--thick-image {THICK_GRID} for {self.backbone}",
                 f"{THIN_GRID}, since it takes no patch of {slices} slices",
-                "leave out --thick_image",
+                "leave out --thick-image",
             )
         resolved["thin_thick"] |= {"thick_image": shown, "slabs": slices}
         return resolved

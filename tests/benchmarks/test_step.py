@@ -14,7 +14,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import markdown_table
 
 # one thread: threads that wait for each other make tiny steps slow on a busy machine
-TOKENS = ["--shape", "1", "1", "8", "32", "32", "--token_size"]
+TOKENS = ["--shape", "1", "1", "8", "32", "32", "--token-size"]
 TINY = ["--shape", "1", "1", "4", "32", "32", "--threads", "1"]
 
 
@@ -155,7 +155,7 @@ def test_a_reference_of_ones_own_takes_shapes_that_the_default_cannot(tmp_path, 
     given = []
     monkeypatch.setattr(_memory, "measure", lambda *_, **options: given.append(options["token_size"]) or MEBIBYTE)
     arguments = ["--reference", IN_BLOCKS, "--architectures", "ConvFreeTransformer", "--rounds", "1"]
-    arguments += ["--shape", "1", "1", "3", "12", "12", "--token_size", "3", "12", "12", "--threads", "1"]
+    arguments += ["--shape", "1", "1", "3", "12", "12", "--token-size", "3", "12", "12", "--threads", "1"]
     assert step.main([*arguments, "--memory-runs", "1"]) == 0
     printed = capsys.readouterr().out
     assert f"reference {IN_BLOCKS}" in printed and "tokens (3, 12, 12)" in printed and f"| {REFERENCE}" not in printed

@@ -114,8 +114,8 @@ def test_whole_data_set(raw, capsys, ending):
         ((0.8, 0.9, 2.5), ["--thickness", 7.5], "SmallThick7.5mm", 0, 3),
         ((0.8, 0.9, 2.0), ["--thickness", 3.97], "SmallThick3.97mm", 0, 2),
         ((0.8, 0.9, 2.0), ["--thickness", 7.4], "SmallThick7.4mm", 0, 3.7),
-        ((0.8, 0.9, 2.0), ["--thickness", 3, "--axis", 1], "SmallThick3mm", 1, 3 / 0.9),
-        ((0.8, 0.9, 2.0), ["--factor", 2, "--axis", 2, "--name", "Side"], "Side", 2, 2),
+        ((0.8, 0.9, 2.0), ["--thickness", 3, "--slice-axis", 1], "SmallThick3mm", 1, 3 / 0.9),
+        ((0.8, 0.9, 2.0), ["--factor", 2, "--slice-axis", 2, "--name", "Side"], "Side", 2, 2),
         ((3.0, 0.9, 0.9), ["--factor", 2], "SmallThick2", 2, 2),
         ((0.9, 3.0, 0.9), ["--factor", 2], "SmallThick2", 1, 2),
         ((1.0, 1.0, 1.0), ["--factor", 2], "SmallThick2", 0, 2),
@@ -163,7 +163,7 @@ def test_many_remainders_are_one_line(raw, capsys):
         for channel in range(2):
             name = f"imagesTs/odd_{number}_{channel:04d}.nii.gz"
             write_image(raw / SOURCE / name, array, Spacing=(0.8, 0.9, 2 + number / 10))
-    assert run("-d", 4, "-o", 104, "--thickness", 3.3, "--axis", 0) == 0
+    assert run("-d", 4, "-o", 104, "--thickness", 3.3, "--slice-axis", 0) == 0
     printed = capsys.readouterr().out
     assert "10 cases, 1.32, 1.375, 1.435, 1.5, 1.571 and 1 more slices per slab" in printed
     assert re.search(r"dropped [\d.]+ to [\d.]+ remainder slices at the end of \d+ cases\n", printed)
@@ -173,7 +173,7 @@ def test_many_remainders_are_one_line(raw, capsys):
 def test_reorienting_reader_names_the_axis(raw):
     """OBLIQUE's first index axis runs from front to back: with nnU-Net's reorienting reader this is array axis 1."""
     edit_json(raw / SOURCE / "dataset.json", overwrite_image_reader_writer="SimpleITKIOWithReorient")
-    assert run("-d", 4, "-o", 104, "--factor", 2, "--axis", 1) == 0
+    assert run("-d", 4, "-o", 104, "--factor", 2, "--slice-axis", 1) == 0
     assert read(raw / "Dataset104_SmallThick2" / "labelsTr" / "case_a.nii.gz").GetSize() == (4, 10, 12)
 
 
@@ -325,7 +325,7 @@ REFUSED = {
     "factor too large": (nothing, ["--factor", "9"], "9 slices for case case_d, which has 8 along"),
     "factor too large on axis": (
         nothing,
-        ["--factor", "9", "--axis", "2"],
+        ["--factor", "9", "--slice-axis", "2"],
         "case case_a, which has 8 along its array axis 2",
     ),
     "factor and thickness": (nothing, [*F4, "--thickness", "4"], "both factor and thickness"),
@@ -351,9 +351,9 @@ REFUSED = {
     "thickness nan": (nothing, ["--thickness", "nan"], "thickness nan; expected millimetres above 0"),
     "thickness infinite": (nothing, ["--thickness", "inf"], "thickness inf; expected millimetres above 0"),
     "thickness text": (nothing, ["--thickness", "5mm"], "--thickness 5mm; expected a number"),
-    "axis 3": (nothing, [*F4, "--axis", "3"], "axis 3; expected an array axis: 0, 1 or 2"),
-    "axis negative": (nothing, [*F4, "--axis", "-1"], "axis -1; expected an array axis"),
-    "axis text": (nothing, [*F4, "--axis", "z"], "--axis z; expected a whole number"),
+    "axis 3": (nothing, [*F4, "--slice-axis", "3"], "axis 3; expected an array axis: 0, 1 or 2"),
+    "axis negative": (nothing, [*F4, "--slice-axis", "-1"], "axis -1; expected an array axis"),
+    "axis text": (nothing, [*F4, "--slice-axis", "z"], "--slice-axis z; expected a whole number"),
     "name with slash": (nothing, [*F4, "--name", "../x"], "name '../x'; expected what follows DatasetXXX_"),
     "name empty": (nothing, [*F4, "--name", ""], "name ''; expected"),
     "name with id": (nothing, [*F4, "--name", "Dataset104_A"], "name 'Dataset104_A'; expected"),

@@ -88,25 +88,25 @@ CONVFREE = ["-d", "901", "--no_pp", "-pl", "ConvFreePlanner"]
         (["-d", "901", "-overwrite_target_spacing", "5", "0", "1"], nothing, "a target spacing of (5.0, 0.0, 1.0)"),
         (["-d", "901", "--backbone", "UNETR"], nothing, "the option backbone for MNetPlanner"),
         (["-d", "901", "-pl", "BackbonePlanner", "--axis", "1"], nothing, "the option axis for BackbonePlanner"),
-        (["-d", "901", "-pl", "ExperimentPlanner", "--patch_size", "8", "32", "32"], nothing, "patch_size for nnU-Net"),
+        (["-d", "901", "-pl", "ExperimentPlanner", "--patch-size", "8", "32", "32"], nothing, "patch_size for nnU-Net"),
         ([*PAR, "--backbone", "nnFormer"], nothing, "the backbone 'nnFormer'; expected one of PlainConvUNet"),
         ([*PAR, "--variant", "code"], nothing, "variant='code'; expected one of paper, published_code"),
         ([*PAR, "--fusion", "mean"], nothing, "fusion='mean'; expected one of add, multiply, concat"),
         ([*PAR, "--axis", "3"], nothing, "axis=3; expected 0, 1 or 2"),
         (
-            [*PAR, "--patch_size", "12", "42", "40"],
+            [*PAR, "--patch-size", "12", "42", "40"],
             nothing,
             "a patch of [12, 42, 40]; expected a size that the network",
         ),
         ([*PAR, "--backbone", "VNet"], without_monai, "run pip install 'nnunetv2_ext[monai]'"),
         ([*PAR, "--size", "B"], nothing, "the option size for PaRPlanner"),
-        (["-d", "901", "--post_norm"], nothing, "the option post_norm for MNetPlanner"),
+        (["-d", "901", "--post-norm"], nothing, "the option post_norm for MNetPlanner"),
         ([*CONVFREE, "--size", "XL"], nothing, "the size 'XL'; expected one of S, B, L, paper"),
         ([*CONVFREE, "--context", "volume"], nothing, "context = 'volume'; expected patch or block"),
-        ([*CONVFREE, "--block_tokens", "2"], nothing, "block_tokens = 2; expected an odd number"),
-        ([*CONVFREE, "--token_size", "0", "8", "8"], nothing, "token_size = [0, 8, 8]; expected three whole numbers"),
+        ([*CONVFREE, "--block-tokens", "2"], nothing, "block_tokens = 2; expected an odd number"),
+        ([*CONVFREE, "--token-size", "0", "8", "8"], nothing, "token_size = [0, 8, 8]; expected three whole numbers"),
         (
-            [*CONVFREE, "--token_size", "2", "8", "8", "--patch_size", "12", "44", "40"],
+            [*CONVFREE, "--token-size", "2", "8", "8", "--patch-size", "12", "44", "40"],
             nothing,
             "a patch of [12, 44, 40]; expected a size that the network takes, [12, 40, 40] or [12, 48, 40]",
         ),
@@ -140,11 +140,11 @@ def test_flags_reach_the_plans(described: Described) -> None:
 
 def test_flags_of_backbone_and_refiner_reach_the_plans(described: Described) -> None:
     flags = (
-        "--backbone SegResNet --axis 1 --heads 4 --groups 2 --kernel_size 5 --variant published_code --fusion concat"
+        "--backbone SegResNet --axis 1 --heads 4 --groups 2 --kernel-size 5 --variant published_code --fusion concat"
     )
-    patch = "--patch_size 16 48 64 --epochs 3 --freeze_backbone"
+    patch = "--patch-size 16 48 64 --epochs 3 --freeze-backbone"
     arguments = '{"init_filters": 8}'
-    assert run(*PAR, *flags.split(), *patch.split(), "--backbone_kwargs", arguments) == 0
+    assert run(*PAR, *flags.split(), *patch.split(), "--backbone-kwargs", arguments) == 0
     configuration = described.configuration("PaRSegResNetPlans")
     assert configuration["architecture"]["arch_kwargs"] == {
         "backbone": "SegResNet",
@@ -163,7 +163,7 @@ def test_flags_of_backbone_and_refiner_reach_the_plans(described: Described) -> 
 
 
 def test_flags_of_the_transformer_reach_the_plans(described: Described) -> None:
-    flags = "--size B --token_size 3 8 8 --context block --block_tokens 5 --post_norm --activation_checkpointing"
+    flags = "--size B --token-size 3 8 8 --context block --block-tokens 5 --post-norm --activation-checkpointing"
     assert run(*CONVFREE, *flags.split(), "--epochs", "3") == 0
     configuration = described.configuration("ConvFreeBBlockPostNormPlans")
     arguments = configuration["architecture"]["arch_kwargs"]
@@ -185,7 +185,7 @@ def test_arguments_that_are_no_json_object(
     described: Described, capsys: pytest.CaptureFixture[str], text: str, message: str
 ) -> None:
     with pytest.raises(SystemExit) as stop:
-        run(*PAR, "--backbone", "SwinUNETR", "--backbone_kwargs", text)
+        run(*PAR, "--backbone", "SwinUNETR", "--backbone-kwargs", text)
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 

@@ -42,11 +42,11 @@ PAPER = PRESETS["par_paper"]
         ("--epochs 5", {"3d_fullres": {"epochs": 5}, "3d_lowres": {**LOW, "epochs": 5}}),
         ("-c 3d_fullres --epochs 5", {"3d_fullres": {"epochs": 5}, "3d_lowres": LOW}),
         (
-            "-c 3d_lowres --lr 0.5 --weight_decay 0",
+            "-c 3d_lowres --lr 0.5 --weight-decay 0",
             {"3d_lowres": {"epochs": 9, "optimizer": {"lr": 0.5, "momentum": 0.9, "weight_decay": 0.0}}},
         ),
         (
-            "-c 3d_fullres --iterations 3 --val_iterations 2 --batch_size 4 --grad_clip 1",
+            "-c 3d_fullres --iterations 3 --val-iterations 2 --batch-size 4 --grad-clip 1",
             {
                 "3d_fullres": {
                     "iterations_per_epoch": 3,
@@ -57,12 +57,12 @@ PAPER = PRESETS["par_paper"]
                 "3d_lowres": LOW,
             },
         ),
-        ("-c 3d_fullres --freeze_backbone", {"3d_fullres": {"freeze_backbone": True}, "3d_lowres": LOW}),
+        ("-c 3d_fullres --freeze-backbone", {"3d_fullres": {"freeze_backbone": True}, "3d_lowres": LOW}),
         ("-c 3d_fullres --preset par_paper", {"3d_fullres": PAPER, "3d_lowres": LOW}),
         # nothing is left of the optimizer that was planned
         ("-c 3d_lowres --preset par_paper", {"3d_lowres": PAPER}),
         (
-            "-c 3d_lowres --preset par_paper --lr 0.5 --epochs 7 --batch_size 3 --grad_clip 1",
+            "-c 3d_lowres --preset par_paper --lr 0.5 --epochs 7 --batch-size 3 --grad-clip 1",
             {
                 "3d_lowres": {
                     **PAPER,
@@ -75,7 +75,7 @@ PAPER = PRESETS["par_paper"]
         ),
         # a block of its own replaces the inherited one whole, so it starts from that
         (
-            "-c 3d_cascade_fullres --batch_size 4",
+            "-c 3d_cascade_fullres --batch-size 4",
             {"3d_lowres": LOW, "3d_cascade_fullres": {**LOW, "batch_size": 4}},
         ),
     ],
@@ -126,7 +126,7 @@ def test_a_null_block_is_filled(plans: Path) -> None:
         ("", "no flag of the training block; expected at least one"),
         ("--epochs 0", "training.epochs = 0; expected a whole number from 1"),
         ("--lr -1", "training.optimizer.lr = -1.0"),
-        ("--grad_clip 20", "training.grad_clip = 20.0; expected a number above 0, at most 12"),
+        ("--grad-clip 20", "training.grad_clip = 20.0; expected a number above 0, at most 12"),
         ("-c 3d --epochs 5", "the configuration '3d'; expected one of 2d, 3d_fullres"),
         ("-p OtherPlans --epochs 5", "no file"),
         ("-d 902 --epochs 5", "no data set 902"),

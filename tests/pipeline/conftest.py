@@ -17,7 +17,7 @@ import pytest
 import torch
 
 CASES = 5  # one for each fold to validate on
-SHORT = ("--epochs", "2", "--iterations", "2", "--val_iterations", "1", "--batch_size", "2")
+SHORT = ("--epochs", "2", "--iterations", "2", "--val-iterations", "1", "--batch-size", "2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -30,7 +30,7 @@ BRIEFLY = [name for name in SMALL if name not in REAL and name != "PlainConvUNet
 pytestmark = pytest.mark.usefixtures("environment")
 DATASET = "Dataset104_HippocampusThick4"
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
-FLAGS = ("--iterations", "1", "--val_iterations", "1", "--batch_size", "2")
+FLAGS = ("--iterations", "1", "--val-iterations", "1", "--batch-size", "2")
 
 
 def plan(planner: str, **more: Any) -> str:
@@ -61,7 +61,7 @@ def test_backbone_through_the_commands(pipeline: Pipeline, images: Path, mnet_pr
     plans, folder = plans_of(backbone), pipeline.folder / f"par_{backbone}"
     kwargs = json.dumps(SMALL[backbone], separators=(",", ":"))
     pipeline.run(
-        f"nnunetv2_ext plan_and_preprocess -d 104 -pl PaRPlanner --backbone {backbone} --backbone_kwargs {kwargs}"
+        f"nnunetv2_ext plan_and_preprocess -d 104 -pl PaRPlanner --backbone {backbone} --backbone-kwargs {kwargs}"
         f" --no_pbar --epochs 2 {' '.join(FLAGS)}"
     )
     model = pipeline.results("PaRTrainer", plans)
@@ -104,7 +104,7 @@ def test_refiner_alone_on_a_trained_network(pipeline: Pipeline, images: Path) ->
     trained = train_fold(104, "3d_fullres", 0, trainer="nnUNetTrainer", plans="nnUNetPlans", training=BRIEF)
     source, start = trained / "checkpoint_final.pth", pipeline.folder / "start.pth"
     assert main(["import_weights", "par", str(source), "-o", str(start)]) == 0
-    assert main(["schedule", "-d", "104", "-p", "nnUNetPlans", "--freeze_backbone", "--epochs", "1", *FLAGS]) == 0
+    assert main(["schedule", "-d", "104", "-p", "nnUNetPlans", "--freeze-backbone", "--epochs", "1", *FLAGS]) == 0
     train = "nnUNetv2_train 104 3d_fullres 0 -tr PaRTrainer -p nnUNetPlans -device cpu"
     pipeline.run(f"{train} -pretrained_weights {start}")
 

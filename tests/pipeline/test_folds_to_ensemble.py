@@ -32,8 +32,8 @@ def test_folds_to_ensemble(pipeline: Pipeline) -> None:
     shared = pipeline.preprocessed() / "nnUNetPlans_3d_fullres"
     before = {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
     run(
-        "nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner --no_pbar --epochs 1 --iterations 2 --val_iterations 1"
-        " --batch_size 2"
+        "nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner --no_pbar --epochs 1 --iterations 2 --val-iterations 1"
+        " --batch-size 2"
     )
     assert before == {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}, "data were preprocessed twice"
     assert not (pipeline.preprocessed() / "MNetPlans_3d_fullres").exists()

@@ -56,7 +56,7 @@ def test_from_two_folders_to_thin_predictions(pipeline: Pipeline) -> None:
     narrow = json.dumps(NARROW, separators=(",", ":"))
     pipeline.run(
         f"nnunetv2_ext plan_and_preprocess -d 206 -pl ThinThickPlanner --no_pbar {' '.join(SHORT)} --beta 2"
-        f" --backbone_kwargs {narrow}"
+        f" --backbone-kwargs {narrow}"
     )
     images = pipeline.images_of(DATASET)
     planned = json.loads((pipeline.preprocessed(DATASET) / "ThinThickPlans.json").read_text())

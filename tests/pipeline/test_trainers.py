@@ -26,7 +26,7 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str, capsy
     dataset, options = "Dataset104_HippocampusThick4", " ".join(SHORT)
     if trainer == "ThinThickTrainer":  # whole thin volumes: a narrow network will do
         dataset = pipeline.thin_thick()
-        options += ' --backbone_kwargs {"features_per_stage":[4,8,16,32]}'
+        options += ' --backbone-kwargs {"features_per_stage":[4,8,16,32]}'
     number = dataset[7:10]
     pipeline.run(f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} --verify_dataset_integrity {options}")
     planned = json.loads((pipeline.preprocessed(dataset) / f"{plans}.json").read_text())

@@ -185,7 +185,7 @@ REFUSED: list[tuple[tuple[float, ...], dict[str, Any], str]] = [
     (
         (4.0,),
         {"backbone": "PaR", "training": {"thin_thick": {"thick_image": "thick_grid"}}},
-        r"--thick_image thick_grid for PaR; expected thin_grid",
+        r"--thick-image thick_grid for PaR; expected thin_grid",
     ),
     ((4.0,), {"training": {"thin_thick": {"beta": 0}}}, r"training.thin_thick.beta = 0"),
 ]
