@@ -40,79 +40,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import SimpleITK as sitk
 import torch
 
 from benchmarks._report import check_writable, exit_status, machine, markdown_facts
+from benchmarks._slab_steps import steps_table, time_steps
+from benchmarks._slabs import (
+    ENDING,
+    LAID,
+    THICK,
+    THIN_ID,
+    THIN_THICK,
+    TRUTH,
+    WAYS,
+    Run,
+    budget,
+    plan,
+    prepare,
+    trainer_of,
+)
 from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
-from benchmarks.step import interleave, spread, with_range
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json, write_json
+from nnunetv2_ext.files import dataset_name, read_json, write_json
 from nnunetv2_ext.text import markdown_table
 
-CONFIGURATION = "3d_fullres"
-CONVFREE = "ConvFreeTransformer"
-TRUTH, THICK, LAID, THIN_THICK = "truth", "thick", "laid", "thin_thick"
-VARIANTS: dict[str, dict[str, Any]] = {
-    THIN_THICK: {},
-    "no_thick": {"thick_weight": 0.0},
-    "no_thin": {"thin_weight": 0.0},
-    "no_features": {"features_weight": 0.0},
-    "thin_alone": {"thick_weight": 0.0, "features_weight": 0.0},
-    "thick_weight_1": {"thick_weight": 1.0},
-    "beta_1": {"beta": 1.0},
-    "no_ramp_up": {"ramp_up_epochs": 0},
-    "thin_grid": {"thick_image": "thin_grid", "slabs": None},
-}
-WAYS = (TRUTH, THICK, LAID, *VARIANTS)
-ENDING = ".nii.gz"
 RECORD, SUMMARY = "benchmark.json", "thin/summary.json"
-THIN_ID = 1
-
-
-def dataset_ids(factor: int, random_start: bool) -> tuple[int, int]:
-    """Ids of the thick data set, and of the thin images with its annotations."""
-    first = 10 * factor + (4 if random_start else 2)
-    return first, first + 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One training: a network, a way to learn, a factor (0 for the thin truth, which has none) and a fold."""
-
-    network: str
-    way: str
-    factor: int
-    fold: int
-    random_start: bool = False
-
-    @property
-    def dataset(self) -> int:
-        """Id of the data set that it learns from."""
-        if self.way == TRUTH:
-            return THIN_ID
-        thick, thin_thick = dataset_ids(self.factor, self.random_start)
-        return thick if self.way == THICK else thin_thick
-
-    @property
-    def method(self) -> str:
-        """What planner, trainer and plans begin with."""
-        if self.way in VARIANTS:
-            return "ThinThick"
-        return "ConvFree" if self.network == CONVFREE else "Backbone"
-
-    @property
-    def plans(self) -> str:
-        return f"{self.method}{self.network}Bench"
-
-    def results(self, output: Path) -> Path:
-        """nnUNet_results of this way; those of different ways would have one name."""
-        return output / "results" / self.way
-
-    def folder(self, output: Path) -> Path:
-        model = f"{self.method}Trainer__{self.plans}__{CONFIGURATION}"
-        return self.results(output) / dataset_name(self.dataset) / model / f"fold_{self.fold}"
 
 
 def plan_runs(args: argparse.Namespace) -> list[Run]:
@@ -125,116 +76,6 @@ def plan_runs(args: argparse.Namespace) -> list[Run]:
         for way in args.ways
     ]
     return list(dict.fromkeys(runs))
-
-
-def budget(args: argparse.Namespace) -> dict[str, Any]:
-    """What every training gets, as keys of the `training` block."""
-    keys = {
-        "epochs": args.epochs,
-        "iterations_per_epoch": args.iterations,
-        "val_iterations_per_epoch": 1,
-        "batch_size": args.batch_size,
-    }
-    if args.adamw is not None:
-        keys["optimizer"] = {"name": "AdamW", "lr": args.adamw}
-    return keys
-
-
-def prepare(args: argparse.Namespace) -> None:
-    """nnU-Net's folders below --output, and in them the thin data set and those made of it."""
-    from nnunetv2_ext.data.thick import make_thick
-    from nnunetv2_ext.data.thin_thick import convert_thin_thick
-
-    source = nnunet_folder("nnUNet_raw") / dataset_name(args.dataset)
-    ending = read_json(source / "dataset.json", "correct -d")["file_ending"]
-    if ending != ENDING:
-        raise InputError(f"a data set of {ending} files", f"one of {ENDING}", "choose another")
-    for variable in FOLDER_VARIABLES:
-        (args.output / variable).mkdir(parents=True, exist_ok=True)
-        os.environ[variable] = str((args.output / variable).resolve())
-    thin = args.output / "nnUNet_raw" / f"Dataset{THIN_ID:03d}_Thin"
-    if not (thin / "dataset.json").is_file():
-        for folder in ("imagesTr", "labelsTr"):
-            shutil.copytree(source / folder, thin / folder, dirs_exist_ok=True)
-        shutil.copy(source / "dataset.json", thin)
-    labels = read_json(thin / "dataset.json", "correct -d")["labels"]
-    for factor in args.factors:
-        thick_id, thin_thick_id = dataset_ids(factor, args.random_start)
-        thick = thin.with_name(f"Dataset{thick_id:03d}_Thick")
-        if not thick.is_dir():
-            source_id, begun = THIN_ID, thin.with_name(f"Dataset{thick_id + 2:03d}_Begun")
-            if args.random_start:
-                source_id = thick_id + 2
-                begin_at_random(thin, begun, factor)
-            make_thick(source_id, thick_id, factor=factor, name="Thick", processes=2)
-            shutil.rmtree(begun, ignore_errors=True)
-        if not thin.with_name(f"Dataset{thin_thick_id:03d}_ThinThick").is_dir():
-            convert_thin_thick(
-                thin / "imagesTr",
-                thick / "labelsTr",
-                thin_thick_id,
-                name="ThinThick",
-                label_names=sorted(labels, key=labels.get),
-                processes=2,
-            )
-
-
-def begin_at_random(thin: Path, target: Path, factor: int) -> None:
-    """A copy of a data set in which each case begins at one of its first `factor` slices."""
-    random = np.random.default_rng(factor)
-    for label in sorted((thin / "labelsTr").glob(f"*{ENDING}")):
-        start = int(random.integers(factor))
-        case = label.name.removesuffix(ENDING)
-        for path in (label, *sorted((thin / "imagesTr").glob(f"{case}_????{ENDING}"))):
-            file = target / path.parent.name / path.name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            sitk.WriteImage(sitk.ReadImage(str(path))[:, :, start:], str(file))
-    shutil.copy(thin / "dataset.json", target)
-
-
-def plan(run: Run, args: argparse.Namespace) -> None:
-    """Plan and preprocess a run's data set, once."""
-    from nnunetv2_ext.planning.api import plan_and_preprocess
-
-    folder = args.output / "nnUNet_preprocessed" / dataset_name(run.dataset)
-    planned = folder / f"{run.plans}.json"
-    if planned.is_file():
-        return
-    options: dict[str, Any] = {}
-    if run.method != "ConvFree":
-        options["backbone"] = run.network
-    if args.patch_size and run.way != THICK:
-        options["patch_size"] = args.patch_size
-    plan_and_preprocess(
-        run.dataset,
-        planner=f"{run.method}Planner",
-        options=options,
-        configurations=[CONFIGURATION],
-        processes=[2],
-        fingerprint_processes=2,
-        plans_name=run.plans,
-    )
-    content = read_json(planned, "plan again")
-    arguments = content["configurations"][CONFIGURATION]["architecture"]["arch_kwargs"].get("backbone_kwargs", {})
-    if args.width and "features_per_stage" in arguments:
-        arguments["features_per_stage"] = [args.width * 2**stage for stage in range(arguments["n_stages"])]
-    write_json(planned, content)
-
-
-def trainer_of(run: Run, args: argparse.Namespace) -> Any:
-    """The run's trainer, with the budget and what its way changes."""
-    from nnunetv2_ext.training.run import make_trainer
-
-    changed = {"thin_thick": VARIANTS[run.way]} if VARIANTS.get(run.way) else {}
-    return make_trainer(
-        run.dataset,
-        CONFIGURATION,
-        run.fold,
-        trainer=f"{run.method}Trainer",
-        plans=run.plans,
-        training={**budget(args), **changed},
-        device=args.device,
-    )
 
 
 def learn(run: Run, args: argparse.Namespace) -> None:
@@ -348,89 +189,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             + [shown, closed, " ".join(f"{seconds:.0f}" for seconds in row["seconds"])]
         )
     return markdown_table([*header, f"to {LAID} [95 %]", "closed", "s per training"], cells)
-
-
-class _OneBatch:
-    """Hands out the same batch again and again, as a loader would."""
-
-    def __init__(self, batch: dict[str, Any]):
-        self.batch = batch
-
-    def __call__(self) -> dict[str, Any]:
-        target = self.batch["target"]
-        target = [one.clone() for one in target] if isinstance(target, list) else target.clone()
-        return {**self.batch, "data": self.batch["data"].clone(), "target": target}
-
-
-def time_steps(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each network, factor and presentation: the cost of a step over that of a plain one."""
-    os.environ["nnUNet_n_proc_DA"] = "0"
-    rows = []
-    for network in args.networks:
-        for factor in args.factors:
-            ways = [LAID, THIN_THICK, *(["thin_grid"] if network != CONVFREE else [])]
-            runs, slices = {}, {}
-            for way in ways:
-                run = Run(network, way, factor, args.folds[0], args.random_start)
-                plan(run, args)
-                os.environ["nnUNet_results"] = str((args.output / "timing" / way).resolve())
-                Path(os.environ["nnUNet_results"]).mkdir(parents=True, exist_ok=True)
-                trainer = trainer_of(run, args)
-                trainer.on_train_start()
-                trainer.network.train()
-                batch = _OneBatch(next(trainer.dataloader_train))
-                runs[way] = _timed(trainer, batch, args.device)
-                if way != LAID:
-                    thick = trainer.number_of_slabs
-                    thin = trainer.configuration_manager.patch_size[0]
-                    slices[way] = (thin if trainer.thick_on_thin_grid else thick, thin)
-            seconds = interleave(runs, args.steps)
-            for way, (thick, thin) in slices.items():
-                ratios = [own / plain for own, plain in zip(seconds[way], seconds[LAID], strict=True)]
-                rows.append(
-                    {
-                        "network": network,
-                        "factor": factor,
-                        "way": way,
-                        "thick_slices": thick,
-                        "thin_slices": thin,
-                        "seconds": spread(seconds[way]),
-                        "plain_seconds": spread(seconds[LAID]),
-                        "ratio": spread(ratios),
-                        "bound": 1.15 + thick / thin,
-                    }
-                )
-    return rows
-
-
-def _timed(trainer: Any, batch: _OneBatch, device: str) -> Any:
-    def seconds() -> float:
-        given = batch()
-        _wait(device)
-        start = time.perf_counter()
-        trainer.train_step(given)
-        _wait(device)
-        return time.perf_counter() - start
-
-    seconds()
-    return seconds
-
-
-def _wait(device: str) -> None:
-    if torch.device(device).type == "cuda":
-        torch.cuda.synchronize()
-
-
-def steps_table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `time_steps` as a markdown table; a spread reads `median (min-max)`."""
-    header = ["network", "factor", "way", "thick / thin slices", "s per step", "plain s", "ratio", "bound"]
-    cells = [
-        [row["network"], str(row["factor"]), row["way"], f"{row['thick_slices']} / {row['thin_slices']}"]
-        + [with_range(row[key], ".2f") for key in ("seconds", "plain_seconds", "ratio")]
-        + [f"{row['bound']:.2f}"]
-        for row in rows
-    ]
-    return markdown_table(header, cells)
 
 
 def check(args: argparse.Namespace) -> None:

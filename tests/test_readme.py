@@ -6,9 +6,11 @@ import importlib.metadata
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import types
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,9 @@ from nnunetv2_ext.registry import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
-PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+MEASURED = sorted((ROOT / "docs" / "measured").glob("*.md"))
+PAGES = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")), *MEASURED]
+PICTURES = ROOT / "docs" / "pictures"
 NNUNET_COMMANDS = {
     point.name: point
     for point in importlib.metadata.entry_points(group="console_scripts")
@@ -95,7 +99,7 @@ def test_make_targets_exist(words):
 
 
 @pytest.mark.parametrize("words", commands("python"))
-def test_modules_that_are_run_exist(words):
+def test_modules_and_scripts_that_are_run_exist(words):
     if words[1] == "-m":
         assert importlib.util.find_spec(words[2]) is not None
     else:
@@ -119,9 +123,16 @@ def test_the_readme_is_short_and_names_every_method():
     text = README.read_text()
     assert len(text.splitlines()) <= 120
     for kind, entries in KINDS.items():
-        named = text if kind != "backbone" else (ROOT / "docs" / "reference-backbones.md").read_text()
         for entry in entries:
-            assert f"`{entry.name}`" in named
+            assert kind == "backbone" or f"`{entry.name}`" in text
+
+
+def test_backbones_are_named_on_their_page_alone():
+    listed, readme = (ROOT / "docs" / "reference-backbones.md").read_text(), README.read_text()
+    ours = {entry.name for entry in KINDS["architecture"]}
+    for entry in KINDS["backbone"]:
+        assert f"`{entry.name}`" in listed
+        assert entry.name in ours or f"`{entry.name}`" not in readme
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -142,6 +153,59 @@ def test_every_page_is_linked_from_the_readme():
     assert {page.name for page in PAGES if page.parent.name == "docs"} <= set(
         re.findall(r"\]\(docs/([^)#]+)\)", README.read_text())
     )
+
+
+def test_every_page_of_measurements_belongs_to_an_explanation():
+    for page in MEASURED:
+        explanation = ROOT / "docs" / f"explanation-{page.name}"
+        assert f"](measured/{page.name})" in explanation.read_text()
+        assert f"](../{explanation.name})" in page.read_text()
+
+
+def pictures(page: Path) -> dict[Path, str]:
+    """The pictures that a page shows, with their alternative texts."""
+    shown = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page.read_text())
+    return {(page.parent / target).resolve(): text for text, target in shown}
+
+
+def test_pictures_are_small_shown_and_told_in_words():
+    shown = [picture for page in PAGES for picture in pictures(page).items()]
+    assert {path for path, _ in shown} == set(PICTURES.glob("*.png"))
+    for path, text in shown:
+        assert len(text) > 30, path.name
+        assert path.stat().st_size < 300_000, path.name
+
+
+def test_every_picture_but_the_demos_is_drawn_by_the_script(tmp_path):
+    for folder in (tmp_path / "first", tmp_path / "second"):
+        folder.mkdir()
+        draw = runpy.run_path(str(PICTURES / "draw.py"))
+        draw["main"].__globals__["FOLDER"] = folder
+        draw["main"]([])
+    first = {path.name: path.read_bytes() for path in (tmp_path / "first").iterdir()}
+    assert first == {path.name: path.read_bytes() for path in (tmp_path / "second").iterdir()}
+    assert first.keys() | {"cases.png"} == {path.name for path in PICTURES.glob("*.png")}
+
+
+PYTHON = ROOT / "docs" / "reference-python.md"
+
+
+def test_the_python_blocks_of_the_reference_run(monkeypatch):
+    """One after the other in one module, whose classes can be pickled."""
+    module = types.ModuleType("reference_python")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setenv("nnUNet_extTrainer", "")
+    for block in blocks(PYTHON, "python"):
+        exec(compile(block, str(PYTHON), "exec"), module.__dict__)
+    assert "InputError" in vars(module)
+
+
+def test_the_names_of_the_python_reference_exist():
+    import nnunetv2_ext
+
+    cells = re.findall(r"^\| (`.*?) \|", PYTHON.read_text(), re.MULTILINE)
+    for name in re.findall(r"`(\w+)`", " ".join(cells)):
+        assert callable(getattr(nnunetv2_ext, name))
 
 
 def section(text: str, heading: str) -> str:

@@ -9,7 +9,8 @@ import pytest
 from nnunetv2_ext.architectures.backbones import BACKBONES
 from nnunetv2_ext.architectures.backbones.record import Backbone
 from nnunetv2_ext.registry import ARCHITECTURES, find
-from nnunetv2_ext.testing import IMPOSSIBLE, NETWORK_CHECKS, NetworkCase
+from nnunetv2_ext.testing import NETWORK_CHECKS, NetworkCase
+from nnunetv2_ext.testing.network import IMPOSSIBLE
 
 _ANOTHER = (*IMPOSSIBLE, (32, 64, 96))
 
@@ -27,7 +28,8 @@ def _case(name: str, architecture: str, patches: Any, kwargs: dict[str, Any], **
     return Case(path, patches[0], kwargs, tuple(patches[1:]), **more, name=name, architecture=architecture)
 
 
-def _of_backbone(record: Backbone, architecture: str) -> Case:
+def of_backbone(record: Backbone, architecture: str) -> Case:
+    """The small backbone of a record, as it is or under the refiner."""
     more: dict[str, Any] = {"random": record.random, "rounded_gradients": record.rounded_gradients}
     if architecture == "PaRNetwork":
         more |= {"fixed": True, "impossible": _ANOTHER, "transfers_heads": True}
@@ -61,7 +63,7 @@ CASES = [
         }.items()
     ),
     *(
-        _of_backbone(record, architecture)
+        of_backbone(record, architecture)
         for record in distinct_backbones()
         for architecture in ("BackboneNetwork", "PaRNetwork")
     ),

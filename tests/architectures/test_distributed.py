@@ -13,7 +13,7 @@ from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.registry import ARCHITECTURES, TRAINERS
-from nnunetv2_ext.testing import CHANNELS, CLASSES
+from nnunetv2_ext.testing.network import CHANNELS, CLASSES
 from tests.architectures.test_contract import CASES as CONTRACT_CASES
 from tests.architectures.test_contract import Case
 

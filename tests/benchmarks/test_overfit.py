@@ -14,7 +14,7 @@ from nnunetv2_ext.trainers.convfree import ConvFreeTrainer
 from tests.training.conftest import DATASET, LABELS, hand_made_plans
 
 TOKENS = {
-    "network_class_name": "nnunetv2_ext.architectures.convfree.ConvFreeTransformer",
+    "network_class_name": "nnunetv2_ext.architectures.ConvFreeTransformer",
     "arch_kwargs": {
         "spatial_shape": [4, 16, 16],
         "token_size": [2, 4, 4],

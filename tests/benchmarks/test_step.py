@@ -8,9 +8,10 @@ import torch
 
 from benchmarks import _memory, step
 from benchmarks._networks import IN_BLOCKS, ORACLE, PRIMUS, REFERENCE, build
-from benchmarks._report import cpu_model, markdown_table
+from benchmarks._report import cpu_model
 from benchmarks.step import MEBIBYTE, Measurement, interleave, spread, summarise, table
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import markdown_table
 
 # one thread: threads that wait for each other make tiny steps slow on a busy machine
 TOKENS = ["--shape", "1", "1", "8", "32", "32", "--token-size"]

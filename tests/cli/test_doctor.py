@@ -70,7 +70,7 @@ def unet(dimension: int) -> dict:
 
 
 MNET = {
-    "network_class_name": "nnunetv2_ext.architectures.mnet.MNet",
+    "network_class_name": "nnunetv2_ext.architectures.MNet",
     "arch_kwargs": {"features_per_stage": [2, 3, 4, 5, 6]},
     "_kw_requires_import": [],
 }
@@ -79,7 +79,7 @@ MNET = {
 def par(patch: list[int], backbone: str = "PlainConvUNet", kwargs: dict | None = None) -> dict:
     kwargs = unet(3)["arch_kwargs"] if kwargs is None else kwargs
     return {
-        "network_class_name": "nnunetv2_ext.architectures.par.PaRNetwork",
+        "network_class_name": "nnunetv2_ext.architectures.PaRNetwork",
         "arch_kwargs": {"backbone": backbone, "spatial_shape": patch, "backbone_kwargs": kwargs},
         "_kw_requires_import": [],
     }
@@ -563,7 +563,7 @@ TRAINING_FAULTS = {
     ),
     "our network with a stock trainer": (
         None, (*STOCK, "-p", "MNetPlans"), FAIL, "configuration",
-        ("nnUNetTrainer cannot train nnunetv2_ext.architectures.mnet.MNet", "choose -tr MNetTrainer"),
+        ("nnUNetTrainer cannot train nnunetv2_ext.architectures.MNet", "choose -tr MNetTrainer"),
     ),
     "unknown key in training": (
         lambda p: p.change_plans("MNetPlans", training={"epoch": 3}), OURS, FAIL, "training block", ("epoch",),

@@ -297,5 +297,5 @@ def test_nnunet_reads_the_plans(described: Describe) -> None:
     data = described()
     plans = json.loads(json.dumps(data.plans(plan())))
     configuration = PlansManager(plans).get_configuration("3d_fullres")
-    assert configuration.network_arch_class_name == "nnunetv2_ext.architectures.par.PaRNetwork"
+    assert configuration.network_arch_class_name == "nnunetv2_ext.architectures.PaRNetwork"
     assert configuration.network_arch_init_kwargs_req_import == []

@@ -14,7 +14,8 @@ from nnunetv2_ext.block import resolve_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.api import plan_and_preprocess, planner_class
-from nnunetv2_ext.planning.planner import ExtPlanner, preprocessed_cases, with_options
+from nnunetv2_ext.planning.planner import ExtPlanner, with_options
+from nnunetv2_ext.planning.sharing import preprocessed_cases
 from nnunetv2_ext.plans.mnet import MNetPlanner
 from nnunetv2_ext.trainers.mnet import MNetTrainer
 from tests.planning.conftest import LARGE, SMALL, Described
@@ -43,7 +44,7 @@ def test_small_data(described: Describe) -> None:
     configuration = PlansManager(plans).get_configuration("3d_fullres")
     assert configuration.patch_size == [12, 40, 40]
     assert configuration.spacing == [5.0, 1.0, 1.0]
-    assert configuration.network_arch_class_name == "nnunetv2_ext.architectures.mnet.MNet"
+    assert configuration.network_arch_class_name == "nnunetv2_ext.architectures.MNet"
     assert configuration.normalization_schemes == ["CTNormalization"]
     assert configuration.batch_size > 2
     for deferred in ("resampling_fn_data", "resampling_fn_seg", "resampling_fn_probabilities"):

@@ -13,7 +13,7 @@ from nnunetv2_ext.training.trainer import ExtTrainer
 
 DATASET = "Dataset901_Boxes"
 MNET = {
-    "network_class_name": "nnunetv2_ext.architectures.mnet.MNet",
+    "network_class_name": "nnunetv2_ext.architectures.MNet",
     "arch_kwargs": {"features_per_stage": [2, 3, 4, 5, 6], "merge": "sum", "min_pool_slices": 4},
     "_kw_requires_import": [],
 }

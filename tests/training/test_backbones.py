@@ -48,8 +48,8 @@ def wrapped(name: str, backbone: str, patch: tuple[int, ...] = PATCH, **options:
     }
 
 
-PAR = "nnunetv2_ext.architectures.par.PaRNetwork"
-BACKBONE = "nnunetv2_ext.architectures.backbones.network.BackboneNetwork"
+PAR = "nnunetv2_ext.architectures.PaRNetwork"
+BACKBONE = "nnunetv2_ext.architectures.BackboneNetwork"
 # architecture of the plans, the backbone's name, the number of its outputs
 PLANS: dict[str, tuple[dict[str, Any], str, int]] = {
     "stock": (UNET, "PlainConvUNet", 2),

@@ -15,7 +15,7 @@ from nnunetv2_ext.training.scheduler import WarmupPolyScheduler
 from tests.training.conftest import MNET, UNET, Build, hand_made_plans
 
 CONVFREE: dict[str, Any] = {
-    "network_class_name": "nnunetv2_ext.architectures.convfree.ConvFreeTransformer",
+    "network_class_name": "nnunetv2_ext.architectures.ConvFreeTransformer",
     "arch_kwargs": {
         "spatial_shape": [8, 32, 32],
         "token_size": [4, 16, 16],

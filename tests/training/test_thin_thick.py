@@ -24,9 +24,9 @@ SLICES, SIZE, PATCH = 20, 24, [16, 16, 16]
 RATIOS = {"a": 4.0, "b": 3.7, "c": 4.0, "d": 5.0, "e": 4.0}
 IGNORE = {"labels": {"background": 0, "left": 1, "right": 2, "ignore": 3}}
 PATHS = {
-    "BackboneNetwork": "nnunetv2_ext.architectures.backbones.network.BackboneNetwork",
-    "PaRNetwork": "nnunetv2_ext.architectures.par.PaRNetwork",
-    "ConvFreeTransformer": "nnunetv2_ext.architectures.convfree.ConvFreeTransformer",
+    "BackboneNetwork": "nnunetv2_ext.architectures.BackboneNetwork",
+    "PaRNetwork": "nnunetv2_ext.architectures.PaRNetwork",
+    "ConvFreeTransformer": "nnunetv2_ext.architectures.ConvFreeTransformer",
 }
 
 
@@ -240,9 +240,8 @@ def test_the_compiled_network_has_the_same_loss(boxes: Any) -> None:
     batch = batch_of(trainer)
 
     def loss() -> float:
-        trainer.step, data = trainer._prepared({**batch, "target": [one.clone() for one in batch["target"]]})
         with torch.no_grad():
-            return float(trainer.loss(trainer.network(data), None))
+            return float(trainer.objective({**batch, "target": [one.clone() for one in batch["target"]]}).loss)
 
     expected = loss()
     trainer.network = torch.compile(trainer.network, backend="eager")
@@ -257,8 +256,8 @@ def test_terms_are_logged_every_epoch_and_drawn(boxes: Any, build: Build) -> Non
     logged = trainer.logger.local_logger.my_fantastic_logging
     assert [len(logged[key]) for key in ("thin_losses", "features_losses", "train_losses")] == [2, 2, 2]
     assert "thick_losses" not in logged
-    assert trainer.joint.weights == (0.0, 1.0, pytest.approx(0.05))
-    assert trainer.joint.beta == pytest.approx(2.5)
+    assert trainer.loss.weights == (0.0, 1.0, pytest.approx(0.05))
+    assert trainer.loss.beta == pytest.approx(2.5)
     assert logged["train_losses"][0] == pytest.approx(
         logged["thin_losses"][0] + 0.025 * logged["features_losses"][0], rel=1e-3
     )
@@ -276,15 +275,15 @@ def test_ramp_up(boxes: Any, ramp_up_epochs: int | None, betas: list[float]) -> 
     for epoch, beta in enumerate(betas):  # two of them in all
         trainer.current_epoch = epoch
         trainer.on_train_epoch_start()
-        assert trainer.joint.beta == pytest.approx(beta)
-        assert trainer.joint.weights == (0.1, 1.0, pytest.approx(0.1 * (beta - 1) / 3))
+        assert trainer.loss.beta == pytest.approx(beta)
+        assert trainer.loss.weights == (0.1, 1.0, pytest.approx(0.1 * (beta - 1) / 3))
 
 
 def test_a_resumed_training_keeps_its_terms_and_refuses_others(boxes: Any) -> None:
     trainer = boxes()
     trainer.current_epoch = 0
-    for key in trainer.logger.local_logger.my_fantastic_logging:
-        trainer.logger.local_logger.my_fantastic_logging[key] = [0.5]
+    logged = trainer.logger.local_logger.my_fantastic_logging
+    logged |= {key: [0.5] for key in [*logged, "features_losses"]}
     path = Path(trainer.output_folder) / "checkpoint_latest.pth"
     trainer.save_checkpoint(str(path))
     resumed = boxes(resume=True)
