@@ -5,18 +5,18 @@ The stock command takes every trainer with every plans identifier and fails on p
 
 import argparse
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
-from nnunetv2_ext.text import listed
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.evaluation.report import Row
 
 EXAMPLE = """example:
-  nnunetv2_ext find_best -d 104 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
-NAMED_FAULTS = 12
-"""So many faults are told one by one; the rest is counted."""
+  nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
 
 
 class Model(NamedTuple):
@@ -31,6 +31,16 @@ class Model(NamedTuple):
         """Its folder in a data set's results, as nnU-Net names it."""
         return f"{self.trainer}__{self.plans}__{self.configuration}"
 
+    def __str__(self) -> str:
+        return ":".join(self)
+
+
+class Fault(NamedTuple):
+    """What is missing, and the command that makes it."""
+
+    what: str
+    command: str
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """nnU-Net's flags, with `-m` in place of `-tr`, `-p` and `-c`."""
@@ -42,11 +52,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", dest="folds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="folds")
     parser.add_argument("--disable_ensembling", action="store_true", help="compare single models only")
     parser.add_argument("--no_overwrite", action="store_true", help="keep merged and ensembled files that exist")
-    parser.add_argument("-np", dest="processes", type=int, help="processes (default: nnUNet_def_n_proc, or 8)")
+    parser.add_argument(
+        "-device",
+        choices=["cpu", "cuda", "mps"],
+        help="in the commands of missing trainings (default: nnU-Net's, cuda)",
+    )
+    parser.add_argument(
+        "-np", dest="processes", type=int, metavar="N", help="processes (default: nnUNet_def_n_proc, or 8)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check that all is there, then hand over to nnU-Net, which prints the results and how to predict."""
+    """Check that all is there, then hand over to nnU-Net, which prints how to predict; last a table."""
     models = parse_models(args.models)
     folds = list(dict.fromkeys(args.folds))
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -54,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
     results = nnunet_folder("nnUNet_results")
     dataset = dataset_name(args.dataset)
     ensembling = not args.disable_ensembling and len(models) > 1
-    check_models(results / dataset, models, folds, ensembling=ensembling)
+    device = f" -device {args.device}" if args.device else ""
+    check_models(results / dataset, models, folds, ensembling=ensembling, flags=device)
 
     from nnunetv2.configuration import default_num_processes
     from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 
-    find_best_configuration(
+    found = find_best_configuration(
         dataset,
         [{"plans": m.plans, "configuration": m.configuration, "trainer": m.trainer} for m in models],
         allow_ensembling=ensembling,
@@ -67,8 +85,47 @@ def run(args: argparse.Namespace) -> int:
         overwrite=not args.no_overwrite,
         folds=folds,
     )
-    print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}")
+    print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}\n")
+    _print_table(results / dataset, models, folds, found["all_results"])
     return 0
+
+
+def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], results: Mapping[str, float]) -> None:
+    """Dice of each label, of models and ensembles, and whether an ensemble is better than its members.
+
+    Args:
+        folder: results of the data set.
+        results: mean Dice by nnU-Net's identifier of a model or an ensemble.
+    """
+    from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
+
+    from nnunetv2_ext.evaluation.report import dice_table
+
+    titles = {model.folder_name: str(model) for model in models}
+    singles, ensembles = {}, {}
+    for identifier in results:
+        if identifier in titles:
+            merged = folder / identifier / f"crossval_results_folds_{folds_tuple_to_string(folds)}"
+            singles[identifier] = _row(titles[identifier], merged)
+        else:
+            _, *members, _ = identifier.split("___")
+            title = " + ".join(titles[member] for member in members)
+            ensembles[identifier] = _row(title, folder / "ensembles" / identifier)
+    print(dice_table([*singles.values(), *ensembles.values()]))
+    if ensembles:
+        single, ensemble = (max(results[name] for name in group) for group in (singles, ensembles))
+        verdict = "The ensemble helped" if ensemble > single else "The ensemble did not help"
+        print(f"\n{verdict}: mean Dice {ensemble:.3f}, the best single model {single:.3f}.")
+
+
+def _row(title: str, folder: Path) -> "Row":
+    """The table's row of a folder that nnU-Net has evaluated."""
+    from nnunetv2_ext.evaluation.report import Row
+
+    mean = read_json(folder / "summary.json", "run again without --no_overwrite")["mean"]
+    labels = read_json(folder / "dataset.json", "run again without --no_overwrite")["labels"]
+    keys = {name: str(tuple(value) if isinstance(value, list) else value) for name, value in labels.items()}
+    return Row(title, {name: mean[key]["Dice"] for name, key in keys.items() if key in mean})
 
 
 def parse_models(triples: Sequence[str]) -> list[Model]:
@@ -91,18 +148,24 @@ def parse_models(triples: Sequence[str]) -> list[Model]:
     return list(dict.fromkeys(models))
 
 
-def check_models(dataset_folder: Path, models: Sequence[Model], folds: Sequence[int], *, ensembling: bool) -> None:
+def check_models(
+    dataset_folder: Path, models: Sequence[Model], folds: Sequence[int], *, ensembling: bool, flags: str = ""
+) -> None:
     """Check that nnU-Net's search will find all it needs.
+
+    Args:
+        flags: what trainings are to be started with beside their names.
 
     Raises:
         InputError: all that is missing, with the commands that make it; or models that cannot be compared.
     """
     dataset = dataset_folder.name
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
-    faults = []  # what is missing, and the command that makes it
+    faults = []
     if not (preprocessed / "gt_segmentations").is_dir():
         command = f"nnUNetv2_preprocess -d {dataset} -plans_name {models[0].plans} -c {models[0].configuration}"
-        faults.append((f"no folder {preprocessed / 'gt_segmentations'}", command))
+        faults.append(Fault(f"no folder {preprocessed / 'gt_segmentations'}", command))
+    trainings = []
     for model in models:
         plans = preprocessed / f"{model.plans}.json"
         known = read_json(plans, f"plan and preprocess {dataset} with the planner of {model.plans}")["configurations"]
@@ -111,46 +174,54 @@ def check_models(dataset_folder: Path, models: Sequence[Model], folds: Sequence[
                 f"the configuration {model.configuration}", f"one that {plans} has: {', '.join(known)}", "correct -m"
             )
         for fold in folds:
-            faults += _faults_of_fold(dataset_folder, model, fold, probabilities=ensembling)
-    if faults:
-        told = listed((fault for fault, _ in faults), shown=NAMED_FAULTS, separator="; ")
-        commands = list(dict.fromkeys(command for _, command in faults))
+            fault = _fault_of_fold(dataset_folder, model, fold, probabilities=ensembling, flags=flags)
+            trainings += [fault] if fault else []
+    if faults or trainings:
+        got = f"{len(trainings)} of {len(models) * len(folds)} trainings missing or incomplete"
         raise InputError(
-            f"incomplete results of {dataset} ({told})",
+            got if trainings else faults[0].what,
             f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of every model, trained and validated"
             + (" with --npz, which ensembles need" if ensembling else ""),
-            "\n  ".join(["run", *commands]) + "\nand then this command again",
+            "\n  ".join(["run", *_as_script([*faults, *trainings])]) + "\nand then this command again",
         )
     _check_comparable(dataset_folder, models, folds)
 
 
-def _faults_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabilities: bool) -> list[tuple[str, str]]:
-    """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it; at most one fault."""
+def _as_script(faults: Sequence[Fault]) -> list[str]:
+    """Each command once, below the faults that it mends, as lines to copy into a shell."""
+    lines: dict[str, list[str]] = {}
+    for fault in faults:
+        lines.setdefault(fault.command, []).append(f"# {fault.what}")
+    return [line for command, whats in lines.items() for line in (*whats, command)]
+
+
+def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabilities: bool, flags: str) -> Fault | None:
+    """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it."""
     name = f"{model.folder_name}/fold_{fold}"
     folder = dataset_folder / name
     validation = folder / "validation"
     train = f"nnUNetv2_train {dataset_folder.name} {model.configuration} {fold} -tr {model.trainer} -p {model.plans}"
-    if probabilities:
-        train += " --npz"
+    train += " --npz" * probabilities + flags
     trained = (folder / "checkpoint_final.pth").is_file()
     if not folder.is_dir():
-        return [(f"{name} was not trained", train)]
+        return Fault(f"{name} was not trained", train)
     if not trained and not validation.is_dir():
         started = (folder / "checkpoint_latest.pth").is_file() or (folder / "checkpoint_best.pth").is_file()
-        return [(f"{name} is not finished", f"{train} --c" if started else train)]
+        return Fault(f"{name} is not finished", f"{train} --c" if started else train)
     validate = f"{train} --val" if trained else train
     if not (validation / "summary.json").is_file():
-        return [(f"{name} has no validation/summary.json", validate)]
+        return Fault(f"{name} has no validation/summary.json", validate)
     for file in ("plans.json", "dataset.json"):
         if not (folder.parent / file).is_file():
-            return [(f"{folder.parent.name} has no {file}", train)]
+            return Fault(f"{folder.parent.name} has no {file}", train)
     if probabilities:
         cases = _validation_cases(dataset_folder, model, fold)
         lacking = [case for case in cases for end in ("npz", "pkl") if not (validation / f"{case}.{end}").is_file()]
         if lacking:
             unique = list(dict.fromkeys(lacking))
-            return [(f"{name}/validation lacks the probabilities of {len(unique)} of {len(cases)} cases", validate)]
-    return []
+            told = f"{name}/validation lacks the probabilities of {len(unique)} of {len(cases)} cases"
+            return Fault(told, validate)
+    return None
 
 
 def _validation_cases(dataset_folder: Path, model: Model, fold: int) -> list[str]:

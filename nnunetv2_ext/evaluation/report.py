@@ -82,18 +82,15 @@ def rank_cases(cases: Mapping[str, Mapping[str, float]]) -> list[tuple[str, floa
 
 
 def dice_table(rows: Sequence[Row]) -> str:
-    """Rows as a Markdown table: Dice of each label, their mean, training time in seconds."""
+    """Rows as a Markdown table: Dice of each label, their mean, training time in seconds where it is known."""
     labels = list(rows[0].dice)
-    body = [
-        [
-            row.name,
-            *(f"{row.dice[label]:.3f}" for label in labels),
-            f"{row.mean:.3f}",
-            "-" if row.seconds is None else f"{row.seconds:.0f}",
-        ]
-        for row in rows
-    ]
-    return markdown_table(["model", *labels, "mean Dice", "training (s)"], body)
+    timed = any(row.seconds is not None for row in rows)
+    body = []
+    for row in rows:
+        dice = (f"{row.dice[label]:.3f}" for label in labels)
+        seconds = ["-" if row.seconds is None else f"{row.seconds:.0f}"] * timed
+        body.append([row.name, *dice, f"{row.mean:.3f}", *seconds])
+    return markdown_table(["model", *labels, "mean Dice", *["training (s)"] * timed], body)
 
 
 def write_table(rows: Sequence[Row], folder: Path) -> None:

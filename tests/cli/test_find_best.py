@@ -10,7 +10,7 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.cli.find_best import Model, parse_models
+from nnunetv2_ext.cli.find_best import Model, _print_table, parse_models
 from nnunetv2_ext.errors import InputError
 
 DATASET = "Dataset901_Boxes"
@@ -122,6 +122,20 @@ def test_the_pair_wins_and_the_instructions_name_the_commands(results, capfd):
     ):
         assert command in printed
         assert command in (results / "inference_instructions.txt").read_text()
+    assert table(printed) == {
+        "MNetTrainer:MNetPlans:3d_fullres": ["0.857", "0.857", "0.857"],
+        "nnUNetTrainer:nnUNetPlans:3d_fullres": ["0.667", "0.667", "0.667"],
+        "MNetTrainer:MNetPlans:3d_fullres + nnUNetTrainer:nnUNetPlans:3d_fullres": ["1.000", "1.000", "1.000"],
+    }
+    assert printed.endswith("\nThe ensemble helped: mean Dice 1.000, the best single model 0.857.\n")
+
+
+def table(printed: str) -> dict[str, list[str]]:
+    """The rows of the table by model, below the heading and the line under it."""
+    lines = [line for line in printed.splitlines() if line.startswith("| ")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["model", "left", "right", "mean Dice"]
+    return {row[0]: row[1:] for row in cells[2:]}
 
 
 @pytest.mark.pipeline
@@ -133,6 +147,33 @@ def test_without_ensembling_no_probabilities_are_needed(results, capfd):
     printed = capfd.readouterr().out
     assert f"*Best*: {OURS.folder_name}" in printed
     assert "nnUNetv2_ensemble" not in printed
+    assert len(table(printed)) == 2
+    assert "ensemble helped" not in printed
+
+
+@pytest.mark.parametrize(
+    ("ensemble", "verdict"),
+    [
+        (0.9, "The ensemble helped: mean Dice 0.900, the best single model 0.800."),
+        (0.8, "The ensemble did not help: mean Dice 0.800, the best single model 0.800."),
+        (0.7, "The ensemble did not help: mean Dice 0.700, the best single model 0.800."),
+    ],
+)
+def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, tmp_path, capsys):
+    both = f"ensemble___{OURS.folder_name}___{STOCK.folder_name}___0_1"
+    labels = {"background": 0, "whole": [1, 2], "right": 2, "ignore": 3}
+    dice = {OURS.folder_name: 0.8, STOCK.folder_name: 0.5, both: ensemble}
+    for identifier, value in dice.items():
+        merged = tmp_path / (f"ensembles/{both}" if identifier == both else f"{identifier}/crossval_results_folds_0_1")
+        merged.mkdir(parents=True)
+        (merged / "dataset.json").write_text(json.dumps({"labels": labels}))
+        mean = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
+        (merged / "summary.json").write_text(json.dumps({"mean": mean}))
+    _print_table(tmp_path, [OURS, STOCK], [0, 1], dice)
+    printed = capsys.readouterr().out
+    assert "| MNetTrainer:MNetPlans:3d_fullres " in printed
+    assert [line.split("|")[2:5] for line in printed.splitlines()[2:3]] == [[" 0.850 ", " 0.750 ", "     0.800 "]]
+    assert printed.splitlines()[-1] == verdict
 
 
 def remove(pattern: str):
@@ -225,9 +266,16 @@ def test_all_faults_are_told_at_once(results, capsys):
     (results / STOCK.folder_name / "fold_0" / "validation" / "summary.json").unlink()
     assert find_best() == 2
     message = capsys.readouterr().err
-    assert "fold_1 was not trained" in message
-    assert "no validation/summary.json" in message
+    assert message.startswith("nnunetv2_ext find_best: got 2 of 4 trainings missing or incomplete; expected folds 0 1 ")
+    assert f"\n  # {OURS.folder_name}/fold_1 was not trained\n  {TRAIN} 1 " in message
+    assert f"\n  # {STOCK.folder_name}/fold_0 has no validation/summary.json\n  {TRAIN} 0 " in message
     assert message.count("nnUNetv2_train") == 2
+
+
+def test_commands_of_missing_trainings_name_the_device(results, capsys):
+    shutil.rmtree(results / OURS.folder_name / "fold_1")
+    assert find_best("-device", "cpu") == 2
+    assert f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz -device cpu\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
