@@ -15,7 +15,7 @@ HEAVY = ("torch", "nnunetv2", "numpy", "SimpleITK")
         "import nnunetv2_ext; nnunetv2_ext.register()",
         "from nnunetv2_ext.cli import main; main(['env'])",
         "from nnunetv2_ext.cli import main; main(['list'])",
-        "import nnunetv2_ext.registry, nnunetv2_ext.files",
+        "import nnunetv2_ext.registry, nnunetv2_ext.files, nnunetv2_ext.block",
     ],
 )
 def test_stays_light(statement, tmp_path):

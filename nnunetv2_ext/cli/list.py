@@ -1,14 +1,16 @@
 """`nnunetv2_ext list`: trainers, planners and architectures, one line each."""
 
 import argparse
+from importlib.util import find_spec
 
+from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.registry import ARCHITECTURES, BACKBONES, PLANNERS, TRAINERS
 
 GROUPS = (
     ("trainers, for nnUNetv2_train -tr", TRAINERS),
     ("planners, for nnunetv2_ext plan_and_preprocess -pl", PLANNERS),
     ("architectures, in nnunetv2_ext.architectures", ARCHITECTURES),
-    ("backbones, for plan_and_preprocess --backbone with PaRPlanner or BackbonePlanner", BACKBONES),
+    ("backbones, for plan_and_preprocess --backbone with PaRPlanner, BackbonePlanner, ThinThickPlanner", BACKBONES),
 )
 
 
@@ -23,6 +25,13 @@ def run(args: argparse.Namespace) -> int:
     for heading, entries in GROUPS:
         print(f"{heading}:")
         for entry in entries:
-            needs = f" [needs pip install 'nnunetv2_ext[{entry.extra}]']" if entry.extra else ""
-            print(f"  {entry.name:<{width}}  {entry.summary}{needs}")
+            print(f"  {entry.name:<{width}}  {entry.summary}{_needs(entry)}")
     return 0
+
+
+def _needs(entry: Entry) -> str:
+    """The extra of an entry, or that it is there; the package is looked for, not imported."""
+    if entry.extra is None:
+        return ""
+    there = find_spec(entry.path.partition(".")[0]) is not None
+    return " [installed]" if there else f" [needs pip install 'nnunetv2_ext[{entry.extra}]']"

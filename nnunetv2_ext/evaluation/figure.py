@@ -33,6 +33,7 @@ def save_cases(
     path: Path,
     *,
     heading: str = "",
+    note: str = "",
     window: tuple[float, float] | None = None,
 ) -> None:
     """Write a PNG with one row per case: axial, coronal and sagittal plane, each as image, truth and prediction.
@@ -44,6 +45,7 @@ def save_cases(
         labels: value of each label by name; 0 is not drawn.
         path: of the PNG; missing parent folders are made.
         heading: a line above everything.
+        note: a smaller line below the heading.
         window: intensities shown as black and white; by default the 1st and 99.5th percentile of each image.
     """
     foreground = {name: value for name, value in labels.items() if value != 0}
@@ -53,7 +55,7 @@ def save_cases(
     widths = [max(shape[axis] for shape in shapes) for axis in (2, 2, 1)]
 
     inches = 1.9 / min(widths)
-    margin_left, margin_top, margin_bottom, gap = 1.75, 0.95, 0.5, 0.06
+    margin_left, margin_top, margin_bottom, gap = 1.75, 1.2 if note else 0.95, 0.5, 0.06
     group_gap = 0.22
     width = margin_left + sum(3 * w * inches + 2 * gap for w in widths) + 2 * group_gap + 0.15
     height = margin_top + margin_bottom + sum(h * inches + gap for h in heights)
@@ -85,6 +87,8 @@ def save_cases(
         top -= tall + gap
     if heading:
         figure.text(0.15 / width, 1 - 0.15 / height, heading, va="top", fontsize=13, weight="bold")
+    if note:
+        figure.text(0.15 / width, 1 - 0.42 / height, note, va="top", fontsize=9)
     handles = [Patch(facecolor=colours[value], edgecolor="none", label=name) for name, value in foreground.items()]
     figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -93,9 +93,13 @@ def dice_table(rows: Sequence[Row]) -> str:
     return markdown_table(["model", *labels, "mean Dice", *["training (s)"] * timed], body)
 
 
-def write_table(rows: Sequence[Row], folder: Path) -> None:
-    """Write `table.md` and `table.json` (a list of objects: name, dice by label, mean, seconds) into a folder."""
+def write_table(rows: Sequence[Row], folder: Path, *, notes: Sequence[str] = ()) -> None:
+    """Write `table.md` and `table.json` (a list of objects: name, dice by label, mean, seconds) into a folder.
+
+    Args:
+        notes: paragraphs below the table in `table.md`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(dice_table(rows) + "\n")
+    (folder / "table.md").write_text("\n\n".join([dice_table(rows), *notes]) + "\n", encoding="utf-8")
     content = [{"name": row.name, "dice": dict(row.dice), "mean": row.mean, "seconds": row.seconds} for row in rows]
     write_json(folder / "table.json", content)

@@ -95,3 +95,7 @@ def test_all_steps_with_two_iterations(tmp_path):
     assert rows[2]["seconds"] == pytest.approx(rows[0]["seconds"] + rows[1]["seconds"])
     assert rows[-1]["mean"] <= 0.6
     assert (tmp_path / "demo" / "report" / "cases.png").stat().st_size > 10_000
+    written = (tmp_path / "demo" / "report" / "table.md").read_text()
+    for note in demo.NOTES:
+        assert note in done.stdout
+        assert note in written

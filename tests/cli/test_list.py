@@ -1,5 +1,7 @@
 """`list` prints every registered name with its line."""
 
+from importlib.util import find_spec
+
 import pytest
 
 from nnunetv2_ext.cli import list as list_command
@@ -17,7 +19,8 @@ def test_one_line_for_each_entry_under_its_heading(kind, capsys):
     (start,) = [number for number, line in enumerate(lines) if line.startswith(HEADINGS[kind])]
     told = [line.split(maxsplit=1) for line in lines[start + 1 :][: len(KINDS[kind])]]
     for entry, (name, line) in zip(KINDS[kind], told, strict=True):
-        needs = f" [needs pip install 'nnunetv2_ext[{entry.extra}]']" if entry.extra else ""
+        there = find_spec("monai") is not None
+        needs = "" if not entry.extra else " [installed]" if there else " [needs pip install 'nnunetv2_ext[monai]']"
         assert (name, line) == (entry.name, entry.summary + needs)
 
 
@@ -26,3 +29,12 @@ def test_names_the_extra_without_importing_anything(monkeypatch, capsys):
     monkeypatch.setattr(list_command, "GROUPS", (("trainers", (needy,)),))
     assert main(["list"]) == 0
     assert "NeedyTrainer  needs more [needs pip install 'nnunetv2_ext[needy]']" in capsys.readouterr().out
+
+
+def test_an_extra_that_is_there_is_told_without_importing_it(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a_module_that_fails.py").write_text("raise AssertionError('imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    there = Entry("ServedTrainer", "a_module_that_fails.inner.ServedTrainer", "has all", extra="served")
+    monkeypatch.setattr(list_command, "GROUPS", (("trainers", (there,)),))
+    assert main(["list"]) == 0
+    assert "ServedTrainer  has all [installed]" in capsys.readouterr().out

@@ -42,6 +42,17 @@ def test_labels_are_drawn_in_truth_and_prediction(tmp_path):
         assert 0 < half < outlines
 
 
+def test_a_note_stands_above_the_cases(tmp_path):
+    for name, note in (("with", "A note"), ("without", "")):
+        save_cases([case()], LABELS, tmp_path / f"{name}.png", heading="Heading", note=note)
+    pictures = {name: imread(tmp_path / f"{name}.png") for name in ("with", "without")}
+    added = len(pictures["with"]) - len(pictures["without"])
+    assert 20 < added < 40
+    # what the note is written on: nothing stands there without it, and all below it is the same
+    assert (pictures["with"][45:62] < 0.5).any()
+    np.testing.assert_allclose(pictures["with"][-100:], pictures["without"][-100:], atol=0.02)
+
+
 def test_different_grids_in_one_picture(tmp_path):
     save_cases([case(), case(size=(8, 30, 26))], LABELS, tmp_path / "cases.png", window=(-1.0, 1.0))
     assert (tmp_path / "cases.png").stat().st_size > 0

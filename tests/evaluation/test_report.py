@@ -69,6 +69,17 @@ def test_dice_table():
     )
 
 
+def test_the_time_is_left_out_where_nobody_knows_it():
+    assert dice_table([Row("one", {"liver": 0.5})]) == (
+        "| model | liver | mean Dice |\n| ----- | ----: | --------: |\n| one   | 0.500 |     0.500 |"
+    )
+
+
+def test_notes_stand_below_the_table(tmp_path):
+    write_table(ROWS, tmp_path, notes=["One.", "Two."])
+    assert (tmp_path / "table.md").read_text() == dice_table(ROWS) + "\n\nOne.\n\nTwo.\n"
+
+
 def test_write_table(tmp_path):
     write_table(ROWS, tmp_path / "report")
     assert (tmp_path / "report" / "table.md").read_text() == dice_table(ROWS) + "\n"
