@@ -8,6 +8,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.cli.options import Help
@@ -27,6 +28,17 @@ COMMANDS = {
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }
 
+EPILOG = """the way, with data set 42 and MNet:
+  eval "$(nnunetv2_ext env)"                                              # our trainers become known to nnU-Net
+  nnunetv2_ext doctor                                                     # is the installation in order?
+  nnunetv2_ext plan_and_preprocess -d 42 -pl MNetPlanner
+  nnunetv2_ext doctor -d 42 -c 3d_fullres -tr MNetTrainer -p MNetPlans    # is the training in order?
+  nnUNetv2_train 42 3d_fullres 0 -tr MNetTrainer -p MNetPlans --npz       # and folds 1 to 4
+  nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres        # and other models that were trained
+
+train, predict, ensemble are nnU-Net's: nnUNetv2_train, nnUNetv2_predict, nnUNetv2_ensemble.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends in one sentence on stderr and exit status 2."""
@@ -34,17 +46,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="nnunetv2_ext",
         description="Networks, planners and trainers for anisotropic volumes, beside nnU-Net's own commands.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"nnunetv2_ext {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    asked = next((argument for argument in arguments if argument in COMMANDS), None)
+    asked = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if asked is not None and asked not in COMMANDS:
+        print(f"nnunetv2_ext: {_unknown(asked)}", file=sys.stderr)
+        return 2
     for name, summary in COMMANDS.items():
         command_parser = commands.add_parser(name, help=summary, description=summary, formatter_class=Help)
         if name == asked:
             command = importlib.import_module(f"nnunetv2_ext.cli.{name}")
             command.add_arguments(command_parser)
-            command_parser.set_defaults(run=command.run)
-    args = parser.parse_args(arguments)
+            command_parser.set_defaults(run=command.run, refuse=command_parser.error)
+    args, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     try:
         return args.run(args)
     except InputError as error:
@@ -52,3 +71,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _unknown(command: str) -> InputError:
+    """The refusal of a command that is not ours, but may be nnU-Net's."""
+    scripts = {script.name for script in entry_points(group="console_scripts")}
+    theirs = f"nnUNetv2_{command}" if f"nnUNetv2_{command}" in scripts else "nnUNetv2_train, for instance"
+    return InputError(
+        f"the command '{command}'",
+        f"one of {', '.join(COMMANDS)}",
+        f"train, predict, ensemble are nnU-Net's: run {theirs}",
+    )

@@ -1,0 +1,78 @@
+"""`nnunetv2_ext` itself: the order of commands, and what becomes of a command or a flag that is none."""
+
+import argparse
+import importlib
+import re
+
+import pytest
+
+from nnunetv2_ext.cli import COMMANDS, main
+from nnunetv2_ext.cli.options import Help, meaning_and_default
+
+
+def test_help_tells_every_command_and_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    printed = capsys.readouterr().out
+    for name, summary in COMMANDS.items():
+        assert re.search(rf"^    {name}\s+{summary.split()[0]}", printed, re.MULTILINE)
+    order = [
+        "nnunetv2_ext env",
+        "nnunetv2_ext doctor ",
+        "plan_and_preprocess -d 42",
+        "doctor -d 42",
+        "nnUNetv2_train 42",
+    ]
+    places = [printed.index(command) for command in [*order, "find_best -d 42"]]
+    assert places == sorted(places)
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("train", "train, predict, ensemble are nnU-Net's: run nnUNetv2_train."),
+        ("evaluate_folder", "are nnU-Net's: run nnUNetv2_evaluate_folder."),
+        ("plan", "expected one of env, doctor, list, plan_and_preprocess"),
+    ],
+)
+def test_a_command_that_is_not_ours(command: str, told: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "42", "3d_fullres", "0"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nnunetv2_ext: got the command '{command}'; expected one of ")
+    assert told in error
+
+
+def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main([])
+    assert "required: COMMAND" in capsys.readouterr().err
+
+
+def test_an_unknown_flag_is_told_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["schedule", "-d", "42", "--batch_size", "4"])
+    error = capsys.readouterr().err
+    assert error.startswith("usage: nnunetv2_ext schedule")
+    assert "nnunetv2_ext schedule: error: unrecognized arguments: --batch_size 4" in error
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_tells_its_meaning_and_default(command: str) -> None:
+    parser = argparse.ArgumentParser(formatter_class=Help)
+    importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
+    for action in parser._actions:
+        if action.dest != "help":
+            assert all(meaning_and_default(action)), action.option_strings
+    told = re.sub(r"\s+", " ", parser.format_help())
+    flags = len(parser._actions) - 1
+    assert told.count("(default: ") + told.count("(required)") == flags
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_our_flags_have_dashes(command: str) -> None:
+    """nnU-Net's own are spelled as nnU-Net spells them."""
+    nnunets = {"--verify_dataset_integrity", "--no_pp", "--no_pbar", "--disable_ensembling", "--no_overwrite"}
+    parser = argparse.ArgumentParser()
+    importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
+    ours = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - nnunets
+    assert not [flag for flag in ours if "_" in flag]
