@@ -1,9 +1,16 @@
-"""Names of new data sets: nnU-Net refuses an id with two names."""
+"""Names of new data sets; files and folders that are there whole or not at all."""
+
+import errno
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 import pytest
+import torch
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import new_dataset_name
+from nnunetv2_ext.files import complete_or_absent, new_dataset_name, write_beside
 
 
 @pytest.mark.parametrize(
@@ -44,3 +51,130 @@ def test_id_of_another_data_set(nnunet_folders, variable):
     (nnunet_folders / variable / "Dataset004_Other").mkdir()
     with pytest.raises(InputError, match=f"output id 4, which .*{variable}/Dataset004_Other has"):
         new_dataset_name(4, "Liver")
+
+
+def raising(error: BaseException) -> Callable[[Path], None]:
+    """A writer that stops half-way."""
+
+    def write(part: Path) -> None:
+        part.write_bytes(b"half")
+        raise error
+
+    return write
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (OSError(28, "No space left on device"), OSError),
+        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), OSError),
+        (RuntimeError("basic_ios::clear: iostream error"), OSError),
+        (RuntimeError("a shape mismatch"), RuntimeError),
+        (ValueError("anything"), ValueError),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("keep", [False, True])
+def test_an_interrupted_write_leaves_the_old_file(
+    tmp_path: Path, error: BaseException, raised: type[BaseException], keep: bool
+) -> None:
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    path.write_text("old")
+    with pytest.raises(raised):
+        write_beside(raising(error), path, keep_as=previous if keep else None)
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["latest"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
+@pytest.mark.parametrize("elements", [10, 10_000_000])
+def test_a_disk_that_is_really_full(tmp_path: Path, elements: int) -> None:
+    path = tmp_path / "latest"
+    path.write_text("old")
+    with pytest.raises(OSError, match="could not write"):
+        write_beside(lambda _: torch.save({"weights": torch.zeros(elements)}, "/dev/full"), path)
+    assert path.read_text() == "old"
+
+
+def test_the_new_file_replaces_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "latest"
+    for text in ("one", "two"):
+        write_beside(partial(Path.write_text, data=text), path)
+        assert path.read_text() == text
+    assert names(tmp_path) == ["latest"]
+
+
+@pytest.mark.parametrize("hard_links", [True, False])
+def test_the_replaced_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    if not hard_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    (tmp_path / "previous.part").write_text("left by a kill")
+    for text in ("one", "two", "three"):
+        write_beside(partial(Path.write_text, data=text), path, keep_as=previous)
+    assert (path.read_text(), previous.read_text()) == ("three", "two")
+    assert names(tmp_path) == ["latest", "previous"]
+
+
+def test_a_full_disk_while_keeping_the_old_file_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        (tmp_path / "previous.part").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "link", full)
+    monkeypatch.setattr("shutil.copyfile", full)
+    path, previous = tmp_path / "latest", tmp_path / "previous"
+    path.write_text("old")
+    previous.write_text("older")
+    with pytest.raises(OSError, match="No space"):
+        write_beside(lambda part: part.write_text("new"), path, keep_as=previous)
+    assert (path.read_text(), previous.read_text()) == ("old", "older")
+    assert names(tmp_path) == ["latest", "previous"]
+
+
+def test_complete_folder_takes_its_place(tmp_path):
+    target = tmp_path / "Dataset001_A"
+    with complete_or_absent(target) as folder:
+        (folder / "file").write_text("1")
+        assert folder.name == target.name
+        assert not target.exists()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "Dataset001_A",
+        "Dataset001_A/file",
+    ]
+    # As any other new folder, not only for its owner.
+    (tmp_path / "ordinary").mkdir()
+    assert target.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), InputError, "on writing .*Dataset001_A .*No space left"),
+        (InputError("a", "b", "c"), InputError, "got a; expected b; c"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_nothing_is_left_of_an_incomplete_folder(tmp_path, error, raised, sentence):
+    with pytest.raises(raised, match=sentence), complete_or_absent(tmp_path / "Dataset001_A") as folder:
+        (folder / "file").write_text("1")
+        raise error
+    assert not [*tmp_path.iterdir()]
+
+
+def test_folder_made_meanwhile_is_kept(tmp_path):
+    target = tmp_path / "Dataset001_A"
+    with pytest.raises(InputError, match="on writing"), complete_or_absent(target):
+        target.mkdir()
+        (target / "other").write_text("1")
+    assert [path.name for path in tmp_path.rglob("*")] == ["Dataset001_A", "other"]

@@ -95,7 +95,7 @@ def slabs() -> Figure:
     )
     axes[0].text(-2.4, THICK / 2, "one slab", rotation=90, ha="right", va="center", color=ORANGE, fontsize=9)
     axes[0].text(-2.4, THIN - 4, "slice axis", rotation=90, ha="right", va="center", color=GREY, fontsize=9)
-    drawn.get_layout_engine().set(w_pad=0.12, h_pad=0.08)
+    drawn.set_layout_engine("constrained", w_pad=0.12, h_pad=0.08)
     return drawn
 
 
@@ -156,7 +156,7 @@ def mnet_mesh() -> Figure:
         axis.text(k, 0.45, f"j = {k}", ha="center", color=GREY, fontsize=9)
         axis.text(-0.1, k, f"i = {k}", ha="right", va="center", color=GREY, fontsize=9)
     axis.set_xlim(-0.55, 8.6)
-    node = {"linestyle": "", "marker": "o", "markersize": 13, "markeredgecolor": "black"}
+    node: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 13, "markeredgecolor": "black"}
     handles = [
         Line2D([], [], color=BLUE, linewidth=2, label="2D stream: kernels 1 x 3 x 3"),
         Line2D([], [], color=ORANGE, linewidth=2, label="3D stream: kernels 3 x 3 x 3"),
@@ -257,7 +257,7 @@ def tokens() -> Figure:
         arrowprops={"arrowstyle": "<->", "color": GREY, "shrinkA": 0, "shrinkB": 0},
     )  # fmt: skip
     axes[0].text(-2.4, extent / 2, "slice axis, 40 mm", rotation=90, ha="right", va="center", color=GREY, fontsize=9)
-    drawn.get_layout_engine().set(w_pad=0.12)
+    drawn.set_layout_engine("constrained", w_pad=0.12)
     return drawn
 
 

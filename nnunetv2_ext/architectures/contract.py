@@ -68,5 +68,6 @@ class Freezable(Protocol):
 class Tokenized(Protocol):
     """A network that cuts its input into tokens; the input of its head is (B, tokens, features)."""
 
-    token_size: Sequence[int]
-    """Voxels of a token along (z, y, x)."""
+    @property
+    def token_size(self) -> Sequence[int]:
+        """Voxels of a token along (z, y, x)."""

@@ -10,6 +10,8 @@ from typing import Any
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import last_line, unwritable
@@ -19,7 +21,7 @@ TOLERANCE = 0.01
 """Relative: spacings that differ by less count as equal."""
 HEADER_LENGTHS = {".gipl": 256, ".mrc": 1024}
 """Bytes before the voxels."""
-NIBABEL_ERRORS = (nibabel.filebasedimages.ImageFileError, nibabel.spatialimages.HeaderDataError)
+NIBABEL_ERRORS = (ImageFileError, HeaderDataError)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import warnings
 from bisect import bisect_left
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
@@ -14,7 +14,7 @@ from nnunetv2_ext.memory import memory_gb
 class PatchSearch(ExperimentPlanner):
     """The part of our planners that finds a patch; what a network needs of it stands in `ExtPlanner`."""
 
-    min_patch: tuple[int, int, int]
+    min_patch: ClassVar[tuple[int, int, int]]
 
     def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         raise NotImplementedError

@@ -4,7 +4,7 @@ import io
 import pickle
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from inspect import signature
 from typing import Any
 
@@ -257,11 +257,11 @@ def check_impossible_sizes(case: NetworkCase) -> None:
     network = case.build()
     for patch in case.impossible:
         for measure in (network.deep_supervision_shapes, network.compute_conv_feature_map_size):
-            _refuses(lambda measure=measure, patch=patch: measure(patch), f"{measure.__name__}({patch})")
-        _refuses(lambda patch=patch: network(torch.zeros(1, CHANNELS, *patch)), f"forward of a patch of {patch}")
+            _refuses(partial(measure, patch), f"{measure.__name__}({patch})")
+        _refuses(partial(network, torch.zeros(1, CHANNELS, *patch)), f"forward of a patch of {patch}")
         if case.built_for_a_patch and patch in IMPOSSIBLE:
             with torch.device("meta"):
-                _refuses(lambda patch=patch: case.build(patch), f"the constructor with spatial_shape {patch}")
+                _refuses(partial(case.build, patch), f"the constructor with spatial_shape {patch}")
 
 
 def check_memory(case: NetworkCase) -> None:

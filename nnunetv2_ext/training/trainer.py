@@ -185,9 +185,10 @@ class ExtTrainer(StepTrainer):
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        return cls.build_network(
+        network: Any = cls.build_network(
             configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
+        return network  # type: ignore[no-any-return]
 
     @property
     def bare_network(self) -> Any:

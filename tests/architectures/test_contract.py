@@ -46,6 +46,12 @@ def distinct_backbones() -> list[Backbone]:
 
 _MNET = next(record for record in BACKBONES if record.name == "MNet")
 _CONVFREE = {"token_size": [2, 8, 8], "embed_dim": 24, "depth": 2, "num_heads": 2}
+_FORMS: dict[str, dict[str, Any]] = {
+    "patch": {},
+    "block": {"context": "block"},
+    "window": {"window": [1, 2, 1]},
+    "post_norm": {"pre_norm": False, "activation_checkpointing": True},
+}
 CASES = [
     _case("MNet", "MNet", [(8, 32, 32), *_MNET.patches[1:]], dict(_MNET.small)),
     *(
@@ -55,12 +61,7 @@ CASES = [
             [(8, 32, 32), (2, 16, 24), (6, 16, 8)],
             {**_CONVFREE, **kwargs},
         )
-        for name, kwargs in {
-            "patch": {},
-            "block": {"context": "block"},
-            "window": {"window": [1, 2, 1]},
-            "post_norm": {"pre_norm": False, "activation_checkpointing": True},
-        }.items()
+        for name, kwargs in _FORMS.items()
     ),
     *(
         of_backbone(record, architecture)

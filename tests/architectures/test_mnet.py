@@ -56,8 +56,8 @@ def assert_close(ours: Tensor, expected: Tensor, tolerance: float) -> None:
 @pytest.mark.parametrize("file", ["mnet_difference.npz", "mnet_sum_odd_shape.npz"])
 def test_published_outputs(golden: Path, file: str, dtype: torch.dtype, tolerance: float) -> None:
     plain, x, expected = load_golden(golden / file)
-    features = [plain.outputs[n].in_channels for n in (0, 1, 3, 5)]
-    deepest = plain.get_submodule("bottleneck1.CB2d.conv2.conv").out_channels
+    features: list[Any] = [plain.outputs[n].in_channels for n in (0, 1, 3, 5)]
+    deepest: Any = plain.get_submodule("bottleneck1.CB2d.conv2.conv").out_channels
     ours = MNet(
         x.shape[1],
         expected[0].shape[1],

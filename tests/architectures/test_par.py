@@ -221,7 +221,7 @@ def test_published_weights_of_another_shape_or_kind(golden: Path) -> None:
         convert_published_state_dict({**weights, "more": torch.zeros(1)})
 
 
-SMALL_MNET = {"features_per_stage": [2, 3, 4, 5, 6]}
+SMALL_MNET: dict[str, Any] = {"features_per_stage": [2, 3, 4, 5, 6]}
 PATCH = (4, 32, 32)
 
 

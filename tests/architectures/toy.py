@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nnunetv2_ext.architectures.backbones.record import Backbone, strides_argument
+from nnunetv2_ext.architectures.backbones.record import Backbone, strides_argument, triple
 
 
 class ToyNet(nn.Module):
@@ -14,8 +14,8 @@ class ToyNet(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, strides: Sequence[Sequence[int]], features: int = 8):
         super().__init__()
         self.stem = nn.Conv3d(in_channels, features, 3, padding=1)
-        self.down = nn.ModuleList(nn.Conv3d(features, features, tuple(s), tuple(s)) for s in strides)
-        self.up = nn.ModuleList(nn.ConvTranspose3d(features, features, tuple(s), tuple(s)) for s in strides)
+        self.down = nn.ModuleList(nn.Conv3d(features, features, triple(s), triple(s)) for s in strides)
+        self.up = nn.ModuleList(nn.ConvTranspose3d(features, features, triple(s), triple(s)) for s in strides)
         self.mix = nn.Conv3d(features, features, 3, padding=1)
         self.head = nn.Conv3d(features, out_channels, 1)
 

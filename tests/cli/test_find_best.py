@@ -55,8 +55,10 @@ def truth() -> np.ndarray:
 def probabilities(wrong: tuple[slice, ...]) -> np.ndarray:
     """Sure of the truth, but weakly for background in `wrong`: the mean of two such is right everywhere."""
     one_hot = np.stack([truth() == label for label in range(3)]).astype(np.float32)  # (classes, z, y, x)
-    one_hot[(slice(None), *wrong)] *= 0.4
-    one_hot[(0, *wrong)] = 0.6
+    everywhere: tuple[slice | int, ...] = (slice(None), *wrong)
+    background: tuple[slice | int, ...] = (0, *wrong)
+    one_hot[everywhere] *= 0.4
+    one_hot[background] = 0.6
     return one_hot
 
 

@@ -16,7 +16,8 @@ from tests.pipeline.conftest import Pipeline
 pytestmark = pytest.mark.usefixtures("environment")
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "posterior": 2}
-TABLE = {  # labels of dataset.json, further keys, whether the first slices are marked as ignored, methods
+# labels of dataset.json, further keys, whether the first slices are marked as ignored, methods
+TABLE: dict[int, tuple[dict[str, object], dict[str, object], bool, list[str]]] = {
     201: ({**REGIONS}, {"regions_class_order": [1, 2]}, False, ["MNet"]),
     202: ({"background": 0, "anterior": 1, "posterior": 2, "ignore": 3}, {}, True, ["MNet"]),
     203: ({**REGIONS, "ignore": 3}, {"regions_class_order": [1, 2]}, True, ["MNet", "PaR"]),

@@ -12,8 +12,8 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 NAME = "Dataset901_Boxes"
-SMALL = {"shape": (12, 40, 40), "spacing": (5.0, 1.0, 1.0)}
-LARGE = {"shape": (40, 512, 512), "spacing": (5.0, 0.8, 0.8)}
+SMALL: dict[str, Any] = {"shape": (12, 40, 40), "spacing": (5.0, 1.0, 1.0)}
+LARGE: dict[str, Any] = {"shape": (40, 512, 512), "spacing": (5.0, 0.8, 0.8)}
 
 
 class Described:

@@ -12,12 +12,12 @@ from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.trainer import ExtTrainer
 
 DATASET = "Dataset901_Boxes"
-MNET = {
+MNET: dict[str, Any] = {
     "network_class_name": "nnunetv2_ext.architectures.MNet",
     "arch_kwargs": {"features_per_stage": [2, 3, 4, 5, 6], "merge": "sum", "min_pool_slices": 4},
     "_kw_requires_import": [],
 }
-UNET = {
+UNET: dict[str, Any] = {
     "network_class_name": "dynamic_network_architectures.architectures.unet.PlainConvUNet",
     "arch_kwargs": {
         "n_stages": 3,
@@ -37,8 +37,8 @@ UNET = {
     },
     "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
 }
-LABELS = {"labels": {"background": 0, "left": 1, "right": 2}}
-REGIONS = {"labels": {"background": 0, "whole": [1, 2], "right": 2}, "regions_class_order": [1, 2]}
+LABELS: dict[str, Any] = {"labels": {"background": 0, "left": 1, "right": 2}}
+REGIONS: dict[str, Any] = {"labels": {"background": 0, "whole": [1, 2], "right": 2}, "regions_class_order": [1, 2]}
 
 
 def hand_made_plans(architecture: dict[str, Any] = MNET, **changes: Any) -> dict[str, Any]:

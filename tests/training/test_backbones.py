@@ -88,9 +88,11 @@ def seeded() -> Iterator[None]:
 @pytest.mark.parametrize("trainer", TRAINERS, ids=lambda trainer: trainer.__name__)
 def test_network(trainer: Any, architecture: dict[str, Any], backbone: str, outputs: int) -> None:
     plans = hand_made_plans(architecture)
+    network: Any
     with torch.device("meta"):
         network, alone = built(trainer, plans), built(trainer, plans, supervised=False)
-    assert type(network) is type(alone) is {PaRTrainer: PaRNetwork, BackboneTrainer: BackboneNetwork}[trainer]
+    expected = {PaRTrainer: PaRNetwork, BackboneTrainer: BackboneNetwork}[trainer].__name__
+    assert type(network).__name__ == type(alone).__name__ == expected
     assert (network.deep_supervision, alone.deep_supervision) == (True, False)
     inner = network.backbone if trainer is PaRTrainer else network
     assert inner.backbone == backbone

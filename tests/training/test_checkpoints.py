@@ -1,6 +1,5 @@
 """Checkpoints under kills, full disks and damage."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,16 +20,6 @@ CONTENT: dict[str, Any] = {
 }
 
 
-def raising(error: BaseException) -> Callable[[Path], None]:
-    """A writer that stops half-way."""
-
-    def write(part: Path) -> None:
-        part.write_bytes(b"half")
-        raise error
-
-    return write
-
-
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -40,81 +29,6 @@ def checkpoint(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoint_latest.pth"
     torch.save(CONTENT, path)
     return path
-
-
-@pytest.mark.parametrize(
-    ("error", "raised"),
-    [
-        (KeyboardInterrupt(), KeyboardInterrupt),
-        (OSError(28, "No space left on device"), OSError),
-        (RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"), OSError),
-        (RuntimeError("basic_ios::clear: iostream error"), OSError),
-        (RuntimeError("a shape mismatch"), RuntimeError),
-        (ValueError("anything"), ValueError),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("keep", [False, True])
-def test_an_interrupted_write_leaves_the_old_file(
-    tmp_path: Path, error: BaseException, raised: type[BaseException], keep: bool
-) -> None:
-    path, previous = tmp_path / "latest", tmp_path / "previous"
-    path.write_text("old")
-    with pytest.raises(raised):
-        write_beside(raising(error), path, keep_as=previous if keep else None)
-    assert path.read_text() == "old"
-    assert names(tmp_path) == ["latest"]
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="writes to /dev/full")
-@pytest.mark.parametrize("elements", [10, 10_000_000])
-def test_a_disk_that_is_really_full(tmp_path: Path, elements: int) -> None:
-    path = tmp_path / "latest"
-    path.write_text("old")
-    with pytest.raises(OSError, match="could not write"):
-        write_beside(lambda _: torch.save({"weights": torch.zeros(elements)}, "/dev/full"), path)
-    assert path.read_text() == "old"
-
-
-def test_the_new_file_replaces_the_old_one(tmp_path: Path) -> None:
-    path = tmp_path / "latest"
-    for text in ("one", "two"):
-        write_beside(lambda part, text=text: part.write_text(text), path)
-        assert path.read_text() == text
-    assert names(tmp_path) == ["latest"]
-
-
-@pytest.mark.parametrize("hard_links", [True, False])
-def test_the_replaced_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hard_links: bool) -> None:
-    def refuse(*_: object) -> None:
-        raise OSError(1, "Operation not permitted")
-
-    if not hard_links:
-        monkeypatch.setattr(os, "link", refuse)
-    path, previous = tmp_path / "latest", tmp_path / "previous"
-    (tmp_path / "previous.part").write_text("left by a kill")
-    for text in ("one", "two", "three"):
-        write_beside(lambda part, text=text: part.write_text(text), path, keep_as=previous)
-    assert (path.read_text(), previous.read_text()) == ("three", "two")
-    assert names(tmp_path) == ["latest", "previous"]
-
-
-def test_a_full_disk_while_keeping_the_old_file_leaves_all_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*_: object) -> None:
-        (tmp_path / "previous.part").write_text("half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "link", full)
-    monkeypatch.setattr("shutil.copyfile", full)
-    path, previous = tmp_path / "latest", tmp_path / "previous"
-    path.write_text("old")
-    previous.write_text("older")
-    with pytest.raises(OSError, match="No space"):
-        write_beside(lambda part: part.write_text("new"), path, keep_as=previous)
-    assert (path.read_text(), previous.read_text()) == ("old", "older")
-    assert names(tmp_path) == ["latest", "previous"]
 
 
 def test_a_part_left_by_a_kill_does_not_matter(checkpoint: Path) -> None:

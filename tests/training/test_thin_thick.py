@@ -54,7 +54,7 @@ def write_case(folder: Path, name: str, ratio: float, *, ignore: int | None = No
     slab = np.minimum((np.arange(SLICES) + 0.5) // ratio, len(case.slabs)).astype(np.int8)
     labels = np.where(slab < len(case.slabs), slab % 3, 0 if ignore is None else ignore)
     segmentation = np.broadcast_to(labels[None, :, None, None], data.shape).astype(np.int8)
-    located = {label: np.argwhere(segmentation == label)[::50] for label in (1, 2)}
+    located: dict[Any, np.ndarray] = {label: np.argwhere(segmentation == label)[::50] for label in (1, 2)}
     located[(-1, 0, 1, 2)] = np.argwhere(segmentation != 3)[::50]
     properties = {
         "class_locations": located,
@@ -95,7 +95,7 @@ def boxes(build: Build) -> Callable[..., Any]:
 
 
 def plans_of(net: dict[str, Any] = UNET, *, thin_thick: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
-    training = {"epochs": 2, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
+    training: dict[str, Any] = {"epochs": 2, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1}
     training |= {} if thin_thick is None else {"thin_thick": thin_thick}
     return hand_made_plans(net, **{"patch_size": PATCH, "spacing": [1.0, 1.0, 1.0], "training": training, **changes})
 

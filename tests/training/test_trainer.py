@@ -172,7 +172,7 @@ def test_memory_of_the_weights_is_logged(build: Build, optimizer: str, copies: i
 @pytest.mark.parametrize(
     ("labels", "loss_class", "channels"), [(LABELS, DC_and_CE_loss, 3), (REGIONS, DC_and_BCE_loss, 2)]
 )
-def test_loss(build: Build, labels: dict[str, Any], loss_class: type, channels: int) -> None:
+def test_loss(build: Build, labels: dict[str, Any], loss_class: Any, channels: int) -> None:
     trainer = build.initialized(labels=labels, training={"loss": {"dice": 0.25, "ce": 2}})
     assert isinstance(trainer.loss.loss, loss_class)
     assert (trainer.loss.loss.weight_dice, trainer.loss.loss.weight_ce) == (0.25, 2)

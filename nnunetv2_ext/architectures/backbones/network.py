@@ -59,10 +59,9 @@ def _resolved(backbone: str) -> Backbone:
         raise InputError(
             f"the backbone '{backbone}'", f"one of {known_names}, or the dotted path of a network", "correct it"
         )
-    told = {"name": backbone, "path": backbone, "summary": "a network of the user"}
-    if issubclass(network_class, Supervised):
-        return Backbone(**told, switch="deep_supervision")
-    return replace(find_backbone(DEFAULT_BACKBONE), **told)
+    keeps_contract = issubclass(network_class, Supervised)
+    like = Backbone("", "", "", switch="deep_supervision") if keeps_contract else find_backbone(DEFAULT_BACKBONE)
+    return replace(like, name=backbone, path=backbone, summary="a network of the user")
 
 
 class BackboneNetwork(nn.Module):
