@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import listed
 
 FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -39,31 +40,25 @@ def dataset_name(dataset: int | str) -> str:
         InputError: neither an id nor a data set's name, no such data set, or one id with several names.
     """
     text = str(dataset)
+    searched = [Path(os.environ[variable]) for variable in FOLDER_VARIABLES if os.environ.get(variable)]
+    there = {child.name for folder in searched if folder.is_dir() for child in folder.iterdir() if child.is_dir()}
+    known = sorted(name for name in there if re.fullmatch(r"Dataset\d{3}_.+", name))
+    choose = f"choose one of {listed(known, shown=10)}, or check" if known else "check the id and"
+    choose += " the nnU-Net variables"
     if re.fullmatch(r"Dataset\d{3}_.+", text):
         pattern, wanted = re.escape(text), f"a folder {text}"
     elif text.isdecimal() and int(text) <= 999:
         pattern, wanted = rf"Dataset{int(text):03d}_.+", f"one folder Dataset{int(text):03d}_*"
     else:
-        raise InputError(
-            f"the data set '{text}'", "an id of 0 to 999 or a name like Dataset004_Hippocampus", "correct it"
-        )
-    searched = [Path(os.environ[variable]) for variable in FOLDER_VARIABLES if os.environ.get(variable)]
+        raise InputError(f"the data set '{text}'", "an id of 0 to 999 or a name like Dataset004_Hippocampus", choose)
     if not searched:
         nnunet_folder("nnUNet_raw")
-    found = sorted(
-        {
-            child.name
-            for folder in searched
-            if folder.is_dir()
-            for child in folder.iterdir()
-            if re.fullmatch(pattern, child.name) and child.is_dir()
-        }
-    )
+    found = [name for name in known if re.fullmatch(pattern, name)]
     if len(found) == 1:
         return found[0]
     where = ", ".join(str(folder) for folder in searched)
     if not found:
-        raise InputError(f"no data set {text}", f"{wanted} in {where}", "check the id and the nnU-Net variables")
+        raise InputError(f"no data set {text}", f"{wanted} in {where}", choose)
     raise InputError(
         f"{len(found)} data sets with id {text} ({', '.join(found)})", wanted, "rename or remove one of them"
     )

@@ -1,4 +1,4 @@
-"""Names of new data sets; files and folders that are there whole or not at all."""
+"""Names of data sets, those there and new ones; files and folders that are there whole or not at all."""
 
 import errno
 import os
@@ -10,7 +10,33 @@ import pytest
 import torch
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import complete_or_absent, new_dataset_name, write_beside
+from nnunetv2_ext.files import complete_or_absent, dataset_name, new_dataset_name, write_beside
+
+
+@pytest.mark.parametrize(("dataset", "found"), [(42, "Dataset042_Liver"), ("Dataset004_Other", "Dataset004_Other")])
+def test_a_data_set_is_found_in_any_folder(nnunet_folders, dataset, found):
+    (nnunet_folders / "nnUNet_raw" / "Dataset042_Liver").mkdir()
+    (nnunet_folders / "nnUNet_results" / "Dataset004_Other").mkdir()
+    assert dataset_name(dataset) == found
+
+
+@pytest.mark.parametrize(
+    ("dataset", "got"),
+    [
+        (43, "no data set 43; expected one folder Dataset043_\\*"),
+        ("Dataset042_Lver", "no data set Dataset042_Lver; expected a folder Dataset042_Lver"),
+        ("Liver", "the data set 'Liver'; expected an id of 0 to 999 or a name like Dataset004_Hippocampus"),
+    ],
+)
+def test_an_unknown_data_set_is_told_the_known_ones(nnunet_folders, dataset, got):
+    with pytest.raises(InputError, match=f"{got}.*; check the id and the nnU-Net variables"):
+        dataset_name(dataset)
+    (nnunet_folders / "nnUNet_raw" / "Dataset042_Liver").mkdir()
+    (nnunet_folders / "nnUNet_results" / "Dataset004_Other").mkdir()
+    (nnunet_folders / "nnUNet_raw" / "Dataset005_File").touch()
+    known = "choose one of Dataset004_Other, Dataset042_Liver, or check the nnU-Net variables"
+    with pytest.raises(InputError, match=f"{got}.*; {known}"):
+        dataset_name(dataset)
 
 
 @pytest.mark.parametrize(
