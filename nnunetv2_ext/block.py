@@ -71,9 +71,7 @@ _TWO_BELOW_ONE = Values("a list of two numbers in [0, 1)", _is_two_below_one)
 _BOOL = Values("true or false", _is_bool, bool)
 
 _LR = Setting(0.01, _POSITIVE, "initial learning rate", "--lr")
-_WEIGHT_DECAY = Setting(
-    3e-5, _WEIGHT, "weight decay; AdamW's is apart from the gradient, times the learning rate", "--weight-decay"
-)
+_WEIGHT_DECAY = Setting(3e-5, _WEIGHT, "weight decay; AdamW's is apart from the gradient", "--weight-decay")
 # the keys are those of the class of that name in torch.optim
 OPTIMIZERS: dict[str, dict[str, Setting]] = {
     "SGD": {
@@ -137,10 +135,7 @@ _SCHEMA: dict[str, Setting | dict[str, Any]] = {
     ),
     "oversample_foreground": Setting(0.33, _SHARE, "share of the patches that must hold foreground"),
     "freeze_backbone": Setting(
-        False,
-        _BOOL,
-        "train only what refines the backbone's output; refused for a network without a backbone to freeze",
-        "--freeze-backbone",
+        False, _BOOL, "train only what refines the backbone's output, in networks that refine one", "--freeze-backbone"
     ),
 }
 
@@ -160,14 +155,9 @@ METHODS = {
         "thin slices from thick annotations (ThinThickTrainer)",
         {
             "thick_weight": Setting(0.1, _WEIGHT, "weight of the loss of the thick image", "--thick-weight"),
-            "thin_weight": Setting(
-                1.0, _WEIGHT, "weight of the loss of the thin predictions' averages", "--thin-weight"
-            ),
+            "thin_weight": Setting(1.0, _WEIGHT, "weight of the loss of averaged thin predictions", "--thin-weight"),
             "features_weight": Setting(
-                0.1,
-                _WEIGHT,
-                "weight of the distance between the features of both; a term of weight 0 is not computed",
-                "--features-weight",
+                0.1, _WEIGHT, "weight of the distance between the features of both", "--features-weight"
             ),
             "beta": Setting(4.0, _POSITIVE, "sharpening of the averages, 1 as published", "--beta"),
             "ramp_up_epochs": Setting(
@@ -394,3 +384,16 @@ def differences(block: Mapping[str, Any], other: Mapping[str, Any], path: str = 
         elif mine != theirs:
             lines.append(f"{path}.{key}: {mine} and {theirs}")
     return lines
+
+
+def flags_from(block: Mapping[str, Any], other: Mapping[str, Any]) -> list[str] | None:
+    """The flags of `schedule` that make `other` of a resolved block; None where a key that differs has none."""
+    flags = []
+    for path, setting in all_settings().items():
+        group, _, key = path.rpartition(".")
+        mine, wanted = ((held.get(group, {}) if group else held).get(key) for held in (block, other))
+        if mine != wanted:
+            if setting.flag is None or wanted is None or wanted is False:
+                return None
+            flags.append(setting.flag if wanted is True else f"{setting.flag} {wanted}")
+    return flags

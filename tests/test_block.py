@@ -12,6 +12,7 @@ from nnunetv2_ext.block import (
     SCHEDULERS,
     check_block,
     differences,
+    flags_from,
     merge_blocks,
     method_defaults,
     named_defaults,
@@ -302,6 +303,28 @@ def test_merge(base: dict[str, Any], block: dict[str, Any], expected: dict[str, 
 )
 def test_differences(block: dict[str, Any], expected: list[str]) -> None:
     assert differences(NNUNET_BLOCK, resolve_block(block)) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "flags"),
+    [
+        ({}, []),
+        ({"epochs": 2, "iterations_per_epoch": 3}, ["--epochs 2", "--iterations 3"]),
+        ({"optimizer": {"lr": 0.5}, "batch_size": 3}, ["--lr 0.5", "--batch-size 3"]),
+        ({"freeze_backbone": True}, ["--freeze-backbone"]),
+        # what no flag says
+        ({"loss": {"dice": 0.5}}, None),
+        ({"optimizer": {"name": "AdamW"}}, None),
+        ({"epochs": 2, "scheduler": {"exponent": 0.5}}, None),
+    ],
+)
+def test_flags_that_make_another_block(wanted: dict[str, Any], flags: list[str] | None) -> None:
+    assert flags_from(NNUNET_BLOCK, resolve_block(wanted)) == flags
+
+
+@pytest.mark.parametrize("block", [{"batch_size": 3}, {"freeze_backbone": True}])
+def test_no_flag_takes_away(block: dict[str, Any]) -> None:
+    assert flags_from(resolve_block(block), NNUNET_BLOCK) is None
 
 
 CONFIGURATIONS = {

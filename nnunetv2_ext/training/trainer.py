@@ -20,7 +20,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.architectures.contract import Freezable, Network
-from nnunetv2_ext.block import differences, resolve_block
+from nnunetv2_ext.block import differences, flags_from, resolve_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import write_beside
 from nnunetv2_ext.memory import memory_gb, weights_gb
@@ -378,7 +378,10 @@ class ExtTrainer(StepTrainer):
             return
         configuration = PlansManager(content["init_args"]["plans"]).get_configuration(self.configuration_name)
         before = resolve_block(configuration.configuration.get("training"), self.published_block)
-        self._refuse_another("training block", differences(before, self.block))
+        flags, plans = flags_from(self.block, before), self.plans_manager
+        named = f"-d {plans.dataset_name} -p {plans.plans_name} -c {self.configuration_name}"
+        restore = f"run nnunetv2_ext schedule {named} {' '.join(flags)}" if flags else "restore it in the plans"
+        self._refuse_another("training block", differences(before, self.block), restore)
         # weights may fit another network: those of attention, for one, are the same for any number of heads
         held, now = (
             {key: content.get(key) for key in ("architecture", "patch_size")}
@@ -387,10 +390,10 @@ class ExtTrainer(StepTrainer):
         self._refuse_another("network", differences(held, now, self.configuration_name))
 
     @staticmethod
-    def _refuse_another(what: str, changed: list[str]) -> None:
+    def _refuse_another(what: str, changed: list[str], restore: str = "restore it in the plans") -> None:
         if changed:
             raise InputError(
                 f"a {what} that differs from the checkpoint's ({'; '.join(changed)})",
                 f"the {what} that the training was started with",
-                "restore it in the plans, or start anew without --c",
+                f"{restore}, or start anew without --c",
             )

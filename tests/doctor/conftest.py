@@ -1,9 +1,9 @@
 """nnU-Net's folders made by hand, for tests that damage one thing in them; nothing is planned or trained."""
 
 import json
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -202,7 +202,7 @@ def assert_told(checks: list[tuple[str, str]], status: str, name: str, texts: tu
 class Gpu:
     """Stands for torch.cuda on a machine with one GPU of 24 GiB."""
 
-    properties = namedtuple("properties", "name total_memory")("A GPU", 24 * 2**30)
+    properties = SimpleNamespace(name="A GPU", total_memory=24 * 2**30)
 
     def __init__(self, monkeypatch, computes: bool = True):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

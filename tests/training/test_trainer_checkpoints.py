@@ -10,7 +10,7 @@ import torch
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, read_checkpoint
-from tests.training.conftest import Build
+from tests.training.conftest import DATASET, Build
 
 EPOCHS = {"training": {"epochs": 5}}
 
@@ -111,16 +111,22 @@ def test_resuming_continues_weights_and_momentum(stopped: Build) -> None:
 
 
 @pytest.mark.parametrize(
-    ("block", "message"),
+    ("block", "message", "restore"),
     [
-        ({"epochs": 9}, "training.epochs: 5 and 9"),
-        ({"epochs": 5, "optimizer": {"lr": 0.1}}, "training.optimizer.lr: 0.01 and 0.1"),
-        ({"epochs": 5, "batch_size": 3}, "training.batch_size: None and 3"),
+        ({"epochs": 9}, "training.epochs: 5 and 9", "run {schedule} --epochs 5"),
+        (
+            {"epochs": 5, "optimizer": {"lr": 0.1}},
+            "training.optimizer.lr: 0.01 and 0.1",
+            "run {schedule} --lr 0.01",
+        ),
+        ({"epochs": 5, "batch_size": 3}, "training.batch_size: None and 3", "restore it in the plans"),
     ],
 )
-def test_another_training_block_is_refused(stopped: Build, block: dict[str, Any], message: str) -> None:
+def test_another_training_block_is_refused(stopped: Build, block: dict[str, Any], message: str, restore: str) -> None:
     trainer = stopped.initialized(resume=True, training=block)
-    with pytest.raises(InputError, match=rf"differs from the checkpoint's \({message}\).*start anew without --c"):
+    schedule = f"nnunetv2_ext schedule -d {DATASET} -p MNetPlans -c 3d_fullres"
+    remedy = f"{restore.format(schedule=schedule)}, or start anew without --c"
+    with pytest.raises(InputError, match=rf"differs from the checkpoint's \({message}\).*; {remedy}"):
         trainer.load_checkpoint(str(stopped.fold / LATEST))
 
 
