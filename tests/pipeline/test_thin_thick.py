@@ -101,7 +101,7 @@ def test_from_two_folders_to_thin_predictions(pipeline: Pipeline) -> None:
 def test_other_networks_in_this_process(pipeline: Pipeline, options: dict[str, object] | None, plans: str) -> None:
     pipeline.thin_thick()
     if options is None:  # the side-car is then read from the raw data
-        pipeline.run("nnUNetv2_plan_and_preprocess -d 205 -c 3d_fullres -np 1 -npfp 1")
+        pipeline.run("nnUNetv2_plan_and_preprocess -d 205 -c 3d_fullres -np 1 -npfp 1", fresh=True)
         (pipeline.preprocessed("Dataset205_ThinThick") / "slabs.json").unlink(missing_ok=True)
     else:
         plan_and_preprocess(205, planner="ThinThickPlanner", options=options, progress=False)
