@@ -96,5 +96,5 @@ def test_all_steps_with_two_iterations(tmp_path, warm):
     assert (tmp_path / "demo" / "report" / "cases.png").stat().st_size > 10_000
     written = (tmp_path / "demo" / "report" / "table.md").read_text()
     for note in demo.NOTES:
-        assert note in done.stdout
+        assert note in output
         assert note in written

@@ -3,8 +3,8 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -19,7 +19,6 @@ import torch
 from tests.warm import Running, WarmProcess, forking_where_spawning
 
 CASES = 5  # one for each fold to validate on
-SHORT = ("--epochs", "2", "--iterations", "2", "--val-iterations", "1", "--batch-size", "2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -48,7 +47,7 @@ class Pipeline:
 
         It is forked from the warm process, unless `fresh`: then it is a new interpreter, which spawns nnU-Net's pools.
         """
-        words = command.split()
+        words = shlex.split(command)
         if not fresh:
             return self.warm.start(words, environment=self.environment, folder=self.folder)
         return subprocess.Popen(
@@ -68,15 +67,6 @@ class Pipeline:
         ended = process.wait()
         assert ended == status, f"{command}\nended with {ended}:\n{output[-6000:]}"
         return output
-
-    def kill_at_first_checkpoint(self, command: str, fold: Path) -> None:
-        """Start a training and kill it, with its data workers, as soon as the fold's folder holds a checkpoint."""
-        training = self.start(command)
-        while not (fold / "checkpoint_latest.pth").is_file():
-            assert training.poll() is None, training.communicate()[0][-6000:]
-            time.sleep(0.05)
-        os.killpg(training.pid, signal.SIGKILL)
-        training.communicate()
 
     def images_of(self, dataset: str) -> Path:
         """A folder of two images to predict."""
