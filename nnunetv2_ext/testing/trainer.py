@@ -52,7 +52,7 @@ class Shell:
             (folder / variable).mkdir(exist_ok=True)
             self.environment[variable] = str(folder / variable)
 
-    def start(self, command: str) -> "subprocess.Popen[str]":
+    def start(self, command: str) -> Any:
         return subprocess.Popen(
             shlex.split(command),
             env=self.environment,
@@ -64,10 +64,15 @@ class Shell:
         )
 
     def run(self, command: str, *, status: int = 0) -> str:
-        process = self.start(command)
-        output = process.communicate(timeout=900)[0]
-        assert process.returncode == status, f"{command}\nended with {process.returncode}:\n{output[-6000:]}"
-        return output
+        return finish(self.start(command), command, status)
+
+
+def finish(process: Any, command: str, status: int) -> str:
+    """Wait for a command's end and return what it printed; AssertionError on another exit status."""
+    output: str = process.communicate(timeout=900)[0]
+    ended = process.wait()
+    assert ended == status, f"{command}\nended with {ended}:\n{output[-6000:]}"
+    return output
 
 
 def check_trainer(

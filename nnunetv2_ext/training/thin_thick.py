@@ -51,16 +51,10 @@ class TrainerOfSlabs(TrainerOfBackbones):
     network_class = BackboneNetwork
     network: Any
 
-    def __init__(
-        self,
-        plans: dict[str, Any],
-        configuration: str,
-        fold: int | str,
-        dataset_json: dict[str, Any],
-        device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
-    ):
-        super().__init__(plans, configuration, fold, dataset_json, device)
-        self.term_weights = {term: self.block["thin_thick"][f"{term}_weight"] for term in TERMS}
+    @property
+    def term_weights(self) -> dict[str, float]:
+        """The weight of each term of the loss, at the end of its ramp-up."""
+        return {term: self.block["thin_thick"][f"{term}_weight"] for term in TERMS}
 
     @classmethod
     def is_planned(cls, configuration: ConfigurationManager) -> bool:
