@@ -47,8 +47,8 @@ def find_sidecar(preprocessed: Path, dataset: str) -> Sidecar:
         return read_sidecar(preprocessed, dataset)
     sidecar = read_sidecar(raw, dataset)
     held = preprocessed / SIDECAR
-    if held.is_file() and held.read_bytes() != (raw / SIDECAR).read_bytes():
-        read_sidecar(preprocessed, dataset)  # an edited one is told as such
+    # an edited one is told as such
+    if held.is_file() and read_sidecar(preprocessed, dataset).digest != sidecar.digest:
         raise InputError(
             f"another {SIDECAR} in {preprocessed} than in {raw}",
             "that of the data set as it was converted last",

@@ -33,6 +33,11 @@ class Sidecar:
     """Array axis of the slices, 0, 1 or 2 in the order of nnU-Net's readers (z, y, x), before nnU-Net's transpose."""
     cases: Mapping[str, CaseSlabs]
 
+    @property
+    def digest(self) -> str:
+        """Of its content, as the file tells it."""
+        return str(_entries(self)["digest"])
+
     def case(self, name: str) -> CaseSlabs:
         """The slabs of a case.
 
@@ -57,22 +62,8 @@ def write_sidecar(folder: Path, content: Sidecar) -> Path:
         raise InputError(f"slice axis {content.axis}", "an array axis: 0, 1 or 2", "correct it")
     for name, case in content.cases.items():
         _check_slabs(name, case)
-    entries: dict[str, Any] = {
-        "version": VERSION,
-        "dataset": content.dataset,
-        "axis": content.axis,
-        "cases": {
-            name: {
-                "thin_spacing": float(case.thin_spacing),
-                "thin_slices": int(case.thin_slices),
-                "slabs": np.asarray(case.slabs, np.float64).tolist(),
-            }
-            for name, case in content.cases.items()
-        },
-    }
-    entries["digest"] = _digest(entries)
     path = folder / SIDECAR
-    write_json(path, entries, indent=1)
+    write_json(path, _entries(content), indent=1)
     return path
 
 
@@ -107,6 +98,25 @@ def read_sidecar(folder: Path, dataset: str) -> Sidecar:
         for name, case in entries["cases"].items()
     }
     return Sidecar(entries["dataset"], entries["axis"], cases)
+
+
+def _entries(content: Sidecar) -> dict[str, Any]:
+    """What the file holds."""
+    entries: dict[str, Any] = {
+        "version": VERSION,
+        "dataset": content.dataset,
+        "axis": content.axis,
+        "cases": {
+            name: {
+                "thin_spacing": float(case.thin_spacing),
+                "thin_slices": int(case.thin_slices),
+                "slabs": np.asarray(case.slabs, np.float64).tolist(),
+            }
+            for name, case in content.cases.items()
+        },
+    }
+    entries["digest"] = _digest(entries)
+    return entries
 
 
 def _digest(entries: Mapping[str, Any]) -> str:
