@@ -1,12 +1,18 @@
 """Shared fixtures: where real data and the published networks' outputs lie, when they are at hand."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.warm import WarmProcess
+
 # each worker of nnU-Net's imports nnU-Net for five seconds, longer than it works here
 os.environ.update(nnUNet_n_proc_DA="1", nnUNet_def_n_proc="1")
+# read when PyTorch is imported: with threads of its own, a process could not fork (and tests share few cores)
+os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+ENVIRONMENT = dict(os.environ)  # before the imports of the tests add to it
 
 BESIDE = Path(__file__).parents[2] / "shared"
 
@@ -28,6 +34,14 @@ def hippocampus() -> Path:
 def golden() -> Path:
     """Outputs of the published networks, with their weights."""
     return _folder("NNUNETV2_EXT_GOLDEN", BESIDE, "golden")
+
+
+@pytest.fixture(scope="session")
+def warm() -> Iterator[WarmProcess]:
+    """A process that has imported PyTorch and nnU-Net, to fork commands from."""
+    process = WarmProcess(environment=ENVIRONMENT)
+    yield process
+    process.close()
 
 
 @pytest.fixture

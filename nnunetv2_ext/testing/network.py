@@ -144,7 +144,7 @@ def _refuses(function: Callable[[], object], what: str) -> None:
 
 
 def _likeness(one: Tensor, other: Tensor) -> float:
-    return float(torch.cosine_similarity(one.float().flatten(), other.float().flatten(), dim=0))
+    return float(torch.cosine_similarity(one.detach().float().flatten(), other.detach().float().flatten(), dim=0))
 
 
 def check_sizes_and_gradients(case: NetworkCase) -> None:

@@ -1,7 +1,5 @@
 import json
 import os
-import subprocess
-import sys
 from argparse import Namespace
 
 import pytest
@@ -75,12 +73,13 @@ def test_environment(tmp_path, monkeypatch, given, expected):
 
 
 @pytest.mark.pipeline
-def test_all_steps_with_two_iterations(tmp_path):
+def test_all_steps_with_two_iterations(tmp_path, warm):
     sizes = ["--epochs", "1", "--iterations", "2", "--training-cases", "5", "--unseen-cases", "2"]
-    command = [sys.executable, "-m", "nnunetv2_ext", "demo", "--output", str(tmp_path / "demo"), *sizes]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "[8/8] evaluate and draw: done" in done.stdout
+    words = ["nnunetv2_ext", "demo", "--output", str(tmp_path / "demo"), *sizes]
+    command = warm.start(words, environment=warm.environment, folder=tmp_path)
+    output, _ = command.communicate(timeout=600)
+    assert command.wait() == 0, output
+    assert "[8/8] evaluate and draw: done" in output
     rows = json.loads((tmp_path / "demo" / "report" / "table.json").read_text())
     assert [row["name"] for row in rows] == [
         "MNet, fold 0",
@@ -97,5 +96,5 @@ def test_all_steps_with_two_iterations(tmp_path):
     assert (tmp_path / "demo" / "report" / "cases.png").stat().st_size > 10_000
     written = (tmp_path / "demo" / "report" / "table.md").read_text()
     for note in demo.NOTES:
-        assert note in done.stdout
+        assert note in output
         assert note in written

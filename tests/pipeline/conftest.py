@@ -3,8 +3,8 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.warm import Running, WarmProcess, forking_where_spawning
+
 CASES = 5  # one for each fold to validate on
-SHORT = ("--epochs", "2", "--iterations", "2", "--val-iterations", "1", "--batch-size", "2")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,21 +31,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 class Pipeline:
     """nnU-Net's three folders below one folder, and the environment that commands run in."""
 
-    def __init__(self, folder: Path):
-        self.folder = folder
-        self.environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}  # several tests share few cores
+    def __init__(self, folder: Path, warm: WarmProcess):
+        self.folder, self.warm = folder, warm
+        self.environment = {**warm.environment}
         self.environment.pop("nnUNet_extTrainer", None)
-        self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), warm.environment["PATH"]])
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (folder / variable).mkdir(exist_ok=True)
             self.environment[variable] = str(folder / variable)
         line = self.run("nnunetv2_ext env").strip()
         self.environment["nnUNet_extTrainer"] = line.split("=", 1)[1].strip("'\"")
 
-    def start(self, command: str) -> "subprocess.Popen[str]":
-        """Start a command in a process group of its own, output into one pipe."""
+    def start(self, command: str, *, fresh: bool = False) -> Running:
+        """Start a command in a process group of its own, output into one pipe.
+
+        It is forked from the warm process, unless `fresh`: then it is a new interpreter, which spawns nnU-Net's pools.
+        """
+        words = shlex.split(command)
+        if not fresh:
+            return self.warm.start(words, environment=self.environment, folder=self.folder)
         return subprocess.Popen(
-            command.split(),
+            words,
             env=self.environment,
             cwd=self.folder,
             stdout=subprocess.PIPE,
@@ -53,21 +60,13 @@ class Pipeline:
             start_new_session=True,
         )
 
-    def run(self, command: str, *, status: int = 0) -> str:
+    def run(self, command: str, *, status: int = 0, fresh: bool = False) -> str:
         """Run a command to its end and return what it printed; fails the test on another exit status."""
-        process = self.start(command)
+        process = self.start(command, fresh=fresh)
         output = process.communicate(timeout=900)[0]
-        assert process.returncode == status, f"{command}\nended with {process.returncode}:\n{output[-6000:]}"
+        ended = process.wait()
+        assert ended == status, f"{command}\nended with {ended}:\n{output[-6000:]}"
         return output
-
-    def kill_at_first_checkpoint(self, command: str, fold: Path) -> None:
-        """Start a training and kill it, with its data workers, as soon as the fold's folder holds a checkpoint."""
-        training = self.start(command)
-        while not (fold / "checkpoint_latest.pth").is_file():
-            assert training.poll() is None, training.communicate()[0][-6000:]
-            time.sleep(0.05)
-        os.killpg(training.pid, signal.SIGKILL)
-        training.communicate()
 
     def images_of(self, dataset: str) -> Path:
         """A folder of two images to predict."""
@@ -96,10 +95,10 @@ class Pipeline:
 
 
 @pytest.fixture(scope="module")
-def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
+def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory, warm: WarmProcess) -> Iterator[Pipeline]:
     """A `Pipeline` whose raw folder holds a few thick-slice hippocampus cases as data set 104."""
     folder = tmp_path_factory.mktemp("pipeline")
-    pipeline = Pipeline(folder)
+    pipeline = Pipeline(folder, warm)
     raw = folder / "nnUNet_raw" / "Dataset004_Hippocampus"
     for name in ("imagesTr", "labelsTr"):
         (raw / name).mkdir(parents=True)
@@ -116,8 +115,8 @@ def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 @pytest.fixture(scope="module")
 def environment(pipeline: Pipeline) -> Iterator[None]:
-    """nnU-Net's folders for this process too."""
-    with pytest.MonkeyPatch.context() as patch:
+    """nnU-Net's folders for this process too, where its pools fork instead of importing it again."""
+    with pytest.MonkeyPatch.context() as patch, forking_where_spawning():
         for key, value in pipeline.environment.items():
             if key.startswith("nnUNet_"):
                 patch.setenv(key, value)

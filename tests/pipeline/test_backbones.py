@@ -6,6 +6,7 @@ commas ("all": every one); the others are planned, trained and applied in this p
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from nnunetv2_ext.architectures.par import backbone_state_dict
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.planning.api import plan_and_preprocess
+from nnunetv2_ext.testing.trainer import kill_at_first_checkpoint
 from nnunetv2_ext.training.run import train_fold
 from tests.architectures.test_contract import distinct_backbones
 from tests.pipeline.conftest import Pipeline, check_predictions, predict
@@ -59,14 +61,14 @@ def plans_of(backbone: str) -> str:
 @pytest.mark.parametrize("backbone", REAL)
 def test_backbone_through_the_commands(pipeline: Pipeline, images: Path, mnet_prediction: Path, backbone: str) -> None:
     plans, folder = plans_of(backbone), pipeline.folder / f"par_{backbone}"
-    kwargs = json.dumps(SMALL[backbone], separators=(",", ":"))
+    kwargs = shlex.quote(json.dumps(SMALL[backbone]))
     pipeline.run(
         f"nnunetv2_ext plan_and_preprocess -d 104 -pl PaRPlanner --backbone {backbone} --backbone-kwargs {kwargs}"
         f" --no_pbar --epochs 2 {' '.join(FLAGS)}"
     )
     model = pipeline.results("PaRTrainer", plans)
     train = f"nnUNetv2_train 104 3d_fullres %d -tr PaRTrainer -p {plans} -device cpu"
-    pipeline.kill_at_first_checkpoint(train % 0, model / "fold_0")
+    kill_at_first_checkpoint(pipeline, train % 0, model / "fold_0")
     assert "next epoch 1" in pipeline.run(f"{train % 0} --c")
     pipeline.run(train % 1)
     for fold in ("fold_0", "fold_1"):

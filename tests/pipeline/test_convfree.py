@@ -5,8 +5,9 @@ import json
 import pytest
 
 from nnunetv2_ext.planning.api import plan_and_preprocess
+from nnunetv2_ext.testing.trainer import SHORT, kill_at_first_checkpoint
 from nnunetv2_ext.training.run import train_fold
-from tests.pipeline.conftest import SHORT, Pipeline, check_predictions, predict
+from tests.pipeline.conftest import Pipeline, check_predictions, predict
 
 pytestmark = pytest.mark.usefixtures("environment")
 THIN = "Dataset004_Hippocampus"
@@ -14,14 +15,14 @@ BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, 
 
 
 def test_thin_slices_through_the_commands(pipeline: Pipeline) -> None:
-    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --no_pbar {' '.join(SHORT)}")
+    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 4 -pl ConvFreePlanner --no_pbar {SHORT}")
     images = pipeline.images_of(THIN)
     configuration = json.loads((pipeline.preprocessed(THIN) / "ConvFreePlans.json").read_text())["configurations"]
     assert configuration["3d_fullres"]["architecture"]["arch_kwargs"]["token_size"] == [8, 8, 8]
 
     model = pipeline.results("ConvFreeTrainer", "ConvFreePlans", THIN)
     train = "nnUNetv2_train 4 3d_fullres %d -tr ConvFreeTrainer -p ConvFreePlans -device cpu"
-    pipeline.kill_at_first_checkpoint(train % 0, model / "fold_0")
+    kill_at_first_checkpoint(pipeline, train % 0, model / "fold_0")
     assert "next epoch 1" in pipeline.run(f"{train % 0} --c")
     pipeline.run(train % 1)
     folder = pipeline.folder / "convfree"

@@ -1,4 +1,7 @@
-"""The whole way of docs/how-to-folds-to-ensemble.md: five folds, the best model, ensembles, export and import."""
+"""The whole way of docs/how-to-folds-to-ensemble.md: five folds, the best model, ensembles, export and import.
+
+Each entry point runs once in an interpreter of its own, where nnU-Net spawns its pools.
+"""
 
 import shutil
 from pathlib import Path
@@ -28,7 +31,7 @@ def predictions(folder: Path) -> dict[str, np.ndarray]:
 
 def test_folds_to_ensemble(pipeline: Pipeline) -> None:
     run, folder = pipeline.run, pipeline.folder
-    run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar")
+    run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar", fresh=True)
     shared = pipeline.preprocessed() / "nnUNetPlans_3d_fullres"
     before = {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
     run(
@@ -38,11 +41,11 @@ def test_folds_to_ensemble(pipeline: Pipeline) -> None:
     assert before == {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}, "data were preprocessed twice"
     assert not (pipeline.preprocessed() / "MNetPlans_3d_fullres").exists()
 
-    run("nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans --npz -device cpu")
+    run("nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans --npz -device cpu", fresh=True)
     script = folder / "other_folds.py"
     script.write_text(OTHER_FOLDS)
     run(f"python {script}")
-    run("nnUNetv2_find_best_configuration 104 -c 3d_fullres -tr MNetTrainer -p MNetPlans")
+    run("nnUNetv2_find_best_configuration 104 -c 3d_fullres -tr MNetTrainer -p MNetPlans", fresh=True)
     found = run(
         "nnunetv2_ext find_best -d 104 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres"
     )
@@ -51,16 +54,17 @@ def test_folds_to_ensemble(pipeline: Pipeline) -> None:
     images = pipeline.images_of("Dataset104_HippocampusThick4")
     options = "-d 104 -c 3d_fullres -f 0 1 2 3 4 --save_probabilities -device cpu -npp 1 -nps 1 --disable_tta"
     ours = f"nnUNetv2_predict -i {images} -tr MNetTrainer -p MNetPlans {options}"
-    run(f"{ours} -o {folder / 'ours'}")
+    run(f"{ours} -o {folder / 'ours'}", fresh=True)
     run(f"nnUNetv2_predict -i {images} -tr nnUNetTrainer -p nnUNetPlans {options} -o {folder / 'stock'}")
-    run(f"nnUNetv2_ensemble -i {folder / 'ours'} {folder / 'stock'} -o {folder / 'ensemble'} -np 1")
+    run(f"nnUNetv2_ensemble -i {folder / 'ours'} {folder / 'stock'} -o {folder / 'ensemble'} -np 1", fresh=True)
     assert len(predictions(folder / "ensemble")) == 2
 
     archive = folder / "m.zip"
-    run(f"nnUNetv2_export_model_to_zip -d 104 -o {archive} -c 3d_fullres -tr MNetTrainer -p MNetPlans -f 0 1 2 3 4")
+    export = f"nnUNetv2_export_model_to_zip -d 104 -o {archive} -c 3d_fullres -tr MNetTrainer -p MNetPlans"
+    run(f"{export} -f 0 1 2 3 4", fresh=True)
     shutil.move(folder / "nnUNet_results", folder / "elsewhere")
     (folder / "nnUNet_results").mkdir()
-    run(f"nnUNetv2_install_pretrained_model_from_zip {archive}")
+    run(f"nnUNetv2_install_pretrained_model_from_zip {archive}", fresh=True)
     run(f"{ours} -o {folder / 'again'}")
     first, second = predictions(folder / "ours"), predictions(folder / "again")
     assert first.keys() == second.keys()

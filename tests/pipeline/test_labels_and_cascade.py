@@ -93,7 +93,8 @@ def data_of_two_stages(pipeline: Pipeline, environment: None) -> None:
     copy_dataset(pipeline, 204, {"background": 0, "anterior": 1, "posterior": 2}, {})
     plan(204, "MNet", preprocess=False)
     add_stages(pipeline, "MNet")
-    pipeline.run("nnUNetv2_preprocess -d 204 -plans_name MNetPlans -c 3d_fullres 3d_lowres -np 1 1 --no_pbar")
+    command = "nnUNetv2_preprocess -d 204 -plans_name MNetPlans -c 3d_fullres 3d_lowres -np 1 1 --no_pbar"
+    pipeline.run(command, fresh=True)
 
 
 @pytest.mark.usefixtures("data_of_two_stages")

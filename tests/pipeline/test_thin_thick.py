@@ -1,6 +1,7 @@
 """From a folder of thin images and one of thick annotations to thin predictions: mixed ratios, any network."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -12,8 +13,9 @@ import SimpleITK as sitk
 from nnunetv2_ext.data.sidecar import read_sidecar
 from nnunetv2_ext.geometry.slabs import majority, slab_matrix, slice_edges
 from nnunetv2_ext.planning.api import plan_and_preprocess
+from nnunetv2_ext.testing.trainer import SHORT
 from nnunetv2_ext.training.run import train_fold
-from tests.pipeline.conftest import SHORT, Pipeline, check_predictions
+from tests.pipeline.conftest import Pipeline, check_predictions
 
 pytestmark = pytest.mark.usefixtures("environment")
 BRIEF = {"epochs": 1, "iterations_per_epoch": 1, "val_iterations_per_epoch": 1, "batch_size": 2}
@@ -53,9 +55,9 @@ def test_from_two_folders_to_thin_predictions(pipeline: Pipeline) -> None:
     }
     assert ratios == {3.7, 4.0, 6.0}
 
-    narrow = json.dumps(NARROW, separators=(",", ":"))
+    narrow = shlex.quote(json.dumps(NARROW))
     pipeline.run(
-        f"nnunetv2_ext plan_and_preprocess -d 206 -pl ThinThickPlanner --no_pbar {' '.join(SHORT)} --beta 2"
+        f"nnunetv2_ext plan_and_preprocess -d 206 -pl ThinThickPlanner --no_pbar {SHORT} --beta 2"
         f" --backbone-kwargs {narrow}"
     )
     images = pipeline.images_of(DATASET)
@@ -101,7 +103,7 @@ def test_from_two_folders_to_thin_predictions(pipeline: Pipeline) -> None:
 def test_other_networks_in_this_process(pipeline: Pipeline, options: dict[str, object] | None, plans: str) -> None:
     pipeline.thin_thick()
     if options is None:  # the side-car is then read from the raw data
-        pipeline.run("nnUNetv2_plan_and_preprocess -d 205 -c 3d_fullres -np 1 -npfp 1")
+        pipeline.run("nnUNetv2_plan_and_preprocess -d 205 -c 3d_fullres -np 1 -npfp 1", fresh=True)
         (pipeline.preprocessed("Dataset205_ThinThick") / "slabs.json").unlink(missing_ok=True)
     else:
         plan_and_preprocess(205, planner="ThinThickPlanner", options=options, progress=False)

@@ -179,7 +179,7 @@ REFUSED: list[tuple[tuple[float, ...], dict[str, Any], str]] = [
     ),
     ((4.0,), {"patch_size": [-5, 48, 48]}, r"a patch of \[-5, 48, 48\]; expected three positive numbers"),
     ((4.0,), {"backbone": "MNet", "training": {"freeze_backbone": True}}, r"freeze_backbone for ThinThickPlanner"),
-    ((4.0,), {"backbone": "Nothing"}, r"the backbone 'Nothing'; expected one of PlainConvUNet"),
+    ((4.0,), {"backbone": "Nothing"}, r"the network 'Nothing'; expected one of .*PlainConvUNet.*PaR:BACKBONE"),
     ((4.0,), {"backbone": "PaR:Nothing"}, r"the backbone 'Nothing'"),
     ((4.0,), {"backbone": "MNet", "size": "B"}, r"the option size for BackbonePlanner"),
     (
