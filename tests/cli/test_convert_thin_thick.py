@@ -1,6 +1,5 @@
-"""The command on small folders: what it writes, what it reports, what it refuses."""
+"""`convert_thin_thick` on small folders: what it writes, what it reports, what it refuses."""
 
-import csv
 import errno
 import json
 import re
@@ -15,14 +14,9 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 import nnunetv2_ext.data.thin_thick
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.data.sidecar import read_sidecar
-from nnunetv2_ext.data.thick import majority_slabs, thick_grid
-from nnunetv2_ext.data.volumes import read_grid, read_volume, write_volume
+from nnunetv2_ext.data.volumes import read_grid, read_volume
 from nnunetv2_ext.geometry.slabs import centre_slices, covered, slab_matrix
-
-MADE = "Dataset042_Liver"
-OBLIQUE = (0.0, 0.6, 0.8, 1.0, 0.0, 0.0, 0.0, 0.8, -0.6)
-STRAIGHT = tuple(np.eye(3).ravel())
-NAMES = ("background", "liver", "tumour")
+from tests.data.annotated import MADE, NAMES, STRAIGHT, made, report, to_series, write_case, write_image
 
 
 @pytest.fixture
@@ -33,55 +27,10 @@ def folders(nnunet_folders):
     return nnunet_folders
 
 
-def write_image(path: Path, array: np.ndarray, *, spacing, origin, direction=OBLIQUE) -> None:
-    image = sitk.GetImageFromArray(array)
-    image.SetSpacing(spacing)
-    image.SetOrigin(origin)
-    image.SetDirection(direction)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path))
-
-
-def write_case(
-    folder: Path,
-    case: str,
-    *,
-    ending: str = ".nii.gz",
-    channels: int | None = None,
-    slices: int = 12,
-    thick: int = 3,
-    ratio: float = 4,
-    start: float = 0,
-    values: tuple = (0, 1, 2),
-    direction=OBLIQUE,
-) -> np.ndarray:
-    """Thin images of 2 mm slices and a thick annotation that begins `start` thin slices after them."""
-    random = np.random.default_rng(len(case) + slices)
-    for channel in range(channels or 1):
-        name = case if channels is None else f"{case}_{channel:04d}"
-        array = random.integers(-500, 500, (slices, 10, 8)).astype(np.int16)
-        geometry = {"spacing": (0.8, 0.9, 2.0), "origin": (5.0, -6.0, 7.5), "direction": direction}
-        write_image(folder / "images" / f"{name}{ending}", array, **geometry)
-    centre = np.reshape(direction, (3, 3))[:, 2] * 2 * (start - 0.5 + ratio / 2)
-    annotation = random.choice(np.array(values), (thick, 10, 8)).astype(np.uint8)
-    geometry = {"spacing": (0.8, 0.9, 2 * ratio), "origin": tuple(np.add((5.0, -6.0, 7.5), centre).tolist())}
-    write_image(folder / "labels" / f"{case}{ending}", annotation, **geometry, direction=direction)
-    return annotation
-
-
 def run(folder: Path, *options: object) -> int:
-    arguments = ["--images", folder / "images", "--labels", folder / "labels", "-d", 42, "--name", "Liver", "-np", 2]
+    arguments = ["--images", folder / "images", "--labels", folder / "labels", "-o", 42, "--name", "Liver", "-np", 2]
     names = () if "--label-names" in options else ("--label-names", *NAMES)
     return main(["convert_thin_thick", *map(str, [*arguments, *names, *options])])
-
-
-def made(folder: Path) -> Path:
-    return folder / "nnUNet_raw" / MADE
-
-
-def report(folder: Path) -> dict[str, dict[str, str]]:
-    with (made(folder) / "conversion.csv").open(newline="") as stream:
-        return {row["case"]: row for row in csv.DictReader(stream)}
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nii", ".nrrd", ".mha", ".mhd"])
@@ -124,68 +73,6 @@ def test_formats(nnunet_folders, capsys, ending):
     assert "--channel-names CT" in printed
 
 
-def test_dicom_series_with_channels(nnunet_folders):
-    """Thin images as two series of one case, the annotation as NIfTI and as a series."""
-    for case in "ab":
-        annotation = write_case(nnunet_folders, case, channels=2, direction=STRAIGHT)
-        images = nnunet_folders / "images"
-        for channel in range(2):
-            to_series(images / f"{case}_{channel:04d}.nii.gz", uid=f"1.2.840.{channel}")
-    to_series(nnunet_folders / "labels" / "b.nii.gz", uid="1.2.840.9")
-    assert run(nnunet_folders, "--channel-names", "CT", "PET") == 0
-    folder = made(nnunet_folders)
-    assert json.loads((folder / "dataset.json").read_text())["channel_names"] == {"0": "CT", "1": "PET"}
-    for channel in range(2):
-        thin = read_volume(folder / f"imagesTr/b_{channel:04d}.nii.gz")
-        np.testing.assert_array_equal(thin, np.arange(12 * 80).reshape(12, 10, 8) + channel)
-    np.testing.assert_array_equal(read_volume(folder / "labelsTr/b.nii.gz"), np.repeat(annotation, 4, axis=0))
-    assert {name: row["covered"] for name, row in report(nnunet_folders).items()} == {"a": "3", "b": "3"}
-
-
-def to_series(path: Path, *, uid: str) -> None:
-    """Replace a volume by a folder of DICOM slices; images get voxels of their own, labels keep theirs."""
-    volume = sitk.ReadImage(str(path), sitk.sitkInt16)
-    if path.parent.name == "images":
-        array = np.arange(volume.GetNumberOfPixels()).reshape(volume.GetSize()[::-1]) + int(uid[-1])
-        thin = sitk.GetImageFromArray(array.astype(np.int16))
-        thin.CopyInformation(volume)
-        volume = thin
-    folder = path.parent / path.name.removesuffix(".nii.gz")
-    folder.mkdir()
-    writer = sitk.ImageFileWriter()
-    writer.KeepOriginalImageUIDOn()
-    for number in range(volume.GetSize()[2]):
-        single = volume[:, :, number : number + 1]
-        single.SetMetaData("0008|0060", "CT")
-        single.SetMetaData("0020|000d", "1.2.840.7")
-        single.SetMetaData("0020|000e", uid)
-        single.SetMetaData("0018|0050", str(volume.GetSpacing()[2]))
-        single.SetMetaData("0020|0032", "\\".join(map(str, single.GetOrigin())))
-        single.SetMetaData("0020|0037", "1\\0\\0\\0\\1\\0")
-        writer.SetFileName(str(folder / f"{99 - number}.dcm"))
-        writer.Execute(single)
-    path.unlink()
-
-
-def test_slice_thickness_of_dicom_counts(nnunet_folders):
-    annotation = write_case(nnunet_folders, "a", direction=STRAIGHT)
-    to_series(nnunet_folders / "labels" / "a.nii.gz", uid="1.2.840.9")
-    for path in (nnunet_folders / "labels" / "a").iterdir():
-        single = sitk.ReadImage(str(path))
-        for tag in ("0020|000e", "0020|000d", "0008|0060", "0020|0032", "0020|0037"):
-            single.SetMetaData(tag, single.GetMetaData(tag))
-        single.SetMetaData("0018|0050", "4.0")
-        writer = sitk.ImageFileWriter()
-        writer.KeepOriginalImageUIDOn()
-        writer.SetFileName(str(path))
-        writer.Execute(single)
-    assert run(nnunet_folders) == 0
-    laid = read_volume(made(nnunet_folders) / "labelsTr/a.nii.gz")
-    np.testing.assert_array_equal(laid[1::4], annotation)
-    assert report(nnunet_folders)["a"]["thickness"] == "4.0"
-    assert (laid[::4] == 3).all()
-
-
 def test_offset_gaps_and_mixed_ratios(nnunet_folders, capsys):
     """One case sticks out at both ends, one has a ratio of 3.7, one ends before its image does."""
     sticking = write_case(nnunet_folders, "out", start=-3, thick=5)
@@ -215,34 +102,11 @@ def test_offset_gaps_and_mixed_ratios(nnunet_folders, capsys):
     verify_dataset_integrity(str(folder), num_processes=1)
 
 
-@pytest.mark.parametrize(
-    ("names", "values", "ignore"),
-    [(NAMES, (0, 1, 2), 3), ((*NAMES, "ignore"), (0, 1, 3), 3)],
-    ids=["new ignore label", "the annotation's own"],
-)
-def test_gaps_between_slices(nnunet_folders, names, values, ignore):
-    annotation = write_case(nnunet_folders, "a", values=values)
-    assert run(nnunet_folders, "--slice-thickness", 4, "--label-names", *names) == 0
-    laid = read_volume(made(nnunet_folders) / "labelsTr/a.nii.gz")
-    for offset in (1, 2):
-        np.testing.assert_array_equal(laid[offset::4], annotation)
-    for offset in (0, 3):
-        assert (laid[offset::4] == ignore).all()
-    entries = json.loads((made(nnunet_folders) / "dataset.json").read_text())
-    assert entries["labels"] == {"background": 0, "liver": 1, "tumour": 2, "ignore": 3}
-    np.testing.assert_allclose(read_sidecar(made(nnunet_folders), MADE).case("a").slabs[0], [2, 6], atol=1e-4)
-
-
-def test_slices_along_another_axis(nnunet_folders):
-    write_image(nnunet_folders / "images/a.mha", np.zeros((5, 6, 8), "f8"), spacing=(1, 1, 1), origin=(0, 0, 0))
-    origin = tuple((0.5 * np.reshape(OBLIQUE, (3, 3))[:, 0]).tolist())
-    annotation = np.random.default_rng(0).integers(0, 3, (5, 6, 4)).astype("u1")
-    write_image(nnunet_folders / "labels/a.mha", annotation, spacing=(2, 1, 1), origin=origin)
-    assert run(nnunet_folders) == 0
-    assert read_sidecar(made(nnunet_folders), MADE).axis == 2
-    laid = read_volume(made(nnunet_folders) / "labelsTr/a.nii.gz")
-    np.testing.assert_array_equal(laid, np.repeat(annotation, 2, axis=2))
-    assert read_volume(made(nnunet_folders) / "imagesTr/a_0000.nii.gz").dtype == np.float32
+def test_the_id_may_stand_behind_d_too(folders):
+    """nnU-Net's letter for a data set."""
+    arguments = ["--images", folders / "images", "--labels", folders / "labels", "-d", 42, "--name", "Liver", "-np", 1]
+    assert main(["convert_thin_thick", *map(str, arguments), "--label-names", *NAMES]) == 0
+    assert [*report(folders)] == ["a", "b"]
 
 
 def test_unmatched_volumes(folders, capsys):
@@ -257,32 +121,6 @@ def test_unmatched_volumes(folders, capsys):
     assert run(folders, "--skip-unmatched") == 0
     assert "left out 3 without partner: c_0000.nii.gz, d.nii.gz, e.nii.gz" in capsys.readouterr().out
     assert [*report(folders)] == ["a", "b"]
-
-
-def test_hippocampus(nnunet_folders, hippocampus):
-    """Annotations made thick by majority lie over the truth that they come from."""
-    cases = [path.name.removesuffix(".nii.gz") for path in sorted((hippocampus / "labelsTr").glob("*.nii.gz"))[:3]]
-    (nnunet_folders / "images").mkdir()
-    (nnunet_folders / "labels").mkdir()
-    for case, factor in zip(cases, (4, 3.7, 8), strict=True):
-        shutil.copy(hippocampus / f"imagesTr/{case}_0000.nii.gz", nnunet_folders / "images")
-        grid, truth = (read(hippocampus / f"labelsTr/{case}.nii.gz") for read in (read_grid, read_volume))
-        annotation = majority_slabs(truth, axis=0, factor=factor)
-        write_volume(annotation, thick_grid(grid, axis=0, factor=factor), nnunet_folders / f"labels/{case}.nii.gz")
-    assert run(nnunet_folders, "--label-names", "background", "anterior", "posterior", "--channel-names", "MRI") == 0
-    folder = made(nnunet_folders)
-    sidecar = read_sidecar(folder, MADE)
-    for case, factor in zip(cases, (4, 3.7, 8), strict=True):
-        truth = read_volume(hippocampus / f"labelsTr/{case}.nii.gz")
-        annotation = read_volume(nnunet_folders / f"labels/{case}.nii.gz")
-        here = sidecar.case(case)
-        assert covered(slab_matrix(here.slabs, here.slices)).all()
-        assert len(here.slabs) == int(len(truth) / factor)
-        laid = read_volume(folder / f"labelsTr/{case}.nii.gz")
-        np.testing.assert_array_equal(laid[centre_slices(here.slabs, here.slices)], annotation)
-        seen = laid < 3
-        volumes = [np.count_nonzero(labels[seen]) for labels in (laid, truth)]
-        assert volumes[0] == pytest.approx(volumes[1], rel=0.1)
 
 
 # Each row: what the user does to the folders, the options, what the sentence holds.
@@ -369,7 +207,7 @@ REFUSED = {
     "image as label": (
         annotated(np.arange(240).reshape(3, 10, 8).astype("f4")),
         [],
-        "values 3, 4, 5, 6, 7 and 232 others in",
+        "values 3, 4, 5, 6, 7 and 232 more in",
     ),
     "overlap": (nothing, ["--slice-thickness", "9"], "9 mm thick every 8 mm in case a, which overlap"),
     "thin slices": (

@@ -1,10 +1,9 @@
-"""The command on small data sets: what it writes, what it reports, what it refuses."""
+"""`make_thick` on small data sets: what it writes, what it reports, what it refuses."""
 
 import errno
 import json
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -15,64 +14,18 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 import nnunetv2_ext.data.thick
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.data.thick import average_slabs, majority_slabs
-
-SOURCE = "Dataset004_Small"
-OBLIQUE = (0.0, 0.6, 0.8, 1.0, 0.0, 0.0, 0.0, 0.8, -0.6)
-FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+from tests.data.thin_dataset import OBLIQUE, SOURCE, edit_json, files_in, read, write_dataset, write_image
 
 
 @pytest.fixture
-def raw(tmp_path, monkeypatch):
+def raw(nnunet_folders):
     """nnU-Net's folders, empty but for two training cases, one test case with and one without label."""
-    for variable in FOLDERS:
-        (tmp_path / variable).mkdir()
-        monkeypatch.setenv(variable, str(tmp_path / variable))
-    raw = tmp_path / "nnUNet_raw"
-    write_dataset(raw / SOURCE)
-    return raw
-
-
-def write_image(path: Path, array: np.ndarray, **changes) -> None:
-    geometry = {"Spacing": (0.8, 0.9, 2.0), "Origin": (5.0, -6.0, 7.5), "Direction": OBLIQUE} | changes
-    image = sitk.GetImageFromArray(array)
-    for name, value in geometry.items():
-        getattr(image, f"Set{name}")(value)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    sitk.WriteImage(image, str(path), True)
-
-
-def write_dataset(folder: Path, *, ending: str = ".nii.gz", slices: Iterable[int] = (12, 14, 9, 8), **geometry) -> None:
-    random = np.random.default_rng(0)
-    cases = [("Tr", "case_a", True), ("Tr", "case_b", True), ("Ts", "case_c", True), ("Ts", "case_d", False)]
-    for (part, case, labelled), depth in zip(cases, slices, strict=True):
-        for channel in range(2):
-            array = random.integers(-500, 500, (depth, 10, 8)).astype(np.int16)
-            write_image(folder / f"images{part}" / f"{case}_{channel:04d}{ending}", array, **geometry)
-        if labelled:
-            labels = random.integers(0, 3, (depth, 10, 8)).astype(np.uint8)
-            write_image(folder / f"labels{part}" / f"{case}{ending}", labels, **geometry)
-    entries = {"channel_names": {"0": "CT", "1": "noNorm"}, "labels": {"background": 0, "organ": 1, "lesion": 2}}
-    entries |= {"numTraining": 2, "file_ending": ending, "licence": "CC0"}
-    entries["overwrite_image_reader_writer"] = "SimpleITKIO"
-    (folder / "dataset.json").write_text(json.dumps(entries))
-    (folder / "splits_final.json").write_text('[{"train": ["case_a"], "val": ["case_b"]}]')
-
-
-def edit_json(path: Path, **changes) -> None:
-    entries = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in entries.items() if value is not None}))
+    write_dataset(nnunet_folders / "nnUNet_raw" / SOURCE)
+    return nnunet_folders / "nnUNet_raw"
 
 
 def run(*options: object) -> int:
     return main(["make_thick", *map(str, options), "-np", "2"])
-
-
-def read(path: Path) -> sitk.Image:
-    return sitk.ReadImage(str(path))
-
-
-def files_in(folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".nrrd", ".mha"])
@@ -170,77 +123,10 @@ def test_many_remainders_are_one_line(raw, capsys):
     assert printed.count("dropped") == 1
 
 
-def test_reorienting_reader_names_the_axis(raw):
-    """OBLIQUE's first index axis runs from front to back: with nnU-Net's reorienting reader this is array axis 1."""
-    edit_json(raw / SOURCE / "dataset.json", overwrite_image_reader_writer="SimpleITKIOWithReorient")
-    assert run("-d", 4, "-o", 104, "--factor", 2, "--slice-axis", 1) == 0
-    assert read(raw / "Dataset104_SmallThick2" / "labelsTr" / "case_a.nii.gz").GetSize() == (4, 10, 12)
-
-
-def test_factor_differs_between_cases_of_different_spacing(raw):
-    random = np.random.default_rng(1)
-    for name, dtype in (
-        ("imagesTr/case_b_0000", np.int16),
-        ("imagesTr/case_b_0001", np.int16),
-        ("labelsTr/case_b", "u1"),
-    ):
-        array = random.integers(0, 3, (14, 10, 8)).astype(dtype)
-        write_image(raw / SOURCE / f"{name}.nii.gz", array, Spacing=(0.8, 0.9, 1.0))
-    assert run("-d", 4, "-o", 104, "--thickness", 4) == 0
-    sizes = [read(raw / f"Dataset104_SmallThick4mm/labelsTr/case_{case}.nii.gz").GetSize()[2] for case in "ab"]
-    assert sizes == [12 // 2, 14 // 4]
-
-
-def test_explicit_paths_become_the_ordinary_layout(raw, monkeypatch):
-    source = raw / SOURCE
-    (source / "imagesTr").rename(raw / "elsewhere")
-    (source / "labelsTr").rename(source / "masks")
-    monkeypatch.setenv("ELSEWHERE", str(raw / "elsewhere"))
-    files = {
-        case: {"images": [f"$ELSEWHERE/{case}_{c:04d}.nii.gz" for c in range(2)], "label": f"masks/{case}.nii.gz"}
-        for case in ("case_a", "case_b")
-    }
-    edit_json(source / "dataset.json", dataset=files, numTraining=2)
-    assert run("-d", 4, "-o", 104, "--factor", 4) == 0
-    made = raw / "Dataset104_SmallThick4"
-    entries = json.loads((made / "dataset.json").read_text())
-    assert "dataset" not in entries
-    assert entries["licence"] == "CC0"
-    verify_dataset_integrity(str(made), num_processes=1)
-
-
 def test_labels_without_an_image_are_reported(raw, capsys):
     shutil.copy(raw / SOURCE / "labelsTs/case_c.nii.gz", raw / SOURCE / "labelsTs/lost.nii.gz")
     assert run("-d", 4, "-o", 104, "--factor", 4) == 0
     assert "left out 1 label files without an image: labelsTs/lost.nii.gz" in capsys.readouterr().out
-
-
-def test_channels_within_tolerance_get_one_grid(raw):
-    """nnU-Net wants the spacing of all channels to be equal to the last bit."""
-    array = np.zeros((12, 10, 8), np.int16)
-    write_image(raw / SOURCE / "imagesTr/case_a_0001.nii.gz", array, Spacing=(0.8001, 0.9, 2.0))
-    assert run("-d", 4, "-o", 104, "--factor", 4) == 0
-    verify_dataset_integrity(str(raw / "Dataset104_SmallThick4"), num_processes=1)
-
-
-def test_two_hippocampus_cases(raw, hippocampus):
-    source, made = raw / "Dataset005_Hippocampus", raw / "Dataset105_HippocampusThick4"
-    labels = sorted((hippocampus / "labelsTr").glob("*.nii.gz"))[:2]
-    for label in labels:
-        image = label.name.replace(".nii.gz", "_0000.nii.gz")
-        for folder, name in (("labelsTr", label.name), ("imagesTr", image)):
-            (source / folder).mkdir(parents=True, exist_ok=True)
-            shutil.copy(hippocampus / folder / name, source / folder / name)
-    shutil.copy(hippocampus / "dataset.json", source)
-    assert run("-d", 5, "-o", 105, "--factor", 4) == 0
-    assert json.loads((made / "dataset.json").read_text())["numTraining"] == 2
-    for label in labels:
-        thin, thick = read(label), read(made / "labelsTr" / label.name)
-        assert thick.GetSpacing() == (1.0, 1.0, 4.0)
-        assert thick.GetSize()[2] == thin.GetSize()[2] // 4
-        volumes = [np.prod(i.GetSpacing()) * np.count_nonzero(sitk.GetArrayViewFromImage(i)) for i in (thin, thick)]
-        assert volumes[1] == pytest.approx(volumes[0], rel=0.1)
-    verify_dataset_integrity(str(made), num_processes=1)
 
 
 # Each row: what the user does to the data set or environment, the options, what the sentence holds.

@@ -47,7 +47,7 @@ def test_what_fails_leaves_out_what_builds_on_it_and_nothing_else(function, expe
     ]
 
 
-def test_every_need_names_an_earlier_examination():
+def test_every_need_names_an_earlier_examination() -> None:
     seen: set[str] = set()
     for examination in (*INSTALLATION, *TRAINING):
         assert set(examination.needs) <= seen, examination.name
