@@ -219,11 +219,14 @@ def rows(text: str) -> dict[str, list[str]]:
     return {cells[0].strip("`"): cells[1:] for cells in lines if cells[0].startswith("`")}
 
 
+REFERENCE = {**dict.fromkeys(COMMANDS, "reference-commands.md"), "profile": "reference-profile.md"}
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_reference_holds_every_argument(command):
     parser = argparse.ArgumentParser()
     importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
-    documented = rows(section((ROOT / "docs" / "reference-commands.md").read_text(), command))
+    documented = rows(section((ROOT / "docs" / REFERENCE[command]).read_text(), command))
     expected = {
         "`, `".join(action.option_strings or [action.dest]): action
         for action in parser._actions
@@ -242,8 +245,11 @@ def test_the_reference_holds_every_argument(command):
 
 
 def test_the_reference_holds_no_other_command():
-    headings = re.findall(r"^## (.*)$", (ROOT / "docs" / "reference-commands.md").read_text(), re.MULTILINE)
-    assert headings == [*COMMANDS, "Benchmarks"]
+    for page in {*REFERENCE.values()}:
+        headings = re.findall(r"^## (.*)$", (ROOT / "docs" / page).read_text(), re.MULTILINE)
+        assert [heading for heading in headings if heading != "Benchmarks"] == [
+            command for command in COMMANDS if REFERENCE[command] == page
+        ]
 
 
 def leaves(block: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ from nnunetv2_ext.profiling.step import Measured
 from nnunetv2_ext.registry import BACKBONES
 from tests.training.conftest import DATASET, LABELS, MNET, UNET, hand_made_plans
 
-REFERENCE = Path(__file__).parents[2] / "docs" / "reference-commands.md"
+REFERENCE = Path(__file__).parents[2] / "docs" / "reference-profile.md"
 SMALL = ["--patch", "4", "32", "32"]
 NET = ["--architecture", "MNet", *SMALL]
 PAR = ["--architecture", "PaR:none", "--patch", "96", "96", "96", "--classes", "5", "--no-time"]
