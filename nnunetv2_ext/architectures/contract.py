@@ -57,6 +57,15 @@ class Network(Supervised, Measured, Protocol):
 
 
 @runtime_checkable
+class Initialised(Protocol):
+    """A network with an initialisation of its own, as nnU-Net's have."""
+
+    @staticmethod
+    def initialize(module: nn.Module) -> None:
+        """What is applied to every module after the network is built."""
+
+
+@runtime_checkable
 class Freezable(Protocol):
     """A network that refines the output of another one, which may be kept as it is."""
 

@@ -11,16 +11,16 @@ import numpy as np
 
 from tests.pipeline.conftest import Pipeline
 
-# one process for the other folds, since each command imports nnU-Net; its own trainer takes a short schedule only here
+# one process for the other folds, since each command imports nnU-Net; its own trainer takes a short training only here
 OTHER_FOLDS = """
 from nnunetv2_ext.training.run import train_fold
 
 if __name__ == "__main__":
-    schedule = {"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "batch_size": 2}
+    short = {"epochs": 1, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "batch_size": 2}
     for fold in range(5):
         for method, plans in (("nnUNet", "nnUNetPlans"), ("MNet", "MNetPlans")):
             if (method, fold) != ("MNet", 0):
-                train_fold(104, "3d_fullres", fold, trainer=f"{method}Trainer", plans=plans, training=schedule,
+                train_fold(104, "3d_fullres", fold, trainer=f"{method}Trainer", plans=plans, training=short,
                            save_probabilities=True)
 """
 

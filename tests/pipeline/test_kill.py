@@ -19,8 +19,8 @@ EPOCHS = 2 * KILLS
 
 
 def test_killed_at_random_moments(pipeline: Pipeline, capsys: pytest.CaptureFixture[str]) -> None:
-    schedule = f"--epochs {EPOCHS} --iterations 1 --val-iterations 1 --batch-size 2"
-    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner {schedule}")
+    short = f"--epochs {EPOCHS} --iterations 1 --val-iterations 1 --batch-size 2"
+    pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner {short}")
     fold = pipeline.results("MNetTrainer", "MNetPlans") / "fold_0"
     command = "nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans -device cpu"
     moments = random.Random(0)

@@ -25,7 +25,7 @@ from nnunetv2_ext.architectures.backbones.record import (
     cumulative,
     triple,
 )
-from nnunetv2_ext.architectures.contract import Measured, Supervised
+from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError
@@ -132,7 +132,7 @@ class BackboneNetwork(nn.Module):
         if strides:
             self._checked(self.spatial_shape)
         self.network = _built(network_class, arguments, found.name)
-        if self._holder and not hasattr(self.network, self._holder):
+        if self._holder and self._holder not in dict(self.network.named_children()):
             raise InputError(
                 f"the backbone {found.name} without deep_supervision_shapes or a {self._holder}",
                 "our contract of a network, or nnU-Net's layout of a U-Net",
@@ -301,7 +301,7 @@ def _built(network_class: type[nn.Module], arguments: Kwargs, name: str) -> Any:
         values = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise InputError(f"{name}({values})", "arguments that it takes", f"correct them: {error}") from error
     # here and not by nnU-Net, which would apply it to what is built around the backbone too
-    if hasattr(network, "initialize"):
+    if isinstance(network, Initialised):
         network.apply(network.initialize)
     for module in network.modules():  # nnU-Net's residual blocks hold a lambda, which cannot be pickled
         if inspect.isfunction(vars(module).get("skip")):
