@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunetv2_ext.architectures.par import resolved_sizes
 from nnunetv2_ext.planning.backbones import PlannerOfBackbones
-from nnunetv2_ext.planning.options import Option, options_of
+from nnunetv2_ext.planning.options import Option
 
 
 class PaRPlanner(PlannerOfBackbones):
@@ -28,7 +28,7 @@ class PaRPlanner(PlannerOfBackbones):
     fusion = Option("add", "add, multiply or concat")
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
-        refiner = {name: getattr(self, name) for name in vars(PaRPlanner) if name in options_of(PaRPlanner)}
+        refiner = {name: getattr(self, name) for name, value in vars(PaRPlanner).items() if isinstance(value, Option)}
         return {**super().architecture_kwargs(patch_size, spacing), **refiner}
 
     def further_entries(self, arch_kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -301,8 +301,9 @@ def _built(network_class: type[nn.Module], arguments: Kwargs, name: str) -> Any:
         values = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise InputError(f"{name}({values})", "arguments that it takes", f"correct them: {error}") from error
     # here and not by nnU-Net, which would apply it to what is built around the backbone too
-    if isinstance(network, Initialised):
-        network.apply(network.initialize)
+    initialise = network.initialize if isinstance(network, Initialised) else None
+    if initialise is not None:
+        network.apply(initialise)
     for module in network.modules():  # nnU-Net's residual blocks hold a lambda, which cannot be pickled
         if inspect.isfunction(vars(module).get("skip")):
             module.skip = _identity
