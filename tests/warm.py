@@ -1,9 +1,10 @@
 """Commands without their seconds of imports: a process that has imported PyTorch and nnU-Net forks one for each.
 
 The forked process is what the command's own would be: it has the given environment, arguments, folder and output, leads
-a process group, and enters where the installed script does. In it, nnU-Net's pools fork where they would spawn.
+a process group, and enters where the installed script does. What nnU-Net does there costs less, see `light_nnunet`.
 """
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -19,10 +20,12 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
+from unittest import mock
 
 ROOT = Path(__file__).parents[1]
 # What the imported modules read when they use it. All other variables may have been read by an import already.
@@ -167,21 +170,32 @@ class _ForkContext(multiprocessing.context.ForkContext):
 
 
 @contextlib.contextmanager
-def forking_where_spawning() -> Iterator[None]:
-    """Processes asked for as spawned, which import nnU-Net, are forked in this process.
+def light_nnunet() -> Iterator[None]:
+    """What nnU-Net does in this process for five small cases costs no more than that.
 
-    It must not have used more than one thread of PyTorch, unless what it starts sets the number before it computes.
+    Its pools fork, where they would spawn processes that import it again; one process looks for the files of a data
+    set, not twelve; and the fingerprint draws a million voxels from all cases, not a hundred million. The process must
+    not have used more than one thread of PyTorch, unless what it starts sets the number before it computes.
     """
-    before = multiprocessing.get_context
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+    from nnunetv2.utilities import utils
 
-    def get_context(method: str | None = None) -> Any:
-        return _ForkContext() if method == "spawn" else before(method)
+    forking, get_context = _ForkContext(), multiprocessing.get_context
+    initialize = DatasetFingerprintExtractor.__init__
 
-    multiprocessing.get_context = get_context  # type: ignore[assignment]
-    try:
+    def fork_where_spawning(method: str | None = None) -> Any:
+        return forking if method == "spawn" else get_context(method)
+
+    def draw_fewer(self: DatasetFingerprintExtractor, *args: Any, **kwargs: Any) -> None:
+        initialize(self, *args, **kwargs)
+        self.num_foreground_voxels_for_intensitystats = 1e6
+
+    with (
+        mock.patch.object(multiprocessing, "get_context", fork_where_spawning),
+        mock.patch.object(utils, "Pool", lambda processes: forking.Pool(1)),
+        mock.patch.object(DatasetFingerprintExtractor, "__init__", draw_fewer),
+    ):
         yield
-    finally:
-        multiprocessing.get_context = before  # type: ignore[assignment]
 
 
 def _import_all() -> None:
@@ -282,7 +296,26 @@ def _enter(words: Sequence[str]) -> Any:
     return point.load()()
 
 
-def main() -> Any:
+def _run_and_leave(words: Sequence[str]) -> NoReturn:
+    """End as an interpreter does after the command, but without taking apart all that was imported."""
+    try:
+        status = _enter(words)
+    except SystemExit as ending:
+        status = ending.code
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        status = 1
+    if not isinstance(status, int | None):
+        print(status, file=sys.stderr)
+        status = 1
+    threading._shutdown()  # type: ignore[attr-defined]  # as multiprocessing ends its processes
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status or 0)
+
+
+def main() -> None:
     """Serve until the other end of the socket, whose descriptor is the argument, is closed."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     if "imports" in sys.argv:
@@ -290,11 +323,10 @@ def main() -> Any:
     gc.collect()
     gc.freeze()  # a collection in a forked process would copy all that is shared
     words = _serve(channel)
-    if words is None:
-        return 0
-    with forking_where_spawning():
-        return _enter(words)
+    if words is not None:
+        with light_nnunet():
+            _run_and_leave(words)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.warm import Running, WarmProcess, forking_where_spawning
+from tests.warm import Running, WarmProcess, light_nnunet
 
 CASES = 5  # one for each fold to validate on
 
@@ -115,8 +115,8 @@ def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory, warm: 
 
 @pytest.fixture(scope="module")
 def environment(pipeline: Pipeline) -> Iterator[None]:
-    """nnU-Net's folders for this process too, where its pools fork instead of importing it again."""
-    with pytest.MonkeyPatch.context() as patch, forking_where_spawning():
+    """nnU-Net's folders for this process too; its pools fork here, see `light_nnunet`."""
+    with pytest.MonkeyPatch.context() as patch, light_nnunet():
         for key, value in pipeline.environment.items():
             if key.startswith("nnUNet_"):
                 patch.setenv(key, value)

@@ -36,7 +36,8 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
 
 def test_no_data_worker_outlives_a_killed_training(pipeline: Pipeline) -> None:
     pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 104 -pl MNetPlanner {SHORT} --epochs 50")
-    training = pipeline.start("nnUNetv2_train 104 3d_fullres 1 -tr MNetTrainer -p MNetPlans -device cpu")
+    command = "nnUNetv2_train 104 3d_fullres 1 -tr MNetTrainer -p MNetPlans -device cpu"
+    training = pipeline.start(command, fresh=True)
     while not (pipeline.results("MNetTrainer", "MNetPlans") / "fold_1" / "checkpoint_latest.pth").is_file():
         assert training.poll() is None, training.communicate()[0][-6000:]
         time.sleep(0.1)
