@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -42,12 +43,15 @@ class Shell:
 
     Args:
         folder: where nnU-Net's three folders are made, unless they are there.
+        environment: of the commands, by default this process's; the folders, our trainers and Python's go over it.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, environment: Mapping[str, str] | None = None):
         self.folder = folder
-        self.environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "nnUNet_extTrainer": external_trainer_folders()}
-        self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        self.environment = {**(os.environ if environment is None else environment)}
+        self.environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        self.environment["nnUNet_extTrainer"] = external_trainer_folders()
+        self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), self.environment["PATH"]])
         for variable in FOLDER_VARIABLES:
             (folder / variable).mkdir(exist_ok=True)
             self.environment[variable] = str(folder / variable)

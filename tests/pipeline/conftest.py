@@ -5,8 +5,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from nnunetv2_ext.testing.trainer import Shell, finish
 from tests.warm import Running, WarmProcess, light_nnunet
 
 CASES = 5  # one for each fold to validate on
@@ -28,17 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.pipeline)
 
 
-class Pipeline:
+class Pipeline(Shell):
     """nnU-Net's three folders below one folder, and the environment that commands run in."""
 
     def __init__(self, folder: Path, warm: WarmProcess):
-        self.folder, self.warm = folder, warm
-        self.environment = {**warm.environment}
-        self.environment.pop("nnUNet_extTrainer", None)
-        self.environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), warm.environment["PATH"]])
-        for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
-            (folder / variable).mkdir(exist_ok=True)
-            self.environment[variable] = str(folder / variable)
+        super().__init__(folder, warm.environment)
+        self.warm = warm
         line = self.run("nnunetv2_ext env").strip()
         self.environment["nnUNet_extTrainer"] = line.split("=", 1)[1].strip("'\"")
 
@@ -47,26 +41,13 @@ class Pipeline:
 
         It is forked from the warm process, unless `fresh`: then it is a new interpreter, which spawns nnU-Net's pools.
         """
-        words = shlex.split(command)
-        if not fresh:
-            return self.warm.start(words, environment=self.environment, folder=self.folder)
-        return subprocess.Popen(
-            words,
-            env=self.environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
+        if fresh:
+            return super().start(command)
+        return self.warm.start(shlex.split(command), environment=self.environment, folder=self.folder)
 
     def run(self, command: str, *, status: int = 0, fresh: bool = False) -> str:
         """Run a command to its end and return what it printed; fails the test on another exit status."""
-        process = self.start(command, fresh=fresh)
-        output = process.communicate(timeout=900)[0]
-        ended = process.wait()
-        assert ended == status, f"{command}\nended with {ended}:\n{output[-6000:]}"
-        return output
+        return finish(self.start(command, fresh=fresh), command, status)
 
     def images_of(self, dataset: str) -> Path:
         """A folder of two images to predict."""
