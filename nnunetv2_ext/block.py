@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError, is_whole
 
+NNUNET_CLIP = 12
+"""The norm to which nnU-Net's training step, and ours, clip gradients."""
+
 
 class Values(NamedTuple):
     """What a value may be: in words, as a test, and how a flag's text becomes one."""
@@ -65,7 +68,9 @@ _POSITIVE = Values("a number above 0", _is_positive, float)
 _BELOW_ONE = Values("a number in [0, 1)", _is_below_one, float)
 _SHARE = Values("a number in [0, 1]", lambda value: _is_weight(value) and value <= 1, float)
 _FACTOR = Values("a number above 0 and below 1", lambda value: _is_positive(value) and _is_below_one(value), float)
-_CLIP = Values("a number above 0, at most 12", lambda value: _is_positive(value) and value <= 12, float)
+_CLIP = Values(
+    f"a number above 0, at most {NNUNET_CLIP}", lambda value: _is_positive(value) and value <= NNUNET_CLIP, float
+)
 _WEIGHTS = Values("a list of numbers from 0, one per output, not all 0", _is_weights)
 _TWO_BELOW_ONE = Values("a list of two numbers in [0, 1)", _is_two_below_one)
 _BOOL = Values("true or false", _is_bool, bool)
@@ -115,7 +120,7 @@ _SCHEMA: dict[str, Setting | dict[str, Any]] = {
         50, _FROM_ONE, "validation iterations per epoch, for the pseudo Dice", "--val-iterations"
     ),
     **_NAMED,
-    # nnU-Net's training step clips at 12 itself, so a looser bound would be a lie
+    # the training step clips at that itself, so a looser bound would be a lie
     "grad_clip": Setting(
         12.0, _CLIP, "bound of the gradient's norm, at most 12, where nnU-Net clips itself", "--grad-clip"
     ),
@@ -330,17 +335,6 @@ def planned_block(configurations: Mapping[str, Any], name: str) -> dict[str, Any
     if "training" not in held and held.get("inherits_from") in configurations:
         return planned_block(configurations, held["inherits_from"])
     return held.get("training") or {}
-
-
-def passes(block: Mapping[str, Any], slices: int) -> float:
-    """Passes of a training step over a patch of so many slices, each counting by its share of them.
-
-    1, but with `thin_thick` also the thick image's, on the thin grid where the block does not say.
-    """
-    group = block.get("thin_thick")
-    if group is None or not (group["thick_weight"] or group["features_weight"]):
-        return 1.0
-    return 1.0 + (group["slabs"] / slices if group["thick_image"] == THICK_GRID and group["slabs"] else 1.0)
 
 
 def check_block(block: Mapping[str, Any]) -> None:

@@ -1,5 +1,10 @@
 """nnU-Net's measure of GPU memory: elements of feature maps, against a reference that fills 8 GB."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from nnunetv2_ext.block import THICK_GRID
+
 # ExperimentPlanner (nnunetv2 2.8): by number of axes, the elements per sample and the batch that fill 8 GB
 REFERENCE_GB = 8
 REFERENCES = {2: (85_000_000, 12), 3: (560_000_000, 2)}
@@ -22,3 +27,14 @@ def memory_gb(feature_map_size: float, batch_size: int, *, axes: int = 3) -> flo
     """
     elements, batch = REFERENCES[axes]
     return feature_map_size / elements * batch_size / batch * REFERENCE_GB
+
+
+def passes(block: Mapping[str, Any], slices: int) -> float:
+    """Passes of a training step over a patch of so many slices, each counting by its share of them.
+
+    1, but with `thin_thick` also the thick image's, on the thin grid where the block does not say.
+    """
+    group = block.get("thin_thick")
+    if group is None or not (group["thick_weight"] or group["features_weight"]):
+        return 1.0
+    return 1.0 + (group["slabs"] / slices if group["thick_image"] == THICK_GRID and group["slabs"] else 1.0)

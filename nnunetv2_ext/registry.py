@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE
+from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE, find_backbone
 from nnunetv2_ext.entry import Entry, named
 from nnunetv2_ext.errors import InputError
 
+_MNET = find_backbone("MNet")
 ARCHITECTURES = (
-    Entry("MNet", "nnunetv2_ext.architectures.MNet", "2D and 3D streams fused in a 5 x 5 mesh (IJCAI 2022)"),
+    Entry(_MNET.name, _MNET.path, _MNET.summary),
     Entry("BackboneNetwork", "nnunetv2_ext.architectures.BackboneNetwork", "any backbone of the list below"),
     Entry("PaRNetwork", "nnunetv2_ext.architectures.PaRNetwork", "a backbone and the axial refiner on it (IJCAI 2025)"),
     Entry(
@@ -82,7 +83,8 @@ def find_network(name: str, *, as_backbone: bool = False) -> NamedNetwork:
     """What a name of the grammar stands for, in every command and benchmark.
 
     `NAME` is an architecture or a backbone of the list, `PaR:NAME` the refiner on that backbone, `PaR` alone that on
-    the default one, and `ConvFreeTransformer:block` the transformer in the papers' blocks.
+    the default one, and `ConvFreeTransformer:block` the transformer in the papers' blocks. A backbone
+    may also be the dotted path of a network.
 
     Args:
         as_backbone: what an architecture that is a backbone too stands for: by default itself, else the backbone.
@@ -92,7 +94,12 @@ def find_network(name: str, *, as_backbone: bool = False) -> NamedNetwork:
     """
     method, _, inner = name.partition(":")
     if method == REFINED:
-        return NamedNetwork("PaRNetwork", {"backbone": find("backbone", inner or DEFAULT_BACKBONE).name})
+        backbone = inner or DEFAULT_BACKBONE
+        return NamedNetwork(
+            "PaRNetwork", {"backbone": backbone if "." in backbone else find("backbone", backbone).name}
+        )
+    if "." in name:
+        return NamedNetwork("BackboneNetwork", {"backbone": name})
     if method == CONVFREE and inner in ("", "patch", "block"):
         return NamedNetwork(CONVFREE, {"context": inner} if inner else {})
     known = {entry.name: entry for entry in (*ARCHITECTURES, *BACKBONES)}
@@ -102,7 +109,8 @@ def find_network(name: str, *, as_backbone: bool = False) -> NamedNetwork:
             f"one of {', '.join(known)}, {REFINED}:BACKBONE, {CONVFREE}:block",
             "see `nnunetv2_ext list`",
         )
-    backbone = name in {entry.name for entry in BACKBONES}
-    if backbone and (as_backbone or name not in {entry.name for entry in ARCHITECTURES}):
+    if name in {entry.name for entry in BACKBONES} and (
+        as_backbone or name not in {entry.name for entry in ARCHITECTURES}
+    ):
         return NamedNetwork("BackboneNetwork", {"backbone": name})
     return NamedNetwork(name, {})

@@ -16,11 +16,11 @@ from nnunetv2_ext.block import (
     merge_blocks,
     method_defaults,
     named_defaults,
-    passes,
     planned_block,
     resolve_block,
 )
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.memory import passes
 
 # what only the whole block tells
 NO_LOSS = r"training.loss = \{'dice': 0, 'ce': 0\}; expected a weight above 0"

@@ -8,8 +8,20 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-Shape = tuple[int, int, int]
-"""Voxels or voxel counts along (z, y, x)."""
+from nnunetv2_ext.architectures.backbones.record import Shape
+from nnunetv2_ext.errors import InputError
+
+
+def three_axes(patch_size: Sequence[int]) -> Shape:
+    """A patch (z, y, x) as whole numbers.
+
+    Raises:
+        InputError: it has not three axes.
+    """
+    sizes = tuple(int(size) for size in patch_size)
+    if len(sizes) != 3:
+        raise InputError(f"a patch of {len(sizes)} axes {sizes}", "three axes (z, y, x)", "use a 3D configuration")
+    return sizes
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunetv2_ext.architectures.contract import Shape
+from nnunetv2_ext.architectures.contract import Shape, three_axes
 from nnunetv2_ext.architectures.layers.neighbourhoods import Blocks, Windows, blocks_around
 from nnunetv2_ext.architectures.layers.position import axial_code, sequence_code
 from nnunetv2_ext.architectures.layers.transformer import TransformerLayer
@@ -252,9 +252,7 @@ class ConvFreeTransformer(nn.Module):
 
     def _grid(self, patch_size: Sequence[int]) -> Shape:
         """The number of tokens per axis of a patch."""
-        sizes = [int(size) for size in patch_size]
-        if len(sizes) != 3:
-            raise InputError(f"a patch of {len(sizes)} axes {sizes}", "three axes (z, y, x)", "use a 3D configuration")
+        sizes = three_axes(patch_size)
         if min(sizes) < 1 or any(size % token for size, token in zip(sizes, self.token_size, strict=True)):
             below = [max(size // token, 1) * token for size, token in zip(sizes, self.token_size, strict=True)]
             above = [max(-(-size // token), 1) * token for size, token in zip(sizes, self.token_size, strict=True)]

@@ -1,4 +1,4 @@
-"""What a network keeps for its backward pass, counted without computing anything."""
+"""What a network keeps for its backward pass, and the slices that it takes; found without computing anything."""
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
+
+from nnunetv2_ext.architectures.contract import Network, Tokenized
+from nnunetv2_ext.errors import InputError
 
 
 def kept_elements(network: nn.Module, input_shape: Sequence[int]) -> float:
@@ -106,3 +109,21 @@ class FusedAttention(TorchFunctionMode):
         if dropout_p or enable_gqa or (attn_mask is not None and attn_mask.requires_grad):
             return False
         return query.ndim == 4 and key.shape == value.shape and query.shape[-1] == value.shape[-1]
+
+
+def thick_slices(network: Network, patch_size: Sequence[int], slabs: int) -> int | None:
+    """The smallest number of slices, from `slabs` on and below the patch's, of a thick image that the network takes.
+
+    Returns:
+        None where the thick image has to be shown on the thin grid: the network is built for one patch, or its tokens,
+        whose size is chosen in mm, would be of another one.
+    """
+    if isinstance(network, Tokenized):
+        return None
+    for slices in range(slabs, patch_size[0]):
+        try:
+            network.deep_supervision_shapes([slices, *patch_size[1:]])
+        except InputError:
+            continue
+        return slices
+    return None

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_ext.architectures.contract import Shape
+from nnunetv2_ext.architectures.contract import Shape, three_axes
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
 from nnunetv2_ext.errors import InputError
@@ -55,9 +55,7 @@ def _mesh_shapes(patch_size: Sequence[int], min_pool_slices: int) -> dict[Node, 
     Raises:
         InputError: the patch has not three axes, is below 16 in plane, or leaves a single voxel at the deepest node.
     """
-    sizes = tuple(int(size) for size in patch_size)
-    if len(sizes) != 3:
-        raise InputError(f"a patch of {len(sizes)} axes {sizes}", "three axes (z, y, x)", "use a 3D configuration")
+    sizes = three_axes(patch_size)
     if sizes[0] < 1 or min(sizes[1:]) < MIN_IN_PLANE:
         raise InputError(
             f"a patch of {sizes}",

@@ -145,7 +145,8 @@ def _patch_size(manager: Any, configuration: str) -> list[int]:
 
 def check_block_of_plans(subject: Subject) -> Iterator[Check]:
     """The `training` block, which only trainers of ours read; they check it when training starts."""
-    from nnunetv2_ext.block import check_block, passes
+    from nnunetv2_ext.block import check_block
+    from nnunetv2_ext.memory import passes
 
     block = subject.found["configuration"].configuration.get("training")
     if not subject.found["ours"]:

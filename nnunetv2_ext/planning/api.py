@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import nnunetv2
@@ -19,13 +20,17 @@ from nnunetv2_ext.registry import PLANNERS, find
 
 
 def planner_class(name: str) -> type[ExperimentPlanner]:
-    """The planner of that name, ours or nnU-Net's.
+    """The planner of that name, ours or nnU-Net's, or the class of a dotted path.
 
     Raises:
         InputError: unknown name; the message lists ours.
     """
     if name in {entry.name for entry in PLANNERS}:
         return find("planner", name).load()
+    if "." in name:
+        located = locate(name)
+        if isinstance(located, type) and issubclass(located, ExperimentPlanner):
+            return located
     planner = _find_in_nnunet(name)
     return planner if planner is not None else find("planner", name).load()
 

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
-from nnunetv2_ext.architectures.backbones import DEFAULT_BACKBONE, find_backbone
+from nnunetv2_ext.architectures.backbones import DEFAULT_BACKBONE
+from nnunetv2_ext.architectures.backbones.network import record_of
 from nnunetv2_ext.architectures.backbones.record import size_rule
 from nnunetv2_ext.planning.options import Option, json_object
 from nnunetv2_ext.planning.planner import ExtPlanner
@@ -22,7 +23,7 @@ class PlannerOfBackbones(ExtPlanner):
     )
 
     def __init__(self, *args: Any, **kwargs: Any):
-        self.record = find_backbone(self.backbone)
+        self.record = record_of(self.backbone)
         self.record.load()  # MONAI missing
         super().__init__(*args, **kwargs)
         if self.record.preset_gb is not None:
@@ -34,7 +35,7 @@ class PlannerOfBackbones(ExtPlanner):
     def default_plans_name(self) -> str:
         if self.backbone == DEFAULT_BACKBONE:
             return self.plans_name
-        return f"{self.plans_name.removesuffix('Plans')}{self.backbone}Plans"
+        return f"{self.plans_name.removesuffix('Plans')}{self.backbone.rpartition('.')[2]}Plans"
 
     def published_block(self) -> Mapping[str, Any]:
         published = super().published_block()

@@ -16,10 +16,10 @@ from nnunetv2_ext.block import check_block, merge_blocks, resolve_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, read_json
 from nnunetv2_ext.memory import memory_gb
-from nnunetv2_ext.planning.options import Option, options_of
+from nnunetv2_ext.planning.options import Option, flag_of, options_of
 from nnunetv2_ext.planning.search import PatchSearch
 from nnunetv2_ext.planning.sharing import STOCK_PLANS, agree
-from nnunetv2_ext.registry import find
+from nnunetv2_ext.registry import PLANNERS, find
 
 
 class ExtPlanner(PatchSearch):
@@ -242,10 +242,12 @@ class ExtPlanner(PatchSearch):
                 self.warn_of_padding(name, configuration)
             if not self.shares_data(name, configuration, stock.get(name)):
                 configuration["data_identifier"] = f"{self.plans_identifier}_{name}"
-        # a subclass with the user's options has the planner's own name
+        made_by = type(self)  # a subclass with the user's options has the planner's own name
+        registered = made_by.__name__ in {entry.name for entry in PLANNERS}
         plans["made_by"] = {
-            "planner": type(self).__name__,
+            "planner": made_by.__name__ if registered else f"{made_by.__module__}.{made_by.__qualname__}",
             "options": {**self.given, **self._asked},
+            "training": dict(self.training),
             "version": __version__,
         }
         super().save_plans(plans)
@@ -279,7 +281,7 @@ def with_options(
         return planner
     if not issubclass(planner, ExtPlanner):
         raise InputError(
-            f"{'a training block' if training else ', '.join(options)} for nnU-Net's {planner.__name__}",
+            f"{'a training block' if training else ', '.join(map(flag_of, options))} for nnU-Net's {planner.__name__}",
             "one of our planners",
             "plan first, then run nnunetv2_ext schedule on the plans" if training else "drop it",
         )
@@ -287,8 +289,8 @@ def with_options(
     unknown = sorted(options.keys() - known.keys())
     if unknown:
         raise InputError(
-            f"the option {', '.join(unknown)} for {planner.__name__}",
-            f"some of {', '.join(known)}",
+            f"the option {', '.join(map(flag_of, unknown))} for {planner.__name__}",
+            f"some of {', '.join(map(flag_of, known))}",
             "drop it, or choose another planner",
         )
     check_block(training)
@@ -296,5 +298,7 @@ def with_options(
         **options,
         "given": {**planner.given, **options},
         "training": merge_blocks(planner.training, training),
+        "__module__": planner.__module__,
+        "__qualname__": planner.__qualname__,
     }
     return type(planner.__name__, (planner,), attributes)

@@ -11,10 +11,10 @@ from nnunetv2.utilities.label_handling.label_handling import determine_num_input
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.architectures.contract import Measured
-from nnunetv2_ext.block import differences, merge_blocks, passes, planned_block
+from nnunetv2_ext.block import differences, merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json
-from nnunetv2_ext.memory import memory_gb
+from nnunetv2_ext.memory import memory_gb, passes
 
 Blocks = Mapping[str, Mapping[str, Any]]
 """The `training` blocks of some plans by configuration."""

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_ext.block import THICK_GRID, THIN_GRID, method_defaults, passes
+from nnunetv2_ext.architectures.measure import thick_slices
+from nnunetv2_ext.block import THICK_GRID, THIN_GRID, method_defaults
 from nnunetv2_ext.data.sidecar import read_sidecar, refuse_thin_annotations, write_sidecar
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder
 from nnunetv2_ext.geometry.patches import most_within, no_slabs, refused_patch, slices_for_a_slab, whole_slabs
+from nnunetv2_ext.memory import passes
 from nnunetv2_ext.planning.options import Option, options_of
 from nnunetv2_ext.planning.planner import ExtPlanner, with_options
 from nnunetv2_ext.registry import PLANNERS, find, find_network
 from nnunetv2_ext.text import listed
-from nnunetv2_ext.training.slab_batch import thick_slices
 
 
 def planner_for(network: str) -> tuple[type[ExtPlanner], dict[str, Any]]:

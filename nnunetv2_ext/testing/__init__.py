@@ -3,7 +3,7 @@
     from nnunetv2_ext.testing import check_network, check_trainer
 
     check_network(Net, (8, 32, 32), features=8)
-    check_trainer("NetTrainer", planner="NetPlanner")
+    check_trainer("NetTrainer", planner="my_package.NetPlanner")
 
 Each ends without a word, or in an AssertionError that says what does not hold.
 """

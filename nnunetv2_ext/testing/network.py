@@ -16,8 +16,8 @@ from nnunetv2_ext.errors import InputError
 
 Patch = tuple[int, ...]
 CHANNELS, CLASSES = 2, 3
-IMPOSSIBLE: tuple[Patch, ...] = ((0, 32, 32), (8, 3, 32), (8, 32), (1, 1, 8, 32, 32))
-"""No axis of a patch may be missing, too many, empty or, of three voxels, halved twice."""
+IMPOSSIBLE: tuple[Patch, ...] = ((0, 32, 32), (8, 32), (1, 1, 8, 32, 32))
+"""No axis of a patch may be missing, too many or empty."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class NetworkCase:
     """Its arguments, as JSON holds them."""
     patches: tuple[Patch, ...] = ()
     """Others that it takes: odd ones, few slices."""
-    impossible: tuple[Patch, ...] = IMPOSSIBLE
+    impossible: tuple[Patch, ...] = ()
+    """Patches that it has to refuse, beside `IMPOSSIBLE`."""
     fixed: bool = False
     """Whether it takes no other patch than that it was built for."""
     random: bool = False
@@ -41,6 +42,8 @@ class NetworkCase:
     """Whether to look at gradients in bfloat16."""
     transfers_heads: bool = False
     """Whether nnU-Net's -pretrained_weights are to take the heads too."""
+    after_head: str = ""
+    """What the names of parameters begin with that act on the logits, as a refiner's."""
 
     @cached_property
     def built_for_a_patch(self) -> bool:
@@ -78,10 +81,12 @@ def check_network(
     patch_size: Sequence[int],
     *,
     patches: Sequence[Sequence[int]] = (),
+    impossible: Sequence[Sequence[int]] = (),
     fixed: bool = False,
     random: bool = False,
     rounded_gradients: bool = True,
     transfers_heads: bool = False,
+    after_head: str = "",
     **kwargs: Any,
 ) -> None:
     """Run a network through the contract (`nnunetv2_ext.architectures.contract.Network`).
@@ -90,10 +95,12 @@ def check_network(
         network_class: importable by its name, as plans need it.
         patch_size: a small patch (z, y, x) that it takes, in voxels.
         patches: more of them.
+        impossible: those that it has to refuse, beside `IMPOSSIBLE`.
         fixed: it takes no other patch than that it was built for.
         random: samples of a batch and chance play a part in training: batch normalisation, dropout.
         rounded_gradients: look at gradients in bfloat16, too.
         transfers_heads: its heads' weights are to be taken over by nnU-Net's -pretrained_weights.
+        after_head: what the names of parameters begin with that act on the logits, as a refiner's.
         kwargs: arguments that make it small, as JSON holds them.
 
     Raises:
@@ -104,10 +111,12 @@ def check_network(
         tuple(patch_size),
         kwargs,
         tuple(map(tuple, patches)),
+        tuple(map(tuple, impossible)),
         fixed=fixed,
         random=random,
         rounded_gradients=rounded_gradients,
         transfers_heads=transfers_heads,
+        after_head=after_head,
     )
     for check in NETWORK_CHECKS:
         check(case)
@@ -172,9 +181,12 @@ def check_head(case: NetworkCase) -> None:
         gradients = torch.autograd.grad(output, list(parameters.values()), allow_unused=True, retain_graph=True)
         return {name for name, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
 
-    # under a refiner, the refiner comes after it too
     after = {id(parameter) for parameter in network.head.parameters()}
-    last = {name for name in parameters if id(parameters[name]) in after or name.startswith("refiner.")}
+    last = {
+        name
+        for name in parameters
+        if id(parameters[name]) in after or (case.after_head and name.startswith(case.after_head))
+    }
     assert reached(logits.sum()) - reached(torch.stack([one.sum() for one in features]).sum()) == last
 
 
@@ -255,11 +267,14 @@ def check_round_trips(case: NetworkCase) -> None:
 def check_impossible_sizes(case: NetworkCase) -> None:
     """A size that cannot work is refused with an InputError, wherever a patch is told."""
     network = case.build()
-    for patch in case.impossible:
+    refused = (*IMPOSSIBLE, *case.impossible)
+    another = (tuple(2 * size for size in case.patch),) if case.fixed else ()
+    for patch in (*refused, *another):
         for measure in (network.deep_supervision_shapes, network.compute_conv_feature_map_size):
             _refuses(partial(measure, patch), f"{measure.__name__}({patch})")
         _refuses(partial(network, torch.zeros(1, CHANNELS, *patch)), f"forward of a patch of {patch}")
-        if case.built_for_a_patch and patch in IMPOSSIBLE:
+    if case.built_for_a_patch:
+        for patch in refused:
             with torch.device("meta"):
                 _refuses(partial(case.build, patch), f"the constructor with spatial_shape {patch}")
 

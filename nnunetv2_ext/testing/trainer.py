@@ -17,6 +17,7 @@ import torch
 
 from nnunetv2_ext import external_trainer_folders
 from nnunetv2_ext.data.phantom import write_phantoms
+from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES
 
 EPOCHS = 2
@@ -43,7 +44,8 @@ class Shell:
 
     Args:
         folder: where nnU-Net's three folders are made, unless they are there.
-        environment: of the commands, by default this process's; the folders, our trainers and Python's go over it.
+        environment: of the commands, by default this process's; the three folders, the folders of external trainers
+            of this process and ours, and Python's commands go over it.
     """
 
     def __init__(self, folder: Path, environment: Mapping[str, str] | None = None):
@@ -73,7 +75,11 @@ class Shell:
 
 def finish(process: Any, command: str, status: int) -> str:
     """Wait for a command's end and return what it printed; AssertionError on another exit status."""
-    output: str = process.communicate(timeout=900)[0]
+    try:
+        output: str = process.communicate(timeout=900)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
     ended = process.wait()
     assert ended == status, f"{command}\nended with {ended}:\n{output[-6000:]}"
     return output
@@ -83,7 +89,6 @@ def check_trainer(
     trainer: str,
     *,
     planner: str = "ExperimentPlanner",
-    plans: str = "nnUNetPlans",
     options: str = "",
     dataset: str = PHANTOMS,
     commands: Commands | None = None,
@@ -95,24 +100,27 @@ def check_trainer(
 
     Args:
         trainer: its name, as nnU-Net finds it.
-        planner: ours or nnU-Net's.
-        plans: the identifier that the planner gives its plans.
+        planner: ours or nnU-Net's, or the dotted path of yours.
         options: flags of `plan_and_preprocess` that make the network small.
-        dataset: folder name of a raw data set of five cases or more; by default synthetic ones.
-        commands: runs the command lines; by default in a temporary folder.
+        dataset: folder name of a raw data set of five cases or more, among those of `commands`.
+        commands: runs the command lines; by default in a temporary folder, on synthetic data.
 
     Raises:
         AssertionError: what does not hold, with the end of what the command printed.
+        InputError: a data set of its own without commands.
     """
     if commands is None:
+        if dataset != PHANTOMS:
+            raise InputError(f"the data set {dataset} without commands", "commands whose folder holds it", "pass both")
         with tempfile.TemporaryDirectory() as folder:
             shell = Shell(Path(folder))
             write_phantoms(Path(folder) / "nnUNet_raw" / PHANTOMS, training=CASES, test=0)
-            check_trainer(trainer, planner=planner, plans=plans, options=options, commands=shell)
+            check_trainer(trainer, planner=planner, options=options, commands=shell)
             return
-    number = dataset.removeprefix("Dataset")[:3]
+    number, plans = dataset.removeprefix("Dataset")[:3], f"{trainer}CheckPlans"
     commands.run(
-        f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} -c 3d_fullres --verify_dataset_integrity {options}"
+        f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} -c 3d_fullres --verify_dataset_integrity"
+        f" -overwrite_plans_name {plans} {options}"
     )
     commands.run(f"nnunetv2_ext schedule -d {number} -p {plans} -c 3d_fullres {SHORT}")
     examined = f"-d {number} -c 3d_fullres -tr {trainer} -p {plans}"

@@ -120,22 +120,22 @@ BUILDERS: dict[str, Callable[..., EpochScheduler]] = {
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: Mapping[str, Any], *, epochs: int, iterations: int, losses: Losses
+    optimizer: torch.optim.Optimizer, block: Mapping[str, Any], *, epochs: int, iterations: int, losses: Losses
 ) -> EpochScheduler:
-    """The scheduler of a resolved schedule.
+    """The scheduler of a resolved training block.
 
     Args:
         epochs: length of the training.
         iterations: training iterations per epoch, for a scheduler that goes by them.
         losses: the validation losses so far, for a scheduler that follows them.
     """
-    name, settings = _split(schedule["scheduler"])
-    return BUILDERS[name](optimizer, schedule["optimizer"]["lr"], _Course(epochs, iterations, losses), **settings)
+    name, settings = _split(block["scheduler"])
+    return BUILDERS[name](optimizer, block["optimizer"]["lr"], _Course(epochs, iterations, losses), **settings)
 
 
-def build_optimizer(parameters: Sequence[torch.nn.Parameter], schedule: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer of a resolved schedule."""
-    name, settings = _split(schedule["optimizer"])
+def build_optimizer(parameters: Sequence[torch.nn.Parameter], block: Mapping[str, Any]) -> torch.optim.Optimizer:
+    """The optimizer of a resolved training block."""
+    name, settings = _split(block["optimizer"])
     optimizer: torch.optim.Optimizer = getattr(torch.optim, name)(parameters, **settings)
     return optimizer
 

@@ -10,27 +10,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Network, Tokenized
-from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.patches import Patch, padding_slabs
 from nnunetv2_ext.geometry.slabs import slab_matrix, slice_edges
-
-
-def thick_slices(network: Network, patch_size: Sequence[int], slabs: int) -> int | None:
-    """The smallest number of slices, from `slabs` on and below the patch's, of a thick image that the network takes.
-
-    Returns:
-        None where the thick image has to be shown on the thin grid: the network is built for one patch, or its tokens,
-        whose size is chosen in mm, would be of another one.
-    """
-    if isinstance(network, Tokenized):
-        return None
-    for slices in range(slabs, patch_size[0]):
-        try:
-            network.deep_supervision_shapes([slices, *patch_size[1:]])
-        except InputError:
-            continue
-        return slices
-    return None
 
 
 class FeatureTap:

@@ -15,8 +15,8 @@ from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-NNUNET_CLIP = 12
-"""The norm to which nnU-Net clips gradients."""
+from nnunetv2_ext.block import NNUNET_CLIP
+from nnunetv2_ext.errors import InputError
 
 
 @dataclass
@@ -83,7 +83,12 @@ class StepTrainer(nnUNetTrainer):
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         with self._autocast():
             objective = self.objective(batch)
-        assert objective.logits is not None and objective.target is not None
+        if objective.logits is None or objective.target is None:
+            raise InputError(
+                f"an objective of {type(self).__name__} without logits or target in validation",
+                "what the pseudo Dice compares",
+                "return them where self.network.training is False",
+            )
         counts = self._hard_counts(objective.logits, objective.target)
         return {**self._logged(objective), **dict(zip(("tp_hard", "fp_hard", "fn_hard"), counts, strict=True))}
 
@@ -92,8 +97,8 @@ class StepTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)
-        for term in [key for key in train_outputs[0] if key != "loss"]:
-            value = float(np.mean([output[term] for output in train_outputs]))
+        for term in dict.fromkeys(key for output in train_outputs for key in output if key != "loss"):
+            value = float(np.mean([output[term] for output in train_outputs if term in output]))
             if self.is_ddp:
                 values: list[Any] = [None] * torch.distributed.get_world_size()
                 torch.distributed.all_gather_object(values, value)

@@ -3,7 +3,6 @@
 import errno
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from pydoc import locate
 from typing import Any, ClassVar, NamedTuple
@@ -20,13 +19,11 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.architectures.contract import Freezable, Network
-from nnunetv2_ext.block import differences, flags_from, resolve_block
+from nnunetv2_ext.block import NNUNET_CLIP, resolve_block
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import write_beside
 from nnunetv2_ext.memory import memory_gb, weights_gb
-from nnunetv2_ext.training.checkpoints import FALLBACKS, FINAL, LATEST, PREVIOUS, read_checkpoint
+from nnunetv2_ext.training.checkpoints import CheckpointTrainer
 from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
-from nnunetv2_ext.training.step import StepTrainer
 from nnunetv2_ext.training.workers import EndWithTraining
 
 
@@ -39,7 +36,7 @@ class CheckedPlans(NamedTuple):
     """Outputs of the network with deep supervision."""
 
 
-class ExtTrainer(StepTrainer):
+class ExtTrainer(CheckpointTrainer):
     """nnU-Net's trainer for a network with our contract (docs/how-to-add-an-architecture.md).
 
     A method subclasses it with its network and the published training block; the public methods are for it to override.
@@ -47,9 +44,6 @@ class ExtTrainer(StepTrainer):
 
     network_class: ClassVar[type[Any]]
     """The network, built with default arguments where the plans hold another one."""
-    published_block: ClassVar[Mapping[str, Any]] = {}
-    """What the method's paper does otherwise than nnU-Net; the plans' `training` block goes over it."""
-    current_epoch: int
 
     def __init__(
         self,
@@ -248,7 +242,7 @@ class ExtTrainer(StepTrainer):
         trained = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         optimizer = build_optimizer(trained, self.block)
         clip = self.block["grad_clip"]
-        if clip < 12:  # nnU-Net's training step has clipped at 12 by then
+        if clip < NNUNET_CLIP:  # the training step has clipped at that by then
 
             def clip_gradients(*_: Any) -> None:
                 torch.nn.utils.clip_grad_norm_(trained, clip)
@@ -314,86 +308,3 @@ class ExtTrainer(StepTrainer):
         except OSError as error:  # the progress picture, on a full disk
             self.print_to_log_file(f"WARNING: {error}; training goes on")
             self.current_epoch = epoch + 1
-
-    def on_train_end(self) -> None:
-        super().on_train_end()
-        if self.local_rank == 0:
-            (Path(self.output_folder) / PREVIOUS).unlink(missing_ok=True)
-
-    def save_checkpoint(self, filename: str) -> None:
-        if self.local_rank != 0 or self.disable_checkpointing:
-            super().save_checkpoint(filename)
-            return
-        path = Path(filename)
-        keep_as = path.with_name(PREVIOUS) if path.name == LATEST and self.folder_is_ours else None
-        try:
-            write_beside(lambda part: super(ExtTrainer, self).save_checkpoint(str(part)), path, keep_as=keep_as)
-        except OSError as error:
-            if path.name == FINAL:  # without it the training is not finished, and nnU-Net would remove the latest one
-                raise OSError(f"{error}. Free some space, then run the same command with --c") from error
-            self.print_to_log_file(f"WARNING: {error}; the last good file stays, training goes on")
-            return
-        if not self.folder_is_ours:  # a training started anew: --c must not find what an earlier one left
-            for name in set(FALLBACKS) - {path.name}:
-                path.with_name(name).unlink(missing_ok=True)
-            self.folder_is_ours = True
-
-    def load_checkpoint(self, filename_or_checkpoint: str) -> None:
-        """Load the newest whole checkpoint, falling back from a damaged one when a training is resumed.
-
-        Raises:
-            InputError: no whole checkpoint, one of another trainer, or (on resuming) of another `training` block.
-        """
-        requested = Path(filename_or_checkpoint)
-        candidates = [requested]
-        if self.resuming and requested.name in FALLBACKS:
-            # nnU-Net does not know the previous one and asks for the best where there is no latest
-            first = min(FALLBACKS.index(requested.name), FALLBACKS.index(PREVIOUS))
-            others = (requested.with_name(name) for name in FALLBACKS[first:])
-            candidates = [path for path in others if path == requested or path.is_file()]
-        for path in candidates:
-            try:
-                content = read_checkpoint(path)
-            except InputError as error:
-                if path == candidates[-1]:
-                    raise
-                self.print_to_log_file(f"WARNING: {error} Falling back to an earlier checkpoint.")
-                continue
-            self._check_checkpoint(path, content)
-            del content
-            super().load_checkpoint(str(path))
-            self.print_to_log_file(f"Loaded {path}, next epoch {self.current_epoch}")
-            # nnU-Net writes the latest checkpoint before it notes a new best
-            self._best_ema = max(self.logger.get_value("ema_fg_dice", step=None), default=None)
-            return
-
-    def _check_checkpoint(self, path: Path, content: dict[str, Any]) -> None:
-        if content["trainer_name"] != type(self).__name__:
-            raise InputError(
-                f"{path} of the trainer {content['trainer_name']}",
-                f"one of {type(self).__name__}",
-                f"pass -tr {content['trainer_name']}",
-            )
-        if not self.resuming:
-            return
-        configuration = PlansManager(content["init_args"]["plans"]).get_configuration(self.configuration_name)
-        before = resolve_block(configuration.configuration.get("training"), self.published_block)
-        flags, plans = flags_from(self.block, before), self.plans_manager
-        named = f"-d {plans.dataset_name} -p {plans.plans_name} -c {self.configuration_name}"
-        restore = f"run nnunetv2_ext schedule {named} {' '.join(flags)}" if flags else "restore it in the plans"
-        self._refuse_another("training block", differences(before, self.block), restore)
-        # weights may fit another network: those of attention, for one, are the same for any number of heads
-        held, now = (
-            {key: content.get(key) for key in ("architecture", "patch_size")}
-            for content in (configuration.configuration, self.configuration_manager.configuration)
-        )
-        self._refuse_another("network", differences(held, now, self.configuration_name))
-
-    @staticmethod
-    def _refuse_another(what: str, changed: list[str], restore: str = "restore it in the plans") -> None:
-        if changed:
-            raise InputError(
-                f"a {what} that differs from the checkpoint's ({'; '.join(changed)})",
-                f"the {what} that the training was started with",
-                f"{restore}, or start anew without --c",
-            )

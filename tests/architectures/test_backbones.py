@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.architectures.backbones import BACKBONES
-from nnunetv2_ext.architectures.backbones.network import BackboneNetwork, size_rule
+from nnunetv2_ext.architectures.backbones.network import BackboneNetwork, record_of
+from nnunetv2_ext.architectures.backbones.record import size_rule
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.registry import find
@@ -193,7 +194,7 @@ def test_impossible_sizes(name: str, patch: tuple[int, ...]) -> None:
     ],
 )
 def test_size_rules(backbone: str, kwargs: Any, divisor: Sequence[int], minimum: Sequence[int]) -> None:
-    assert size_rule(backbone, kwargs) == (divisor, minimum)
+    assert size_rule(record_of(backbone), kwargs) == (divisor, minimum)
     # the smallest size works, in the network that the rule is for as in a small one of the same levels
     small = {**SMALL_BACKBONES[backbone], **{key: value for key, value in (kwargs or {}).items() if key != "norm"}}
     if kwargs is None:
@@ -208,7 +209,7 @@ def test_size_rules(backbone: str, kwargs: Any, divisor: Sequence[int], minimum:
 
 
 def test_smallest_patches(name: str) -> None:
-    _, minimum = size_rule(name, SMALL_BACKBONES[name])
+    _, minimum = size_rule(record_of(name), SMALL_BACKBONES[name])
     network = build(name, spatial_shape=minimum)
     outputs = network(torch.randn(1, CHANNELS, *minimum))
     sum(output.square().mean() for output in outputs).backward()
@@ -233,7 +234,7 @@ def test_a_refused_patch_names_the_nearest_that_would_do(backbone: str, patch: t
 
 
 def test_feature_map_size_grows_with_the_patch(name: str) -> None:
-    divisor, minimum = size_rule(name, SMALL_BACKBONES[name])
+    divisor, minimum = size_rule(record_of(name), SMALL_BACKBONES[name])
     sizes = []
     for factor in (1, 2):
         patch = tuple(factor * size for size in minimum)
@@ -291,7 +292,7 @@ def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
 )
 def test_size_rules_of_bad_arguments(backbone: str, kwargs: Any) -> None:
     with pytest.raises(InputError):
-        size_rule(backbone, kwargs)
+        size_rule(record_of(backbone), kwargs)
 
 
 @pytest.mark.parametrize("name", MONAI)
@@ -299,7 +300,7 @@ def test_missing_monai_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setitem(sys.modules, find("backbone", name).path.rpartition(".")[0], None)
     with pytest.raises(InputError, match=r"nnunetv2_ext\[monai\]"):
         build(name)
-    assert size_rule(name, SMALL_BACKBONES[name])[0] == size_rule(name, SMALL_BACKBONES[name])[0]
+    assert size_rule(record_of(name), SMALL_BACKBONES[name])[0] == size_rule(record_of(name), SMALL_BACKBONES[name])[0]
 
 
 class OwnNetwork(MNet):
@@ -320,12 +321,12 @@ def test_networks_of_the_user() -> None:
     )
     assert isinstance(network.network, OwnNetwork)
     assert len(network(torch.randn(1, 1, 5, 33, 32))) == 7
-    assert size_rule(path) == ((1, 1, 1), (1, 1, 1))
+    assert size_rule(record_of(path)) == ((1, 1, 1), (1, 1, 1))
 
     path = "dynamic_network_architectures.architectures.unet.ResidualUNet"
     network = BackboneNetwork(1, 2, backbone=path, spatial_shape=(6, 20, 16), backbone_kwargs=RESIDUAL)
     assert [tuple(output.shape[2:]) for output in network(torch.randn(1, 1, 6, 20, 16))] == [(6, 20, 16), (6, 10, 8)]
-    assert size_rule(path, RESIDUAL) == size_rule("ResidualEncoderUNet", RESIDUAL)
+    assert size_rule(record_of(path), RESIDUAL) == size_rule(record_of("ResidualEncoderUNet"), RESIDUAL)
 
     with pytest.raises(InputError, match="nnU-Net's layout"):
         BackboneNetwork(

@@ -10,9 +10,8 @@ from nnunetv2_ext.architectures.backbones import BACKBONES
 from nnunetv2_ext.architectures.backbones.record import Backbone
 from nnunetv2_ext.registry import ARCHITECTURES, find
 from nnunetv2_ext.testing import NETWORK_CHECKS, NetworkCase
-from nnunetv2_ext.testing.network import IMPOSSIBLE
 
-_ANOTHER = (*IMPOSSIBLE, (32, 64, 96))
+_TOO_SMALL = (8, 3, 32)  # three voxels cannot be halved twice
 
 
 @dataclass(frozen=True)
@@ -25,16 +24,18 @@ class Case(NetworkCase):
 
 def _case(name: str, architecture: str, patches: Any, kwargs: dict[str, Any], **more: Any) -> Case:
     path = find("architecture", architecture).path
-    return Case(path, patches[0], kwargs, tuple(patches[1:]), **more, name=name, architecture=architecture)
+    return Case(
+        path, patches[0], kwargs, tuple(patches[1:]), (_TOO_SMALL,), **more, name=name, architecture=architecture
+    )
 
 
 def of_backbone(record: Backbone, architecture: str) -> Case:
     """The small backbone of a record, as it is or under the refiner."""
     more: dict[str, Any] = {"random": record.random, "rounded_gradients": record.rounded_gradients}
     if architecture == "PaRNetwork":
-        more |= {"fixed": True, "impossible": _ANOTHER, "transfers_heads": True}
+        more |= {"fixed": True, "transfers_heads": True, "after_head": "refiner."}
     elif record.fixed_size:
-        more |= {"fixed": True, "impossible": _ANOTHER}
+        more |= {"fixed": True}
     kwargs = {"backbone": record.name, "backbone_kwargs": record.small}
     return _case(f"{architecture}-{record.name}", architecture, record.patches, kwargs, **more)
 

@@ -25,12 +25,11 @@ def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> No
     check_trainer(
         trainer,
         planner=planner.__name__,
-        plans=planner.plans_name,
         options=NARROW if of_slabs else "",
         dataset=dataset,
         commands=pipeline,
     )
-    planned = json.loads((pipeline.preprocessed(dataset) / f"{planner.plans_name}.json").read_text())
+    planned = json.loads((pipeline.preprocessed(dataset) / f"{trainer}CheckPlans.json").read_text())
     assert "2d" not in planned["configurations"]
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_ext.architectures.backbones.network import size_rule
+from nnunetv2_ext.architectures.backbones.network import record_of
+from nnunetv2_ext.architectures.backbones.record import size_rule
 from nnunetv2_ext.architectures.par import resolved_sizes
 from nnunetv2_ext.block import resolve_block
 from nnunetv2_ext.errors import InputError
@@ -53,7 +54,7 @@ def test_small_data(described: Describe, planner: str, backbone: str) -> None:
     assert architecture["arch_kwargs"]["backbone"] == backbone
     patch = configuration["patch_size"]
     assert architecture["arch_kwargs"]["spatial_shape"] == patch
-    divisor, minimum = size_rule(backbone, architecture["arch_kwargs"]["backbone_kwargs"])
+    divisor, minimum = size_rule(record_of(backbone), architecture["arch_kwargs"]["backbone_kwargs"])
     # the data's 12 x 40 x 40, rounded up to what the backbone takes
     least = np.maximum((12, 40, 40), minimum)
     assert all(np.array(patch) % divisor == 0)
@@ -277,9 +278,9 @@ def test_a_patch_of_the_user_that_cannot_work(
         ("PaRPlanner", {"backbone": "UNet", "backbone_kwargs": {"strides": 2}}, "strides=2 in backbone_kwargs"),
         ("PaRPlanner", {"heads": 2.5}, "heads=2.5; expected a whole number from 1"),
         ("BackbonePlanner", {"training": {"freeze_backbone": True}}, "freeze_backbone for BackbonePlanner"),
-        ("PaRPlanner", {"merge": "sum"}, "the option merge for PaRPlanner; expected some of patch_size, backbone"),
-        ("BackbonePlanner", {"variant": "paper"}, "the option variant for BackbonePlanner"),
-        ("MNetPlanner", {"backbone": "UNet"}, "the option backbone for MNetPlanner"),
+        ("PaRPlanner", {"merge": "sum"}, "the option --merge for PaRPlanner; expected some of --patch-size, --backbone"),
+        ("BackbonePlanner", {"variant": "paper"}, "the option --variant for BackbonePlanner"),
+        ("MNetPlanner", {"backbone": "UNet"}, "the option --backbone for MNetPlanner"),
         ("ExperimentPlanner", {"backbone": "UNet"}, "backbone for nnU-Net's ExperimentPlanner"),
         ("PaRPlanner", {"backbone": "VNet", "gpu_memory_target": 0.01}, r"smallest patch \[16, 32, 32\]"),
     ],

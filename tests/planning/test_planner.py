@@ -242,9 +242,9 @@ def test_options() -> None:
     assert twice.__name__ == "MNetPlanner"
     with pytest.raises(InputError, match="a training block for nnU-Net's ExperimentPlanner; expected one of our"):
         with_options(ExperimentPlanner, {"epochs": 5}, {})
-    with pytest.raises(InputError, match="patch_size for nnU-Net's ExperimentPlanner; expected one of our planners"):
+    with pytest.raises(InputError, match="--patch-size for nnU-Net's ExperimentPlanner; expected one of our planners"):
         with_options(ExperimentPlanner, {}, {"patch_size": [8, 64, 64]})
-    with pytest.raises(InputError, match="the option backbone for MNetPlanner; expected some of patch_size"):
+    with pytest.raises(InputError, match="the option --backbone for MNetPlanner; expected some of --patch-size"):
         with_options(MNetPlanner, {}, {"backbone": "UNet"})
     with pytest.raises(InputError, match=r"training\.epochs = 0"):
         with_options(MNetPlanner, {"epochs": 0}, {})

@@ -181,7 +181,7 @@ REFUSED: list[tuple[tuple[float, ...], dict[str, Any], str]] = [
     ((4.0,), {"backbone": "MNet", "training": {"freeze_backbone": True}}, r"freeze_backbone for ThinThickPlanner"),
     ((4.0,), {"backbone": "Nothing"}, r"the network 'Nothing'; expected one of .*PlainConvUNet.*PaR:BACKBONE"),
     ((4.0,), {"backbone": "PaR:Nothing"}, r"the backbone 'Nothing'"),
-    ((4.0,), {"backbone": "MNet", "size": "B"}, r"the option size for BackbonePlanner"),
+    ((4.0,), {"backbone": "MNet", "size": "B"}, r"the option --size for BackbonePlanner"),
     (
         (4.0,),
         {"backbone": "PaR", "training": {"thin_thick": {"thick_image": "thick_grid"}}},

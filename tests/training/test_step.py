@@ -64,7 +64,8 @@ def followed(trainer: Any, train: Callable[..., Any], validate: Callable[..., An
     "labels", [LABELS, REGIONS, IGNORE, IGNORED_REGIONS], ids=["labels", "regions", "ignore", "both"]
 )
 @pytest.mark.parametrize("architecture", [MNET, ONE_OUTPUT], ids=["seven outputs", "one output"])
-def test_as_nnunets(build: Build, architecture: dict[str, Any], labels: dict[str, Any]) -> None:
+@pytest.mark.parametrize("scaled", [False, True], ids=["", "scaled"])
+def test_as_nnunets(build: Build, scaled: bool, architecture: dict[str, Any], labels: dict[str, Any]) -> None:
     outcomes = []
     trainer_class = None if architecture is MNET else BackboneTrainer
     for steps in (nnUNetTrainer, ExtTrainer):
@@ -73,6 +74,8 @@ def test_as_nnunets(build: Build, architecture: dict[str, Any], labels: dict[str
             architecture=architecture, labels=labels, trainer=trainer_class, training={"optimizer": {"lr": 0.1}}
         )
         assert trainer.enable_deep_supervision is (architecture is MNET)
+        if scaled:  # as on CUDA
+            trainer.grad_scaler = torch.amp.GradScaler("cpu")
         outcomes.append(followed(trainer, steps.train_step, steps.validation_step))
     (theirs, their_weights), (ours, our_weights) = outcomes
     for expected, result in zip(theirs, ours, strict=True):

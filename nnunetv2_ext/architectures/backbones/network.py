@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE, find_backbone, record
+from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE, find_backbone
 from nnunetv2_ext.architectures.backbones.record import (
     PLAIN_ELEMENTS,
     Backbone,
@@ -25,7 +25,7 @@ from nnunetv2_ext.architectures.backbones.record import (
     cumulative,
     triple,
 )
-from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised
+from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised, three_axes
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError
@@ -34,17 +34,12 @@ from nnunetv2_ext.errors import InputError
 LOCATED = ("conv_op", "norm_op", "dropout_op", "nonlin", "block")
 
 
-def size_rule(backbone: str, backbone_kwargs: Kwargs | None = None) -> tuple[Shape, Shape]:
-    """`record.size_rule` of a backbone by name or dotted path, arguments as of `BackboneNetwork`.
+def record_of(backbone: str) -> Backbone:
+    """The record of a name in the list or of a dotted path.
 
     Raises:
-        InputError: unknown backbone, or arguments without the strides that decide.
+        InputError: unknown backbone, or no network.
     """
-    return record.size_rule(_resolved(backbone), backbone_kwargs)
-
-
-def _resolved(backbone: str) -> Backbone:
-    """The record of a name in the list or of a dotted path."""
     for known in BACKBONES:
         if backbone in (known.name, known.path):
             return known
@@ -101,7 +96,7 @@ class BackboneNetwork(nn.Module):
         deep_supervision: bool = True,
     ):
         super().__init__()
-        found = _resolved(backbone)
+        found = record_of(backbone)
         self.backbone = found.name
         self.input_channels, self.num_classes = input_channels, num_classes
         self.spatial_shape = tuple(int(size) for size in spatial_shape)
@@ -217,9 +212,7 @@ class BackboneNetwork(nn.Module):
         Raises:
             InputError: a patch that the backbone cannot take, with the nearest sizes that would do.
         """
-        sizes = tuple(int(size) for size in patch_size)
-        if len(sizes) != 3:
-            raise InputError(f"a patch of {len(sizes)} axes {sizes}", "three axes (z, y, x)", "use a 3D configuration")
+        sizes = three_axes(patch_size)
         if not self._output_divisors:
             self.network.deep_supervision_shapes(sizes)
             return sizes
