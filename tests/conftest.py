@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.warm import WarmProcess
+from tests.warm import WarmProcess, light_nnunet
 
 # each worker of nnU-Net's imports nnU-Net for five seconds, longer than it works here
 os.environ.update(nnUNet_n_proc_DA="1", nnUNet_def_n_proc="1")
@@ -42,6 +42,13 @@ def warm() -> Iterator[WarmProcess]:
     process = WarmProcess(environment=ENVIRONMENT)
     yield process
     process.close()
+
+
+@pytest.fixture
+def light() -> Iterator[None]:
+    """What nnU-Net does in this process costs less, see `light_nnunet`."""
+    with light_nnunet():
+        yield
 
 
 @pytest.fixture

@@ -240,7 +240,8 @@ def _serve(channel: socket.socket) -> list[str] | None:
                 if ended:
                     running.remove(pid)
                     answer = {"ended": pid, "status": os.waitstatus_to_exitcode(status)}
-                    channel.sendall(json.dumps(answer).encode() + b"\n")
+                    with contextlib.suppress(BrokenPipeError):  # nobody asks any more
+                        channel.sendall(json.dumps(answer).encode() + b"\n")
         if channel not in ready:
             continue
         received = _receive_request(channel)

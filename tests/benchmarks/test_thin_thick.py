@@ -156,6 +156,7 @@ def test_slabs_begin_at_random_slices(boxes: Path) -> None:
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("light")
 def test_a_whole_benchmark_and_its_steps(
     boxes: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,6 +99,7 @@ def find_best(*more: str) -> int:
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("light")
 @UNCLOSED_BY_NNUNET
 def test_the_pair_wins_and_the_instructions_name_the_commands(results, capfd):
     assert find_best() == 0
@@ -141,6 +142,7 @@ def table(printed: str) -> dict[str, list[str]]:
 
 
 @pytest.mark.pipeline
+@pytest.mark.usefixtures("light")
 @UNCLOSED_BY_NNUNET
 def test_without_ensembling_no_probabilities_are_needed(results, capfd):
     for file in results.rglob("*.npz"):
