@@ -4,6 +4,7 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,7 +151,7 @@ def stand_in(calls, better=0.1):
 
 
 def test_a_benchmark_from_training_to_table(folders, capsys, monkeypatch):
-    calls = []
+    calls: list[Any] = []
     train = stand_in(calls)
     arguments = ["-d", "104", "-tr", "MNetTrainer:MNetPlans", "nnUNetTrainer", "--output", str(folders / "own")]
     arguments += ["--epochs", "2", "--iterations", "3", "--expect", "10", "--json", str(folders / "out.json")]
@@ -203,7 +204,10 @@ def test_a_trainer_that_nnunet_does_not_find_is_handed_over_as_a_class(folders):
     ("low", "high", "told"), [(-0.01, 0.02, "+0.80 points lie in"), (0.009, 0.02, "+0.80 points do not lie in")]
 )
 def test_expectation(low, high, told):
-    rows = [{"trainer": "A", "difference": {"low": low, "high": high}}, {"trainer": "B", "difference": None}]
+    rows: list[dict[str, Any]] = [
+        {"trainer": "A", "difference": {"low": low, "high": high}},
+        {"trainer": "B", "difference": None},
+    ]
     assert accuracy.expectation(rows, 0.8) == f"A: {told} the interval."
 
 
@@ -220,7 +224,7 @@ def test_expectation(low, high, told):
     ],
 )
 def test_bad_input_is_a_sentence_and_trains_nothing(folders, monkeypatch, capsys, arguments, told):
-    calls = []
+    calls: list[Any] = []
     monkeypatch.chdir(folders)
     train = stand_in(calls)
     assert accuracy.main(["-d", "104", "-tr", "nnUNetTrainer", *arguments], train) == 2

@@ -1,7 +1,9 @@
 """Ratios and tables from made-up figures, refusals, and one tiny run."""
 
 import json
+from functools import partial
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -27,8 +29,13 @@ def threads():
 
 
 def test_rounds_alternate():
-    order = []
-    runs = {name: lambda name=name: order.append(name) or float(len(order)) for name in "abc"}
+    order: list[str] = []
+
+    def run(name: str) -> float:
+        order.append(name)
+        return float(len(order))
+
+    runs = {name: partial(run, name) for name in "abc"}
     seconds = interleave(runs, 3)
     assert "".join(order) == "abccbaabc"
     assert seconds == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
@@ -97,7 +104,7 @@ def test_reference_is_the_published_one():
     ("name", "wrapped"), [("PaR", "PlainConvUNet"), ("PaR:MNet", "MNet"), ("SegResNet", "SegResNet")]
 )
 def test_backbones_with_and_without_the_refiner(name, wrapped):
-    network = build(name, [1, 1, 8, 32, 32], 3)
+    network: Any = build(name, [1, 1, 8, 32, 32], 3)
     assert hasattr(network, "refiner") == name.startswith("PaR")
     inner = network.backbone if hasattr(network, "refiner") else network
     assert inner.backbone == wrapped
@@ -105,7 +112,9 @@ def test_backbones_with_and_without_the_refiner(name, wrapped):
 
 def test_networks_of_tokens():
     shape, tokens = [1, 1, 4, 16, 16], (2, 8, 8)
-    networks = {name: build(name, shape, 3, tokens) for name in ("ConvFreeTransformer", IN_BLOCKS, PRIMUS)}
+    networks: dict[str, Any] = {
+        name: build(name, shape, 3, tokens) for name in ("ConvFreeTransformer", IN_BLOCKS, PRIMUS)
+    }
     assert [networks[name].context for name in ("ConvFreeTransformer", IN_BLOCKS)] == ["patch", "block"]
     for network in networks.values():
         (logits,) = network(torch.zeros(*shape))
@@ -153,7 +162,12 @@ def test_tiny_run(tmp_path, monkeypatch, capsys):
 
 def test_a_reference_of_ones_own_takes_shapes_that_the_default_cannot(tmp_path, monkeypatch, capsys):
     given = []
-    monkeypatch.setattr(_memory, "measure", lambda *_, **options: given.append(options["token_size"]) or MEBIBYTE)
+
+    def measured(*_: Any, **options: Any) -> int:
+        given.append(options["token_size"])
+        return MEBIBYTE
+
+    monkeypatch.setattr(_memory, "measure", measured)
     arguments = ["--reference", IN_BLOCKS, "--architectures", "ConvFreeTransformer", "--rounds", "1"]
     arguments += ["--shape", "1", "1", "3", "12", "12", "--token-size", "3", "12", "12", "--threads", "1"]
     assert step.main([*arguments, "--memory-runs", "1"]) == 0

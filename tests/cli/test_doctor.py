@@ -67,7 +67,7 @@ def test_nothing_is_left_behind_or_made(prepared, diagnose, tmp_path):
 def test_lines_stand_under_headings(prepared, capsys):
     assert main(["doctor", *OURS]) == 0
     lines = capsys.readouterr().out.splitlines()
-    under = {line: [] for line in GROUPS}
+    under: dict[str, list[str]] = {line: [] for line in GROUPS}
     for line in lines:
         if line in under:
             heading = line

@@ -88,7 +88,11 @@ CONVFREE = ["-d", "901", "--no_pp", "-pl", "ConvFreePlanner"]
         (["-d", "901", "-overwrite_target_spacing", "5", "0", "1"], nothing, "a target spacing of (5.0, 0.0, 1.0)"),
         (["-d", "901", "--backbone", "UNETR"], nothing, "the option --backbone for MNetPlanner"),
         (["-d", "901", "-pl", "BackbonePlanner", "--axis", "1"], nothing, "the option --axis for BackbonePlanner"),
-        (["-d", "901", "-pl", "ExperimentPlanner", "--patch-size", "8", "32", "32"], nothing, "--patch-size for nnU-Net"),
+        (
+            ["-d", "901", "-pl", "ExperimentPlanner", "--patch-size", "8", "32", "32"],
+            nothing,
+            "--patch-size for nnU-Net",
+        ),
         ([*PAR, "--backbone", "nnFormer"], nothing, "the backbone 'nnFormer'; expected one of PlainConvUNet"),
         ([*PAR, "--variant", "code"], nothing, "variant='code'; expected one of paper, published_code"),
         ([*PAR, "--fusion", "mean"], nothing, "fusion='mean'; expected one of add, multiply, concat"),

@@ -121,7 +121,9 @@ def test_a_training_is_measured(preprocessed, capsys):
     printed = capsys.readouterr().out
     whole, blocks = (float(cells(printed)[name][-1].replace(",", "")) for name in ("MNet", "blocks"))
     assert whole > blocks > 0
-    seconds, peak = re.search(r"batch 1: ([\d.]+) s, peak memory (\d+) MiB", printed).groups()
+    found = re.search(r"batch 1: ([\d.]+) s, peak memory (\d+) MiB", printed)
+    assert found is not None
+    seconds, peak = found.groups()
     assert float(seconds) > 0 and 0 < int(peak) < 500
 
 

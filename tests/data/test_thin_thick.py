@@ -97,7 +97,8 @@ def test_hippocampus(nnunet_folders, hippocampus):
     (nnunet_folders / "labels").mkdir()
     for case, factor in zip(cases, (4, 3.7, 8), strict=True):
         shutil.copy(hippocampus / f"imagesTr/{case}_0000.nii.gz", nnunet_folders / "images")
-        grid, truth = (read(hippocampus / f"labelsTr/{case}.nii.gz") for read in (read_grid, read_volume))
+        path = hippocampus / f"labelsTr/{case}.nii.gz"
+        grid, truth = read_grid(path), read_volume(path)
         annotation = majority_slabs(truth, axis=0, factor=factor)
         write_volume(annotation, thick_grid(grid, axis=0, factor=factor), nnunet_folders / f"labels/{case}.nii.gz")
     convert(nnunet_folders, label_names=["background", "anterior", "posterior"], channel_names=["MRI"])

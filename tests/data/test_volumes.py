@@ -1,5 +1,7 @@
 """Grids and their differences, and reading and writing that notice damaged files."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,12 @@ def test_axis_in_the_file(direction, reorient, axes):
     ],
 )
 def test_grid_differences(change, found):
-    same = {"size": (4, 5, 6), "spacing": (1.0, 1.0, 2.0), "origin": (0.0, 0.0, 0.0), "direction": IDENTITY}
+    same: dict[str, Any] = {
+        "size": (4, 5, 6),
+        "spacing": (1.0, 1.0, 2.0),
+        "origin": (0.0, 0.0, 0.0),
+        "direction": IDENTITY,
+    }
     assert [text.split()[0] for text in Grid(**same).differences(Grid(**(same | change)))] == found
 
 

@@ -278,7 +278,11 @@ def test_a_patch_of_the_user_that_cannot_work(
         ("PaRPlanner", {"backbone": "UNet", "backbone_kwargs": {"strides": 2}}, "strides=2 in backbone_kwargs"),
         ("PaRPlanner", {"heads": 2.5}, "heads=2.5; expected a whole number from 1"),
         ("BackbonePlanner", {"training": {"freeze_backbone": True}}, "freeze_backbone for BackbonePlanner"),
-        ("PaRPlanner", {"merge": "sum"}, "the option --merge for PaRPlanner; expected some of --patch-size, --backbone"),
+        (
+            "PaRPlanner",
+            {"merge": "sum"},
+            "the option --merge for PaRPlanner; expected some of --patch-size, --backbone",
+        ),
         ("BackbonePlanner", {"variant": "paper"}, "the option --variant for BackbonePlanner"),
         ("MNetPlanner", {"backbone": "UNet"}, "the option --backbone for MNetPlanner"),
         ("ExperimentPlanner", {"backbone": "UNet"}, "backbone for nnU-Net's ExperimentPlanner"),

@@ -98,7 +98,7 @@ def test_attention_products_in_any_form(function):
 
 def test_multihead_attention_of_pytorch():
     class SelfAttention(nn.MultiheadAttention):
-        def forward(self, x):
+        def forward(self, x):  # type: ignore[override]
             return super().forward(x, x, x, need_weights=False)[0]
 
     row = counted(SelfAttention(FEATURES, HEADS, batch_first=True), TOKENS, FEATURES)[""]
@@ -204,7 +204,7 @@ def test_a_network_that_fails_on_a_patch():
 
 
 def test_watch_follows_the_forward_pass():
-    charged = []
+    charged: list[str] = []
     network = Mixed()
     with Watch(network, 1, charged.append):
         network(torch.zeros(1, 2, 2, 2, 2))
@@ -230,7 +230,7 @@ def test_time_is_charged_to_modules(monkeypatch):
     monkeypatch.setattr(profiled_step, "_cpu_peak", lambda subject, batch_size: 7)
     twice = nn.Sequential(Called(slow), Called(slow))
     network = nn.Sequential(nn.Conv3d(1, 1, 1), nn.ModuleDict({"slow": twice}), Called(lambda x: x))
-    network.forward = lambda x: twice(network[0](x))
+    network.forward = lambda x: twice(network[0](x))  # type: ignore[method-assign]
     measured = measure(subject(network, 1, 2, 2, 2), depth=2, rounds=3)
     seconds = measured.forward_seconds
     assert list(seconds) == ["", "0", "1", "1.slow", "2"]
