@@ -35,7 +35,7 @@ def test_rounds_alternate():
         order.append(name)
         return float(len(order))
 
-    runs = {name: partial(run, name) for name in "abc"}
+    runs: step.Runs = {name: partial(run, name) for name in "abc"}
     seconds = interleave(runs, 3)
     assert "".join(order) == "abccbaabc"
     assert seconds == {"a": [1, 6, 7], "b": [2, 5, 8], "c": [3, 4, 9]}
