@@ -72,10 +72,30 @@ def test_environment(tmp_path, monkeypatch, given, expected):
     assert "discovery" in environment["nnUNet_extTrainer"]
 
 
+WITH_NARROW_NETWORKS = """
+import json, os, sys
+from pathlib import Path
+from nnunetv2_ext.cli import demo, main
+
+def plan_narrow():
+    plan_and_preprocess()
+    for path in Path(os.environ["nnUNet_preprocessed"]).glob("*/*Plans.json"):
+        plans = json.loads(path.read_text())
+        arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
+        arguments["features_per_stage"] = [width // 8 for width in arguments["features_per_stage"]]
+        path.write_text(json.dumps(plans))
+
+plan_and_preprocess, demo._plan_and_preprocess = demo._plan_and_preprocess, plan_narrow
+sys.exit(main())
+"""
+
+
 @pytest.mark.pipeline
 def test_all_steps_with_two_iterations(tmp_path, warm):
     sizes = ["--epochs", "1", "--iterations", "2", "--training-cases", "5", "--unseen-cases", "2"]
-    words = ["nnunetv2_ext", "demo", "--output", str(tmp_path / "demo"), *sizes]
+    script = tmp_path / "demo.py"
+    script.write_text(WITH_NARROW_NETWORKS)
+    words = ["python", str(script), "demo", "--output", str(tmp_path / "demo"), *sizes]
     command = warm.start(words, environment=warm.environment, folder=tmp_path)
     output, _ = command.communicate(timeout=600)
     assert command.wait() == 0, output

@@ -68,6 +68,16 @@ class Pipeline(Shell):
             )
         return "Dataset205_ThinThick"
 
+    def narrow(self, plans: str, dataset: str = "Dataset104_HippocampusThick4") -> None:
+        """An eighth of the planned features: what is trained for two steps need not be able to learn."""
+        path = self.preprocessed(dataset) / f"{plans}.json"
+        content = json.loads(path.read_text())
+        for configuration in content["configurations"].values():
+            arguments = configuration.get("architecture", {}).get("arch_kwargs", {})
+            if "features_per_stage" in arguments:
+                arguments["features_per_stage"] = [max(2, width // 8) for width in arguments["features_per_stage"]]
+        path.write_text(json.dumps(content))
+
     def results(self, trainer: str, plans: str, dataset: str = "Dataset104_HippocampusThick4") -> Path:
         return self.folder / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres"
 

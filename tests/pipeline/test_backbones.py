@@ -44,12 +44,14 @@ def plan(planner: str, **more: Any) -> str:
 def images(pipeline: Pipeline) -> Path:
     """Two images to predict; the data set is preprocessed."""
     pipeline.run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar")
+    pipeline.narrow("nnUNetPlans")
     return pipeline.images_of(DATASET)
 
 
 @pytest.fixture(scope="module")
 def mnet_prediction(pipeline: Pipeline, images: Path) -> Path:
     plan("MNetPlanner")
+    pipeline.narrow("MNetPlans")
     fold = train_fold(104, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", training=BRIEF)
     return predict(fold, images, pipeline.folder / "mnet")
 

@@ -33,6 +33,7 @@ def test_thin_slices_through_the_commands(pipeline: Pipeline) -> None:
     check_predictions(folder, images)
 
     plan_and_preprocess(4, planner="MNetPlanner", progress=False)
+    pipeline.narrow("MNetPlans", THIN)
     fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", training=BRIEF)
     mnet = predict(fold, images, pipeline.folder / "mnet")
     ensemble = pipeline.folder / "ensemble"

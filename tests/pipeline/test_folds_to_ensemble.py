@@ -41,6 +41,8 @@ def test_folds_to_ensemble(pipeline: Pipeline) -> None:
     assert before == {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}, "data were preprocessed twice"
     assert not (pipeline.preprocessed() / "MNetPlans_3d_fullres").exists()
 
+    for plans in ("MNetPlans", "nnUNetPlans"):
+        pipeline.narrow(plans)
     run("nnUNetv2_train 104 3d_fullres 0 -tr MNetTrainer -p MNetPlans --npz -device cpu", fresh=True)
     script = folder / "other_folds.py"
     script.write_text(OTHER_FOLDS)

@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
+from nnunetv2_ext.files import dataset_name
 from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.training.run import train_fold
 from tests.pipeline.conftest import Pipeline
@@ -35,7 +36,7 @@ def copy_dataset(pipeline: Pipeline, identifier: int, labels: dict[str, object],
     return target
 
 
-def plan(identifier: int, method: str, *, preprocess: bool = True) -> None:
+def plan(pipeline: Pipeline, identifier: int, method: str, *, preprocess: bool = True) -> None:
     plan_and_preprocess(
         identifier,
         planner=f"{method}Planner",
@@ -43,6 +44,8 @@ def plan(identifier: int, method: str, *, preprocess: bool = True) -> None:
         preprocess=preprocess,
         progress=False,
     )
+    if method == "MNet":
+        pipeline.narrow("MNetPlans", dataset_name(identifier))
 
 
 @pytest.mark.parametrize("identifier", TABLE)
@@ -56,7 +59,7 @@ def test_regions_and_ignore_label(pipeline: Pipeline, identifier: int) -> None:
             values[..., : values.shape[2] // 3] = 3
             nibabel.save(nibabel.Nifti1Image(values, image.affine, image.header), path)
     for method in methods:
-        plan(identifier, method)
+        plan(pipeline, identifier, method)
         fold = train_fold(
             identifier, "3d_fullres", 0, trainer=f"{method}Trainer", plans=f"{method}Plans", training=BRIEF
         )
@@ -65,7 +68,7 @@ def test_regions_and_ignore_label(pipeline: Pipeline, identifier: int) -> None:
 
 
 def test_thin_slices(pipeline: Pipeline) -> None:
-    plan(4, "MNet")
+    plan(pipeline, 4, "MNet")
     fold = train_fold(4, "3d_fullres", 0, trainer="MNetTrainer", plans="MNetPlans", training=BRIEF)
     plans = json.loads((pipeline.preprocessed("Dataset004_Hippocampus") / "MNetPlans.json").read_text())
     assert np.allclose(plans["configurations"]["3d_fullres"]["spacing"], 1)
@@ -91,7 +94,7 @@ def add_stages(pipeline: Pipeline, method: str) -> None:
 @pytest.fixture(scope="module")
 def data_of_two_stages(pipeline: Pipeline, environment: None) -> None:
     copy_dataset(pipeline, 204, {"background": 0, "anterior": 1, "posterior": 2}, {})
-    plan(204, "MNet", preprocess=False)
+    plan(pipeline, 204, "MNet", preprocess=False)
     add_stages(pipeline, "MNet")
     command = "nnUNetv2_preprocess -d 204 -plans_name MNetPlans -c 3d_fullres 3d_lowres -np 1 1 --no_pbar"
     pipeline.run(command, fresh=True)
@@ -100,7 +103,7 @@ def data_of_two_stages(pipeline: Pipeline, environment: None) -> None:
 @pytest.mark.usefixtures("data_of_two_stages")
 @pytest.mark.parametrize("method", OPTIONS)
 def test_cascade_of_a_hand_made_two_stage_plan(pipeline: Pipeline, method: str) -> None:
-    plan(204, method, preprocess=False)
+    plan(pipeline, 204, method, preprocess=False)
     add_stages(pipeline, method)
     trainer, plans = f"{method}Trainer", f"{method}Plans"
     # every fold's validation writes the first stage's segmentations; `all` gives them for every case at once

@@ -105,6 +105,7 @@ def test_other_networks_in_this_process(pipeline: Pipeline, options: dict[str, o
     if options is None:  # the side-car is then read from the raw data
         pipeline.run("nnUNetv2_plan_and_preprocess -d 205 -c 3d_fullres -np 1 -npfp 1", fresh=True)
         (pipeline.preprocessed("Dataset205_ThinThick") / "slabs.json").unlink(missing_ok=True)
+        pipeline.narrow(plans, "Dataset205_ThinThick")
     else:
         plan_and_preprocess(205, planner="ThinThickPlanner", options=options, progress=False)
     fold = train_fold(205, "3d_fullres", 0, trainer="ThinThickTrainer", plans=plans, training=BRIEF)

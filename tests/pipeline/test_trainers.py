@@ -20,12 +20,13 @@ NARROW = """--backbone-kwargs '{"features_per_stage": [4, 8, 16, 32]}'"""
 @pytest.mark.parametrize("trainer", [entry.name for entry in TRAINERS])
 def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> None:
     planner = next(entry.load() for entry in PLANNERS if entry.load().trainer == trainer)
-    of_slabs = trainer == "ThinThickTrainer"  # whole thin volumes: a narrow network will do
+    options = NARROW if trainer in ("BackboneTrainer", "ThinThickTrainer") else ""
+    of_slabs = trainer == "ThinThickTrainer"
     dataset = pipeline.thin_thick() if of_slabs else THICK
     check_trainer(
         trainer,
         planner=planner.__name__,
-        options=NARROW if of_slabs else "",
+        options=options,
         dataset=dataset,
         commands=pipeline,
     )
