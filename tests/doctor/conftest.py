@@ -1,12 +1,15 @@
 """nnU-Net's folders made by hand, for tests that damage one thing in them; nothing is planned or trained."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+from nnunetv2.utilities import find_class_by_name
 
 from nnunetv2_ext import DISCOVERY_FOLDER
 from nnunetv2_ext.cli import main
@@ -144,11 +147,25 @@ def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-10])
 
 
+@functools.cache
+def lies_in(file: str, folder: str) -> bool:
+    return Path(file).absolute().is_relative_to(Path(folder).absolute())
+
+
+def originates_from(
+    module: Any, folder: str, nnunet: Callable[[Any, str], bool] = find_class_by_name._module_originates_from_path
+) -> bool:
+    """nnU-Net's function of that name, which every lookup of a trainer asks twice about every imported module."""
+    file = getattr(module, "__file__", None)
+    return nnunet(module, folder) if file is None else lies_in(file, folder)
+
+
 def prepare(root: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
     """A data set in folders of this test, and an environment that holds nothing of the machine's."""
     for name in FOLDERS:
         monkeypatch.setenv(name, str(root / name))
     monkeypatch.setenv("nnUNet_extTrainer", str(DISCOVERY_FOLDER))
+    monkeypatch.setattr(find_class_by_name, "_module_originates_from_path", originates_from)
     monkeypatch.setenv("nnUNet_n_proc_DA", "1")
     monkeypatch.delenv("nnUNet_compile", raising=False)
     # what the machine at hand has is no matter of these tests
