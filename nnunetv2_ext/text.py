@@ -15,6 +15,11 @@ def counted(names: Collection[object], noun: str, *, shown: int = 3) -> str:
     return f"{len(names)} {noun}{'s' * (len(names) != 1)} ({listed(names, shown=shown)})"
 
 
+def first_line(error: BaseException) -> str:
+    """What an exception says, in one line; of one without words its name."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: bool = True) -> str:
     """A Markdown table.
 

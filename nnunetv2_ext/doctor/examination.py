@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import first_line
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 INSTALLED, DATA, TRAINED = GROUPS = ("installation", "data", "training")
@@ -79,9 +80,9 @@ def _checks(examination: Examination, subject: Subject) -> Iterator[Check]:
 
 
 def said(error: BaseException) -> str:
-    """An exception in one line."""
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    """An exception in one line, with its name."""
+    name, line = type(error).__name__, first_line(error)
+    return line if line == name else f"{name}: {line}"
 
 
 def why_not_writable(folder: Path) -> str | None:

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_ext.architectures.measure import watch_kept
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import first_line
 
 WHOLE = ""
 """The name of the row that holds the whole network."""
@@ -178,15 +179,10 @@ def run_forward(network: nn.Module, x: Tensor) -> Any:
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise InputError(
             f"a patch of {tuple(x.shape[2:])} with {x.shape[1]} channels, on which {type(network).__name__} fails "
-            f"({said(error)})",
+            f"({first_line(error)})",
             "a size that suits the network",
             "choose another patch, often a multiple of 32 along each axis",
         ) from error
-
-
-def said(error: BaseException) -> str:
-    """The first line of an exception."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
 
 
 def _attention_flops(query: Sequence[int], key: Sequence[int], value: Sequence[int], *_: Any, **__: Any) -> int:

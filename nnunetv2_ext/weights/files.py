@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import first_line
 
 
 def read_torch_file(file: Path, *, trust: bool = False) -> Any:
@@ -68,9 +69,10 @@ def _numpy_globals() -> list[Any]:
 
 
 def _damaged(file: Path, error: Exception) -> InputError:
-    reason = (str(error).splitlines() or [""])[0][:120] or type(error).__name__
     return InputError(
-        f"{file}, which cannot be read ({reason})", "a complete file written by torch.save", "download or copy it again"
+        f"{file}, which cannot be read ({first_line(error)[:120]})",
+        "a complete file written by torch.save",
+        "download or copy it again",
     )
 
 
