@@ -10,7 +10,7 @@ INSTALLED := $(VENV)/.installed
 .PHONY: help demo test lint format clean
 
 help:
-	@echo 'make demo     the whole way on synthetic phantoms (DEMO_ARGS="--device cuda" for a GPU); results in demo/report'
+	@echo 'make demo     the whole way on synthetic phantoms (DEMO_ARGS="-device cuda" for a GPU); results in demo/report'
 	@echo 'make test     lint, types and all tests (PYTEST_ARGS=-x, for instance, goes to pytest)'
 	@echo 'make lint     ruff and mypy only'
 	@echo 'make format   let ruff rewrite the code'

@@ -1,7 +1,7 @@
 """Dice of trainers that get the same data, folds and budget, and the paired difference to the last one, the reference.
 
     python -m benchmarks.accuracy -d 104 -tr MNetTrainer nnUNetTrainer --folds 0 1
-    python -m benchmarks.accuracy -d 104 -tr MNetTrainer:MNetPlans nnUNetTrainer:nnUNetPlans --device cuda --resume
+    python -m benchmarks.accuracy -d 104 -tr MNetTrainer:MNetPlans nnUNetTrainer:nnUNetPlans -device cuda --resume
     python -m benchmarks.accuracy -d 104 -tr ConvFreeTrainer:TokenPlans PrimusTrainer:TokenPlans
 
 Each fold is trained and then validated by nnU-Net on whole cases; Dice is read from its validation/summary.json.
@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None, train: Train | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=50, help="per epoch (default 50)")
     parser.add_argument("--val-iterations", type=int, default=5, help="per epoch (default 5)")
     parser.add_argument("--batch-size", type=int, default=4, help="default 4")
-    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("-device", default="cpu", help="default cpu")
     parser.add_argument(
         "--output", type=Path, default=Path("benchmark_results"), help="results folder (default ./benchmark_results)"
     )

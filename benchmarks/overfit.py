@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--iterations", type=int, default=1000, help="at most (default 1000)")
     parser.add_argument("--every", type=int, default=20, help="steps between two looks at the Dice (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")
-    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("-device", default="cpu", help="default cpu")
     parser.add_argument("--json", type=Path, help="file for the same figures")
     return exit_status(parser, argv, run)
 

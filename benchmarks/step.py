@@ -3,7 +3,7 @@
     python -m benchmarks.step --oracle
     python -m benchmarks.step --architectures PaR --shape 2 1 32 128 128
     python -m benchmarks.step --shape 2 1 12 64 64 --rounds 15 --threads 2 --json step.json
-    python -m benchmarks.step --device cuda
+    python -m benchmarks.step -device cuda
     python -m benchmarks.step --architectures ConvFreeTransformer --reference Primus --shape 2 1 40 56 40 \
         --token-size 4 8 8
     python -m benchmarks.step --architectures ConvFreeTransformer:block --reference ConvFreeTransformer \
@@ -236,7 +236,7 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         builder(name, args.token_size)
     if args.device != "cpu" and not (args.device.startswith("cuda") and torch.cuda.is_available()):
-        raise InputError(f"--device {args.device}", "cpu, or cuda where PyTorch sees one", "use --device cpu")
+        raise InputError(f"-device {args.device}", "cpu, or cuda where PyTorch sees one", "use -device cpu")
     if args.threads is not None:
         if args.threads < 1:
             raise InputError(f"--threads {args.threads}", "a positive number", "correct it")
@@ -304,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--classes", type=int, default=3, help="classes with background (default 3)")
     parser.add_argument("--rounds", type=int, default=7, help="default 7")
     parser.add_argument("--memory-runs", type=int, default=3, help="CPU: processes per network (default 3, 0: none)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
+    parser.add_argument("-device", default="cpu", help="cpu, cuda or cuda:N (default cpu)")
     parser.add_argument("--threads", type=int, help="CPU threads (default: PyTorch's)")
     parser.add_argument("--oracle", action="store_true", help=f"also the {ORACLE} kept in tests")
     parser.add_argument("--json", type=Path, help="file for the same figures, and every round's")

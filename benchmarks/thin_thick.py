@@ -251,7 +251,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--patch-size", type=int, nargs=3, metavar="VOXELS", help="z y x of thin patches")
     parser.add_argument("--steps", type=int, default=0, metavar="ROUNDS", help="time so many steps instead")
-    parser.add_argument("--device", default="cpu", help="default cpu")
+    parser.add_argument("-device", default="cpu", help="default cpu")
     parser.add_argument("--output", type=Path, default=Path("benchmark_results/thin_thick"))
     parser.add_argument("--resume", action="store_true", help="keep trainings already finished with this budget")
     parser.add_argument("--json", type=Path, help="file for the same figures, and every case's")

@@ -258,7 +258,7 @@ class ConvFreeTransformer(nn.Module):
             above = [max(-(-size // token), 1) * token for size, token in zip(sizes, self.token_size, strict=True)]
             nearest = f"{below}" if below == above else f"{below} or {above}"
             raise InputError(
-                f"a patch of {sizes}",
+                f"a patch of {list(sizes)}",
                 f"multiples of the token {list(self.token_size)}, {nearest} for instance",
                 "change the patch or the token size",
             )

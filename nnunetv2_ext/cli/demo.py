@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace what an earlier demo left there; any other folder is refused"
     )
-    parser.add_argument("--device", choices=("cpu", "cuda", "mps"), default="cpu", help="where to train and predict")
+    parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="where to train and predict")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the phantoms")
     parser.add_argument("--epochs", type=int, default=10, metavar="N", help="epochs of each training")
     parser.add_argument("--iterations", type=int, default=20, metavar="N", help="training iterations per epoch")
@@ -129,7 +129,7 @@ def _check(args: argparse.Namespace) -> None:
 
         backend = torch.cuda if args.device == "cuda" else torch.backends.mps
         if not backend.is_available():
-            raise InputError(f"--device {args.device}", "a device that PyTorch finds here", "choose --device cpu")
+            raise InputError(f"-device {args.device}", "a device that PyTorch finds here", "choose -device cpu")
 
 
 def _make_folder(output: Path, args: argparse.Namespace) -> None:

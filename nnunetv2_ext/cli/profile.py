@@ -8,14 +8,15 @@ from typing import Any
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import write_json
+from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import markdown_table
 
 EXAMPLES = """examples:
   nnunetv2_ext profile -d 104 -c 3d_fullres -tr MNetTrainer -p MNetPlans
-  nnunetv2_ext profile --architecture MNet --patch 16 128 128 --classes 3 --no-time
+  nnunetv2_ext profile --architecture MNet --patch-size 16 128 128 --classes 3 --no-time
 
 The refiner's columns in table 1 of the PaR paper (5 classes, 96 x 96 x 96), counted at once:
-  nnunetv2_ext profile --architecture PaR:none --patch 96 96 96 --classes 5 --no-time
+  nnunetv2_ext profile --architecture PaR:none --patch-size 96 96 96 --classes 5 --no-time
 168,053 parameters (the paper's 0.11 M leaves out the 55,296 of the spatial bias), 5.97 G multiply-adds (the paper's
 figure) and 7.71 G with attention products.
 
@@ -32,8 +33,8 @@ optimizer) and its peak memory. On the CPU in float32; the peak is the rise of t
 On CUDA in half precision by autocast, without torch.compile; the peak is the allocator's.
 """
 TRAINING = {"configuration": "3d_fullres", "trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
-ARCHITECTURE: dict[str, Any] = {"patch": None, "channels": 1, "classes": 2, "kwargs": "{}"}
-FLAGS = {"configuration": "-c", "trainer": "-tr", "plans": "-p"} | {key: f"--{key}" for key in ARCHITECTURE}
+ARCHITECTURE: dict[str, Any] = {"patch_size": None, "channels": 1, "classes": 2, "kwargs": "{}"}
+FLAGS = {"configuration": "-c", "trainer": "-tr", "plans": "-p"} | {key: flag_of(key) for key in ARCHITECTURE}
 MEBIBYTE = 2**20
 
 
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "input are logits",
     )
     architecture.add_argument(
-        "--patch", nargs="+", type=int, metavar="N", help="voxels along z, y, x (default: none, it is needed)"
+        "--patch-size", nargs="+", type=int, metavar="N", help="voxels along z, y, x (default: none, it is needed)"
     )
     architecture.add_argument(
         "--channels", type=int, help="input channels (default: 1; those of PaR:none are the classes)"
@@ -167,8 +168,8 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
     values = {key: default if getattr(args, key) is None else getattr(args, key) for key, default in defaults.items()}
     if args.dataset is not None:
         return {"dataset": args.dataset, **values}
-    if values["patch"] is None:
-        raise InputError("no --patch", "voxels along z, y, x", "pass --patch 16 128 128, for instance")
+    if values["patch_size"] is None:
+        raise InputError("no --patch-size", "voxels along z, y, x", "pass --patch-size 16 128 128, for instance")
     try:
         values["kwargs"] = json.loads(values["kwargs"])
     except json.JSONDecodeError as error:

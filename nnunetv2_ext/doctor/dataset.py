@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext import registry
+from nnunetv2_ext.block import flags_from
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
@@ -27,10 +28,9 @@ def replan(subject: Subject) -> str:
     plans = _plans(subject)
     made_by = (plans or {}).get("made_by")
     if isinstance(made_by, dict):
-        flags = (_flag(name, value) for name, value in made_by.get("options", {}).items())
-        return " ".join(
-            ["run nnunetv2_ext plan_and_preprocess", f"-d {subject.dataset} -pl {made_by['planner']}", *flags]
-        )
+        flags = [_flag(name, value) for name, value in made_by.get("options", {}).items()]
+        flags += flags_from({}, made_by.get("training", {})) or []
+        return " ".join([f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {made_by['planner']}", *flags])
     if plans is None and subject.plans != STOCK_PLANS:
         for entry in registry.PLANNERS:
             planner = entry.load()

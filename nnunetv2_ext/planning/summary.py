@@ -60,7 +60,8 @@ def _sizes(values: Sequence[float]) -> str:
 def _length(block: Mapping[str, Any]) -> str:
     if not block:
         return "none: the trainer's own numbers"
-    return f"{block['epochs']} epochs x {block['iterations_per_epoch']} iterations"
+    numbers = [block.get(key, "the trainer's") for key in ("epochs", "iterations_per_epoch")]  # keys may be left out
+    return "{} epochs x {} iterations".format(*numbers)
 
 
 def _changes(block: Mapping[str, Any], before: Mapping[str, Any]) -> str:
@@ -68,7 +69,7 @@ def _changes(block: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     if not before:
         return ""
     length = (before.get("epochs"), before.get("iterations_per_epoch"))
-    if None not in length and (not block or length != (block["epochs"], block["iterations_per_epoch"])):
+    if None not in length and (not block or length != (block.get("epochs"), block.get("iterations_per_epoch"))):
         return f" (the plans before had {length[0]} x {length[1]})"
     changed = differences(block, merge_blocks(block, before))
     return f" (new and in the plans before: {'; '.join(changed)})" if changed else ""

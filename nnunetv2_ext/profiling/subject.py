@@ -47,7 +47,7 @@ def find_subject(**description: Any) -> Subject:
 
 def architecture_subject(
     architecture: str,
-    patch: Sequence[int],
+    patch_size: Sequence[int],
     channels: int = 1,
     classes: int = 2,
     kwargs: Mapping[str, Any] | None = None,
@@ -55,7 +55,7 @@ def architecture_subject(
     """A network of the grammar (`nnunetv2_ext.registry.find_network`), or the refiner alone (`PaR:none`).
 
     Args:
-        patch: voxels along z, y, x; also the network's `spatial_shape` where it has one and `kwargs` do not give it.
+        patch_size: voxels along z, y, x; also the network's `spatial_shape` where it has one and `kwargs` give none.
         channels: of the input. The refiner's input are logits, so that its channels are the classes.
         kwargs: of the constructor; for a backbone those of `BackboneNetwork`.
 
@@ -75,11 +75,13 @@ def architecture_subject(
     for key in given:
         if key not in known:
             raise InputError(f"the argument '{key}' of {architecture}", f"one of {', '.join(known)}", "correct it")
-    if min([*patch, channels, classes], default=0) < 1:
+    if min([*patch_size, channels, classes], default=0) < 1:
         raise InputError(
-            f"a patch of {tuple(patch)}, {channels} channels, {classes} classes", "numbers of at least 1", "correct it"
+            f"a patch of {tuple(patch_size)}, {channels} channels, {classes} classes",
+            "numbers of at least 1",
+            "correct it",
         )
-    shape = {"spatial_shape": list(patch)} if "spatial_shape" in known else {}
+    shape = {"spatial_shape": list(patch_size)} if "spatial_shape" in known else {}
     arguments = {**shape, **given, **settled}
     for key, parameter in parameters.items():
         if parameter.default is parameter.empty and key not in arguments:
@@ -87,10 +89,10 @@ def architecture_subject(
     return Subject(
         f"{architecture}, {classes} classes",
         partial(_construct, architecture, network_class, arguments),
-        (channels, *patch),
+        (channels, *patch_size),
         {
             "architecture": architecture,
-            "patch": list(patch),
+            "patch_size": list(patch_size),
             "channels": channels,
             "classes": classes,
             "kwargs": given,

@@ -136,7 +136,7 @@ def test_networks_of_tokens():
         (["--rounds", "0"], "at least 1 round"),
         (["--classes", "1"], "2 classes"),
         (["--threads", "0"], "a positive number"),
-        (["--device", "tpu"], "expected cpu, or cuda"),
+        (["-device", "tpu"], "expected cpu, or cuda"),
         (["--json", "no/such/folder/file.json"], "existing folder"),
     ],
 )

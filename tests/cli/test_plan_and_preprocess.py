@@ -1,5 +1,6 @@
 """`plan_and_preprocess`: what it refuses before anything is computed, and what reaches the planner."""
 
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from nnunetv2.experiment_planning import plan_and_preprocess_api
 
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.cli.plan_and_preprocess import EXAMPLE
+from nnunetv2_ext.planning.summary import summary
 from tests.planning.conftest import NAME, Described
 
 
@@ -285,6 +287,22 @@ def test_a_training_block_that_planning_resets_is_told(
         assert main(["schedule", "-d", "901", *change]) == 0
     assert run("-d", "901", "--no_pp", *second) == 0
     assert f"  {line}" in told(capsys)
+
+
+@pytest.mark.parametrize(
+    ("block", "line"),
+    [
+        ({}, "none: the trainer's own numbers"),
+        ({"epochs": 7}, "7 epochs x the trainer's iterations"),
+        ({"optimizer": {"lr": 0.1}}, "the trainer's epochs x the trainer's iterations"),
+    ],
+)
+def test_a_block_that_leaves_keys_out(described: Described, block: dict[str, Any], line: str) -> None:
+    assert run("-d", "901", "--no_pp", "-pl", "ExperimentPlanner") == 0
+    plans = json.loads((described.preprocessed / "nnUNetPlans.json").read_text())
+    plans["configurations"]["3d_fullres"]["training"] = block
+    dataset_json = json.loads((described.raw / "dataset.json").read_text())
+    assert f"training block  {line}" in summary(plans, "3d_fullres", dataset_json)
 
 
 def test_a_block_in_stock_plans_that_planning_resets_is_told(

@@ -17,9 +17,9 @@ from nnunetv2_ext.registry import BACKBONES
 from tests.training.conftest import DATASET, LABELS, MNET, UNET, hand_made_plans
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference-profile.md"
-SMALL = ["--patch", "4", "32", "32"]
+SMALL = ["--patch-size", "4", "32", "32"]
 NET = ["--architecture", "MNet", *SMALL]
-PAR = ["--architecture", "PaR:none", "--patch", "96", "96", "96", "--classes", "5", "--no-time"]
+PAR = ["--architecture", "PaR:none", "--patch-size", "96", "96", "96", "--classes", "5", "--no-time"]
 TRAINING = ["-d", "901", "-c", "3d_fullres"]
 
 
@@ -74,7 +74,7 @@ def test_counts_of_an_architecture(tmp_path, capsys):
 @pytest.mark.parametrize("name", [entry.name for entry in BACKBONES if entry.extra] + ["MNet"])
 def test_backbones_get_the_patch(name, capsys):
     kwargs = json.dumps({"backbone": name})
-    options = ["--patch", "32", "64", "64", "--no-time", "--depth", "0"]
+    options = ["--patch-size", "32", "64", "64", "--no-time", "--depth", "0"]
     counts = []
     refined = ["--architecture", f"PaR:{name}"]
     for chosen in (["--architecture", name], ["--architecture", "PaRNetwork", "--kwargs", kwargs], refined):
@@ -132,9 +132,12 @@ def test_a_training_is_measured(preprocessed, capsys):
     [
         ([], "neither -d nor --architecture"),
         ([*TRAINING, *NET], "both -d and --architecture"),
-        ([*TRAINING, "--patch", "8", "32", "32", "--kwargs", "{}"], "--patch beside -d; expected only -c, -tr, -p"),
+        (
+            [*TRAINING, "--patch-size", "8", "32", "32", "--kwargs", "{}"],
+            "--patch-size beside -d; expected only -c, -tr, -p",
+        ),
         ([*NET, "-tr", "MNetTrainer"], "-tr beside --architecture"),
-        (["--architecture", "MNet"], "no --patch"),
+        (["--architecture", "MNet"], "no --patch-size"),
         (["--architecture", "Nothing", *SMALL], "expected one of MNet, BackboneNetwork"),
         (["--architecture", "Nothing", *SMALL], "SwinUNETR"),
         (["--architecture", "Nothing", *SMALL], "PaR:BACKBONE, ConvFreeTransformer:block"),
@@ -145,14 +148,14 @@ def test_a_training_is_measured(preprocessed, capsys):
         ([*NET, "--kwargs", '{"num_classes": 4}'], "the argument 'num_classes'"),
         ([*NET, "--kwargs", '{"merge": "product"}'], "one of difference, sum, concat"),
         ([*NET, "--kwargs", '{"features_per_stage": 3}'], "which it refuses"),
-        (["--architecture", "MNet", "--patch", "4", "8", "8"], "at least 1 slice and 16 voxels"),
-        (["--architecture", "MNet", "--patch", "32", "32"], "three axes"),
-        (["--architecture", "UNet", "--patch", "4", "30", "32"], "a patch of (4, 30, 32) for UNet"),
+        (["--architecture", "MNet", "--patch-size", "4", "8", "8"], "at least 1 slice and 16 voxels"),
+        (["--architecture", "MNet", "--patch-size", "32", "32"], "three axes"),
+        (["--architecture", "UNet", "--patch-size", "4", "30", "32"], "a patch of (4, 30, 32) for UNet"),
         (["--architecture", "PaRNetwork", *SMALL], "no 'backbone' of PaRNetwork"),
         (["--architecture", "PaRNetwork", *SMALL, "--kwargs", '{"backbone": "Nothing"}'], "'Nothing'"),
         (["--architecture", "UNet", *SMALL, "--kwargs", '{"backbone": "VNet"}'], "the argument 'backbone' of UNet"),
         (["--architecture", "PaR:none", *SMALL, "--kwargs", '{"spatial_shape": [4, 32, 16]}'], "(2, 4, 32, 16)"),
-        (["--architecture", "MNet", "--patch", "0", "32", "32"], "numbers of at least 1"),
+        (["--architecture", "MNet", "--patch-size", "0", "32", "32"], "numbers of at least 1"),
         ([*NET, "--classes", "0"], "numbers of at least 1"),
         ([*NET, "--channels", "-1"], "numbers of at least 1"),
         ([*NET, "--depth", "-1"], "a depth of at least 0"),

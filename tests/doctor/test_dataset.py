@@ -178,8 +178,9 @@ STOCK_COMMAND = "nnUNetv2_plan_and_preprocess -d 901"
 OURS_COMMAND = "nnunetv2_ext plan_and_preprocess -d 901 -pl"
 
 
-def made_by(planner: str, **options: Any) -> str:
-    return json.dumps({"made_by": {"planner": planner, "options": options, "version": "0.1.0"}})
+def made_by(planner: str, training: dict[str, Any] | None = None, **options: Any) -> str:
+    content = {"planner": planner, "options": options, "training": training or {}, "version": "0.1.0"}
+    return json.dumps({"made_by": content})
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,12 @@ def made_by(planner: str, **options: Any) -> str:
             "PaRSwinUNETRPlans",
             "PaRTrainer",
             f"{OURS_COMMAND} PaRPlanner --backbone SwinUNETR --backbone-kwargs '{{\"feature_size\": 24}}'",
+        ),
+        (
+            made_by("MNetPlanner", {"epochs": 20, "optimizer": {"lr": 0.02}}, axis=1),
+            "MNetPlans",
+            "MNetTrainer",
+            f"{OURS_COMMAND} MNetPlanner --axis 1 --epochs 20 --lr 0.02",
         ),
         (
             made_by("ThinThickPlanner", backbone="PaR:MNet"),
@@ -237,6 +244,7 @@ def test_the_command_that_plans_again(content, plans_name, trainer, command, tmp
         "-pl MNetPlanner -overwrite_target_spacing 5 2 2",
         "-pl PaRPlanner --backbone SegResNet --backbone-kwargs '{\"init_filters\": 8}' --axis 1 --patch-size 16 48 64",
         "-pl ConvFreePlanner --size B --token-size 3 8 8 --post-norm",
+        "-pl MNetPlanner --epochs 20 --iterations 10 --lr 0.02",
     ],
 )
 def test_plans_made_again_are_the_same(command, nnunet_folders):
