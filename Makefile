@@ -19,9 +19,9 @@ help:
 demo: $(INSTALLED)
 	$(BIN)/nnunetv2_ext demo --output demo --overwrite $(DEMO_ARGS)
 
-# Two test processes with one thread each: more threads would only wait for one another.
+# Two test processes, each with one thread (tests/conftest.py): more would only wait for one another.
 test: lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -rs -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,5 +1,7 @@
 """A forked command is what a fresh interpreter would be: entry point, environment, group, exit status, pools."""
 
+import json
+import multiprocessing
 import os
 import random
 import signal
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import processes_of_group, survivors
-from tests.warm import ROOT, Command, WarmProcess
+from tests.warm import ROOT, Command, WarmProcess, light_nnunet
 
 BIN = Path(sys.executable).parent
 TELL = """
@@ -164,6 +166,40 @@ def test_the_process_to_fork_from_has_started_no_threads(warm: WarmProcess, tmp_
     program = "import os, blosc2; print(len(os.listdir('/proc/self/task')))"
     blosc = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
     assert len(list(Path(f"/proc/{warm.pid}/task").iterdir())) == int(blosc)
+
+
+STATE = {"imported": "anew"}
+
+
+def state() -> tuple[str, int]:
+    import torch
+
+    return STATE["imported"], torch.get_num_threads()
+
+
+def test_pools_fork_with_one_thread_until_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STATE, "imported", "before")
+    with light_nnunet():
+        for context in (multiprocessing.get_context("spawn"), multiprocessing.get_context("fork")):
+            with context.Pool(1) as pool:
+                assert pool.apply(state) == ("before", 1)
+    assert multiprocessing.get_context("spawn").get_start_method() == "spawn"
+
+
+def test_files_are_found_and_fingerprints_taken_with_less(nnunet_folders: Path) -> None:
+    from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+
+    folder = nnunet_folders / "nnUNet_raw" / "Dataset901_Empty"
+    (folder / "imagesTr").mkdir(parents=True)
+    for case in "ab":
+        (folder / "imagesTr" / f"{case}_0000.nii.gz").touch()
+    description = {"channel_names": {"0": "MRI"}, "labels": {"background": 0}, "numTraining": 2}
+    (folder / "dataset.json").write_text(json.dumps({**description, "file_ending": ".nii.gz"}))
+    with light_nnunet():
+        light = DatasetFingerprintExtractor(901)
+    whole = DatasetFingerprintExtractor(901)
+    assert list(light.dataset) == ["a", "b"] and light.dataset == whole.dataset
+    assert light.num_foreground_voxels_for_intensitystats < whole.num_foreground_voxels_for_intensitystats == 10e7
 
 
 OWNER = """

@@ -16,6 +16,7 @@ from nnunetv2_ext.registry import ARCHITECTURES, TRAINERS
 from nnunetv2_ext.testing.network import CHANNELS, CLASSES
 from tests.architectures.test_contract import CASES as CONTRACT_CASES
 from tests.architectures.test_contract import Case
+from tests.warm import light_nnunet
 
 RANKS = 2
 BY_NAME = {case.name: case for case in CONTRACT_CASES}
@@ -105,7 +106,8 @@ def train_all(rank: int, store: str, results: str) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What both processes made of every case; one pair of processes for all, since starting them takes longest."""
     folder = tmp_path_factory.mktemp("distributed")
-    torch.multiprocessing.spawn(train_all, (str(folder / "store"), str(folder)), nprocs=RANKS, join=True)
+    with light_nnunet():
+        torch.multiprocessing.spawn(train_all, (str(folder / "store"), str(folder)), nprocs=RANKS, join=True)
     return folder
 
 
