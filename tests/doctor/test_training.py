@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nnunetv2_ext import DISCOVERY_FOLDER
 from nnunetv2_ext.doctor import examination
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN
 from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS
@@ -169,6 +170,26 @@ def test_training(damage, arguments, status, name, texts, prepared, diagnose):
     assert exit_status == (1 if status == FAIL else 0), checks
     # a fault is told once, where it lies; what builds on it is left out
     assert {what.partition(":")[0] for found, what in checks if found == FAIL} <= {name}
+
+
+TRAINER_OF_A_USER = """
+from nnunetv2_ext.trainers.mnet import MNetTrainer
+
+
+class UsersTrainer(MNetTrainer):
+    @classmethod
+    def check_data(cls, plans_manager, configuration_manager, folder):
+        return f"looked at {folder.name}"
+"""
+
+
+def test_a_trainer_of_a_user_on_ours(prepared, diagnose, tmp_path, monkeypatch):
+    prepared.write(tmp_path / "trainers" / "users_trainer.py", TRAINER_OF_A_USER)
+    monkeypatch.setenv("nnUNet_extTrainer", os.pathsep.join([str(DISCOVERY_FOLDER), str(tmp_path / "trainers")]))
+    exit_status, checks = diagnose(*STOCK, "-tr", "UsersTrainer", "-p", "MNetPlans")
+    assert exit_status == 0, [what for status, what in checks if status == FAIL]
+    assert_told(checks, OK, "slabs", ("looked at nnUNetPlans_3d",))
+    assert_told(checks, OK, "training block", ("epochs 7",))
 
 
 def test_a_backbone_whose_extra_is_missing(prepared, diagnose, monkeypatch):
