@@ -10,7 +10,7 @@ GROUPS = (
     ("trainers, for nnUNetv2_train -tr", TRAINERS),
     ("planners, for nnunetv2_ext plan_and_preprocess -pl", PLANNERS),
     ("architectures, in nnunetv2_ext.architectures", ARCHITECTURES),
-    ("backbones, for plan_and_preprocess --backbone with PaRPlanner, BackbonePlanner, ThinThickPlanner", BACKBONES),
+    ("backbones, for plan_and_preprocess --backbone", BACKBONES),
 )
 
 
