@@ -1,9 +1,14 @@
-"""What commands share: the help with each flag's default, numbers, and the number of processes."""
+"""What commands share: the help with each flag's default, values from texts, and the number of processes."""
 
 import argparse
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.planning.options import json_object
+
+NOUNS: dict[Callable[[str], Any], str] = {int: "whole number", float: "number", json_object: "JSON object"}
+"""What the makers of values expect."""
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -29,19 +34,26 @@ def meaning_and_default(action: argparse.Action) -> tuple[str, str]:
     return meaning, "none" if action.default is None else " ".join(map(str, values))
 
 
-def number(text: str | None, kind: type, option: str) -> Any:
-    """An option's text as `int` or `float`, None where it is not given.
+def value_of(text: str | Sequence[str], kind: Callable[[str], Any], flag: str) -> Any:
+    """What `kind` makes of a flag's text, or the list of what it makes of several.
 
-    Commands read numbers themselves, so that a wrong one ends in the same kind of sentence as any other bad input.
+    Commands read values themselves, so that a wrong one ends in the same kind of sentence as any other bad input.
 
     Raises:
-        InputError: no such number.
+        InputError: a text that makes none.
     """
     try:
-        return None if text is None else kind(text)
-    except ValueError:
-        expected = "a whole number" if kind is int else "a number"
-        raise InputError(f"{option} {text}", expected, "correct it") from None
+        return kind(text) if isinstance(text, str) else [kind(one) for one in text]
+    except ValueError as error:
+        noun = NOUNS.get(kind, "valid value")
+        got, expected = (text, f"a {noun}") if isinstance(text, str) else (" ".join(text), f"{len(text)} {noun}s")
+        why = "" if kind in (int, float) else f" ({error})"
+        raise InputError(f"{flag} {got}", expected, f"correct it{why}") from None
+
+
+def number(text: str | None, kind: type, flag: str) -> Any:
+    """A flag's text as `int` or `float`, None where it is not given; see `value_of`."""
+    return None if text is None else value_of(text, kind, flag)
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

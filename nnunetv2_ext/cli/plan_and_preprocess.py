@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from nnunetv2_ext.architectures.backbones import BACKBONES
+from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.cli.schedule import add_block_arguments, block_from_arguments
-from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
 from nnunetv2_ext.planning.options import Option, flag_of, options_of
 from nnunetv2_ext.registry import PLANNERS
@@ -120,18 +120,8 @@ def _given_options(args: argparse.Namespace) -> dict[str, Any]:
     given: dict[str, Any] = {}
     for name, option in _planner_options().items():
         text = getattr(args, name)
-        if text is None or option.kind is bool:
-            if text:
-                given[name] = True
-            continue
-        try:
-            given[name] = option.kind(text) if option.numbers is None else [option.kind(one) for one in text]
-        except ValueError as error:
-            raise InputError(
-                f"{flag_of(name)} {text if option.numbers is None else ' '.join(text)}",
-                f"{option.help}",
-                f"correct it ({error})",
-            ) from None
+        if text is not None:
+            given[name] = text if option.kind is bool else value_of(text, option.kind, flag_of(name))
     return given
 
 

@@ -1,14 +1,14 @@
 """`nnunetv2_ext profile`: what a network costs, module by module."""
 
 import argparse
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import write_json
-from nnunetv2_ext.planning.options import flag_of
+from nnunetv2_ext.planning.options import flag_of, json_object
 from nnunetv2_ext.text import markdown_table
 
 EXAMPLES = """examples:
@@ -170,12 +170,7 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         return {"dataset": args.dataset, **values}
     if values["patch_size"] is None:
         raise InputError("no --patch-size", "voxels along z, y, x", "pass --patch-size 16 128 128, for instance")
-    try:
-        values["kwargs"] = json.loads(values["kwargs"])
-    except json.JSONDecodeError as error:
-        raise InputError(f"--kwargs {values['kwargs']} ({error})", "a JSON object", "put it in single quotes") from None
-    if not isinstance(values["kwargs"], dict):
-        raise InputError(f"--kwargs {json.dumps(values['kwargs'])}", 'an object, as in {"merge": "sum"}', "correct it")
+    values["kwargs"] = value_of(values["kwargs"], json_object, "--kwargs")
     return {"architecture": args.architecture, **values}
 
 

@@ -180,18 +180,19 @@ def test_flags_of_the_transformer_reach_the_plans(described: Described) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flag", "text", "message"),
+    ("arguments", "message"),
     [
-        ("--backbone-kwargs", "feature_size=24", "a JSON object, over the planned ones; correct it (Expecting value"),
-        ("--backbone-kwargs", "[24]", "a JSON object, over the planned ones; correct it (put it into braces)"),
-        ("--backbone-kwargs", "{'feature_size': 24}", "a JSON object, over the planned ones; correct it (Expecting"),
-        ("--axis", "z", "--axis z; expected axis to refine, 0, 1 or 2 of z, y, x"),
+        (["--backbone-kwargs", "feature_size=24"], "expected a JSON object; correct it (Expecting value"),
+        (["--backbone-kwargs", "[24]"], "expected a JSON object; correct it (put it into braces)"),
+        (["--backbone-kwargs", "{'feature_size': 24}"], "expected a JSON object; correct it (Expecting"),
+        (["--axis", "z"], "--axis z; expected a whole number; correct it"),
+        (["--patch-size", "8", "32", "z"], "--patch-size 8 32 z; expected 3 whole numbers; correct it"),
     ],
 )
 def test_text_that_makes_no_value(
-    described: Described, capsys: pytest.CaptureFixture[str], flag: str, text: str, message: str
+    described: Described, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
-    assert run(*PAR, "--backbone", "SwinUNETR", flag, text) == 2
+    assert run(*PAR, "--backbone", "SwinUNETR", *arguments) == 2
     assert message in capsys.readouterr().err
 
 

@@ -143,7 +143,7 @@ def test_a_training_is_measured(preprocessed, capsys):
         (["--architecture", "Nothing", *SMALL], "PaR:BACKBONE, ConvFreeTransformer:block"),
         (["--architecture", "PaR:Nothing", *SMALL], "the backbone 'Nothing'"),
         ([*NET, "--kwargs", "{merge}"], "a JSON object"),
-        ([*NET, "--kwargs", "[1]"], "an object"),
+        ([*NET, "--kwargs", "[1]"], "a JSON object; correct it (put it into braces)"),
         ([*NET, "--kwargs", '{"colour": 1}'], "the argument 'colour' of MNet; expected one of features_per_stage"),
         ([*NET, "--kwargs", '{"num_classes": 4}'], "the argument 'num_classes'"),
         ([*NET, "--kwargs", '{"merge": "product"}'], "one of difference, sum, concat"),
