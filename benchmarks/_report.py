@@ -55,13 +55,3 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def markdown_facts(facts: dict[str, Any]) -> str:
     """One line `key value, key value`, without the empty ones."""
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
-
-
-def check_writable(path: Path | None) -> None:
-    """Refuse a JSON path that cannot be written before the hours of measuring, not after them.
-
-    Raises:
-        InputError: its folder is missing or it is a folder itself.
-    """
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-        raise InputError(f"--json {path}", "a file in an existing folder", "create the folder or choose another file")

@@ -25,11 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts
+from benchmarks._report import exit_status, machine, markdown_facts
 from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, read_json, write_json
+from nnunetv2_ext.files import check_output_file, dataset_name, read_json, write_json
 from nnunetv2_ext.text import markdown_table
 
 RECORD = "benchmark.json"
@@ -196,7 +196,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         InputError: see above.
     """
-    check_writable(args.json)
+    if args.json is not None:
+        check_output_file(args.json, "--json")
     numbers = {
         "--epochs": args.epochs,
         "--iterations": args.iterations,

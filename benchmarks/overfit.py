@@ -27,11 +27,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts
+from benchmarks._report import exit_status, machine, markdown_facts
 from benchmarks._statistics import nan_mean
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, write_json
+from nnunetv2_ext.files import check_output_file, dataset_name, write_json
 from nnunetv2_ext.text import markdown_table
 
 CASES = 2
@@ -218,7 +218,8 @@ def choose(trainer: Any, cases: Sequence[str] | None) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Train with each plans, print the table, write the JSON."""
-    check_writable(args.json)
+    if args.json is not None:
+        check_output_file(args.json, "--json")
     if min(args.iterations, args.every) < 1 or not 0 < args.goal < 1:
         raise InputError(
             f"--iterations {args.iterations} --every {args.every} --goal {args.goal}",

@@ -45,9 +45,9 @@ from benchmarks._networks import (
     has_tokens,
     step,
 )
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts
+from benchmarks._report import exit_status, machine, markdown_facts
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import write_json
+from nnunetv2_ext.files import check_output_file, write_json
 from nnunetv2_ext.text import markdown_table
 
 CUDA_WARM_UP_STEPS = 5
@@ -224,7 +224,8 @@ def measure_cuda(
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the JSON."""
-    check_writable(args.json)
+    if args.json is not None:
+        check_output_file(args.json, "--json")
     names = list(dict.fromkeys([args.reference, *([ORACLE] if args.oracle else []), *args.architectures]))
     check_shape(args.shape, names)
     if args.rounds < 1 or args.classes < 2 or args.memory_runs < 0:

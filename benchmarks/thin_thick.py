@@ -42,7 +42,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._report import check_writable, exit_status, machine, markdown_facts
+from benchmarks._report import exit_status, machine, markdown_facts
 from benchmarks._slab_steps import steps_table, time_steps
 from benchmarks._slabs import (
     ENDING,
@@ -60,7 +60,7 @@ from benchmarks._slabs import (
 )
 from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, read_json, write_json
+from nnunetv2_ext.files import check_output_file, dataset_name, read_json, write_json
 from nnunetv2_ext.text import markdown_table
 
 RECORD, SUMMARY = "benchmark.json", "thin/summary.json"
@@ -197,7 +197,8 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         InputError: numbers below 1, an unknown way, no writable JSON.
     """
-    check_writable(args.json)
+    if args.json is not None:
+        check_output_file(args.json, "--json")
     numbers = {"--epochs": args.epochs, "--iterations": args.iterations, "--batch-size": args.batch_size}
     for flag, value in numbers.items():
         if value < 1:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import listed, one_line
 
 FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 
@@ -175,12 +175,18 @@ def complete_or_absent(target: Path) -> Iterator[Path]:
 
 def unwritable(path: Path, error: Exception) -> InputError:
     """The error of a file or folder that could not be written."""
-    return InputError(
-        f"an error on writing {path} ({last_line(error)})", "a writable folder with free space", "make room there"
-    )
+    what = error.args[0] if isinstance(error, InputError) else one_line(error, last=True)
+    return InputError(f"an error on writing {path} ({what})", "a writable folder with free space", "make room there")
 
 
-def last_line(error: Exception) -> str:
-    """What an error says, without the lines of libraries above it."""
-    text = error.args[0] if isinstance(error, InputError) else str(error)
-    return text.strip().rpartition("\n")[2]
+def check_output_file(path: Path, flag: str) -> None:
+    """Refuse a path that cannot become a file before the work is done, not after it.
+
+    Args:
+        flag: the one that gave the path, for the message.
+
+    Raises:
+        InputError: its folder is missing, or it is a folder itself.
+    """
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"{flag} {path}", "a file in an existing folder", "create the folder or choose another file")

@@ -15,9 +15,14 @@ def counted(names: Collection[object], noun: str, *, shown: int = 3) -> str:
     return f"{len(names)} {noun}{'s' * (len(names) != 1)} ({listed(names, shown=shown)})"
 
 
-def first_line(error: BaseException) -> str:
-    """What an exception says, in one line; of one without words its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+def one_line(error: BaseException, *, last: bool = False) -> str:
+    """What an exception says, in one line; of one without words its name.
+
+    Args:
+        last: the last line of several, where libraries write above it where they were; else the first.
+    """
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1 if last else 0][:300]
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: bool = True) -> str:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import write_beside
+from nnunetv2_ext.files import check_output_file, write_beside
 
 EXAMPLE = """example:
   nnunetv2_ext import_weights mnet model_best.model --trust -o mnet_lits.pth
@@ -43,8 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert one file and say what it holds."""
-    if args.output.is_dir() or not args.output.resolve().parent.is_dir():
-        raise InputError(f"the output {args.output}", "a file in an existing folder", "choose another path for -o")
+    check_output_file(args.output, "-o")
     if args.output.resolve() == args.file.resolve():
         raise InputError(f"the input {args.file} as the output", "another file", "choose another path for -o")
     import torch

@@ -7,7 +7,7 @@ from typing import Any
 
 from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import write_json
+from nnunetv2_ext.files import check_output_file, write_json
 from nnunetv2_ext.planning.options import flag_of, json_object
 from nnunetv2_ext.text import markdown_table
 
@@ -83,8 +83,8 @@ def run(args: argparse.Namespace) -> int:
             "a depth of at least 0, a batch and rounds of at least 1",
             "correct it",
         )
-    if args.json is not None and (args.json.is_dir() or not args.json.absolute().parent.is_dir()):
-        raise InputError(f"--json {args.json}", "a file in an existing folder", "create the folder or choose another")
+    if args.json is not None:
+        check_output_file(args.json, "--json")
 
     import torch
 

@@ -257,7 +257,7 @@ def _write_dataset(
     }
     write_dataset_json(folder, entries, training=len(jobs))
     write_sidecar(folder, Sidecar(folder.name, outcome.axis, {job.name: job.case_slabs for job in jobs}))
-    with (folder / "conversion.csv").open("w", newline="") as stream:
+    with (folder / "conversion.csv").open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [column.name for column in fields(ConvertedCase)])
         writer.writeheader()
         writer.writerows(map(asdict, outcome.cases))

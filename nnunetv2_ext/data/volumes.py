@@ -14,7 +14,8 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import last_line, unwritable
+from nnunetv2_ext.files import unwritable
+from nnunetv2_ext.text import one_line
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 TOLERANCE = 0.01
@@ -168,7 +169,9 @@ def _check_length(path: Path, needed: int) -> None:
 def unreadable(path: Path, error: Exception) -> InputError:
     """The error of a volume that could not be read."""
     return InputError(
-        f"an unreadable file {path} ({last_line(error)})", "a complete volume", "restore the file or remove its case"
+        f"an unreadable file {path} ({one_line(error, last=True)})",
+        "a complete volume",
+        "restore the file or remove its case",
     )
 
 

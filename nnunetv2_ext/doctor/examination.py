@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import first_line
+from nnunetv2_ext.text import one_line
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
 INSTALLED, DATA, TRAINED = GROUPS = ("installation", "data", "training")
@@ -81,7 +81,7 @@ def _checks(examination: Examination, subject: Subject) -> Iterator[Check]:
 
 def said(error: BaseException) -> str:
     """An exception in one line, with its name."""
-    name, line = type(error).__name__, first_line(error)
+    name, line = type(error).__name__, one_line(error)
     return line if line == name else f"{name}: {line}"
 
 

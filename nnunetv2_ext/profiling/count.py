@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nnunetv2_ext.architectures.measure import watch_kept
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import first_line
+from nnunetv2_ext.text import one_line
 
 WHOLE = ""
 """The name of the row that holds the whole network."""
@@ -179,7 +179,7 @@ def run_forward(network: nn.Module, x: Tensor) -> Any:
     except (RuntimeError, ValueError, IndexError, AssertionError) as error:
         raise InputError(
             f"a patch of {tuple(x.shape[2:])} with {x.shape[1]} channels, on which {type(network).__name__} fails "
-            f"({first_line(error)})",
+            f"({one_line(error)})",
             "a size that suits the network",
             "choose another patch, often a multiple of 32 along each axis",
         ) from error

@@ -18,7 +18,7 @@ import nnunetv2_ext
 from nnunetv2_ext import registry
 from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import first_line
+from nnunetv2_ext.text import one_line
 
 REFINER = Entry("PaR:none", "nnunetv2_ext.architectures.PaR", "the refiner alone, on logits")
 
@@ -117,7 +117,7 @@ def _construct(name: str, network_class: Any, arguments: Mapping[str, Any]) -> n
         raise
     except (TypeError, ValueError, KeyError, AssertionError) as error:
         raise InputError(
-            f"{name} with {dict(arguments)}, which it refuses ({first_line(error)})",
+            f"{name} with {dict(arguments)}, which it refuses ({one_line(error)})",
             "arguments that it takes",
             "correct them",
         ) from error

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import first_line
+from nnunetv2_ext.text import listed, one_line
 
 
 def read_torch_file(file: Path, *, trust: bool = False) -> Any:
@@ -70,7 +70,7 @@ def _numpy_globals() -> list[Any]:
 
 def _damaged(file: Path, error: Exception) -> InputError:
     return InputError(
-        f"{file}, which cannot be read ({first_line(error)[:120]})",
+        f"{file}, which cannot be read ({one_line(error)[:120]})",
         "a complete file written by torch.save",
         "download or copy it again",
     )
@@ -97,7 +97,7 @@ def published_state_dict(content: Any, file: Path) -> dict[str, Any]:
     strangers = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if strangers:
         raise InputError(
-            f"{file}, where {', '.join(strangers[:5])} {'are' if len(strangers) > 1 else 'is'} no tensor",
+            f"{file}, where {listed(strangers, shown=5)} {'are' if len(strangers) > 1 else 'is'} no tensor",
             "a dict of tensors, or a dict with one under 'state_dict'",
             "check the file",
         )

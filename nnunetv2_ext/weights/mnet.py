@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import counted, listed
 
 
 def _published_name(state: str) -> str:
@@ -38,9 +39,7 @@ def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
     missing, unexpected = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
     if missing or unexpected:
         found = [
-            f"{len(keys)} {what} keys ({', '.join(keys[:3])})"
-            for what, keys in (("missing", missing), ("unexpected", unexpected))
-            if keys
+            counted(keys, f"{what} key") for what, keys in (("missing", missing), ("unexpected", unexpected)) if keys
         ]
         raise InputError(
             f"published MNet weights with {' and '.join(found)}",
@@ -96,7 +95,7 @@ def convert_mnet(
     wrong = [key for key, shape in expected.items() if key not in converted or tuple(converted[key].shape) != shape]
     if wrong:
         raise InputError(
-            f"weights whose shapes fit no MNet ({', '.join(wrong[:3])})",
+            f"weights whose shapes fit no MNet ({listed(wrong, shown=3)})",
             f"the shapes of an MNet with features {features}",
             "check that the file is MNet's and complete",
         )

@@ -11,6 +11,7 @@ from nnunetv2_ext.architectures.par import backbone_state_dict
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
 from nnunetv2_ext.registry import find
+from nnunetv2_ext.text import listed
 
 
 def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -50,7 +51,7 @@ def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
     converted["sai.spatial_conv.weight"] = take("sai.axial_intense.conv_spatial.weight")
     if remaining:
         raise InputError(
-            f"the unexpected keys {', '.join(list(remaining)[:3])}",
+            f"the unexpected keys {listed(remaining, shown=3)}",
             "the published refiner's state dict",
             "check the file",
         )
@@ -132,7 +133,7 @@ def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Pat
     ]
     if differing:
         raise InputError(
-            f"{file}, whose network differs from the plans' backbone ({'; '.join(differing[:3])})",
+            f"{file}, whose network differs from the plans' backbone ({listed(differing, shown=3, separator='; ')})",
             "the network of the plans",
             remedy,
         )
