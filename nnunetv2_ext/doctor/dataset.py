@@ -27,7 +27,7 @@ def replan(subject: Subject) -> str:
 
     plans = _plans(subject)
     made_by = (plans or {}).get("made_by")
-    if isinstance(made_by, dict):
+    if isinstance(made_by, dict) and "planner" in made_by:
         flags = [_flag(name, value) for name, value in made_by.get("options", {}).items()]
         flags += flags_from({}, made_by.get("training", {})) or []
         return " ".join([f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {made_by['planner']}", *flags])
