@@ -321,11 +321,11 @@ def renamed(key: str, new: str) -> Any:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without("outputs.6.weight"), r"1 missing keys \(outputs\.6\.weight\); expected the 174 tensors"),
-        (lambda state: {**state, "extra.bias": torch.zeros(1)}, r"1 unexpected keys \(extra\.bias\)"),
+        (without("outputs.6.weight"), r"1 missing key \(outputs\.6\.weight\); expected the 174 tensors"),
+        (lambda state: {**state, "extra.bias": torch.zeros(1)}, r"1 unexpected key \(extra\.bias\)"),
         (
             renamed("down11.CB2d.conv1.conv.weight", "down11.CB2d.conv1.weight"),
-            r"1 missing keys \(down11\.CB2d\.conv1\.conv\.weight\) and 1 unexpected keys",
+            r"1 missing key \(down11\.CB2d\.conv1\.conv\.weight\) and 1 unexpected key",
         ),
         (lambda state: {f"module.{name}": tensor for name, tensor in state.items()}, "missing keys .* unexpected keys"),
         (lambda state: {}, "missing keys"),
