@@ -196,8 +196,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         InputError: see above.
     """
-    if args.json is not None:
-        check_output_file(args.json, "--json")
+    check_output_file(args.json, "--json")
     numbers = {
         "--epochs": args.epochs,
         "--iterations": args.iterations,

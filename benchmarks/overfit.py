@@ -218,8 +218,7 @@ def choose(trainer: Any, cases: Sequence[str] | None) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Train with each plans, print the table, write the JSON."""
-    if args.json is not None:
-        check_output_file(args.json, "--json")
+    check_output_file(args.json, "--json")
     if min(args.iterations, args.every) < 1 or not 0 < args.goal < 1:
         raise InputError(
             f"--iterations {args.iterations} --every {args.every} --goal {args.goal}",

@@ -224,8 +224,7 @@ def measure_cuda(
 
 def run(args: argparse.Namespace) -> int:
     """Measure, print the tables, write the JSON."""
-    if args.json is not None:
-        check_output_file(args.json, "--json")
+    check_output_file(args.json, "--json")
     names = list(dict.fromkeys([args.reference, *([ORACLE] if args.oracle else []), *args.architectures]))
     check_shape(args.shape, names)
     if args.rounds < 1 or args.classes < 2 or args.memory_runs < 0:

@@ -197,8 +197,7 @@ def check(args: argparse.Namespace) -> None:
     Raises:
         InputError: numbers below 1, an unknown way, no writable JSON.
     """
-    if args.json is not None:
-        check_output_file(args.json, "--json")
+    check_output_file(args.json, "--json")
     numbers = {"--epochs": args.epochs, "--iterations": args.iterations, "--batch-size": args.batch_size}
     for flag, value in numbers.items():
         if value < 1:

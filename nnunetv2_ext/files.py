@@ -179,14 +179,15 @@ def unwritable(path: Path, error: Exception) -> InputError:
     return InputError(f"an error on writing {path} ({what})", "a writable folder with free space", "make room there")
 
 
-def check_output_file(path: Path, flag: str) -> None:
+def check_output_file(path: Path | None, flag: str) -> None:
     """Refuse a path that cannot become a file before the work is done, not after it.
 
     Args:
+        path: None where the flag was not given.
         flag: the one that gave the path, for the message.
 
     Raises:
         InputError: its folder is missing, or it is a folder itself.
     """
-    if path.is_dir() or not path.absolute().parent.is_dir():
+    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise InputError(f"{flag} {path}", "a file in an existing folder", "create the folder or choose another file")

@@ -83,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
             "a depth of at least 0, a batch and rounds of at least 1",
             "correct it",
         )
-    if args.json is not None:
-        check_output_file(args.json, "--json")
+    check_output_file(args.json, "--json")
 
     import torch
 

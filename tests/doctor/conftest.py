@@ -233,3 +233,13 @@ class Gpu:
             return ones(*size)
 
         monkeypatch.setattr(torch, "ones", on_the_gpu)
+
+
+def assert_only_fault(
+    diagnosed: tuple[int, list[tuple[str, str]]], status: str, name: str, texts: tuple[str, ...]
+) -> None:
+    """The fault is told, in the exit status, too; and once, where it lies: what builds on it is left out."""
+    exit_status, checks = diagnosed
+    assert_told(checks, status, name, texts)
+    assert exit_status == (1 if status == FAIL else 0), checks
+    assert {what.partition(":")[0] for found, what in checks if found == FAIL} <= {name}

@@ -20,6 +20,7 @@ from tests.doctor.conftest import (
     STOCK,
     Gpu,
     Prepared,
+    assert_only_fault,
     assert_told,
     configuration,
     par,
@@ -165,11 +166,7 @@ FAULTS = {
 def test_training(damage, arguments, status, name, texts, prepared, diagnose):
     if damage is not None:
         damage(prepared)
-    exit_status, checks = diagnose(*arguments)
-    assert_told(checks, status, name, texts)
-    assert exit_status == (1 if status == FAIL else 0), checks
-    # a fault is told once, where it lies; what builds on it is left out
-    assert {what.partition(":")[0] for found, what in checks if found == FAIL} <= {name}
+    assert_only_fault(diagnose(*arguments), status, name, texts)
 
 
 TRAINER_OF_A_USER = """
