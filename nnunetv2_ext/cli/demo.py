@@ -17,6 +17,7 @@ from nnunetv2_ext import register
 from nnunetv2_ext.cli.steps import Steps
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, write_json
+from nnunetv2_ext.planning.options import flag_of
 
 if TYPE_CHECKING:
     from nnunetv2_ext.evaluation.report import Row
@@ -122,8 +123,7 @@ def _check(args: argparse.Namespace) -> None:
     smallest = {"epochs": 1, "iterations": 1, "training_cases": 5, "unseen_cases": 1, "seed": 0}
     for name, least in smallest.items():
         if getattr(args, name) < least:
-            option = "--" + name.replace("_", "-")
-            raise InputError(f"{option} {getattr(args, name)}", f"at least {least}", "choose a larger number")
+            raise InputError(f"{flag_of(name)} {getattr(args, name)}", f"at least {least}", "choose a larger number")
     if args.device != "cpu":
         import torch
 
