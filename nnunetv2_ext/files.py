@@ -1,14 +1,16 @@
-"""nnU-Net's folders and the data sets in them, JSON in UTF-8, files and folders that are there whole or not at all."""
+"""nnU-Net's folders and the data sets in them; JSON, pickles and the states of files; writing whole or not at all."""
 
+import hashlib
 import json
 import os
+import pickle
 import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line
@@ -88,18 +90,96 @@ def new_dataset_name(output: int | str, name: str) -> str:
     return prefix + name
 
 
-def read_json(path: Path, remedy: str) -> Any:
+def read_json(path: Path, remedy: str, *, kind: type = dict) -> Any:
     """The content of a JSON file.
 
+    Args:
+        kind: what it holds: a dict (JSON's object) or a list.
+
     Raises:
-        InputError: the file is missing or no valid JSON (truncated, for instance); ends with `remedy`.
+        InputError: the file is missing, no valid JSON (truncated, for instance) or holds another kind; ends with
+            `remedy`.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"no file {path}", "a JSON file there", remedy) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"a damaged file {path} ({error})", "valid JSON", remedy) from None
+    except OSError as error:
+        raise InputError(f"an unreadable file {path} ({error.strerror})", "a JSON file there", remedy) from None
+    if not isinstance(content, kind):
+        names = {dict: "an object", list: "a list", str: "a text", bool: "a truth value", type(None): "null"}
+        raise InputError(f"{names.get(type(content), 'a number')} in {path}", names[kind], remedy)
+    return content
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads numbers, texts, containers and numpy's numbers and arrays of them; refuses whatever else a pickle names."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        whole = f"{module}.{name}"
+        allowed = {f"numpy.{name}" for name in ("dtype", "ndarray")}
+        for core in ("numpy.core", "numpy._core"):
+            allowed |= {f"{core}.multiarray.{name}" for name in ("scalar", "_reconstruct")}
+            allowed.add(f"{core}.numeric._frombuffer")
+        if whole not in allowed and whole not in {"collections.OrderedDict", "builtins.set", "builtins.slice"}:
+            raise pickle.UnpicklingError(f"{whole} in it, which could run code")
+        return super().find_class(module, name)
+
+
+def read_pickle(path: Path, remedy: str) -> Any:
+    """The content of a pickle that holds data alone, as nnU-Net's properties of a case; nothing in it is run.
+
+    Raises:
+        InputError: the file is missing or damaged, or names anything but numbers, texts and arrays of numbers.
+    """
+    try:
+        with path.open("rb") as stream:
+            return _DataUnpickler(stream).load()
+    except FileNotFoundError:
+        raise InputError(f"no file {path}", "nnU-Net's properties of a case", remedy) from None
+    except Exception as error:  # unpickling damaged bytes raises anything
+        what = f"an unreadable file {path} ({one_line(error)})"
+        raise InputError(what, "numbers, texts and arrays of them", remedy) from None
+
+
+class FileState(NamedTuple):
+    """What a file held when it was looked at, to tell later whether it holds the same."""
+
+    size: int
+    """Bytes."""
+    mtime: int
+    """Nanoseconds, of its content; what copies may take over (`cp -p`, `rsync -a`)."""
+    ctime: int
+    """Nanoseconds, of its entry; what no copy can take over."""
+    digest: str
+    """BLAKE2b of the content, in hexadecimal."""
+
+
+def file_state(path: Path) -> FileState:
+    """The state of a file; reads all of it.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    status = path.stat()
+    with path.open("rb") as stream:
+        digest = hashlib.blake2b(digest_size=16)
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return FileState(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest.hexdigest())
+
+
+def is_unchanged(path: Path, state: FileState) -> bool:
+    """Whether a file holds what it held; read only where its times are others but its size is the same."""
+    try:
+        status = path.stat()
+        if status.st_size != state.size:
+            return False
+        return (status.st_mtime_ns, status.st_ctime_ns) == state[1:3] or file_state(path).digest == state.digest
+    except OSError:
+        return False
 
 
 def write_json(path: Path, content: Any, *, indent: int = 4) -> None:

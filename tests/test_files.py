@@ -2,15 +2,26 @@
 
 import errno
 import os
+import pickle
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import complete_or_absent, dataset_name, new_dataset_name, write_beside
+from nnunetv2_ext.files import (
+    complete_or_absent,
+    dataset_name,
+    file_state,
+    is_unchanged,
+    new_dataset_name,
+    read_json,
+    read_pickle,
+    write_beside,
+)
 
 
 @pytest.mark.parametrize(("dataset", "found"), [(42, "Dataset042_Liver"), ("Dataset004_Other", "Dataset004_Other")])
@@ -204,3 +215,60 @@ def test_folder_made_meanwhile_is_kept(tmp_path):
         target.mkdir()
         (target / "other").write_text("1")
     assert [path.name for path in tmp_path.rglob("*")] == ["Dataset001_A", "other"]
+
+
+@pytest.mark.parametrize(("text", "got"), [("[]", "a list"), ("3", "a number"), ("null", "null"), ('"a"', "a text")])
+def test_json_of_another_kind(tmp_path, text, got):
+    path = tmp_path / "plans.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=f"got {got} in .*plans.json; expected an object; mend it"):
+        read_json(path, "mend it")
+
+
+def test_a_pickle_of_data_is_read(tmp_path):
+    content = {"spacing": [1.0, np.float64(2.5)], "bbox": np.arange(6).reshape(3, 2), "locations": {(-1, 0): "a"}}
+    for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "case.pkl").write_bytes(pickle.dumps(content, protocol))
+        held = read_pickle(tmp_path / "case.pkl", "preprocess again")
+        assert held["spacing"] == content["spacing"] and held["locations"] == content["locations"]
+        np.testing.assert_array_equal(held["bbox"], content["bbox"])
+
+
+RAN: list[str] = []
+
+
+class _Marker:
+    def __reduce__(self):
+        return _run, ("marker",)
+
+
+def _run(what):
+    RAN.append(what)
+
+
+def test_a_pickle_that_names_code_is_refused_and_not_run(tmp_path):
+    (tmp_path / "case.pkl").write_bytes(pickle.dumps({"a": _Marker()}))
+    with pytest.raises(InputError, match=r"could run code.*; preprocess again"):
+        read_pickle(tmp_path / "case.pkl", "preprocess again")
+    assert not RAN
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04", pickle.dumps({"a": 1})[:-3]])
+def test_a_damaged_pickle(tmp_path, content):
+    (tmp_path / "case.pkl").write_bytes(content)
+    with pytest.raises(InputError, match=r"unreadable file .*case\.pkl"):
+        read_pickle(tmp_path / "case.pkl", "preprocess again")
+
+
+def test_a_file_is_known_by_its_content(tmp_path):
+    path = tmp_path / "label.nii.gz"
+    path.write_bytes(b"one")
+    state = file_state(path)
+    assert state.size == 3 and is_unchanged(path, state)
+    os.utime(path, (1, 1))  # another time, the same content
+    assert is_unchanged(path, state)
+    path.write_bytes(b"two")  # another content under an old time
+    os.utime(path, ns=(state.mtime, state.mtime))
+    assert not is_unchanged(path, state)
+    path.unlink()
+    assert not is_unchanged(path, state)

@@ -79,7 +79,7 @@ def read_sidecar(folder: Path, dataset: str) -> Sidecar:
     """
     path = folder / SIDECAR
     entries = read_json(path, REMEDY)
-    if not isinstance(entries, dict) or "digest" not in entries:
+    if "digest" not in entries:
         raise InputError(f"a file {path} without digest", f"a side-car as it was written, version {VERSION}", REMEDY)
     if entries.get("version") != VERSION:
         raise InputError(

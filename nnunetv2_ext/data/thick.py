@@ -142,7 +142,7 @@ def make_thick(
     cases = _cases(source, dataset_json)
     splits = source / "splits_final.json"
     if splits.exists():
-        read_json(splits, "restore or remove it")
+        read_json(splits, "restore or remove it", kind=list)
 
     grids = for_each(_case_grid, cases, processes=processes, label="headers", progress=progress)
     reorient = str(dataset_json.get("overwrite_image_reader_writer")).endswith("WithReorient")

@@ -47,7 +47,7 @@ def _plans(subject: Subject) -> dict[str, Any] | None:
         plans = read_json(folder / f"{subject.plans}.json", "") if folder is not None else None
     except InputError:
         return None
-    return plans if isinstance(plans, dict) else None
+    return plans
 
 
 def _flag(name: str, value: Any) -> str:
@@ -190,8 +190,8 @@ def check_splits(subject: Subject) -> Iterator[Check]:
                 yield _beyond(fold, 5)
         return
     restore = f"restore {file}, or delete it if no fold was trained with it yet: nnU-Net makes new folds"
-    splits = read_json(file, restore)
-    if not isinstance(splits, list) or not splits or not all(_is_split(split) for split in splits):
+    splits = read_json(file, restore, kind=list)
+    if not splits or not all(_is_split(split) for split in splits):
         yield Check(FAIL, f"{file} is no list of folds with train and val", restore)
         return
     if fold is not None and int(fold) >= len(splits):

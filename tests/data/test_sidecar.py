@@ -47,7 +47,8 @@ def edit(**changes):
 REFUSED = {
     "missing": (lambda path: path.unlink(), "no file .*slabs.json.*convert_thin_thick"),
     "truncated": (lambda path: path.write_text(path.read_text()[:100]), "damaged file .*slabs.json"),
-    "no object": (lambda path: path.write_text("[]"), "slabs.json without digest"),
+    "no object": (lambda path: path.write_text("[]"), "a list in .*slabs.json"),
+    "no digest": (lambda path: path.write_text("{}"), "slabs.json without digest"),
     "axis edited": (edit(axis=0), "an edited file .*slabs.json, whose digest"),
     "data set edited": (edit(dataset="Dataset001_Other"), "an edited file"),
     "slab edited": (lambda path: path.write_text(path.read_text().replace("10.7", "10.8")), "an edited file"),
