@@ -80,7 +80,7 @@ FAULTS = {
         ("lacks channel_names, numTraining, file_ending",),
     ),
     "dataset.json is a list": (
-        lambda p: p.write(p.preprocessed / "dataset.json", []), STOCK, FAIL, "dataset.json", ("lacks",),
+        lambda p: p.write(p.preprocessed / "dataset.json", []), STOCK, FAIL, "dataset.json", ("a list in",),
     ),
     "raw dataset.json changed": (
         lambda p: p.write(p.raw / "dataset.json", {**DATASET_JSON, "numTraining": 9}), STOCK, WARN, "dataset.json",
@@ -137,7 +137,7 @@ FAULTS = {
     "truncated splits": (
         lambda p: p.write_splits(json.dumps([GOOD])[:-10]), STOCK, FAIL, "splits", ("damaged file", "restore"),
     ),
-    "splits of another shape": (lambda p: p.write_splits({"train": []}), STOCK, FAIL, "splits", ("no list of folds",)),
+    "splits of another shape": (lambda p: p.write_splits({"train": []}), STOCK, FAIL, "splits", ("expected a list",)),
     "a split without val": (lambda p: p.write_splits([{"train": CASES}]), STOCK, FAIL, "splits", ("no list of folds",)),
     "a split without cases": (
         lambda p: p.write_splits([split([], CASES)]), STOCK, FAIL, "splits", ("no cases to train",),
