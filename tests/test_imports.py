@@ -14,6 +14,7 @@ ROOMS = [
     "evaluation",
     "data weights registry",
     "architectures losses geometry",
+    "locks",
     "files memory block",
     "text entry",
     "errors",
