@@ -271,3 +271,16 @@ def check_output_file(path: Path | None, flag: str) -> None:
     """
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise InputError(f"{flag} {path}", "a file in an existing folder", "create the folder or choose another file")
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why no file can be written into an existing folder, or None; a file is written and removed for it."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "no permission to write"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+    except OSError as error:
+        return error.strerror or one_line(error)
+    return None

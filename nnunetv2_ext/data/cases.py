@@ -131,10 +131,11 @@ def _label_file_faults(folder: Path, ending: str, cases: dict[str, Case], told: 
         )
     left = sorted(labels - cases.keys() - told - {f"{case}_0000" for case in numbered})
     if left:
+        more = ", and so on," * (len(left) > 1)
         yield Fault(
             f"no image for {counted(left, 'label file')} of {folder}, which nnU-Net passes over",
             f"an image for each, such as {left[0]}_0000{ending} in {IMAGES}",
-            f"restore it, or remove {LABELS}/{left[0]}{ending}" + ", and so on" * (len(left) > 1),
+            f"restore it, or remove {LABELS}/{left[0]}{ending}{more} and correct numTraining",
         )
     for case in [*plain, *numbered]:
         del cases[case]
@@ -151,7 +152,7 @@ def _take_cases(folder: Path, listing: Mapping[str, Any], cases: dict[str, Case]
             cases[name] = case
     if missing:
         names = [name_within(folder, path) for path in missing]
-        got = f'no {counted(names, "file")} that "dataset" in {folder / "dataset.json"} names'
+        got = f'{counted(names, "missing file")} that "dataset" in {folder / "dataset.json"} names'
         yield Fault(got, "every file that it names", "restore them, or take their cases out of it and of numTraining")
 
 

@@ -35,7 +35,7 @@ def description_faults(content: Mapping[str, Any], path: Path) -> list[Fault]:
     """
     return [
         *_channel_faults(content, path),
-        *_label_faults(content, path),
+        *label_faults(content, path),
         *_number_faults(content, path),
         *_ending_faults(content, path),
         *_reader_faults(content, path),
@@ -90,7 +90,8 @@ def _channel_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
         yield Fault(f"channel_names = {names} in {path}", "names as texts", "put the names into quotes")
 
 
-def _label_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
+def label_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
+    """What is wrong with the names and values of `labels`, and with `regions_class_order`."""
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels:
         what = "no labels" if labels is None else f"labels = {labels!r}"

@@ -25,6 +25,8 @@ from nnunetv2_ext.data.description import (
     Fault,
     channel_names,
     description_faults,
+    label_faults,
+    label_values,
     overwriting_reader,
 )
 from nnunetv2_ext.data.volumes import Grid, check_complete, read_grid
@@ -54,6 +56,10 @@ class Raw:
     """nnU-Net's, for this data set."""
     headers: dict[Path, Header] = field(default_factory=dict)
     """Of the files that can be read; of none where their format has headers that only its own reader knows."""
+    unusable: set[Path] = field(default_factory=set)
+    """Files whose headers tell already that they cannot be read, or are cut off."""
+    labels: list[int] = field(default_factory=list)
+    """The values that the label files may hold; none where `dataset.json` tells them wrongly."""
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -74,6 +80,8 @@ def examine(folder: Path, *, processes: int = 8) -> Raw:
     path = folder / "dataset.json"
     raw = Raw(folder, read_json(path, "put the data set into nnUNet_raw, with its dataset.json"))
     raw.faults += description_faults(raw.description, path)
+    if not any(label_faults(raw.description, path)):
+        raw.labels = label_values(raw.description)
     if any(entry in fault.got for fault in raw.faults for entry in ("file_ending", '"dataset"')):
         return raw
     raw.cases, faults = find_cases(folder, raw.description)
@@ -145,7 +153,7 @@ def _sitk_header(path: Path) -> Header:
     direction = np.eye(3)
     direction[:axes, :axes] = np.reshape(reader.GetDirection(), (dimensions, dimensions))[:axes, :axes]
     channels = reader.GetSize()[3] if dimensions == 4 else values
-    return Header(Grid(size, spacing, origin, tuple(direction.ravel())), axes, channels)
+    return Header(Grid(size, spacing, origin, tuple(direction.ravel().tolist())), axes, channels)
 
 
 def _nibabel_header(path: Path) -> Header:
@@ -155,7 +163,7 @@ def _nibabel_header(path: Path) -> Header:
     spacing = tuple(float(zoom) for zoom in loaded.header.get_zooms())
     turned = loaded.affine[:3, :3] / np.linalg.norm(loaded.affine[:3, :3], axis=0)
     origin = tuple(float(number) for number in loaded.affine[:3, 3])
-    return Header(Grid(loaded.shape, spacing, origin, tuple(turned.ravel())), 3)
+    return Header(Grid(loaded.shape, spacing, origin, tuple(turned.ravel().tolist())), 3)
 
 
 def _read_headers(raw: Raw, processes: int) -> list[Fault]:
@@ -182,16 +190,21 @@ def _read_headers(raw: Raw, processes: int) -> list[Fault]:
 
     paths = [path for path, _ in files_of(raw.cases)]
     found = for_each(look, paths, processes=processes, label="headers", progress=False)
-    for path, (header, unreadable, odd) in zip(paths, found, strict=True):
+    for path, (header, unusable, odd) in zip(paths, found, strict=True):
         name = name_within(raw.folder, path)
         if header is not None:
             raw.headers[path] = header
-        if unreadable is not None:
-            what = "an unreadable header or cut-off voxels"
-            collected.add(what, f"{name}: {unreadable.args[0]}", unreadable.args[1], unreadable.args[2])
+        if unusable is not None:
+            raw.unusable.add(path)
+            got, expected, remedy = unusable.args
+            what = "a header or voxels that cannot be used"
+            collected.add(
+                what, got.replace(str(path), name) if str(path) in got else f"{name}: {got}", expected, remedy
+            )
         if odd is not None:
-            got = odd.args[0].replace(str(path), name)
-            collected.add("a header that our other commands refuse", got, odd.args[1], odd.args[2], fatal=False)
+            got, expected, remedy = odd.args
+            what = "a header that our other commands refuse"
+            collected.add(what, got.replace(str(path), name), expected, remedy, fatal=False)
     return collected.faults()
 
 

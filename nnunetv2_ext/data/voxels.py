@@ -10,13 +10,14 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import nibabel
 import numpy as np
 import pandas as pd
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_ext.data.cases import Collected, files_of, name_within
 from nnunetv2_ext.data.dataset import for_each
-from nnunetv2_ext.data.description import IGNORE, Fault, label_values
+from nnunetv2_ext.data.description import IGNORE, Fault
 from nnunetv2_ext.data.raw import Raw
 from nnunetv2_ext.data.volumes import check_complete, read_volume
 from nnunetv2_ext.errors import InputError
@@ -38,6 +39,8 @@ class Seen(NamedTuple):
     """Of the file, before it was read."""
     nan: int = 0
     infinite: int = 0
+    nan_read_as_0: int = 0
+    """NaN and infinite voxels that nnU-Net takes as 0, as ITK does in NIfTI files."""
     values: tuple[float, ...] = ()
     """Of a label file, the first in order."""
     damaged: str = ""
@@ -50,13 +53,13 @@ def look_at(path: Path, reader: type[BaseReaderWriter], *, label: bool) -> Seen:
     Raises:
         OSError: it cannot be opened.
     """
-    state = file_state(path)
+    state, hidden = file_state(path), 0
     try:
         array, _ = reader().read_seg(str(path)) if label else reader().read_images((str(path),))
-        if path.name.endswith(".gipl"):
+        if path.name.endswith((".nii", ".nii.gz")):
+            hidden = _not_a_number(path)
+        elif path.name.endswith(".gipl"):
             read_volume(path)
-        else:
-            check_complete(path, unpack=True)
     except InputError as error:
         return Seen(state, damaged=error.args[0])
     except Exception as error:  # nnU-Net's readers raise anything
@@ -66,8 +69,21 @@ def look_at(path: Path, reader: type[BaseReaderWriter], *, label: bool) -> Seen:
     with np.errstate(invalid="ignore"):
         finite = np.isfinite(np.sum(array, dtype=np.float64))
     if finite:
-        return Seen(state, values=found)
-    return Seen(state, int(np.isnan(array).sum()), int(np.isinf(array).sum()), found)
+        return Seen(state, nan_read_as_0=hidden, values=found)
+    return Seen(state, int(np.isnan(array).sum()), int(np.isinf(array).sum()), values=found)
+
+
+def _not_a_number(path: Path) -> int:
+    """Voxels of a NIfTI file that are NaN or infinite, where ITK reads 0.
+
+    Raises:
+        InputError: the file is cut off, where ITK reads 0, too.
+    """
+    check_complete(path, unpack=True)
+    loaded: Any = nibabel.load(path)
+    if loaded.get_data_dtype().kind != "f":
+        return 0
+    return int(np.sum(~np.isfinite(loaded.dataobj.get_unscaled())))
 
 
 def look_at_all(
@@ -76,7 +92,8 @@ def look_at_all(
     """What the voxels of every file are; those that are `known` are not read again."""
     assert raw.reader is not None
     reader = raw.reader
-    wanted = [item for item in files_of(raw.cases) if item[0] not in known and (item[1] or not labels_only)]
+    passed_over = raw.unusable | known.keys()
+    wanted = [item for item in files_of(raw.cases) if item[0] not in passed_over and (item[1] or not labels_only)]
     with redirect_stdout(io.StringIO()):  # nnU-Net's readers print
         seen = for_each(
             lambda item: look_at(item[0], reader, label=item[1]),
@@ -89,26 +106,33 @@ def look_at_all(
 
 
 def voxel_faults(raw: Raw, seen: Mapping[Path, Seen]) -> list[Fault]:
-    """What is wrong with the voxels that were looked at, of a data set whose `dataset.json` has no faults."""
+    """What is wrong with the voxels that were looked at."""
     collected = Collected("file")
+    labels = {case.label for case in raw.cases.values()}
     for path, one in seen.items():
         name = name_within(raw.folder, path)
         if one.damaged:
             expected, remedy = "whole files", "restore the file, or remove its case and correct numTraining"
-            collected.add("damaged or cut-off voxels", one.damaged.replace(str(path), name), expected, remedy)
+            collected.add("voxels that cannot be read", one.damaged.replace(str(path), name), expected, remedy)
         if one.nan:
             remedy = "replace them, in an image by the value of its background, in a label file by a label"
             collected.add("voxels that are NaN (no number)", f"{name}: {one.nan}", "numbers", remedy)
         if one.infinite:
             remedy = "replace them by the largest or smallest value that makes sense"
             collected.add("voxels that are infinite", f"{name}: {one.infinite}", "numbers", remedy)
-    labels = {case.label: seen[case.label] for case in raw.cases.values() if case.label in seen}
-    return [*collected.faults(), *_value_faults(raw, {path: one for path, one in labels.items() if not one.damaged})]
+        if one.nan_read_as_0:
+            what = "voxels that are NaN or infinite, which nnU-Net reads as 0"
+            remedy = "write 0 if that is meant, else a number that makes sense"
+            if path in labels:
+                what, remedy = f"{what}, the background", "write 0 if that is meant; where nothing is known, `ignore`"
+            collected.add(what, f"{name}: {one.nan_read_as_0}", "numbers", remedy, fatal=path in labels)
+    readable = {path: one for path, one in seen.items() if path in labels and not one.damaged}
+    return [*collected.faults(), *(_value_faults(raw, readable) if raw.labels else [])]
 
 
 def _value_faults(raw: Raw, labels: Mapping[Path, Seen]) -> list[Fault]:
     """Label values against those that `dataset.json` names."""
-    named = label_values(raw.description)
+    named = raw.labels
     place = raw.folder / "dataset.json"
     faults = []
     fractions = {path: [v for v in one.values if not float(v).is_integer()] for path, one in labels.items()}

@@ -33,11 +33,10 @@ from nnunetv2_ext.doctor.examination import (
     Examination,
     Subject,
     said,
-    why_not_writable,
 )
 from nnunetv2_ext.doctor.installation import ENV_COMMAND, find_trainer
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import nnunet_folder, read_json
+from nnunetv2_ext.files import nnunet_folder, read_json, why_not_writable
 from nnunetv2_ext.text import counted
 
 
