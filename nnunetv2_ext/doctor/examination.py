@@ -36,6 +36,8 @@ class Subject:
     fold: str | None = None
     device: str | None = None
     """cpu, cuda, mps, or None for nnU-Net's default, cuda."""
+    deep: bool = False
+    """Read the voxels of the raw data."""
     found: dict[str, Any] = field(default_factory=dict)
 
 

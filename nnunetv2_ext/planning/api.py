@@ -115,7 +115,7 @@ def plan_and_preprocess(
     refuse_unwritable(preprocessed, name)
     check_raw(raw / name, folder, processes=fingerprint_processes, progress=progress, spacing=target_spacing)
     identifier = int(name[7:10])
-    with nnunet_step("the fingerprint", folder, flag="-npfp", verbose=verbose):
+    with nnunet_step("the fingerprint", folder, verbose=verbose):
         api.extract_fingerprints(
             [identifier],
             fingerprint_extractor,
@@ -125,7 +125,7 @@ def plan_and_preprocess(
             verbose,
             show_progress_bar=progress,
         )
-    with nnunet_step("the plans", folder, flag="-npfp", verbose=verbose):
+    with nnunet_step("the plans", folder, verbose=verbose):
         _, plans_identifier = api.plan_experiment_dataset(
             identifier,
             chosen,
@@ -135,7 +135,7 @@ def plan_and_preprocess(
             plans_name,
         )
     if preprocess:
-        with nnunet_step("the preprocessed data", folder, flag="-np", verbose=verbose):
+        with nnunet_step("the preprocessed data", folder, verbose=verbose):
             _preprocess(
                 folder / f"{plans_identifier}.json",
                 dataset_json["numTraining"],

@@ -189,13 +189,12 @@ def refuse_fingerprint(path: Path) -> None:
 
 
 @contextmanager
-def nnunet_step(step: str, folder: Path, *, flag: str, verbose: bool) -> Iterator[None]:
+def nnunet_step(step: str, folder: Path, *, verbose: bool) -> Iterator[None]:
     """A step of nnU-Net's, whose failure is told in one sentence; its traceback goes into a file beside the data.
 
     Args:
         step: what nnU-Net does, in words.
         folder: of the preprocessed data set.
-        flag: the one that sets the number of processes.
         verbose: print the traceback instead.
 
     Raises:
@@ -219,17 +218,17 @@ def nnunet_step(step: str, folder: Path, *, flag: str, verbose: bool) -> Iterato
             with suppress(OSError):
                 folder.rmdir()  # made by nnU-Net for this, and empty
             where = "; --verbose shows nnU-Net's traceback"
-        got, expected, remedy = _told(error, step, folder if folder.is_dir() else folder.parent, flag)
+        got, expected, remedy = _told(error, step, folder if folder.is_dir() else folder.parent)
         raise InputError(got, expected, remedy + where) from None
 
 
-def _told(error: Exception, step: str, folder: Path, flag: str) -> tuple[str, str, str]:
+def _told(error: Exception, step: str, folder: Path) -> tuple[str, str, str]:
     """The sentence on a failure of nnU-Net's: what came, what was expected, what to do."""
     line = next((line for line in str(error).strip().splitlines() if line.strip()), type(error).__name__)[:300]
     told = f"{type(error).__name__}: {line}" if line != type(error).__name__ else line
     if "background worker" in str(error) or "background processes" in str(error) or isinstance(error, MemoryError):
         got = f"a worker that was killed while nnU-Net made {step}, probably for memory"
-        return got, "memory for each process", f"try {flag} 1"
+        return got, "memory for each process", "try -np 1 -npfp 1"
     if "NDArray" in str(error) or getattr(error, "errno", None) == 28:
         free = shutil.disk_usage(folder).free / 2**30
         got = f"a failure to write while nnU-Net made {step} ({told}), with {free:.2f} GiB free in {folder}"
