@@ -93,7 +93,8 @@ def _find_in_folders(folder: Path, ending: str, cases: dict[str, Case]) -> Itera
         yield Fault(
             f"{counted(unnumbered, 'image')} without the number of a channel in {folder / IMAGES}",
             f"names like {first.removesuffix(ending)}_0000{ending}",
-            f"rename {first} to {first.removesuffix(ending)}_0000{ending}" + ", and so on" * (len(unnumbered) > 1),
+            f"rename {IMAGES}/{first} to {IMAGES}/{first.removesuffix(ending)}_0000{ending}"
+            + ", and so on" * (len(unnumbered) > 1),
         )
     gaps = Collected("case")
     for case, by_number in channels.items():
@@ -121,7 +122,7 @@ def _label_file_faults(folder: Path, ending: str, cases: dict[str, Case], told: 
         yield Fault(
             f"{counted(names, 'label file')} with the number of a channel in {folder}",
             f"the name of the case alone, such as {numbered[0]}{ending}",
-            f"rename {names[0]} to {numbered[0]}{ending}" + ", and so on" * (len(names) > 1),
+            f"rename {LABELS}/{names[0]} to {LABELS}/{numbered[0]}{ending}" + ", and so on" * (len(names) > 1),
         )
     if plain:
         yield Fault(

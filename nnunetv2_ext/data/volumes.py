@@ -155,7 +155,7 @@ def check_complete(path: Path, *, unpack: bool = False) -> None:
     try:
         loaded: Any = nibabel.load(path)
         voxels = math.prod(loaded.header.get_data_shape()) * loaded.header.get_data_dtype().itemsize
-        needed = loaded.header.get_data_offset() + voxels
+        needed = loaded.dataobj.offset + voxels
         file = Path(loaded.file_map["image"].filename)
         if file.suffix == ".gz" and not unpack:
             with file.open("rb") as stream:
@@ -175,7 +175,7 @@ def _check_complete(path: Path, image: sitk.Image) -> None:
         # ITK may tell a wider type than the file's, and a pair keeps its voxels in the other file.
         loaded: Any = nibabel.load(path)
         voxels = math.prod(loaded.header.get_data_shape()) * loaded.header.get_data_dtype().itemsize
-        _check_length(Path(loaded.file_map["image"].filename), loaded.header.get_data_offset() + voxels)
+        _check_length(Path(loaded.file_map["image"].filename), loaded.dataobj.offset + voxels)
     elif name.endswith(tuple(HEADER_LENGTHS)):
         _check_length(path, HEADER_LENGTHS[Path(name).suffix] + voxels)
     elif name.endswith(".vtk"):

@@ -97,14 +97,14 @@ def regrid(name: str, shape: tuple[int, ...] = SHAPE, affine: np.ndarray = AFFIN
     return lambda data: data.write(name, np.zeros(shape, np.uint8 if "labels" in name else np.float32), affine)
 
 
-def cut_off(name: str) -> Change:
-    """A file whose voxels end in the middle, but which is a whole gzip file or, without .gz, is read all the same."""
+def cut_off(name: str, *, keep: int | None = None) -> Change:
+    """A file whose voxels end early, by default in the middle, in a whole gzip file."""
 
     def apply(data: RawDataset) -> None:
         path = data.path(name)
         content = gzip.decompress(path.read_bytes()) if name.endswith(".gz") else path.read_bytes()
-        half = content[: 352 + (len(content) - 352) // 2]
-        path.write_bytes(gzip.compress(half) if name.endswith(".gz") else half)
+        kept = content[: 352 + (len(content) - 352) // 2 if keep is None else keep]
+        path.write_bytes(gzip.compress(kept) if name.endswith(".gz") else kept)
 
     return apply
 
