@@ -30,7 +30,7 @@ from nnunetv2_ext.data.description import (
     overwriting_reader,
 )
 from nnunetv2_ext.data.volumes import Grid, check_complete, read_grid
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import read_json
 from nnunetv2_ext.text import counted, listed, one_line
 
@@ -62,10 +62,6 @@ class Raw:
     """The values that the label files may hold; none where `dataset.json` tells them wrongly."""
     faults: list[Fault] = field(default_factory=list)
 
-    @property
-    def fatal(self) -> bool:
-        return any(fault.fatal for fault in self.faults)
-
 
 def examine(folder: Path, *, processes: int = 8) -> Raw:
     """Look at everything of a raw data set that nnU-Net stops at or passes over in silence, but for the voxels.
@@ -87,7 +83,7 @@ def examine(folder: Path, *, processes: int = 8) -> Raw:
     raw.cases, faults = find_cases(folder, raw.description)
     raw.faults += faults
     number = raw.description.get("numTraining")
-    if not raw.fatal and number != len(raw.cases):
+    if is_whole(number) and not any(fault.fatal for fault in faults) and number != len(raw.cases):
         remedy = f'write "numTraining": {len(raw.cases)}, or restore the cases that are missing'
         raw.faults.append(Fault(f"numTraining = {number} in {path} and {len(raw.cases)} cases", "their number", remedy))
     if raw.cases:

@@ -183,7 +183,7 @@ def known_voxels(raw: Raw, folder: Path) -> dict[Path, Seen]:
             entry = record["files"].get(_key(raw, path, label=label))
             seen = Seen(**entry) if entry else None
             if seen is not None and is_unchanged(path, FileState(*seen.state)):
-                known[path] = seen._replace(state=FileState(*seen.state))
+                known[path] = seen._replace(state=FileState(*seen.state), values=tuple(seen.values))
     except (InputError, LookupError, TypeError, AttributeError):  # none yet, or a damaged one
         return {}
     return known

@@ -87,7 +87,7 @@ def test_only_what_has_changed_is_read(
 def same_time(data: RawDataset, name: str) -> None:
     path = data.path(name)
     before, content = path.stat(), path.read_bytes()
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    path.write_bytes(content[:9] + bytes([content[9] ^ 1]) + content[10:])  # where gzip names the operating system
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
