@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.volumes import Grid, Volume, read_grid, unreadable
+from nnunetv2_ext.data.faults import unreadable
+from nnunetv2_ext.data.volumes import Grid, Volume, read_grid
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed
 
