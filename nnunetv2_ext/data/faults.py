@@ -4,7 +4,7 @@ import gzip
 import re
 from pathlib import Path
 
-from nnunetv2_ext.data.nifti import UNPACKING, check_header, is_nifti, read_header, unpacked
+from nnunetv2_ext.data.nifti import UNPACKING, check_header, data_place, is_nifti, read_header, unpacked
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import one_line
 
@@ -94,8 +94,14 @@ def _other_kind(path: Path, raw: bytes, start: bytes, error: Exception) -> Input
         return what if len(start) >= 348 or not raw.startswith(b"\x1f\x8b") else None
     try:
         check_header(path, header, straight=ITK_STRAIGHT)
+        data, offset, length = data_place(path, header)
+        if not data.exists():
+            return InputError(f"no file {data}, which holds the voxels of {path}", "both", "restore it")
+        check_length(data, offset + length)
     except InputError as fault:
         return fault
+    except UNPACKING as fault:
+        return _damaged(path, fault)
     return InputError(
         f"{got}, whose data type is {int(header['datatype'])}",
         "a header that SimpleITK reads",
