@@ -24,6 +24,7 @@ SAME_LENGTH = 0.01
 STRAIGHT = 1e-3
 """Cosine of the angle between two axes from which on they do not stand upright on each other."""
 
+TWO_PLACES = "a qform and an sform that place it"
 UNPACKING = (OSError, EOFError, zlib.error)
 """What reading and unpacking a file raises."""
 
@@ -127,7 +128,7 @@ def check_header(path: Path, header: Any, *, straight: float = STRAIGHT) -> str:
             "nibabel.processing.resample_to_output(image, image.header.get_zooms(), order=1), order=0 for labels",
         )
     if qform and (apart := _apart(affine, np.asarray(header.get_qform(), float), sizes[:3])) > pixdim.min() / 2:
-        return f"a qform and an sform that place it {apart:.4g} mm apart"
+        return f"{TWO_PLACES} {apart:.4g} mm apart"
     return ""
 
 

@@ -10,6 +10,7 @@ import SimpleITK as sitk
 from nnunetv2_ext.data.faults import check_length, unreadable
 from nnunetv2_ext.data.nifti import (
     STRAIGHT,
+    TWO_PLACES,
     UNPACKING,
     angle,
     check_header,
@@ -274,6 +275,23 @@ def _told_apart(one: tuple[float, ...], other: tuple[float, ...]) -> tuple[str, 
         if texts[0] != texts[1]:
             break
     return texts[0], texts[1]
+
+
+def refuse_doubt(grid: Grid, path: Path) -> None:
+    """Refuse a volume whose file leaves in doubt where its voxels lie.
+
+    Raises:
+        InputError: it does.
+    """
+    if not grid.doubt:
+        return
+    remedy = "write its place into it, for instance with nibabel: image.set_sform(affine, 1)"
+    if grid.doubt.startswith(TWO_PLACES):
+        remedy = (
+            "save the right one alone: with image = nibabel.load(file), image.set_qform(None, 0) leaves the sform, "
+            "image.set_sform(None, 0) the qform"
+        )
+    raise InputError(f"{path} with {grid.doubt}", "a header that tells once where its voxels lie", remedy)
 
 
 def refuse_differences(grid: Grid, other: Grid, *, of: str, beside: str) -> None:
