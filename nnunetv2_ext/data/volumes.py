@@ -197,7 +197,11 @@ class Volume:
     files: tuple[Path, ...] = ()
     """Of a DICOM series, one slice each, in the order of the slices."""
     thickness: float | None = None
-    """Slice thickness in mm where the file tells it, as DICOM does."""
+    """Slice thickness in mm where the file tells it, as DICOM does, the same for all slices."""
+    frames: tuple[int, ...] = ()
+    """Of a DICOM file of several frames, their numbers from 0 on in the order of the slices."""
+    scales: tuple[tuple[float, float], ...] = ()
+    """Slope and intercept of each frame, by its number, where they differ."""
 
     def read(self) -> np.ndarray:
         """The voxels (Z, Y, X).
@@ -205,6 +209,8 @@ class Volume:
         Raises:
             InputError: unreadable or truncated file.
         """
+        if self.frames:
+            return self._read_frames()
         if not self.files:
             return read_volume(self.path)
         slices = []
@@ -215,6 +221,15 @@ class Volume:
                 raise unreadable(path, error) from None
         # Each file may scale its values by another factor, and then has another type.
         return np.concatenate(slices)
+
+    def _read_frames(self) -> np.ndarray:
+        volume = read_volume(self.path)
+        if self.scales:
+            # SimpleITK applies the first frame's to all.
+            slope, intercept = self.scales[0]
+            slopes, intercepts = (np.reshape(column, (-1, 1, 1)) for column in zip(*self.scales, strict=True))
+            volume = np.round((volume.astype(np.float64) - intercept) / slope) * slopes + intercepts
+        return volume[list(self.frames)]
 
 
 def write_volume(array: np.ndarray, grid: Grid, path: Path) -> None:
