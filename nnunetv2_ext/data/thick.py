@@ -179,8 +179,7 @@ def make_thick(
             outcome.dropped[key] = rest
         jobs.append((case, grid, file_axis, case_factor))
     outcome.left_out = _left_out(source, cases)
-    named = dataset_json["labels"].items() if isinstance(dataset_json["labels"], dict) else ()
-    outcome.names = {value: label for label, value in named if isinstance(value, int)}
+    outcome.names = {value: label for label, value in dataset_json["labels"].items() if isinstance(value, int)}
 
     outcome.removed = remove_left_behind(target)
     with complete_or_absent(target) as folder:
@@ -207,26 +206,20 @@ def _cases(source: Path, dataset_json: Any) -> list[Case]:
     keys = ("channel_names", "labels", "numTraining", "file_ending")
     if not isinstance(dataset_json, dict) or any(key not in dataset_json for key in keys):
         raise InputError(f"the file {source / 'dataset.json'}", f"one with {', '.join(keys)}", "complete it")
+    for key in ("channel_names", "labels"):
+        if not isinstance(dataset_json[key], dict):
+            raise InputError(
+                f"{key} {dataset_json[key]!r} in {source / 'dataset.json'}", "names by number", "correct it"
+            )
     ending = dataset_json["file_ending"]
     if ending not in VOLUME_ENDINGS:
+        meant = next((known for known in VOLUME_ENDINGS if known.strip(".") == str(ending).strip(".").lower()), None)
         raise InputError(
-            f"{source.name} with files {ending}", f"volumes ({', '.join(VOLUME_ENDINGS)})", "convert it to .nii.gz"
+            f"{source.name} with files {ending}",
+            f"volumes ({', '.join(VOLUME_ENDINGS)})",
+            f"write {meant} into dataset.json, and into the names of the files" if meant else "convert it to .nii.gz",
         )
-    if "dataset" in dataset_json:
-        try:
-            # nnU-Net makes the paths absolute in place.
-            files = get_filenames_of_train_images_and_targets(str(source), copy.deepcopy(dataset_json))
-        except (AttributeError, KeyError, TypeError):
-            raise InputError(
-                f"a faulty 'dataset' entry in {source / 'dataset.json'}",
-                '{"CASE": {"images": [one path per channel], "label": path}, ...}',
-                "correct it",
-            ) from None
-        cases = [
-            Case(case, "Tr", tuple(map(Path, paths["images"])), Path(paths["label"])) for case, paths in files.items()
-        ]
-    else:
-        cases = _cases_in_folder(source, "Tr", ending)
+    cases = _listed_cases(source, dataset_json) if "dataset" in dataset_json else _cases_in_folder(source, "Tr", ending)
     if not cases:
         raise InputError(f"no training case in {source}", f"files imagesTr/*_0000{ending}", "check the file ending")
     cases += _cases_in_folder(source, "Ts", ending)
@@ -239,6 +232,28 @@ def _cases(source: Path, dataset_json: Any) -> list[Case]:
                 "restore the missing files or correct dataset.json",
             )
     return cases
+
+
+def _listed_cases(source: Path, dataset_json: dict) -> list[Case]:
+    """The training cases whose files dataset.json names itself."""
+    try:
+        # nnU-Net makes the paths absolute in place.
+        files = get_filenames_of_train_images_and_targets(str(source), copy.deepcopy(dataset_json))
+        names = [(case, dataset_json["dataset"][case]["images"]) for case in files]
+        if not all(isinstance(paths, list) for _, paths in names):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(
+            f"a faulty 'dataset' entry in {source / 'dataset.json'}",
+            '{"CASE": {"images": [one path per channel], "label": path}, ...}',
+            "correct it",
+        ) from None
+    for case in files:
+        # Files are written under the cases' names.
+        if Path(case).name != case or case.startswith("."):
+            where = f"'dataset' of {source / 'dataset.json'}"
+            raise InputError(f"the case '{case}' in {where}", "the name of a case, without a folder", "rename it there")
+    return [Case(case, "Tr", tuple(map(Path, paths["images"])), Path(paths["label"])) for case, paths in files.items()]
 
 
 def _cases_in_folder(source: Path, part: str, ending: str) -> list[Case]:
@@ -356,6 +371,10 @@ def _write_case(
     thick = thick_grid(grid, axis=axis, factor=factor)
     for channel, path in enumerate(case.images):
         mean = average_slabs(read_volume(path), axis=axis, factor=factor)
+        if not np.isfinite(mean).all():
+            raise InputError(
+                f"NaN or infinite voxels in {path}", "a number in every voxel", "write one there, such as 0"
+            )
         write_volume(mean, thick, folder / f"images{case.part}" / f"{case.name}_{channel:04d}{ending}")
     if not case.label:
         return {}

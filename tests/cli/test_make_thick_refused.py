@@ -103,6 +103,13 @@ def without_number(raw, monkeypatch):
     (raw / SOURCE / "imagesTr/case_a_0000.nii.gz").rename(raw / SOURCE / "imagesTr/case_a.nii.gz")
 
 
+def image_with_nan(raw, monkeypatch):
+    """In a format that SimpleITK reads as it is."""
+    shutil.rmtree(raw / SOURCE)
+    write_dataset(raw / SOURCE, ending=".mha")
+    write_image(raw / SOURCE / "imagesTr/case_a_0000.mha", np.full((12, 10, 8), np.nan, np.float32))
+
+
 def label_of(*values):
     def change(raw, monkeypatch):
         array = np.resize(np.array(values, np.float32), (12, 10, 8))
@@ -187,6 +194,26 @@ REFUSED = {
     "image truncated": (truncated("imagesTs/case_c_0001.nii.gz"), F4, "unreadable file .*imagesTs/case_c_0001.nii.gz"),
     "label truncated": (truncated("labelsTr/case_b.nii.gz"), F4, "unreadable file .*labelsTr/case_b.nii.gz"),
     "json truncated": (truncated("dataset.json"), F4, "damaged file .*dataset.json"),
+    "channels a list": (json_with(channel_names=["CT"]), F4, r"channel_names \['CT'\] in .*expected names by number"),
+    "labels a number": (json_with(labels=3), F4, "labels 3 in .*dataset.json"),
+    "ending without a dot": (json_with(file_ending="nii.gz"), F4, "files nii.gz; .*; write .nii.gz into dataset.json"),
+    "ending in capitals": (json_with(file_ending=".NII.GZ"), F4, "write .nii.gz into dataset.json, and into the names"),
+    "paths no list": (
+        json_with(dataset={"case_a": {"images": "imagesTr/case_a_0000.nii.gz", "label": "labelsTr/case_a.nii.gz"}}),
+        F4,
+        "a faulty 'dataset' entry in",
+    ),
+    "case elsewhere": (
+        json_with(dataset={"../../case": {"images": list(CASE_A[:2]), "label": CASE_A[2]}}),
+        F4,
+        r"the case '../../case' in 'dataset' of .*dataset.json; expected the name of a case",
+    ),
+    "case in root": (
+        json_with(dataset={"/case": {"images": list(CASE_A[:2]), "label": CASE_A[2]}}),
+        F4,
+        "the case '/case'",
+    ),
+    "image with nan": (image_with_nan, F4, "NaN or infinite voxels in .*imagesTr/case_a_0000.mha"),
     "json incomplete": (json_with(labels=None), F4, "dataset.json; expected one with channel_names, labels"),
     "paths faulty": (json_with(dataset={"case_a": {"images": ["x"]}}), F4, "a faulty 'dataset' entry in"),
     "paths missing": (
