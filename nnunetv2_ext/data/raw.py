@@ -29,10 +29,11 @@ from nnunetv2_ext.data.description import (
     label_values,
     overwriting_reader,
 )
+from nnunetv2_ext.data.faults import unreadable
 from nnunetv2_ext.data.volumes import Grid, check_complete, read_grid
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import read_json
-from nnunetv2_ext.text import counted, listed, one_line
+from nnunetv2_ext.text import counted, listed
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,7 @@ def read_header(path: Path, reader: type[BaseReaderWriter]) -> Header | None:
     except Exception as error:  # of a damaged header anything
         if not nifti and not issubclass(reader, SimpleITKIO):
             return None
-        why = "it is empty" if not path.stat().st_size else one_line(error, last=True)
-        raise InputError(why, "a whole volume in each", "restore the file or remove its case") from None
+        raise unreadable(path, error) from None
     spacing = header.grid.spacing
     if not all(np.isfinite(spacing)) or min(spacing) <= 0:
         raise InputError(f"a spacing of {listed(spacing)} mm", "numbers above 0", "correct its header")

@@ -10,7 +10,6 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import nibabel
 import numpy as np
 import pandas as pd
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
@@ -18,6 +17,7 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2_ext.data.cases import Collected, files_of, name_within
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.description import IGNORE, Fault
+from nnunetv2_ext.data.nifti import is_nifti, missing_values
 from nnunetv2_ext.data.raw import Raw
 from nnunetv2_ext.data.volumes import check_complete, read_volume
 from nnunetv2_ext.errors import InputError
@@ -56,8 +56,9 @@ def look_at(path: Path, reader: type[BaseReaderWriter], *, label: bool) -> Seen:
     state, hidden = file_state(path), 0
     try:
         array, _ = reader().read_seg(str(path)) if label else reader().read_images((str(path),))
-        if path.name.endswith((".nii", ".nii.gz")):
-            hidden = _not_a_number(path)
+        if is_nifti(path):
+            check_complete(path, unpack=True)
+            hidden = missing_values(path)
         elif path.name.endswith(".gipl"):
             read_volume(path)
     except InputError as error:
@@ -71,19 +72,6 @@ def look_at(path: Path, reader: type[BaseReaderWriter], *, label: bool) -> Seen:
     if finite:
         return Seen(state, nan_read_as_0=hidden, values=found)
     return Seen(state, int(np.isnan(array).sum()), int(np.isinf(array).sum()), values=found)
-
-
-def _not_a_number(path: Path) -> int:
-    """Voxels of a NIfTI file that are NaN or infinite, where ITK reads 0.
-
-    Raises:
-        InputError: the file is cut off, where ITK reads 0, too.
-    """
-    check_complete(path, unpack=True)
-    loaded: Any = nibabel.load(path)
-    if loaded.get_data_dtype().kind != "f":
-        return 0
-    return int(np.sum(~np.isfinite(loaded.dataobj.get_unscaled())))
 
 
 def look_at_all(

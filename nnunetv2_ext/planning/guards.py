@@ -23,7 +23,7 @@ from nnunetv2_ext.text import listed
 
 THREE_D = ("3d_fullres", "3d_lowres", "3d_cascade_fullres")
 """The configurations of nnU-Net's planners and ours, but for `2d`, which ours do not plan."""
-TAKEN_NAMES = ("dataset", "dataset_fingerprint", "splits_final", Path(RECORD).stem)
+TAKEN_NAMES = ("dataset", "dataset_fingerprint", "splits_final", "sources", Path(RECORD).stem)
 """Of other files that lie beside the plans."""
 MOST_VOXELS = 1e9
 """A target spacing makes no case larger, unless it is so by itself."""

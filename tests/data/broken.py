@@ -193,9 +193,9 @@ BROKEN = {
         remove("imagesTr/z_0000.nii"), fatal=False,
     ),
     # headers
-    "a file of 0 bytes": Broken(empty(IMAGE), (f"{IMAGE}: it is empty",), without_case("b")),
+    "a file of 0 bytes": Broken(empty(IMAGE), (f"{IMAGE} (empty, 0 bytes)",), without_case("b")),
     "the first file of 0 bytes": Broken(
-        empty("imagesTr/a_0000.nii.gz"), ("imagesTr/a_0000.nii.gz: it is empty",), without_case("a")
+        empty("imagesTr/a_0000.nii.gz"), ("imagesTr/a_0000.nii.gz (empty, 0 bytes)",), without_case("a")
     ),
     "no image format": Broken(
         lambda data: data.path(IMAGE).write_text("no image"), ("a header or voxels that cannot be used", IMAGE),
@@ -211,7 +211,7 @@ BROKEN = {
         regrid(LABEL, (12, 10, 9)), ("a label file on another grid in 1 case (b: size (12, 10, 9)",), write_back(LABEL)
     ),
     "a label of another spacing": Broken(
-        regrid(LABEL, affine=np.diag([1, 1, 5.0, 1])), ("a label file on another grid", "5.0)"), write_back(LABEL)
+        regrid(LABEL, affine=np.diag([1, 1, 5.0, 1])), ("a label file on another grid", "(1, 1, 5)"), write_back(LABEL)
     ),
     "a label of another origin": Broken(
         lambda data: data.write(LABEL, data.label_array(), shifted), ("a label file in another place", "origin"),
