@@ -26,6 +26,7 @@ from tests.data.raw_dataset import (
     regrid,
     remove,
     rename,
+    write_back,
 )
 
 
@@ -42,16 +43,6 @@ class Broken(NamedTuple):
 
 def labels(**values: Any) -> Change:
     return describe(labels=values)
-
-
-def write_back(name: str) -> Change:
-    """Restore a file of the ordinary data set."""
-
-    def apply(data: RawDataset) -> None:
-        label = data.label_array()
-        data.write(name, label if "labels" in name else label.astype(np.float32) + 1)
-
-    return apply
 
 
 def without_case(name: str) -> Change:
