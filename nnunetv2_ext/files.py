@@ -1,21 +1,29 @@
 """nnU-Net's folders and the data sets in them; JSON, pickles and the states of files; writing whole or not at all."""
 
+import glob
 import hashlib
 import json
 import os
 import pickle
 import re
 import shutil
+import socket
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line
 
+if sys.platform != "win32":
+    import fcntl
+
 FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+WORKER = "written_by"
+"""File in an unfinished folder: the host and the process that writes it, which holds it locked."""
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -239,6 +247,8 @@ def _keep(path: Path, keep_as: Path) -> None:
 def complete_or_absent(target: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
 
+    A kill leaves it behind, hidden beside `target`: see `remove_left_behind`.
+
     Raises:
         InputError: an error of the file system within the block or on making or renaming the folder.
     """
@@ -247,10 +257,48 @@ def complete_or_absent(target: Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as parent:
             unfinished = Path(parent, target.name)
             unfinished.mkdir()
-            yield unfinished
-            unfinished.rename(target)
+            with Path(parent, WORKER).open("w", encoding="utf-8") as worker:
+                worker.write(f"{socket.gethostname()} {os.getpid()}\n")
+                worker.flush()
+                with suppress(OSError):  # a file system without locks
+                    _lock(worker)
+                yield unfinished
+                unfinished.rename(target)
     except OSError as error:
         raise unwritable(target, error) from None
+
+
+def remove_left_behind(target: Path) -> list[Path]:
+    """Remove the hidden folders that killed processes left of a data set with the id of `target`.
+
+    Only those of this machine whose process has ended: its lock went with it. What another machine left stays.
+
+    Returns:
+        The folders that were removed.
+    """
+    removed = []
+    for folder in sorted(target.parent.glob(f".{glob.escape(target.name.partition('_')[0])}_*")):
+        try:
+            with Path(folder, WORKER).open("r+", encoding="utf-8") as worker:
+                if worker.read().partition(" ")[0] != socket.gethostname():
+                    continue
+                _lock(worker)
+                shutil.rmtree(folder)
+        except OSError:  # still locked, or none of ours
+            continue
+        removed.append(folder)
+    return removed
+
+
+def _lock(file: IO[str]) -> None:
+    """Lock a file until it is closed or this process has ended.
+
+    Raises:
+        OSError: another has locked it, or locks are not known here.
+    """
+    if sys.platform == "win32":
+        raise OSError("no such locks")
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def unwritable(path: Path, error: Exception) -> InputError:
@@ -271,3 +319,16 @@ def check_output_file(path: Path | None, flag: str) -> None:
     """
     if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
         raise InputError(f"{flag} {path}", "a file in an existing folder", "create the folder or choose another file")
+
+
+def why_not_writable(folder: Path) -> str | None:
+    """Why no file can be written into an existing folder, or None; a file is written and removed for it."""
+    if not os.access(folder, os.W_OK | os.X_OK):
+        return "no permission to write"
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x" * 4096)
+            file.flush()
+    except OSError as error:
+        return error.strerror or one_line(error)
+    return None

@@ -6,9 +6,14 @@ asked for, so that light commands stay light.
 
 import argparse
 import importlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import entry_points
+from types import FrameType
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.cli.options import Help
@@ -65,12 +70,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        return args.run(args)
+        with _ended_in_order():
+            return args.run(args)
     except InputError as error:
         print(f"nnunetv2_ext {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half made stays: status 128 + signal."""
+    here, before = os.getpid(), {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != here:  # a process forked from here
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _unknown(command: str) -> InputError:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_ext.cli.options import add_processes, number, processes
-from nnunetv2_ext.text import markdown_table
+from nnunetv2_ext.text import counted, markdown_table
 
 EXAMPLES = """examples:
   nnunetv2_ext convert_thin_thick --images thin --labels thick -o 42 --name Liver --label-names background liver tumour
@@ -91,6 +91,10 @@ def run(args: argparse.Namespace) -> int:
         print(f"{ignored} thin slices in no slab have the label {made.ignore_label}, which training ignores")
     if made.left_out:
         print(f"left out {len(made.left_out)} without partner: {', '.join(path.name for path in made.left_out)}")
+    if made.no_volumes:
+        print(f"left out {counted([path.name for path in made.no_volumes], 'file')}, as no volume")
+    for folder in made.removed:
+        print(f"removed {folder}, which a killed process had left behind")
     if not args.channel_names:
         print("channels are normalised by mean and standard deviation: give --channel-names CT for computed tomography")
     return 0

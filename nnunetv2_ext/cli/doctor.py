@@ -10,6 +10,7 @@ from nnunetv2_ext.doctor.training import TRAINING
 EXAMPLE = """examples:
   nnunetv2_ext doctor
   nnunetv2_ext doctor -d 42 -c 3d_fullres -tr MNetTrainer -p MNetPlans -f 0 -device cpu
+  nnunetv2_ext doctor -d 42 --deep
 
 exit status: 0, or 1 if anything FAILs"""
 
@@ -25,11 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-device", choices=["cpu", "cuda", "mps"], help="where the training is to run (default: cuda, as nnU-Net's)"
     )
+    parser.add_argument(
+        "--deep", action="store_true", help="also read the voxels of the raw data, as far as planning has not yet"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print one line for each check, below it what to do where something is wrong, and at the end what is next."""
-    subject = Subject(args.dataset, args.configuration, args.trainer, args.plans, args.fold, args.device)
+    subject = Subject(args.dataset, args.configuration, args.trainer, args.plans, args.fold, args.device, args.deep)
     examinations = INSTALLATION if args.dataset is None else (*INSTALLATION, *TRAINING)
     checks: list[Check] = []
     print(INSTALLED)

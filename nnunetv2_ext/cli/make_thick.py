@@ -3,9 +3,14 @@
 import argparse
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nnunetv2_ext.cli.options import add_processes, number, processes
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import listed, markdown_table
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.data.label_counts import LabelCount
+    from nnunetv2_ext.data.thick import ThickDataset
 
 EXAMPLES = """examples:
   nnunetv2_ext make_thick -d 4 -o 104 --factor 4         Dataset104_HippocampusThick4 from Dataset004_Hippocampus
@@ -62,9 +67,35 @@ def run(args: argparse.Namespace) -> int:
     for rest, cases in sorted(by_rest.items()):
         plural = "" if rest == 1 else "s"
         print(f"dropped {rest:g} remainder slice{plural} at the end of {len(cases)} cases: {_shown(cases)}")
-    if made.labels_left_out:
-        print(f"left out {len(made.labels_left_out)} label files without an image: {_shown(made.labels_left_out)}")
+    if made.left_out:
+        print(f"left out {len(made.left_out)} files of no case: {_shown(made.left_out)}")
+    for folder in made.removed:
+        print(f"removed {folder}, which a killed process had left behind")
+    _print_labels(made)
     return 0
+
+
+def _print_labels(made: "ThickDataset") -> None:
+    def line(value: int, count: "LabelCount") -> list[str]:
+        volumes = [f"{volume:.4g}" for volume in (count.volume, count.thick_volume)]
+        components = [count.components, count.thick_components, count.lost]
+        return [
+            made.names.get(value, str(value)),
+            str(count.cases),
+            str(len(count.gone)),
+            *volumes,
+            *map(str, components),
+        ]
+
+    labels = sorted(made.labels.items())
+    head = ["label", "cases", "gone in", "ml", "ml, thick", "components", "components, thick", "components lost"]
+    if labels:
+        print(markdown_table(head, (line(*item) for item in labels)))
+    for value, count in labels:
+        if count.gone and made.names.get(value) != "ignore":
+            name, gone = made.names.get(value, value), len(count.gone)
+            where = f"all {gone} cases" if gone == count.cases else f"{gone} of {count.cases} cases"
+            print(f"warning: the label {name} is gone in {where} that have it: {_shown(count.gone)}")
 
 
 def _shown(items: Sequence[str]) -> str:

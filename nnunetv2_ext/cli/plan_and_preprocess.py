@@ -131,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_ext.planning.api import plan_and_preprocess
 
     options = _given_options(args)
+    for dataset in args.d:  # a wrong one is told before the others are worked on
+        dataset_name(dataset)
     for dataset in args.d:
         before = _blocks_before(dataset)
         identifier = plan_and_preprocess(
@@ -139,8 +141,8 @@ def run(args: argparse.Namespace) -> int:
             training=block_from_arguments(args),
             options=options,
             configurations=args.c,
-            processes=args.np or [default_num_processes],
-            fingerprint_processes=args.npfp or default_num_processes,
+            processes=[default_num_processes] if args.np is None else args.np,
+            fingerprint_processes=default_num_processes if args.npfp is None else args.npfp,
             fingerprint_extractor=args.fpe,
             gpu_memory_target=args.gpu_memory_target,
             preprocessor=args.preprocessor_name,

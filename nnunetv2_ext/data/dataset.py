@@ -32,7 +32,12 @@ def for_each(
     if processes < 1:
         raise InputError(f"{processes} processes", "1 or more", "choose 1 or more")
     with ThreadPoolExecutor(processes) as pool:
-        return list(tqdm(pool.map(function, items), total=len(items), desc=label, disable=not progress))
+        try:
+            return list(tqdm(pool.map(function, items), total=len(items), desc=label, disable=not progress))
+        except BaseException:
+            # What ends it may come from outside, while none of the results is waited for.
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def write_dataset_json(folder: Path, entries: Mapping[str, Any], *, training: int) -> None:

@@ -32,6 +32,13 @@ def find_volumes(folder: Path) -> dict[str, Path]:
     return found
 
 
+def find_others(folder: Path) -> list[Path]:
+    """The files of a folder that `find_volumes` leaves out, but for hidden ones and the second files of volumes."""
+    names = find_volumes(folder)
+    others = [path for path in sorted(folder.iterdir()) if not path.is_dir() and not path.name.startswith(".")]
+    return [path for path in others if not _is_volume(path) and Path(path.name.removesuffix(".gz")).stem not in names]
+
+
 def _is_volume(path: Path) -> bool:
     # Of a pair of files the header counts, compressed or not.
     if path.name.endswith((".img", ".img.gz")) and path.with_name(".hdr".join(path.name.rsplit(".img", 1))).exists():

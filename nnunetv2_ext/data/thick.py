@@ -8,6 +8,7 @@ its name only when it is complete.
 
 import copy
 import math
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,17 +24,28 @@ from nnunetv2.utilities.utils import (
 )
 
 from nnunetv2_ext.data.dataset import for_each, write_dataset_json
+from nnunetv2_ext.data.label_counts import LabelCount, added, count_labels
+from nnunetv2_ext.data.nifti import TWO_PLACES
 from nnunetv2_ext.data.volumes import (
     TOLERANCE,
     VOLUME_ENDINGS,
     Grid,
     read_grid,
+    read_labels,
     read_volume,
     refuse_differences,
+    refuse_doubt,
     write_volume,
 )
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import complete_or_absent, dataset_name, new_dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import (
+    complete_or_absent,
+    dataset_name,
+    new_dataset_name,
+    nnunet_folder,
+    read_json,
+    remove_left_behind,
+)
 from nnunetv2_ext.geometry.slabs import average, majority, slab_matrix, slice_edges
 
 # Slabs over arrays.
@@ -69,7 +81,7 @@ def thick_grid(grid: Grid, *, axis: int, factor: float) -> Grid:
     spacing[index] *= factor
     step = np.reshape(grid.direction, (3, 3))[:, index] * grid.spacing[index]
     origin = np.asarray(grid.origin) + step * (factor - 1) / 2
-    return Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), grid.direction)
+    return Grid(tuple(size), tuple(spacing), tuple(origin.tolist()), grid.direction, grid.doubt)
 
 
 # Data sets.
@@ -96,8 +108,14 @@ class ThickDataset:
     """Slices per slab, a whole number or not, by `imagesTr/CASE` or `imagesTs/CASE`."""
     dropped: dict[str, float] = field(default_factory=dict)
     """Slices, and parts of one, dropped at the end, by the same keys; cases without any are left out."""
-    labels_left_out: list[str] = field(default_factory=list)
-    """Label files without an image."""
+    labels: dict[int, LabelCount] = field(default_factory=dict)
+    """By value, in all labelled cases."""
+    names: dict[int, str] = field(default_factory=dict)
+    """Of the labels, as far as dataset.json gives one to a single value."""
+    left_out: list[str] = field(default_factory=list)
+    """Files in the folders of images and labels that belong to no case."""
+    removed: list[Path] = field(default_factory=list)
+    """What a killed process had left of a data set with this id."""
 
 
 def make_thick(
@@ -160,10 +178,12 @@ def make_thick(
         if (rest := round(slices - slab_count(slices, case_factor) * case_factor, 2)) > 0:
             outcome.dropped[key] = rest
         jobs.append((case, grid, file_axis, case_factor))
-    outcome.labels_left_out = _labels_without_image(source, cases, dataset_json["file_ending"])
+    outcome.left_out = _left_out(source, cases)
+    outcome.names = {value: label for label, value in dataset_json["labels"].items() if isinstance(value, int)}
 
+    outcome.removed = remove_left_behind(target)
     with complete_or_absent(target) as folder:
-        _write_dataset(folder, jobs, dataset_json, processes=processes, progress=progress)
+        outcome.labels = _write_dataset(folder, jobs, dataset_json, processes=processes, progress=progress)
         if splits.exists():
             shutil.copyfile(splits, folder / splits.name)
     return outcome
@@ -186,26 +206,20 @@ def _cases(source: Path, dataset_json: Any) -> list[Case]:
     keys = ("channel_names", "labels", "numTraining", "file_ending")
     if not isinstance(dataset_json, dict) or any(key not in dataset_json for key in keys):
         raise InputError(f"the file {source / 'dataset.json'}", f"one with {', '.join(keys)}", "complete it")
+    for key in ("channel_names", "labels"):
+        if not isinstance(dataset_json[key], dict):
+            raise InputError(
+                f"{key} {dataset_json[key]!r} in {source / 'dataset.json'}", "names by number", "correct it"
+            )
     ending = dataset_json["file_ending"]
     if ending not in VOLUME_ENDINGS:
+        meant = next((known for known in VOLUME_ENDINGS if known.strip(".") == str(ending).strip(".").lower()), None)
         raise InputError(
-            f"{source.name} with files {ending}", f"volumes ({', '.join(VOLUME_ENDINGS)})", "convert it to .nii.gz"
+            f"{source.name} with files {ending}",
+            f"volumes ({', '.join(VOLUME_ENDINGS)})",
+            f"write {meant} into dataset.json, and into the names of the files" if meant else "convert it to .nii.gz",
         )
-    if "dataset" in dataset_json:
-        try:
-            # nnU-Net makes the paths absolute in place.
-            files = get_filenames_of_train_images_and_targets(str(source), copy.deepcopy(dataset_json))
-        except (AttributeError, KeyError, TypeError):
-            raise InputError(
-                f"a faulty 'dataset' entry in {source / 'dataset.json'}",
-                '{"CASE": {"images": [one path per channel], "label": path}, ...}',
-                "correct it",
-            ) from None
-        cases = [
-            Case(case, "Tr", tuple(map(Path, paths["images"])), Path(paths["label"])) for case, paths in files.items()
-        ]
-    else:
-        cases = _cases_in_folder(source, "Tr", ending)
+    cases = _listed_cases(source, dataset_json) if "dataset" in dataset_json else _cases_in_folder(source, "Tr", ending)
     if not cases:
         raise InputError(f"no training case in {source}", f"files imagesTr/*_0000{ending}", "check the file ending")
     cases += _cases_in_folder(source, "Ts", ending)
@@ -220,12 +234,47 @@ def _cases(source: Path, dataset_json: Any) -> list[Case]:
     return cases
 
 
+def _listed_cases(source: Path, dataset_json: dict) -> list[Case]:
+    """The training cases whose files dataset.json names itself."""
+    try:
+        # nnU-Net makes the paths absolute in place.
+        files = get_filenames_of_train_images_and_targets(str(source), copy.deepcopy(dataset_json))
+        names = [(case, dataset_json["dataset"][case]["images"]) for case in files]
+        if not all(isinstance(paths, list) for _, paths in names):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError):
+        raise InputError(
+            f"a faulty 'dataset' entry in {source / 'dataset.json'}",
+            '{"CASE": {"images": [one path per channel], "label": path}, ...}',
+            "correct it",
+        ) from None
+    for case in files:
+        # Files are written under the cases' names.
+        if Path(case).name != case or case.startswith("."):
+            where = f"'dataset' of {source / 'dataset.json'}"
+            raise InputError(f"the case '{case}' in {where}", "the name of a case, without a folder", "rename it there")
+    return [Case(case, "Tr", tuple(map(Path, paths["images"])), Path(paths["label"])) for case, paths in files.items()]
+
+
 def _cases_in_folder(source: Path, part: str, ending: str) -> list[Case]:
     images, labels = source / f"images{part}", source / f"labels{part}"
     if not images.is_dir():
         return []
     cases = []
     names = sorted(path.name for path in images.iterdir())
+    for name in names:
+        if name.startswith(".") or not name.endswith(ending):
+            continue
+        # nnU-Net leaves such a case out without a word.
+        if not (images / name).is_file():
+            what = "a folder" if (images / name).is_dir() else "a link to no file,"
+            raise InputError(f"{what} {images / name}", "a file there", "put the image there, or remove its case")
+        if not re.fullmatch(r".+_\d{4}", name.removesuffix(ending)):
+            raise InputError(
+                f"the image {images / name}",
+                f"a name that ends in the channel's number, CASE_0000{ending}",
+                "rename it",
+            )
     for case in get_identifiers_from_splitted_dataset_folder(str(images), ending):
         label = labels / f"{case}{ending}"
         files = create_paths_fn(str(images), names, ending, case)
@@ -234,18 +283,33 @@ def _cases_in_folder(source: Path, part: str, ending: str) -> list[Case]:
     return cases
 
 
-def _labels_without_image(source: Path, cases: Sequence[Case], ending: str) -> list[str]:
-    used = {case.label for case in cases}
-    found = sorted(path for part in ("Tr", "Ts") for path in (source / f"labels{part}").glob(f"*{ending}"))
-    return [str(path.relative_to(source)) for path in found if path not in used]
+def _left_out(source: Path, cases: Sequence[Case]) -> list[str]:
+    used = {path for case in cases for path in (*case.images, case.label)}
+    folders = [source / f"{kind}{part}" for kind in ("images", "labels") for part in ("Tr", "Ts")]
+    found = sorted(path for folder in folders if folder.is_dir() for path in folder.iterdir())
+    return [str(path.relative_to(source)) for path in found if path not in used and not path.name.startswith(".")]
 
 
 def _case_grid(case: Case) -> Grid:
     """The grid of the case's first channel, which all its files must share."""
-    grid = read_grid(case.images[0])
+    first = case.images[0]
+    grid = read_grid(first)
+    # Averaging needs no place in space, but what is written must not choose one of two.
+    if grid.doubt.startswith(TWO_PLACES):
+        refuse_doubt(grid, first)
     for path in (*case.images[1:], *filter(None, [case.label])):
-        kind = "label map" if path == case.label else "channel"
-        refuse_differences(grid, read_grid(path), of=f"the {kind} {path}", beside=case.images[0].name)
+        kind, other = "label map" if path == case.label else "channel", read_grid(path)
+        if bool(grid.doubt) != bool(other.doubt):
+            with_place, without = (path, first) if grid.doubt else (first, path)
+            raise InputError(
+                f"{without} with {grid.doubt or other.doubt} beside {with_place}, which has a place in space",
+                "files of a case that all have one",
+                "where their voxels are the same, copy it: with image = nibabel.load(one without), "
+                "image.set_sform(nibabel.load(one with it).affine, 1)",
+            )
+        if not grid.doubt:
+            refuse_doubt(other, path)
+        refuse_differences(grid, other, of=f"the {kind} {path}", beside=first.name)
     return grid
 
 
@@ -281,25 +345,41 @@ def _case_factor(case: Case, grid: Grid, file_axis: int, *, factor: int | None, 
     return per_slab
 
 
+Job = tuple[Case, Grid, int, float]
+"""A case, its grid, the array axis of its slices in the file, and slices per slab."""
+
+
 def _write_dataset(
-    folder: Path, jobs: Sequence[tuple[Case, Grid, int, float]], dataset_json: dict, *, processes: int, progress: bool
-) -> None:
+    folder: Path, jobs: Sequence[Job], dataset_json: dict, *, processes: int, progress: bool
+) -> dict[int, LabelCount]:
+    """Write all cases; returns what is left of every label."""
     for case, *_ in jobs:
         for kind in ("images", "labels") if case.label else ("images",):
             (folder / f"{kind}{case.part}").mkdir(exist_ok=True)
 
-    def write(job: tuple[Case, Grid, int, float]) -> None:
-        _write_case(*job, folder=folder, ending=dataset_json["file_ending"])
+    def write(job: Job) -> dict[int, LabelCount]:
+        return _write_case(*job, folder=folder, ending=dataset_json["file_ending"])
 
-    for_each(write, jobs, processes=processes, label="cases", progress=progress)
+    counts = for_each(write, jobs, processes=processes, label="cases", progress=progress)
     write_dataset_json(folder, dataset_json, training=sum(case.part == "Tr" for case, *_ in jobs))
+    return added(counts)
 
 
-def _write_case(case: Case, grid: Grid, axis: int, factor: float, *, folder: Path, ending: str) -> None:
+def _write_case(
+    case: Case, grid: Grid, axis: int, factor: float, *, folder: Path, ending: str
+) -> dict[int, LabelCount]:
     thick = thick_grid(grid, axis=axis, factor=factor)
     for channel, path in enumerate(case.images):
         mean = average_slabs(read_volume(path), axis=axis, factor=factor)
+        if not np.isfinite(mean).all():
+            raise InputError(
+                f"NaN or infinite voxels in {path}", "a number in every voxel", "write one there, such as 0"
+            )
         write_volume(mean, thick, folder / f"images{case.part}" / f"{case.name}_{channel:04d}{ending}")
-    if case.label:
-        labels = majority_slabs(read_volume(case.label), axis=axis, factor=factor)
-        write_volume(labels, thick, folder / f"labels{case.part}" / f"{case.name}{ending}")
+    if not case.label:
+        return {}
+    labels = read_labels(case.label)
+    made = majority_slabs(labels, axis=axis, factor=factor)
+    write_volume(made, thick, folder / f"labels{case.part}" / f"{case.name}{ending}")
+    millilitres = math.prod(grid.spacing) / 1000
+    return count_labels(labels, made, case=case.name, axis=axis, factor=factor, millilitres=millilitres)

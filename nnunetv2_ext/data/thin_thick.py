@@ -16,10 +16,10 @@ import numpy as np
 from nnunetv2_ext.data.dataset import for_each, write_dataset_json
 from nnunetv2_ext.data.laying import Laying, lay_grids
 from nnunetv2_ext.data.sidecar import Sidecar, write_sidecar
-from nnunetv2_ext.data.sources import Pair, open_volume, pair_by_name
-from nnunetv2_ext.data.volumes import Volume, refuse_differences, write_volume
+from nnunetv2_ext.data.sources import Pair, find_others, open_volume, pair_by_name
+from nnunetv2_ext.data.volumes import Volume, check_labels, refuse_differences, refuse_doubt, write_volume
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import complete_or_absent, new_dataset_name, nnunet_folder
+from nnunetv2_ext.files import complete_or_absent, new_dataset_name, nnunet_folder, remove_left_behind
 from nnunetv2_ext.geometry.slabs import CaseSlabs, covered, slab_matrix
 from nnunetv2_ext.text import listed
 
@@ -62,6 +62,10 @@ class ThinThickDataset:
     """None where no case has a thin slice without annotation and the label was not named either."""
     left_out: list[Path] = field(default_factory=list)
     """Volumes without a partner."""
+    no_volumes: list[Path] = field(default_factory=list)
+    """Files of the two folders that are no volumes, as far as SimpleITK tells."""
+    removed: list[Path] = field(default_factory=list)
+    """What a killed process had left of a data set with this id."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,8 @@ def convert_thin_thick(
     if any(job.ignored for job in jobs):
         values.setdefault(IGNORE, len(values))
     outcome = ThinThickDataset(target, axis, [job.report() for job in jobs], values.get(IGNORE), unmatched)
+    outcome.no_volumes = [*find_others(images), *find_others(labels)]
+    outcome.removed = remove_left_behind(target)
     with complete_or_absent(target) as folder:
         _write_dataset(folder, jobs, outcome, values, channel_names, processes=processes, progress=progress)
     return outcome
@@ -212,9 +218,14 @@ def _check_case(pair: Pair, label_names: Sequence[str], *, axis: int | None, thi
     for image in images[1:]:
         refuse_differences(images[0].grid, image.grid, of=f"the channel {image.path}", beside=images[0].path.name)
     label = open_volume(pair.label)
+    # Only their places in space tell how the two lie on each other.
+    for volume in (*images, label):
+        refuse_doubt(volume.grid, volume.path)
     thickness = label.thickness if thickness is None else thickness
     laying = lay_grids(pair.name, images[0].grid, label.grid, axis=axis, thickness=thickness)
-    unnamed = [value for value in np.unique(label.read()).tolist() if value not in range(len(label_names))]
+    values = label.read()
+    check_labels(values, label.path)
+    unnamed = [value for value in np.unique(values).tolist() if value not in range(len(label_names))]
     if unnamed:
         raise InputError(
             f"the values {listed(unnamed, shown=SHOWN_VALUES)} in the annotation of case {pair.name}",

@@ -3,11 +3,8 @@
 One that fails leaves out those that build on it, and none ends in a traceback.
 """
 
-import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
@@ -39,6 +36,8 @@ class Subject:
     fold: str | None = None
     device: str | None = None
     """cpu, cuda, mps, or None for nnU-Net's default, cuda."""
+    deep: bool = False
+    """Read the voxels of the raw data."""
     found: dict[str, Any] = field(default_factory=dict)
 
 
@@ -83,16 +82,3 @@ def said(error: BaseException) -> str:
     """An exception in one line, with its name."""
     name, line = type(error).__name__, one_line(error)
     return line if line == name else f"{name}: {line}"
-
-
-def why_not_writable(folder: Path) -> str | None:
-    """Why no file can be written into an existing folder, or None; a file is written and removed for it."""
-    if not os.access(folder, os.W_OK | os.X_OK):
-        return "no permission to write"
-    try:
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x" * 4096)
-            file.flush()
-    except OSError as error:
-        return error.strerror or said(error)
-    return None

@@ -26,10 +26,9 @@ from nnunetv2_ext.doctor.examination import (
     Examination,
     Subject,
     said,
-    why_not_writable,
 )
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES
+from nnunetv2_ext.files import FOLDER_VARIABLES, why_not_writable
 
 EXT_TRAINER, COMPILE, WORKERS = "nnUNet_extTrainer", "nnUNet_compile", "nnUNet_n_proc_DA"
 NNUNET_AT_LEAST = (2, 8)

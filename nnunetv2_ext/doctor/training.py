@@ -33,11 +33,11 @@ from nnunetv2_ext.doctor.examination import (
     Examination,
     Subject,
     said,
-    why_not_writable,
 )
 from nnunetv2_ext.doctor.installation import ENV_COMMAND, find_trainer
+from nnunetv2_ext.doctor.raw import check_raw
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import nnunet_folder, read_json
+from nnunetv2_ext.files import nnunet_folder, read_json, why_not_writable
 from nnunetv2_ext.text import counted
 
 
@@ -271,6 +271,7 @@ def check_memory(subject: Subject) -> Iterator[Check]:
 
 _of_data, _of_training = partial(Examination, group=DATA), partial(Examination, group=TRAINED)
 TRAINING = (
+    _of_data("raw data", check_raw, needs=("import",)),
     _of_data("data set", check_dataset, needs=("import", PREPROCESSED)),
     _of_data("dataset.json", check_dataset_json, needs=("data set",)),
     _of_data("fingerprint", check_fingerprint, needs=("data set",)),

@@ -1,5 +1,6 @@
 """Fingerprint, plan and preprocess with any planner, ours or nnU-Net's, over nnU-Net's own API."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pydoc import locate
@@ -14,8 +15,18 @@ from tqdm import tqdm
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.planning.guards import (
+    check_raw,
+    nnunet_step,
+    refuse_configurations,
+    refuse_fingerprint,
+    refuse_plans_name,
+    refuse_processes,
+    refuse_unwritable,
+)
 from nnunetv2_ext.planning.planner import with_options
 from nnunetv2_ext.planning.sharing import STOCK_PLANS, preprocessed_cases
+from nnunetv2_ext.planning.summary import blocks_in
 from nnunetv2_ext.registry import PLANNERS, find
 
 
@@ -35,10 +46,15 @@ def planner_class(name: str) -> type[ExperimentPlanner]:
     return planner if planner is not None else find("planner", name).load()
 
 
-def _find_in_nnunet(name: str) -> Any:
-    """nnU-Net's class of that name among its planners and fingerprint extractors, or None."""
-    folder = Path(nnunetv2.__path__[0]) / "experiment_planning"
-    return recursive_find_python_class(str(folder), name, current_module="nnunetv2.experiment_planning")
+def _find_in_nnunet(name: str, room: str = "experiment_planning") -> Any:
+    """nnU-Net's class of that name, by default among its planners and fingerprint extractors, or None."""
+    folder = Path(nnunetv2.__path__[0]) / room
+    return recursive_find_python_class(str(folder), name, current_module=f"nnunetv2.{room}")
+
+
+def _planned(folder: Path) -> set[str]:
+    """The configurations of all plans in a folder of preprocessed data."""
+    return {name for blocks in blocks_in(folder).values() for name in blocks}
 
 
 def plan_and_preprocess(
@@ -75,55 +91,61 @@ def plan_and_preprocess(
         The plans identifier.
 
     Raises:
-        InputError: nnU-Net's folders are unset, no such data set or planner, 2D images, a bad training block or
-            option, a memory target too small.
+        InputError: nnU-Net's folders are unset, no such data set or planner, raw data that nnU-Net would stop at or
+            misread, 2D images, a bad training block or option, a memory target too small, a failure of nnU-Net's.
     """
     raw, preprocessed = nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")
     name = dataset_name(dataset)
+    folder = preprocessed / name
     dataset_json = read_json(raw / name / "dataset.json", "put the data set into nnUNet_raw")
     chosen = with_options(planner_class(planner), training or {}, options or {})
-    if preprocess and len(processes) not in (1, len(configurations)):
-        raise InputError(
-            f"{len(processes)} numbers of processes",
-            f"1 or {len(configurations)}, one per configuration",
-            "correct -np",
-        )
-    if target_spacing is not None and min(target_spacing) <= 0:
-        raise InputError(
-            f"a target spacing of {tuple(target_spacing)}", "mm above 0", "correct -overwrite_target_spacing"
-        )
-    if _find_in_nnunet(fingerprint_extractor) is None:
-        raise InputError(
-            f"the fingerprint extractor '{fingerprint_extractor}'",
-            "one of nnU-Net's, DatasetFingerprintExtractor",
-            "correct -fpe",
-        )
-    fingerprint = preprocessed / name / "dataset_fingerprint.json"
-    if fingerprint.exists() and not clean:
-        read_json(fingerprint, "run again with --clean")
+    refuse_plans_name(plans_name, chosen, folder)
+    refuse_configurations(configurations, chosen, _planned(folder))
+    refuse_processes(processes, configurations, fingerprint_processes)
+    if gpu_memory_target is not None and not (math.isfinite(gpu_memory_target) and gpu_memory_target > 0):
+        raise InputError(f"-gpu_memory_target {gpu_memory_target}", "GB above 0", "correct -gpu_memory_target")
+    for what, flag, class_name, room, usual in (
+        ("fingerprint extractor", "-fpe", fingerprint_extractor, "experiment_planning", "DatasetFingerprintExtractor"),
+        ("preprocessor", "-preprocessor_name", preprocessor, "preprocessing", "DefaultPreprocessor"),
+    ):
+        if _find_in_nnunet(class_name, room) is None:
+            raise InputError(f"the {what} '{class_name}'", f"one of nnU-Net's, {usual}", f"correct {flag}")
+    if not clean:
+        refuse_fingerprint(folder / "dataset_fingerprint.json")
+    refuse_unwritable(preprocessed, name)
+    check_raw(raw / name, folder, processes=fingerprint_processes, progress=progress, spacing=target_spacing)
     identifier = int(name[7:10])
-    api.extract_fingerprints(
-        [identifier], fingerprint_extractor, fingerprint_processes, verify, clean, verbose, show_progress_bar=progress
-    )
-    _, plans_identifier = api.plan_experiment_dataset(
-        identifier,
-        chosen,
-        gpu_memory_target,
-        preprocessor,
-        None if target_spacing is None else tuple(target_spacing),
-        plans_name,
-    )
-    if preprocess:
-        _preprocess(
-            preprocessed / name / f"{plans_identifier}.json",
-            dataset_json["numTraining"],
-            identifier,
-            list(configurations),
-            list(processes),
+    with nnunet_step("the fingerprint", folder, verbose=verbose):
+        api.extract_fingerprints(
+            [identifier],
+            fingerprint_extractor,
+            fingerprint_processes,
+            verify,
             clean,
             verbose,
-            progress,
+            show_progress_bar=progress,
         )
+    with nnunet_step("the plans", folder, verbose=verbose):
+        _, plans_identifier = api.plan_experiment_dataset(
+            identifier,
+            chosen,
+            gpu_memory_target,
+            preprocessor,
+            None if target_spacing is None else tuple(target_spacing),
+            plans_name,
+        )
+    if preprocess:
+        with nnunet_step("the preprocessed data", folder, verbose=verbose):
+            _preprocess(
+                folder / f"{plans_identifier}.json",
+                dataset_json["numTraining"],
+                identifier,
+                list(configurations),
+                list(processes),
+                clean,
+                verbose,
+                progress,
+            )
     return plans_identifier
 
 

@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
@@ -17,6 +18,7 @@ from nnunetv2_ext.data.sidecar import read_sidecar
 from nnunetv2_ext.data.volumes import read_grid, read_volume
 from nnunetv2_ext.geometry.slabs import centre_slices, covered, slab_matrix
 from tests.data.annotated import MADE, NAMES, STRAIGHT, made, report, to_series, write_case, write_image
+from tests.data.thin_dataset import in_child
 
 
 @pytest.fixture
@@ -123,6 +125,22 @@ def test_unmatched_volumes(folders, capsys):
     assert [*report(folders)] == ["a", "b"]
 
 
+def test_what_is_no_volume_and_what_a_kill_left_are_told(folders, capsys):
+    for name in ("notes.txt", ".hidden", "a.nii.gz.part"):
+        (folders / "images" / name).touch()
+    child = in_child(
+        lambda: run(folders), stop_at=(nnunetv2_ext.data.thin_thick, "write_sidecar"), marker=folders / "there"
+    )
+    child.kill()
+    child.join(30)
+    capsys.readouterr()
+    assert run(folders) == 0
+    printed = capsys.readouterr().out
+    assert "left out 2 files (a.nii.gz.part, notes.txt), as no volume" in printed
+    assert re.search(r"removed .*nnUNet_raw/\.Dataset042_Liver_\w+, which a killed process had left behind", printed)
+    assert [path.name for path in (folders / "nnUNet_raw").iterdir()] == [MADE]
+
+
 # Each row: what the user does to the folders, the options, what the sentence holds.
 
 
@@ -152,6 +170,26 @@ def truncated(name):
         (folder / name).write_bytes(content[: len(content) // 2])
 
     return change
+
+
+def header_of(name, *, codes=(1, 1), pixdim=None, shear=0.0):
+    def change(folder):
+        image = nibabel.load(folder / name)
+        affine = image.affine @ np.array([[1, 0, shear, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+        image = nibabel.Nifti1Image(np.asarray(image.dataobj), affine, image.header)
+        image.set_qform(affine, codes[0])
+        image.set_sform(affine, codes[1])
+        if pixdim is not None:
+            image.header["pixdim"][1:4] = pixdim
+        image.to_filename(folder / name)
+
+    return change
+
+
+def analyze(folder):
+    array = np.asarray(nibabel.load(folder / "labels/a.nii.gz").dataobj).astype(np.int16)
+    (folder / "labels/a.nii.gz").unlink()
+    nibabel.save(nibabel.AnalyzeImage(array, np.diag([0.8, 0.9, 8, 1])), folder / "labels/a.hdr")
 
 
 def emptied(name):
@@ -202,12 +240,34 @@ REFUSED = {
     "finer": (annotated(np.zeros((12, 10, 8), "u1"), spacing=(0.8, 0.9, 1.0)), [], "case a: the annotation is finer"),
     "equal": (annotated(np.zeros((12, 10, 8), "u1"), spacing=(0.8, 0.9, 2.0)), [], "case a: .*plain training"),
     "unnamed label": (case_c(values=(0, 2, 5, 7)), [], "values 5, 7 in the annotation of case c; expected .*2 tumour"),
-    "label is no number": (annotated(THREE + 0.5), [], "values 0.5 in the annotation of case a"),
+    "label is no number": (annotated(THREE + 0.5), [], "values such as 0.5 in .*labels/a.nii.gz"),
     "ignore not named": (case_c(values=(0, 3)), ["--slice-thickness", "4"], "values 3 in the annotation of case c"),
     "image as label": (
         annotated(np.arange(240).reshape(3, 10, 8).astype("f4")),
         [],
         "values 3, 4, 5, 6, 7 and 232 more in",
+    ),
+    "not annotated": (
+        annotated(np.where(np.arange(240) < 3, np.nan, 1).reshape(3, 10, 8).astype("f4")),
+        [],
+        "3 voxels of NaN or infinity in .*labels/a.nii.gz.*name it ignore",
+    ),
+    "annotation of two spacings": (
+        header_of("labels/a.nii.gz", pixdim=(0.8, 0.9, 4)),
+        [],
+        "labels/a.nii.gz whose header tells two spacings: pixdim 0.8, 0.9, 4 mm, sform 0.8, 0.9, 8 mm",
+    ),
+    "annotation without place": (
+        header_of("labels/a.nii.gz", codes=(0, 0)),
+        [],
+        r"labels/a.nii.gz with neither a qform nor an sform .*image.set_sform\(affine, 1\)",
+    ),
+    "Analyze": (analyze, [], "labels/a.hdr with neither a qform nor an sform"),
+    "image without place": (header_of("images/b.nii.gz", codes=(0, 0)), [], "images/b.nii.gz with neither"),
+    "sheared image": (
+        header_of("images/b.nii.gz", shear=0.02, codes=(0, 1)),
+        [],
+        r"images/b.nii.gz whose sform has slanted axes \(89.5416 degrees",
     ),
     "overlap": (nothing, ["--slice-thickness", "9"], "9 mm thick every 8 mm in case a, which overlap"),
     "thin slices": (

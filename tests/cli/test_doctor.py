@@ -75,6 +75,7 @@ def test_lines_stand_under_headings(prepared, capsys):
             under[heading].append(line.split()[1])
     assert under["installation"][0] == "python:"
     assert under["data"] == [
+        "raw",
         "data",
         "dataset.json:",
         "fingerprint:",

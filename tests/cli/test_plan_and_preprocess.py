@@ -1,6 +1,8 @@
 """`plan_and_preprocess`: what it refuses before anything is computed, and what reaches the planner."""
 
+import gzip
 import json
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -48,6 +50,41 @@ def remove_raw(data: Described, _: pytest.MonkeyPatch) -> None:
 
 def nothing(*_: object) -> None:
     pass
+
+
+def write(path: str, content: Any) -> Callable[[Described, pytest.MonkeyPatch], object]:
+    """Write JSON into a file below nnU-Net's folders."""
+    return lambda data, _: (data.raw.parents[1] / path).write_text(json.dumps(content))
+
+
+def describe(**entries: Any) -> Callable[[Described, pytest.MonkeyPatch], object]:
+    """Change entries of the raw dataset.json; those of None are taken out."""
+
+    def change(data: Described, _: pytest.MonkeyPatch) -> None:
+        path = data.raw / "dataset.json"
+        content = {**json.loads(path.read_text()), **entries}
+        path.write_text(json.dumps({key: value for key, value in content.items() if value is not None}))
+
+    return change
+
+
+def overwrite_image(keep: Callable[[bytes], bytes]) -> Callable[[Described, pytest.MonkeyPatch], object]:
+    def change(data: Described, _: pytest.MonkeyPatch) -> None:
+        path = data.raw / "imagesTr" / "case_0000.nii.gz"
+        path.write_bytes(keep(path.read_bytes()))
+
+    return change
+
+
+def cut_off(content: bytes) -> bytes:
+    """A whole gzip file whose voxels end early."""
+    return gzip.compress(gzip.decompress(content)[:-100])
+
+
+def read_only(data: Described, monkeypatch: pytest.MonkeyPatch) -> None:
+    # permissions do not stop root, so that they are simulated
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != data.preprocessed and access(path, mode))
 
 
 def without_monai(_: Described, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,6 +154,64 @@ CONVFREE = ["-d", "901", "--no_pp", "-pl", "ConvFreePlanner"]
             "a patch of [12, 44, 40]; expected a size that the network takes, [12, 40, 40] or [12, 48, 40]",
         ),
         ([*CONVFREE, "-gpu_memory_target", "0.3"], nothing, "of which weights and optimizer take 0.3"),
+        # typed wrongly
+        (
+            ["-d", "901", "-c", "3d_fulres"],
+            nothing,
+            "the configuration '3d_fulres' for MNetPlanner; expected some",
+        ),
+        (
+            ["-d", "901", "-c", "2d"],
+            nothing,
+            "'2d' for MNetPlanner; expected some of 3d_fullres, 3d_lowres,",
+        ),
+        (["-d", "901", "-pl", "ExperimentPlanner", "-c", "3d"], nothing, "'3d' for ExperimentPlanner"),
+        (["-d", "901", "-np", "0", "--clean"], nothing, "-np 0; expected 1 process or more; correct -np"),
+        (["-d", "901", "-np", "-3", "--clean"], nothing, "-np -3; expected 1 process or more"),
+        (["-d", "901", "-npfp", "-3", "--clean"], nothing, "-npfp -3; expected 1 process or more; correct -npfp"),
+        (["-d", "901", "-npfp", "0", "--clean"], nothing, "-npfp 0; expected 1 process or more"),
+        (["-d", "901", "-overwrite_target_spacing", "nan", "1", "1"], nothing, "(nan, 1.0, 1.0); expected mm above 0"),
+        (
+            ["-d", "901", "-overwrite_target_spacing", "1e9", "1", "1"],
+            nothing,
+            "0 x 40 x 40 voxels in the largest case; expected one that leaves 4 voxels along each axis",
+        ),
+        (
+            ["-d", "901", "-overwrite_target_spacing", "1e-4", "1e-4", "1e-4"],
+            nothing,
+            "1.3e+17 voxels in the largest case; expected one that makes at most 1e+09 voxels of a case",
+        ),
+        (["-d", "901", "-gpu_memory_target", "nan"], nothing, "-gpu_memory_target nan; expected GB above 0"),
+        (["-d", "901", "-preprocessor_name", "None"], nothing, "the preprocessor 'None'; expected one of nnU-Net's"),
+        (["-d", "901", "--epochs", "1000000000000"], nothing, "expected a whole number from 1 to 1000000"),
+        (["-d", "901", "902"], nothing, "no data set 902"),
+        # plans of another name
+        (["-d", "901", "-overwrite_plans_name", "../evil"], nothing, "../evil; expected a name of letters, digits"),
+        (["-d", "901", "-overwrite_plans_name", "a/b"], nothing, "a/b; expected a name of letters"),
+        (["-d", "901", "-overwrite_plans_name", "dataset"], nothing, "not dataset, dataset_fingerprint, splits_final"),
+        (["-d", "901", "-overwrite_plans_name", "My__Plans"], nothing, "no two _ beside each other"),
+        (
+            ["-d", "901", "-overwrite_plans_name", "nnUNetPlans"],
+            nothing,
+            "the name of nnU-Net's own plans, for MNetPlanner; expected a name of its own",
+        ),
+        (
+            ["-d", "901", "-pl", "ExperimentPlanner", "-overwrite_plans_name", "MNetPlans"],
+            write(f"nnUNet_preprocessed/{NAME}/MNetPlans.json", {"experiment_planner_used": "MNetPlanner"}),
+            "for ExperimentPlanner, the name of plans that MNetPlanner made",
+        ),
+        # JSON of another kind
+        (["-d", "901"], write(f"nnUNet_raw/{NAME}/dataset.json", []), "got a list in"),
+        (["-d", "901"], write(f"nnUNet_preprocessed/{NAME}/dataset_fingerprint.json", []), "got a list in"),
+        (["-d", "901"], write(f"nnUNet_preprocessed/{NAME}/dataset_fingerprint.json", {}), "run again with --clean"),
+        # raw data
+        (["-d", "901"], describe(numTraining=None), "no numTraining in"),
+        (["-d", "901"], describe(labels={"0": "background", "1": "organ"}), "as nnU-Net v1 had it"),
+        (["-d", "901"], describe(numTraining=7, labels={"background": 0, "organ": 1, "a": 3}), "(1 of 2 faults; the"),
+        (["-d", "901", "--clean"], describe(labels={"background": 0, "organ": 1}), "the label value 2 in 1 label file"),
+        (["-d", "901", "--clean"], overwrite_image(cut_off), "508 bytes of 608"),
+        (["-d", "901", "--clean", "--verify_dataset_integrity"], overwrite_image(lambda _: b""), "(empty, 0 bytes)"),
+        (["-d", "901", "--clean"], read_only, "which cannot be written (no permission to write)"),
     ],
 )
 def test_refused(
@@ -131,7 +226,8 @@ def test_refused(
     before = sorted(described.preprocessed.iterdir())
     assert run(*arguments) == 2
     assert message in capsys.readouterr().err
-    assert [path for path in sorted(described.preprocessed.iterdir()) if path.name != "dataset.json"] == before
+    written = {"dataset.json", "raw_checked.json"}  # nnU-Net's copy, and what the raw data are known to be
+    assert [path for path in sorted(described.preprocessed.iterdir()) if path.name not in written] == before
 
 
 def test_flags_reach_the_plans(described: Described) -> None:
@@ -142,6 +238,12 @@ def test_flags_reach_the_plans(described: Described) -> None:
     assert configuration["training"]["epochs"] == 3
     assert configuration["training"]["optimizer"]["lr"] == 0.5
     assert not (described.preprocessed / "MNetPlans.json").exists()
+
+
+def test_stock_plans_keep_their_name(described: Described) -> None:
+    flags = "--no_pp -pl ExperimentPlanner -overwrite_plans_name nnUNetPlans"
+    assert run("-d", "901", *flags.split()) == run("-d", "901", *flags.split()) == 0
+    assert described.plans("nnUNetPlans")["experiment_planner_used"] == "ExperimentPlanner"
 
 
 def test_flags_of_backbone_and_refiner_reach_the_plans(described: Described) -> None:

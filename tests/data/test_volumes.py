@@ -1,9 +1,16 @@
 """Grids and their differences, and reading and writing that notice damaged files."""
 
+import bz2
+import gzip
+import lzma
+import re
+from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Grid, read_grid, read_volume, write_volume
 from nnunetv2_ext.errors import InputError
@@ -42,6 +49,7 @@ def test_axis_in_the_file(direction, reorient, axes):
         ({"size": (4, 5, 7)}, ["size"]),
         ({"direction": tuple(np.diag([1.0, 1, -1]).ravel())}, ["direction"]),
         ({"size": (4, 5, 7), "origin": (1.0, 0.0, 0.0)}, ["size", "origin"]),
+        ({"doubt": "neither a qform nor an sform"}, []),
     ],
 )
 def test_grid_differences(change, found):
@@ -52,6 +60,15 @@ def test_grid_differences(change, found):
         "direction": IDENTITY,
     }
     assert [text.split()[0] for text in Grid(**same).differences(Grid(**(same | change)))] == found
+
+
+def test_differences_are_told_with_the_digits_that_show_them():
+    one = Grid((4, 5, 6), (0.1, 1.0, 2.0), (1234.5678, 0.0, 0.0), IDENTITY)
+    other = Grid((4, 5, 6), (0.10012, 1.0, 2.0), (1234.568, 0.0, 0.0), IDENTITY)
+    assert one.differences(other) == [
+        "spacing (0.10012, 1, 2) instead of (0.1, 1, 2)",
+        "origin (1234.568, 0, 0) instead of (1234.5678, 0, 0)",
+    ]
 
 
 @pytest.mark.parametrize(("origin", "found"), [((0.0015, 0.0, 0.0), 0), ((0.0, 0.0, 0.0015), 1)])
@@ -109,8 +126,6 @@ def test_small_volume_in_text_is_complete(tmp_path):
 
 def test_scaled_nifti_is_no_truncated_one(tmp_path):
     """ITK reports a wider type than the file's where the header scales the values."""
-    import nibabel
-
     image = nibabel.Nifti1Image(np.linspace(0, 5, 60).reshape(3, 4, 5), np.eye(4), dtype=np.int16)
     nibabel.save(image, tmp_path / "scaled.nii.gz")
     assert nibabel.load(tmp_path / "scaled.nii.gz").header["scl_slope"] != 1
@@ -120,3 +135,132 @@ def test_scaled_nifti_is_no_truncated_one(tmp_path):
 def test_writing_into_nowhere_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"on writing .*missing.*free space"):
         write_volume(np.zeros((1, 1, 1), np.float32), cube((1, 1, 1)), tmp_path / "missing" / "volume.nii.gz")
+
+
+def test_grid_that_the_format_cannot_hold(tmp_path):
+    grid = Grid((7, 6, 5), (0.5, 0.75, 4.0), (10.0, -20.0, 30.0), OBLIQUE)
+    with pytest.raises(InputError, match=r"volume.gipl that holds direction .*choose .nii.gz"):
+        write_volume(np.zeros((5, 6, 7), np.uint8), grid, tmp_path / "volume.gipl")
+
+
+# Files that are whole, but that SimpleITK does not read, and headers that tell no grid.
+
+ARRAY = np.arange(60, dtype=np.int16).reshape(3, 4, 5)
+NIFTI = nibabel.Nifti1Image(ARRAY.T, np.eye(4)).to_bytes()
+
+
+def rewritten(ending: str, *changes: tuple[str, str]):
+    """A volume whose text header is edited."""
+
+    def write(path: Path) -> Path:
+        path = path.with_name(f"volume{ending}")
+        sitk.WriteImage(sitk.GetImageFromArray(ARRAY), str(path))
+        content = path.read_bytes()
+        for pattern, replacement in changes:
+            content, count = re.subn(pattern.encode(), replacement.encode(), content, count=1)
+            assert count == 1
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def holding(content: bytes, name: str = "volume.nii.gz"):
+    def write(path: Path) -> Path:
+        path = path.with_name(name)
+        path.write_bytes(content)
+        return path
+
+    return write
+
+
+def without_voxels(ending: str, data: str):
+    def write(path: Path) -> Path:
+        path = rewritten(ending)(path)
+        path.with_name(data).unlink()
+        return path
+
+    return write
+
+
+def folder(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
+NO_GRID = {
+    "empty": (holding(b""), r"volume.nii.gz \(empty, 0 bytes\); expected a complete volume; restore"),
+    "text": (holding(b"hello"), "begins with b'hello'"),
+    "web page": (holding(b"<!DOCTYPE html><html>" + bytes(600)), "web page.*download it again"),
+    "git lfs": (holding(b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n"), "Git LFS.*run git lfs pull"),
+    "bzip2": (holding(bz2.compress(NIFTI)), "packed by bzip2.*unpack it"),
+    "xz": (holding(lzma.compress(NIFTI)), "packed by xz.*unpack it"),
+    "gzip twice": (holding(gzip.compress(gzip.compress(NIFTI))), "packed by gzip twice.*gunzip on it once"),
+    "gzip by another name": (holding(gzip.compress(NIFTI), "volume.nii"), "rename it to volume.nii.gz"),
+    "checksum": (
+        holding(gzip.compress(NIFTI)[:-8] + bytes(8)),
+        "unreadable file .*CRC check failed.*expected a complete volume; restore",
+    ),
+    "version 2": (
+        holding(gzip.compress(nibabel.Nifti2Image(ARRAY.T, np.eye(4)).to_bytes())),
+        r"version 2 of NIfTI.*the file is whole: save it with nibabel as nibabel.Nifti1Image.from_image",
+    ),
+    "folder": (folder, "a folder .*volume.nii.gz; expected a file"),
+    "sheared NRRD": (
+        rewritten(".nrrd", (r"\(0,1,0\)", "(0.1,0.99499,0)")),
+        r"slanted axes \(84.26.* degrees instead of 90\).*header is at fault.*SimpleITK.Resample\(",
+    ),
+    "NRRD sheared a little": (rewritten(".nrrd", (r"\(0,1,0\)", "(0.0015,1,0)")), r"slanted axes \(89.9141 degrees"),
+    "sheared MetaImage": (
+        rewritten(".mha", ("TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 1 0 0 0.6 0.8 0 0 0 1")),
+        r"slanted axes \(53.1301 degrees",
+    ),
+    "MetaImage of long directions": (
+        rewritten(".mha", ("TransformMatrix = 1 0 0 0 1 0 0 0 1", "TransformMatrix = 1 0 0 0 1 0 0 0 2")),
+        "direction vectors of the lengths 1, 1, 2; expected directions of length 1",
+    ),
+    "NRRD without directions": (
+        rewritten(".nrrd", (r"space directions: .*", "space directions: (1,0,0) (0,1,0) none")),
+        "the space directions: .*none; expected a header that tells the spacing along each axis; its header",
+    ),
+    "NRRD without space": (
+        rewritten(".nrrd", (r"space: .*\n", ""), (r"space dir.*\n", ""), (r"space or.*\n", "")),
+        "no spacing",
+    ),
+    "MetaImage without spacing": (rewritten(".mha", (r"ElementSpacing.*\n", "")), "no spacing in its header"),
+    "MetaImage without voxels": (
+        without_voxels(".mhd", "volume.raw"),
+        "no file .*volume.raw, which .*volume.mhd names",
+    ),
+    "NRRD without voxels": (without_voxels(".nhdr", "volume.raw"), "no file .*volume.raw, which .*volume.nhdr names"),
+    "Analyze without voxels": (without_voxels(".hdr", "volume.img"), "no file .*volume.img, which holds"),
+}
+
+
+@pytest.mark.parametrize(("write", "sentence"), NO_GRID.values(), ids=NO_GRID)
+def test_what_is_wrong_with_a_file(tmp_path, write, sentence):
+    path = write(tmp_path / "volume.nii.gz")
+    with pytest.raises(InputError, match=sentence):
+        read_grid(path)
+        read_volume(path)
+
+
+def test_remedy_for_slanted_axes(tmp_path):
+    """The volume of the remedy, on straight axes, shows each place in space what the slanted one shows there."""
+    axes = np.array([[1, 0.1, 0], [0, np.sqrt(0.99), 0], [0, 0, 1]])
+    places = np.einsum("ij,jzyx->izyx", axes, np.array(np.meshgrid(*[np.arange(20.0)] * 3, indexing="ij"))[::-1])
+    slanted = sitk.GetImageFromArray(places[0].astype(np.float32))
+    slanted.SetDirection(axes.ravel())
+    image = sitk.Resample(
+        slanted,
+        slanted.GetSize(),
+        sitk.Transform(),
+        sitk.sitkLinear,
+        slanted.GetOrigin(),
+        slanted.GetSpacing(),
+        [1, 0, 0, 0, 1, 0, 0, 0, 1],
+    )
+    sitk.WriteImage(image, str(tmp_path / "mended.mha"))
+    assert read_grid(tmp_path / "mended.mha").size == (20, 20, 20)
+    inside = read_volume(tmp_path / "mended.mha")[:, :19, 3:18]
+    np.testing.assert_allclose(inside, np.broadcast_to(np.arange(3, 18), inside.shape), atol=1e-4)

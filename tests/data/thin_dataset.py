@@ -1,13 +1,20 @@
 """A small raw data set of thin slices in nnU-Net's folders, to be made thick."""
 
 import json
-from collections.abc import Iterable
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterable
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import ModuleType
 
+import nibabel
 import numpy as np
 import SimpleITK as sitk
 
 SOURCE = "Dataset004_Small"
+CASE_A = ("imagesTr/case_a_0000.nii.gz", "imagesTr/case_a_0001.nii.gz", "labelsTr/case_a.nii.gz")
 OBLIQUE = (0.0, 0.6, 0.8, 1.0, 0.0, 0.0, 0.0, 0.8, -0.6)
 
 
@@ -48,3 +55,50 @@ def read(path: Path) -> sitk.Image:
 
 def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def in_child(command: Callable[[], object], *, stop_at: tuple[ModuleType, str], marker: Path) -> BaseProcess:
+    """A forked process that runs a command up to a function of a module, where it makes `marker` and stays."""
+
+    def stay(*_: object, **__: object) -> None:
+        marker.touch()
+        time.sleep(60)
+
+    def run() -> None:
+        setattr(*stop_at, stay)
+        os._exit(run_to_end())
+
+    def run_to_end() -> int:
+        try:
+            return int(command() is not None)
+        except SystemExit as end:
+            return int(end.code or 0)
+
+    child = multiprocessing.get_context("fork").Process(target=run)
+    child.start()
+    end = time.monotonic() + 30
+    while not marker.exists():
+        assert time.monotonic() < end and child.is_alive()
+        time.sleep(0.01)
+    return child
+
+
+def header_of(*names, sform=None, qform=None, pixdim=None, affine=None):
+    """Codes or fields of the headers changed, the voxels kept."""
+
+    def change(raw, monkeypatch):
+        for name in names:
+            image = nibabel.load(raw / SOURCE / name)
+            image = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)
+            if affine is not None:
+                image.set_sform(affine, 1)
+                image.set_qform(affine, 0)
+            if qform is not None:
+                image.set_qform(qform if isinstance(qform, np.ndarray) else image.affine, 1 if np.ndim(qform) else 0)
+            if sform is not None:
+                image.set_sform(image.affine, sform)
+            if pixdim is not None:
+                image.header["pixdim"][1:4] = pixdim
+            image.to_filename(raw / SOURCE / name)
+
+    return change

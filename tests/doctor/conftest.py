@@ -7,6 +7,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities import find_class_by_name
@@ -123,6 +125,15 @@ class Prepared:
         for case in CASES:
             for part in parts:
                 self.write(self.data / f"{case}{part}", "data")
+
+    def write_images(self) -> None:
+        """Raw images and labels, without which no data set can be planned."""
+        image, affine = np.zeros((4, 4, 4), np.uint8), np.diag([1.0, 1, 4, 1])
+        image[1, 1, :2] = 1, 2
+        for case in CASES:
+            for path in (f"imagesTr/{case}_0000{ENDING}", f"labelsTr/{case}{ENDING}"):
+                (self.raw / path).parent.mkdir(exist_ok=True)
+                nibabel.Nifti1Image(image, affine).to_filename(self.raw / path)
 
     @staticmethod
     def write(file: Path, content: object) -> None:

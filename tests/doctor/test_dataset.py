@@ -62,11 +62,11 @@ FAULTS = {
     "no id": (None, ("-d", "boxes"), FAIL, "data set", ("'boxes'",)),
     "an id twice": (second_dataset, STOCK, FAIL, "data set", ("2 data sets with id 901", "Dataset901_Other")),
     "not preprocessed": (
-        lambda p: shutil.rmtree(p.preprocessed), STOCK, FAIL, "data set",
+        lambda p: (p.write_images(), shutil.rmtree(p.preprocessed)), STOCK, FAIL, "data set",
         ("was not preprocessed", "nnUNetv2_plan_and_preprocess -d 901"),
     ),
     "not preprocessed for ours": (
-        lambda p: shutil.rmtree(p.preprocessed), OURS, FAIL, "data set",
+        lambda p: (p.write_images(), shutil.rmtree(p.preprocessed)), OURS, FAIL, "data set",
         ("nnunetv2_ext plan_and_preprocess -d 901 -pl MNetPlanner",),
     ),
     "no dataset.json": (

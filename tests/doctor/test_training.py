@@ -3,13 +3,13 @@
 import json
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from nnunetv2_ext import DISCOVERY_FOLDER
-from nnunetv2_ext.doctor import examination
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN
 from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS
 from tests.doctor.conftest import (
@@ -241,14 +241,14 @@ def test_a_read_only_results_folder(how, where, name, prepared, diagnose, monkey
         access = os.access
         monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != locked and access(path, mode))
     else:
-        temporary_file = examination.tempfile.TemporaryFile
+        temporary_file = tempfile.TemporaryFile
 
         def refuse(*arguments, dir=None, **more):
             if Path(dir) == locked:
                 raise OSError(30, "Read-only file system")
             return temporary_file(*arguments, dir=dir, **more)
 
-        monkeypatch.setattr(examination.tempfile, "TemporaryFile", refuse)
+        monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
     exit_status, checks = diagnose(*STOCK, "-f", "0")
     assert exit_status == 1
     assert_told(checks, FAIL, name, ("cannot be written", "no permission" if how == "access" else "Read-only"))
