@@ -199,7 +199,7 @@ def check_results(subject: Subject) -> Iterator[Check]:
 
 def check_checkpoints(subject: Subject) -> Iterator[Check]:
     """Checkpoints of earlier trainings of the fold are whole."""
-    from nnunetv2_ext.training.checkpoints import is_readable
+    from nnunetv2_ext.weights.checkpoint import is_readable
 
     model = results_folder(subject, subject.configuration)
     files = sorted(model.glob(f"fold_{subject.fold or '*'}/checkpoint_*.pth"))

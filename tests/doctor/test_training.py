@@ -11,7 +11,7 @@ import torch
 from nnunetv2_ext import DISCOVERY_FOLDER
 from nnunetv2_ext.doctor import examination
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN
-from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS
+from nnunetv2_ext.weights.checkpoint import REQUIRED_KEYS
 from tests.doctor.conftest import (
     CASES,
     DATASET_JSON,
