@@ -6,7 +6,7 @@ from pathlib import Path
 
 from nnunetv2_ext.doctor.examination import FAIL, GROUPS, INSTALLED, OK, SKIP, WARN, Check, Subject, examine
 from nnunetv2_ext.doctor.installation import INSTALLATION
-from nnunetv2_ext.doctor.model import TRAINED_MODEL
+from nnunetv2_ext.doctor.model import SAFE_MODEL, TRAINED_MODEL
 from nnunetv2_ext.doctor.training import TRAINING
 from nnunetv2_ext.errors import InputError
 
@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> int:
     if args.model is not None:
         if args.dataset is not None:
             raise InputError(f"a data set and the model folder {args.model}", "one of them", "ask for one at a time")
-        examinations = TRAINED_MODEL
+        safe = (args.model / "model.json").is_file()
+        examinations = SAFE_MODEL if safe else TRAINED_MODEL
     checks: list[Check] = []
     if args.model is None:
         print(INSTALLED)
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         device = f" -device {args.device}" if args.device in ("cpu", "mps") else ""
         train = f"nnUNetv2_train {args.dataset} {args.configuration} {fold} -tr {args.trainer} -p {args.plans}"
         print(f"ready: {train}{device}")
-    if args.model is not None and not counts[FAIL]:
+    if args.model is not None and not counts[FAIL] and not safe:
         folds = " ".join(sorted(fold.removeprefix("fold_") for fold in subject.found["contents"]))
         print(f"ready: nnUNetv2_predict_from_modelfolder -m {args.model} -f {folds} -i IMAGES -o PREDICTIONS")
     return 1 if counts[FAIL] else 0

@@ -39,7 +39,7 @@ def check_folder(subject: Subject) -> Iterator[Check]:
         remedy = f"give {parent or inner[0]}" if parent or inner else AGAIN
         yield Check(FAIL, f"{model} holds no fold_* with a checkpoint", remedy)
         return
-    subject.found.update(folder=model, files=files, name=model.parent.name)
+    subject.found.update(folder=model, files=files)
     for fold in folds:
         if not FOLD.fullmatch(fold.name) and (fold / FINAL).is_file():
             rename = f"rename it to something that does not begin with fold_, or nnU-Net takes it for a fold of {model}"
@@ -213,13 +213,38 @@ def check_weights(subject: Subject) -> Iterator[Check]:
     yield Check(OK, f"those of {listed(subject.found['contents'])} fit")
 
 
+def check_safe(subject: Subject) -> Iterator[Check]:
+    """What `nnunetv2_ext safe_export` wrote is whole; sets what the examinations of any model set before `contents`."""
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from nnunetv2_ext.weights.safe import read_safe_model
+
+    folder = _folder(subject)
+    model = read_safe_model(folder)
+    made_with = {"plans": model.plans, "configuration": model.configuration, "dataset_json": model.dataset_json}
+    subject.found.update(
+        folder=folder,
+        plans_manager=PlansManager(model.plans),
+        dataset_json=model.dataset_json,
+        contents={
+            f"fold_{fold}": {"network_weights": weights, "trainer_name": model.trainer_name, "init_args": made_with}
+            for fold, weights in model.weights.items()
+        },
+    )
+    yield Check(OK, f"safetensors and JSON of fold {listed(model.weights)}, all finite")
+
+
 _of_model = partial(Examination, group=MODEL)
-TRAINED_MODEL = (
-    _of_model("folder", check_folder),
-    _of_model("description", check_description, needs=("folder",)),
-    _of_model("contents", check_contents, needs=("folder",)),
-    _of_model("model", check_sameness, needs=("description", "contents")),
+_OF_CONTENTS = (
+    _of_model("model", check_sameness, needs=("contents",)),
     _of_model("trainer", check_known, needs=("model",)),
     _of_model("network", check_built, needs=("trainer",)),
     _of_model("weights", check_weights, needs=("network",)),
 )
+TRAINED_MODEL = (
+    _of_model("folder", check_folder),
+    _of_model("description", check_description, needs=("folder",)),
+    _of_model("contents", check_contents, needs=("description",)),
+    *_OF_CONTENTS,
+)
+SAFE_MODEL = (_of_model("contents", check_safe), *_OF_CONTENTS)

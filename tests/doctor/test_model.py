@@ -71,8 +71,8 @@ def in_json(name: str, *path: str, value: Any) -> Callable[[Path], None]:
     return change
 
 
-def write(name: str, text: str) -> Callable[[Path], None]:
-    return lambda model: (model / name).write_text(text) and None
+def write(name: str, text: str) -> Callable[[Path], object]:
+    return lambda model: (model / name).write_text(text)
 
 
 def no_finished_fold(model: Path) -> None:
@@ -86,7 +86,7 @@ WIDER = [3, 3, 4, 5, 6]
 FAULTS: dict[str, tuple[Callable[[Path], object], str, str, tuple[str, ...]]] = {
     "nothing there": (shutil.rmtree, FAIL, "folder", ("no folder", "check the path")),
     "no folds": (
-        lambda model: [shutil.rmtree(model / f"fold_{fold}") for fold in (0, 1)], FAIL, "folder",
+        lambda model: list(map(shutil.rmtree, model.glob("fold_*"))), FAIL, "folder",
         ("holds no fold_*", "export or copy the model again"),
     ),
     "no finished fold": (no_finished_fold, FAIL, "folder", ("no checkpoint_final.pth in", "--c")),
@@ -220,3 +220,17 @@ def test_another_folder(prepared: Prepared, diagnose: Diagnose, asked: str, told
 def test_one_question_at_a_time(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(prepared.results), "-d", "901"]) == 2
     assert "ask for one at a time" in capsys.readouterr().err
+
+
+def test_a_safe_model(prepared: Prepared, diagnose: Diagnose, tmp_path: Path) -> None:
+    model, safe = write_model(prepared), tmp_path / "safe"
+    assert main(["safe_export", str(model), str(safe)]) == 0
+    status, checks = diagnose(str(safe))
+    assert status == 0
+    assert {found for found, _ in checks} == {OK}
+    assert_told(checks, OK, "contents", ("safetensors and JSON of fold 0, 1",))
+    assert_told(checks, OK, "weights", ("those of fold_0, fold_1 fit",))
+    truncate(safe / "fold_1" / "weights.safetensors")
+    status, checks = diagnose(str(safe))
+    assert status == 1
+    assert_told(checks, FAIL, "contents", ("another digest", "export the model again"))

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def cascade(prepared: Prepared) -> None:
     prepared.write(prepared.preprocessed / "nnUNetPlans.json", content)
 
 
-OF_NONE = {"state": {}, "param_groups": [{"params": []}]}
+OF_NONE: dict[str, Any] = {"state": {}, "param_groups": [{"params": []}]}
 
 
 def checkpoints(*names: str, damaged: tuple[str, ...] = (), trainer="nnUNetTrainer", plans_name="nnUNetPlans", **more):
