@@ -232,6 +232,8 @@ def _keep(path: Path, keep_as: Path) -> None:
     """Give the file a second name, replacing what had it; at no moment is either name without a whole file."""
     part = keep_as.with_name(keep_as.name + ".part")
     part.unlink(missing_ok=True)
+    if keep_as.exists() and keep_as.samefile(path):  # after a kill; renaming one name of a file to another does nothing
+        return
     try:
         try:
             os.link(path, part)

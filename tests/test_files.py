@@ -159,6 +159,12 @@ def test_the_replaced_file_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         write_beside(partial(Path.write_text, data=text), path, keep_as=previous)
     assert (path.read_text(), previous.read_text()) == ("three", "two")
     assert names(tmp_path) == ["latest", "previous"]
+    if hard_links:  # a kill between keeping the old file and replacing it leaves two names of one file
+        previous.unlink()
+        os.link(path, previous)
+        write_beside(partial(Path.write_text, data="four"), path, keep_as=previous)
+        assert (path.read_text(), previous.read_text()) == ("four", "three")
+        assert names(tmp_path) == ["latest", "previous"]
 
 
 def test_a_full_disk_while_keeping_the_old_file_leaves_all_as_it_was(

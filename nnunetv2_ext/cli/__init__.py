@@ -21,13 +21,14 @@ from nnunetv2_ext.errors import InputError
 
 COMMANDS = {
     "env": "print the line that makes our trainers known to nnU-Net",
-    "doctor": "check the installation and, if asked, one training before it starts",
+    "doctor": "check the installation and, if asked, one training before it starts, or a trained model",
     "list": "list trainers, planners and architectures",
     "plan_and_preprocess": "fingerprint, plan and preprocess with one of our planners",
     "schedule": "write the training block into existing plans",
     "make_thick": "make a thick-slice data set by averaging neighbouring slices",
     "convert_thin_thick": "make a data set of thin images with thick annotations",
     "import_weights": "turn published weights into a file for -pretrained_weights",
+    "safe_export": "turn a trained model into safetensors and JSON, which can run no code",
     "find_best": "find the best model or pair of models among trained ones",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",

@@ -11,7 +11,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import one_line
 
 OK, WARN, FAIL, SKIP = "ok", "warn", "FAIL", "skip"
-INSTALLED, DATA, TRAINED = GROUPS = ("installation", "data", "training")
+INSTALLED, DATA, TRAINED, MODEL = GROUPS = ("installation", "data", "training", "model")
 """The headings of the report."""
 
 
@@ -38,6 +38,8 @@ class Subject:
     """cpu, cuda, mps, or None for nnU-Net's default, cuda."""
     deep: bool = False
     """Read the voxels of the raw data."""
+    model: Path | None = None
+    """The folder of a trained model, where one is asked about."""
     found: dict[str, Any] = field(default_factory=dict)
 
 

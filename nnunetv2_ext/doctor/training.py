@@ -38,7 +38,8 @@ from nnunetv2_ext.doctor.installation import ENV_COMMAND, find_trainer
 from nnunetv2_ext.doctor.raw import check_raw
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, read_json, why_not_writable
-from nnunetv2_ext.text import counted
+from nnunetv2_ext.text import counted, listed
+from nnunetv2_ext.weights.files import ForeignObject
 
 
 def check_plans(subject: Subject) -> Iterator[Check]:
@@ -198,21 +199,62 @@ def check_results(subject: Subject) -> Iterator[Check]:
 
 
 def check_checkpoints(subject: Subject) -> Iterator[Check]:
-    """Checkpoints of earlier trainings of the fold are whole."""
-    from nnunetv2_ext.training.checkpoints import is_readable
+    """Checkpoints of earlier trainings of the fold are whole, of this network, and no surprise to a new training."""
+    from nnunetv2_ext.training.checkpoints import FINAL
 
     model = results_folder(subject, subject.configuration)
     files = sorted(model.glob(f"fold_{subject.fold or '*'}/checkpoint_*.pth"))
-    damaged = [file for file in files if not is_readable(file)]
-    for file in damaged:
-        whole = [other.name for other in files if other.parent == file.parent and other not in damaged]
-        if whole and subject.found["ours"]:
-            yield Check(WARN, f"{file} cannot be read", "leave it: --c falls back to the newest whole one by itself")
+    epochs: dict[Path, int] = {}
+    faults: dict[Path, InputError] = {}
+    for file in files:
+        try:
+            epochs[file] = _epoch_of(file, subject)
+        except InputError as error:
+            faults[file] = error
+    for file, fault in faults.items():
+        whole = [other.name for other in epochs if other.parent == file.parent]
+        if isinstance(fault, ForeignObject):
+            yield Check(FAIL, fault.args[0], f"do not load it; {fault.args[2]}")
+        elif whole and subject.found["ours"]:
+            yield Check(WARN, fault.args[0], "leave it: --c falls back to the newest whole one by itself")
         else:
             remedy = f"remove it; --c then goes on from {whole[0]}" if whole else "remove it and train the fold anew"
-            yield Check(FAIL, f"{file} cannot be read", remedy)
-    if not damaged:
+            yield Check(FAIL, fault.args[0], remedy)
+    if not faults:
         yield Check(OK, f"{len(files)} checkpoints, all readable" if files else "none yet")
+    for fold in sorted({file.parent for file in epochs}):
+        trained = {file.name: epoch for file, epoch in epochs.items() if file.parent == fold}
+        kind = "a finished" if FINAL in trained else "an unfinished"
+        happens = "moved aside" if subject.found["ours"] else f"overwritten by {subject.trainer}"
+        yield Check(
+            WARN,
+            f"{fold.name} holds {kind} training of {max(trained.values())} epochs; without --c it is {happens}",
+            "add --c to keep it" if FINAL in trained else "add --c to go on with it",
+        )
+
+
+def _epoch_of(file: Path, subject: Subject) -> int:
+    """How many epochs a checkpoint is from the start.
+
+    Raises:
+        InputError: a training cannot go on from it.
+    """
+    from nnunetv2_ext.architectures.contract import Freezable
+    from nnunetv2_ext.weights.checkpoint import differing_weights, optimizer_faults, read_checkpoint
+
+    content, network = read_checkpoint(file), subject.found.get("network")
+    faults = []
+    if network is not None:
+        faults = differing_weights(content["network_weights"], network.state_dict())
+        if subject.found["ours"] and not isinstance(
+            network, Freezable
+        ):  # else the training block tells what is trained
+            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+            faults = faults or optimizer_faults(content["optimizer_state"], [trained])
+    if faults:
+        told = f"the damaged checkpoint {file} ({listed(faults, shown=3, separator='; ')})"
+        raise InputError(told, "one of this network", "train the fold anew")
+    return int(content["current_epoch"])
 
 
 def check_network(subject: Subject) -> Iterator[Check]:
@@ -284,8 +326,8 @@ TRAINING = (
     _of_data("splits", check_splits, needs=("preprocessed data",)),
     _of_data("previous stage", check_previous_stage, needs=("preprocessed data", RESULTS)),
     _of_training("results", check_results, needs=("configuration", RESULTS)),
-    _of_training("checkpoints", check_checkpoints, needs=("results",)),
     _of_training("network", check_network, needs=("configuration",)),
+    _of_training("checkpoints", check_checkpoints, needs=("results", "network")),
     _of_training("training block", check_block_of_plans, needs=("network", RESULTS)),
     _of_training("memory", check_memory, needs=("network", "training block")),
 )

@@ -13,12 +13,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-
 from nnunetv2_ext import external_trainer_folders
 from nnunetv2_ext.data.phantom import write_phantoms
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES
+from nnunetv2_ext.weights.checkpoint import read_checkpoint
 
 EPOCHS = 2
 SHORT = f"--epochs {EPOCHS} --iterations 2 --val-iterations 1 --batch-size 2"
@@ -166,7 +165,7 @@ def kill_at_first_checkpoint(commands: Commands, train: str, fold: Path) -> None
 
 
 def _check_finished(fold: Path) -> None:
-    content = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    content = read_checkpoint(fold / "checkpoint_final.pth")
     assert content["current_epoch"] == EPOCHS
     lengths = [len(content["logging"][key]) for key in ("train_losses", "val_losses", "lrs")]
     assert lengths == [EPOCHS] * 3, f"logs of {lengths} epochs"

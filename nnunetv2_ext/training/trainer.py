@@ -15,8 +15,6 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import nn
-from torch._dynamo import OptimizedModule
-from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.architectures.contract import Freezable, Network
 from nnunetv2_ext.block import NNUNET_CLIP, resolve_block
@@ -74,7 +72,6 @@ class ExtTrainer(CheckpointTrainer):
         # nnU-Net's deep supervision gives the last output no weight, even if it is the only one
         self.enable_deep_supervision = outputs > 1
         self.save_every = 1
-        self.folder_is_ours = self.resuming
         if not os.access(self.output_folder, os.W_OK):
             raise InputError(f"the read-only folder {self.output_folder}", "one to write to", "change its permissions")
 
@@ -183,14 +180,6 @@ class ExtTrainer(CheckpointTrainer):
             configuration_manager, num_input_channels, num_output_channels, enable_deep_supervision
         )
         return network  # type: ignore[no-any-return]
-
-    @property
-    def bare_network(self) -> Any:
-        """The network itself, without the wrappers of DDP and torch.compile."""
-        network = self.network
-        if isinstance(network, DistributedDataParallel):
-            network = network.module
-        return network._orig_mod if isinstance(network, OptimizedModule) else network
 
     def initialize(self) -> None:
         if self.preprocessed_dataset_folder is None or not Path(self.preprocessed_dataset_folder).is_dir():

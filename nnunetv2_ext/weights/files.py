@@ -1,8 +1,12 @@
 """Files of weights that others wrote, read so that they cannot run code."""
 
+import os
 import pickle
 import re
 import warnings
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,34 +14,85 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line
 
 
-def read_torch_file(file: Path, *, trust: bool = False) -> Any:
+class ForeignObject(InputError):
+    """A file names more than tensors, numbers, texts and containers of them; making such an object can run code."""
+
+
+def read_torch_file(
+    file: Path,
+    *,
+    trust: bool = False,
+    noun: str = "file of weights",
+    remedy: str = "download or copy it again",
+    trusted: str = "add --trust if you trust where the file comes from",
+) -> Any:
     """The content of a file written by `torch.save`, its tensors on the CPU.
 
     Args:
         trust: unpickle arbitrary objects too, which can run code that the file carries.
+        noun: what the file is, for messages.
+        remedy: what to do about a damaged one.
+        trusted: what to do about one with objects that may be needed.
 
     Raises:
-        InputError: no such file, damaged, not written by `torch.save`, or more than tensors in it without `trust`.
+        ForeignObject: more than tensors, numbers and texts in it, without `trust`.
+        InputError: no such file, damaged, or not written by `torch.save`.
     """
     import torch
 
     if not file.is_file():
-        raise InputError(f"no file {file}", "a file of published weights", "check the path")
+        raise InputError(f"no file {file}", f"a {noun}", "check the path")
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_globals()):
+        if zipfile.is_zipfile(file):  # torch compares no checksums
+            with zipfile.ZipFile(file) as archive:
+                damaged = archive.testzip()
+            if damaged is not None:
+                raise ValueError(f"checksum of {damaged}")
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's remarks on a file's pickle protocol
-            return torch.load(file, map_location="cpu", weights_only=not trust)
-    except pickle.UnpicklingError as error:
-        # what the restricted unpickler refuses is named "Unsupported ..."; anything else is damage
-        if not trust and "Unsupported" in str(error):
-            raise InputError(
-                f"{file}, which holds pickled Python objects beside tensors (as nnU-Net v1 .model files do)",
-                "a file of tensors only, since unpickling objects can run code that the file carries",
-                "add --trust if you trust where the file comes from",
-            ) from None
-        raise _damaged(file, error) from None
+            if trust:
+                return torch.load(file, map_location="cpu", weights_only=False)
+            with restricted_unpickling():
+                return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip or pickle fails in many ways; none of them is the user's concern
-        raise _damaged(file, error) from None
+        # what the restricted unpickler refuses is named "Unsupported ..." or "unsupported ..."; anything else is damage
+        if not trust and isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
+            raise ForeignObject(
+                f"{file}, which holds {_foreign(error)} beside tensors and numbers",
+                f"a {noun} without such objects, since making them can run code that the file carries",
+                trusted,
+            ) from None
+        raise InputError(
+            f"the damaged {noun} {file}, which cannot be read ({one_line(error)[:120]})", "a whole file", remedy
+        ) from None
+
+
+def _foreign(error: Exception) -> str:
+    """What the restricted unpickler refused, with its name."""
+    named = re.search(r"GLOBAL (\S+)|(numpy dtype \S+)", str(error))
+    return "pickled Python objects" + ("" if named is None else f" ({named[1] or named[2]})")
+
+
+@contextmanager
+def restricted_unpickling() -> Iterator[None]:
+    """Within it `torch.load`, whoever calls it and however, makes tensors, numbers, texts and containers alone.
+
+    A class that its module named in `torch.serialization.add_safe_globals` is made too.
+    """
+    import torch
+
+    variables = {"TORCH_FORCE_WEIGHTS_ONLY_LOAD": "1", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD": "0"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        with torch.serialization.safe_globals(_numpy_globals()):
+            yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 class _NumberKind:
@@ -66,14 +121,6 @@ def _numpy_globals() -> list[Any]:
     """
     scalars = [(_number, f"{module}.multiarray.scalar") for module in ("numpy._core", "numpy.core")]
     return [*scalars, (_NumberKind, "numpy.dtype")]
-
-
-def _damaged(file: Path, error: Exception) -> InputError:
-    return InputError(
-        f"{file}, which cannot be read ({one_line(error)[:120]})",
-        "a complete file written by torch.save",
-        "download or copy it again",
-    )
 
 
 def published_state_dict(content: Any, file: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
 from nnunetv2_ext.registry import find
 from nnunetv2_ext.text import listed
+from nnunetv2_ext.weights.checkpoint import PREDICTION_KEYS, differing_weights, prediction_faults
 
 
 def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -80,11 +81,11 @@ def start_of_par(
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-    if not isinstance(content, dict) or not {"network_weights", "init_args", "trainer_name"} <= content.keys():
+    if not isinstance(content, dict) or not {*PREDICTION_KEYS} <= content.keys():
         raise InputError(f"{file}", "a checkpoint that a training of nnU-Net wrote", "give checkpoint_final.pth")
+    if faults := prediction_faults(content):
+        raise InputError(f"the damaged checkpoint {file} ({faults[0]})", "what a trainer writes", "give another one")
     trained = content["network_weights"]
-    if not all(isinstance(value, torch.Tensor) for value in trained.values()):
-        raise InputError(f"{file}, whose network_weights are no tensors", "a checkpoint of nnU-Net", "check the file")
     if any(key.startswith("refiner.") for key in trained):
         raise InputError(
             f"{file}, whose network has a refiner already",
@@ -126,18 +127,9 @@ def start_of_par(
 
 
 def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Path, remedy: str) -> None:
-    differing = [
-        f"{key} {_shape(trained.get(key))} instead of {_shape(expected.get(key))}"
-        for key in sorted({*expected, *trained})
-        if _shape(trained.get(key)) != _shape(expected.get(key))
-    ]
-    if differing:
+    if differing := differing_weights(trained, expected):
         raise InputError(
             f"{file}, whose network differs from the plans' backbone ({listed(differing, shown=3, separator='; ')})",
             "the network of the plans",
             remedy,
         )
-
-
-def _shape(tensor: Any) -> str:
-    return "missing" if tensor is None else str(tuple(tensor.shape))

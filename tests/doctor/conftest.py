@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities import find_class_by_name
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext import DISCOVERY_FOLDER
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.doctor import installation
 from nnunetv2_ext.doctor.examination import FAIL, GROUPS
+from nnunetv2_ext.doctor.installation import find_trainer
+from nnunetv2_ext.weights.checkpoint import EVERY_EPOCH
 
 FOLDERS = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
 DATASET = "Dataset901_Boxes"
@@ -152,6 +155,23 @@ class Prepared:
 
     def model(self, trainer: str = "nnUNetTrainer", plans_name: str = "nnUNetPlans", name: str = "3d_fullres") -> Path:
         return self.results / f"{trainer}__{plans_name}__{name}"
+
+
+def checkpoint_of(prepared: Prepared, trainer: str, plans_name: str) -> dict[str, Any]:
+    """What a training of three epochs writes, with the planned network in it."""
+    content = json.loads((prepared.preprocessed / f"{plans_name}.json").read_text())
+    manager = PlansManager(content)
+    build = find_trainer(trainer).build_network_architecture
+    network = build(manager, manager.get_configuration("3d_fullres"), 1, 3, True)
+    return {
+        "network_weights": network.state_dict(),
+        "optimizer_state": torch.optim.SGD(network.parameters(), 0.01).state_dict(),
+        "current_epoch": 3,
+        "logging": {key: [0.1, 0.2, 0.3] for key in EVERY_EPOCH},
+        "init_args": {"plans": content, "configuration": "3d_fullres", "dataset_json": DATASET_JSON},
+        "trainer_name": trainer,
+        "inference_allowed_mirroring_axes": (0, 1, 2),
+    }
 
 
 def truncate(file: Path) -> None:

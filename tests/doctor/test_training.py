@@ -5,13 +5,13 @@ import os
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from nnunetv2_ext import DISCOVERY_FOLDER
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN
-from nnunetv2_ext.training.checkpoints import REQUIRED_KEYS
 from tests.doctor.conftest import (
     CASES,
     DATASET_JSON,
@@ -22,6 +22,7 @@ from tests.doctor.conftest import (
     Prepared,
     assert_only_fault,
     assert_told,
+    checkpoint_of,
     configuration,
     par,
     plans,
@@ -37,17 +38,19 @@ def cascade(prepared: Prepared) -> None:
     prepared.write(prepared.preprocessed / "nnUNetPlans.json", content)
 
 
-CHECKPOINT = {key: {"a": torch.zeros(100)} for key in REQUIRED_KEYS}
+OF_NONE: dict[str, Any] = {"state": {}, "param_groups": [{"params": []}]}
 
 
-def checkpoints(*names: str, damaged: tuple[str, ...] = (), **model: str):
+def checkpoints(*names: str, damaged: tuple[str, ...] = (), trainer="nnUNetTrainer", plans_name="nnUNetPlans", **more):
+    """Checkpoints of the planned network, of three epochs; `more` goes into each."""
+
     def write(prepared: Prepared) -> None:
-        fold = prepared.model(**model) / "fold_0"
+        content = {**checkpoint_of(prepared, trainer, plans_name), **more}
+        fold = prepared.model(trainer, plans_name) / "fold_0"
         fold.mkdir(parents=True)
-        for name in names:
-            torch.save(CHECKPOINT, fold / f"checkpoint_{name}.pth")
+        for name in (*names, *damaged):
+            torch.save(content, fold / f"checkpoint_{name}.pth")
         for name in damaged:
-            torch.save(CHECKPOINT, fold / f"checkpoint_{name}.pth")
             truncate(fold / f"checkpoint_{name}.pth")
 
     return write
@@ -144,11 +147,38 @@ FAULTS = {
     ),
     "a damaged checkpoint": (
         checkpoints("latest", damaged=("final",)), (*STOCK, "-f", "0"), FAIL, "checkpoints",
-        ("checkpoint_final.pth cannot be read", "--c then goes on from checkpoint_latest.pth"),
+        ("checkpoint_final.pth, which cannot be read", "--c then goes on from checkpoint_latest.pth"),
     ),
     "a damaged checkpoint of ours": (
         checkpoints("previous", damaged=("latest",), trainer="MNetTrainer", plans_name="MNetPlans"), (*OURS, "-f", "0"),
-        WARN, "checkpoints", ("checkpoint_latest.pth cannot be read", "falls back"),
+        WARN, "checkpoints", ("checkpoint_latest.pth, which cannot be read", "falls back"),
+    ),
+    "weights that are no numbers": (
+        checkpoints("latest", network_weights={"a": torch.tensor([torch.nan])}), STOCK, FAIL, "checkpoints",
+        ("checkpoint_latest.pth (weights that are no finite numbers: 1 tensor (a))", "train the fold anew"),
+    ),
+    "weights of another network": (
+        checkpoints("latest", network_weights={"a": torch.ones(1)}), STOCK, FAIL, "checkpoints",
+        ("checkpoint_latest.pth (a (1,) instead of missing; ", "train the fold anew"),
+    ),
+    "another optimizer's state": (
+        checkpoints("latest", trainer="MNetTrainer", plans_name="MNetPlans", optimizer_state=OF_NONE), OURS, FAIL,
+        "checkpoints", ("its optimizer_state is of [0] parameters instead of [",),
+    ),
+    "an epoch before the first": (
+        checkpoints("latest", current_epoch=-5), STOCK, FAIL, "checkpoints", ("its epoch is -5", "train the fold anew"),
+    ),
+    "an object in a checkpoint": (
+        checkpoints("latest", "best", more=Path("x")), STOCK, FAIL, "checkpoints",
+        ("which holds pickled Python objects (pathlib", "do not load it; take one from a source that you trust"),
+    ),
+    "a finished training": (
+        checkpoints("final", "best", trainer="MNetTrainer", plans_name="MNetPlans"), (*OURS, "-f", "0"), WARN,
+        "checkpoints", ("fold_0 holds a finished training of 3 epochs; without --c it is moved aside", "add --c"),
+    ),
+    "an unfinished training": (
+        checkpoints("latest", "best"), STOCK, WARN, "checkpoints",
+        ("fold_0 holds an unfinished training of 3 epochs; without --c it is overwritten by nnUNetTrainer",),
     ),
     "only a damaged checkpoint": (
         checkpoints(damaged=("latest",)), STOCK, FAIL, "checkpoints", ("train the fold anew",),

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from nnunetv2_ext.training.checkpoints import is_readable
+from nnunetv2_ext.weights.checkpoint import is_readable
 from tests.pipeline.conftest import Pipeline, survivors
 
 KILLS = int(os.environ.get("NNUNETV2_EXT_KILLS", "3"))

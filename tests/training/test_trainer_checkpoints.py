@@ -1,16 +1,24 @@
 """Saving, resuming and falling back, without a training."""
 
+import pickle
 import shutil
 import time
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.trainers.mnet import MNetTrainer
-from nnunetv2_ext.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS, read_checkpoint
+from nnunetv2_ext.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS
+from nnunetv2_ext.weights.checkpoint import read_checkpoint
+from nnunetv2_ext.weights.files import ForeignObject
 from tests.training.conftest import DATASET, Build
+from tests.training.test_checkpoints import Marker
 
 EPOCHS = {"training": {"epochs": 5}}
 
@@ -50,12 +58,75 @@ def files(build: Build) -> list[str]:
     return sorted(path.name for path in build.fold.glob("checkpoint*"))
 
 
-def test_a_training_started_anew_leaves_nothing_of_the_earlier_one(stopped: Build) -> None:
-    shutil.copy(stopped.fold / LATEST, stopped.fold / FINAL)
+def aside(build: Build) -> list[Path]:
+    return sorted(build.fold.parent.glob("before-*"))
+
+
+def held(folder: Path) -> dict[str, bytes]:
+    """All files but logs: two trainers made in one second share theirs."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("training_log_"))
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_training_started_anew_moves_the_earlier_one_aside(stopped: Build, finished: bool) -> None:
+    fold = stopped.fold
+    if finished:
+        shutil.copy(fold / LATEST, fold / FINAL)
+        (fold / "validation").mkdir()
+        (fold / "validation" / "summary.json").write_text("{}")
+    (fold / (LATEST + ".part")).write_bytes(b"half")
+    for name in ("plans.json", "dataset.json"):
+        (fold.parent / name).write_text("{}")
+    before = held(fold)
     trainer = stopped.initialized(**EPOCHS)
+    assert held(fold) == before, "nothing moves before the training starts: it could be --val"
+    trainer.make_room()
+    (moved,) = aside(stopped)
+    del before[LATEST + ".part"]
+    assert held(moved / "fold_0") == before
+    assert {"plans.json", "dataset.json"} <= held(moved).keys()
+    assert [path.name for path in fold.iterdir()] == [Path(trainer.log_file).name]
+    assert f"The {'finished' if finished else 'unfinished'} training that {fold} held is kept in" in stopped.log()
+    trainer.make_room()
+    assert aside(stopped) == [moved], "a folder without checkpoints stays"
     end_epoch(trainer, 0.1)
-    assert files(stopped) == [BEST, LATEST]
-    assert {read_checkpoint(stopped.fold / name)["current_epoch"] for name in (BEST, LATEST)} == {1}
+    stopped.initialized(**EPOCHS).make_room()
+    assert len(aside(stopped)) == 2
+    assert nnUNetPredictor.auto_detect_available_folds(str(fold.parent), FINAL) == []
+    if finished:
+        assert nnUNetPredictor.auto_detect_available_folds(str(moved), FINAL) == [0]
+
+
+def test_a_training_that_goes_on_moves_nothing(stopped: Build) -> None:
+    (stopped.fold / (BEST + ".part")).write_bytes(b"half")
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    trainer.load_checkpoint(str(stopped.fold / LATEST))
+    trainer.make_room()
+    assert files(stopped) == [BEST, LATEST, PREVIOUS]
+    assert not aside(stopped)
+
+
+def test_a_folder_that_cannot_be_moved_is_left_as_it_is(stopped: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    trainer = stopped.initialized(**EPOCHS)
+    monkeypatch.setattr(Path, "rename", full)
+    with pytest.raises(InputError, match=r"No space left on device.*make room there"):
+        trainer.make_room()
+    assert files(stopped) == [BEST, LATEST, PREVIOUS]
+
+
+def test_only_the_previous_one_is_left(stopped: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """nnU-Net then finds no checkpoint and starts anew; ours goes on."""
+    (stopped.fold / LATEST).unlink()
+    (stopped.fold / BEST).unlink()
+    monkeypatch.setattr(nnUNetTrainer, "on_train_start", lambda self: None)
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    trainer.on_train_start()
+    assert trainer.current_epoch == 2
+    assert not aside(stopped)
 
 
 def test_resuming_from_the_best_tries_the_previous_one_first(stopped: Build) -> None:
@@ -92,6 +163,91 @@ def test_nothing_whole_is_left(stopped: Build) -> None:
     trainer = stopped.initialized(resume=True, **EPOCHS)
     with pytest.raises(InputError, match=r"damaged checkpoint .*checkpoint_best"):
         trainer.load_checkpoint(str(stopped.fold / LATEST))
+
+
+def change(path: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    content = torch.load(path, weights_only=False)
+    edit(content)
+    torch.save(content, path)
+
+
+def spoil_weights(content: dict[str, Any]) -> None:
+    next(iter(content["network_weights"].values())).fill_(torch.nan)
+
+
+def reshape_weights(content: dict[str, Any]) -> None:
+    name = next(iter(content["network_weights"]))
+    content["network_weights"][name] = content["network_weights"][name][:1]
+
+
+FAULTS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
+    "shape": (reshape_weights, r"\(1, 1, 1, 3, 3\) instead of \(2, 1, 1, 3, 3\)"),
+    "no weights": (lambda c: c["network_weights"].clear(), "its network_weights are no dict"),
+    "a weight missing": (lambda c: c["network_weights"].popitem(), "missing instead of"),
+    "NaN": (spoil_weights, r"no finite numbers: 1 tensor"),
+    "no plans": (lambda c: c["init_args"].pop("plans"), "init_args without plans"),
+    "optimizer": (lambda c: c["optimizer_state"]["param_groups"][0]["params"].pop(), "optimizer_state is of"),
+    "log": (lambda c: c["logging"].pop("train_losses"), "its log of train_losses"),
+    "epoch": (lambda c: c.update(current_epoch=-5), "its epoch is -5"),
+}
+
+
+@pytest.mark.parametrize(("edit", "told"), FAULTS.values(), ids=FAULTS)
+def test_a_checkpoint_that_contradicts_itself(stopped: Build, edit: Any, told: str) -> None:
+    """Falls back as from a damaged one; with none left it is refused in one sentence."""
+    change(stopped.fold / LATEST, edit)
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    trainer.load_checkpoint(str(stopped.fold / LATEST))
+    assert trainer.current_epoch == 2
+    (stopped.fold / PREVIOUS).unlink()
+    (stopped.fold / BEST).unlink()
+    with pytest.raises(InputError, match=rf"damaged checkpoint \S*latest.*{told}.*anew"):
+        trainer.load_checkpoint(str(stopped.fold / LATEST))
+
+
+@pytest.mark.parametrize("name", [LATEST, PREVIOUS])
+def test_nothing_in_a_checkpoint_is_run(stopped: Build, name: str, tmp_path: Path) -> None:
+    """Nor is it passed over for an earlier one, since it is no damage: someone put it there."""
+    ran = tmp_path / "ran"
+    change(stopped.fold / name, lambda content: content.update(more=Marker(ran)))
+    if name == PREVIOUS:
+        damage(stopped, LATEST)
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    with pytest.raises(ForeignObject, match=rf"{name}, which holds pickled Python objects"):
+        trainer.load_checkpoint(str(stopped.fold / LATEST))
+    assert not ran.exists()
+
+
+def test_nnunets_own_loading_runs_nothing_either(
+    stopped: Build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should the file change after it was verified."""
+    ran = tmp_path / "ran"
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    monkeypatch.setattr(
+        trainer,
+        "_misfit",
+        lambda path, _: change(path, lambda content: content.update(more=Marker(ran))),
+    )
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        trainer.load_checkpoint(str(stopped.fold / LATEST))
+    assert not ran.exists()
+
+
+@pytest.mark.parametrize("name", [LATEST, BEST, FINAL])
+def test_weights_that_are_no_numbers_are_not_written(stopped: Build, name: str) -> None:
+    trainer = stopped.initialized(resume=True, **EPOCHS)
+    trainer.load_checkpoint(str(stopped.fold / LATEST))
+    before = held(stopped.fold)
+    next(trainer.network.parameters()).data[0] = torch.inf
+    if name == FINAL:
+        kept = r"checkpoint_latest.pth, checkpoint_previous.pth, checkpoint_best.pth in .* are from before"
+        with pytest.raises(InputError, match=f"no finite numbers any more.*{kept}"):
+            trainer.on_train_end()
+    else:
+        trainer.save_checkpoint(str(stopped.fold / name))
+        assert f"{name} is not written" in stopped.log()
+    assert {key: held(stopped.fold)[key] for key in files(stopped)} == {key: before[key] for key in files(stopped)}
 
 
 def test_resuming_continues_weights_and_momentum(stopped: Build) -> None:

@@ -104,6 +104,18 @@ PAR_FAULTS = {
     "no checkpoint": (lambda c: {"network_weights": c["network_weights"]}, [], ["a checkpoint that a training of"]),
     "a bare state dict": (lambda c: c["network_weights"], [], ["a checkpoint that a training of"]),
     "a list": (lambda c: [1, 2], [], ["a checkpoint that a training of"]),
+    "weights that are no tensors": (
+        lambda c: {**c, "network_weights": {"a": 1}},
+        [],
+        ["no tensors in network_weights: a"],
+    ),
+    "weights that are no dict": (lambda c: {**c, "network_weights": [1]}, [], ["network_weights are no dict"]),
+    "weights that are no numbers": (
+        lambda c: {**c, "network_weights": {"a": torch.tensor([torch.inf])}},
+        [],
+        ["no finite numbers: 1 tensor (a)"],
+    ),
+    "no plans": (lambda c: {**c, "init_args": {}}, [], ["init_args without plans, dataset_json, configuration"]),
     "refined already": (refined, [], ["has a refiner already", "-pretrained_weights as it is"]),
     "configuration": (dict, ["-c", "3d_lowres"], ["the configuration '3d_lowres'", "3d_fullres", "correct -c"]),
     "2D": (dict, ["-c", "2d"], ["3D configuration"]),
