@@ -122,6 +122,29 @@ def read_json(path: Path, remedy: str, *, kind: type = dict) -> Any:
     return content
 
 
+def read_plans(path: Path, remedy: str) -> dict[str, Any]:
+    """nnU-Net's plans: an object of configurations, each an object that may hold or inherit a `training` block.
+
+    Raises:
+        InputError: as `read_json`, or no such configurations.
+    """
+    plans = read_json(path, remedy)
+    configurations = plans.get("configurations")
+    if not isinstance(configurations, dict) or not configurations:
+        raise InputError(f"no configurations in {path}", "nnU-Net's plans", remedy)
+    for name, of_it in configurations.items():
+        if not isinstance(of_it, dict) or not isinstance(of_it.get("training") or {}, dict):
+            what = "training of " if isinstance(of_it, dict) else ""
+            raise InputError(f"no object as {what}configuration {name} in {path}", "nnU-Net's plans", remedy)
+        line = [name]  # of those that inherit from each other
+        while "inherits_from" in (held := configurations[line[-1]]):
+            if not isinstance(parent := held["inherits_from"], str) or parent in line or parent not in configurations:
+                told = f"configuration {line[-1]} of {path} that inherits from {parent!r}"
+                raise InputError(told, "another configuration of these plans", remedy)
+            line.append(parent)
+    return dict(plans)
+
+
 class _DataUnpickler(pickle.Unpickler):
     """Reads numbers, texts, containers and numpy's numbers and arrays of them; refuses whatever else a pickle names."""
 

@@ -15,6 +15,15 @@ def counted(names: Collection[object], noun: str, *, shown: int = 3) -> str:
     return f"{len(names)} {noun}{'s' * (len(names) != 1)} ({listed(names, shown=shown)})"
 
 
+def told_apart(*values: float, digits: int = 3) -> list[str]:
+    """Numbers with so many digits behind the point, or, where these make different ones look alike, with more."""
+    for more in range(digits, 17):
+        texts = [f"{value:.{more}f}" for value in values]
+        if len(set(texts)) == len(set(values)):
+            return texts
+    return [repr(value) for value in values]
+
+
 def one_line(error: BaseException, *, last: bool = False) -> str:
     """What an exception says, in one line; of one without words its name.
 

@@ -46,9 +46,34 @@ train, predict, ensemble are nnU-Net's: nnUNetv2_train, nnUNetv2_predict, nnUNet
 """
 
 
+CLOSED = 141
+"""The exit status of a command whose reader went away, as shells tell of SIGPIPE: `nnunetv2_ext list | head -1`."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; bad input ends in one sentence on stderr and exit status 2."""
-    arguments = [*(sys.argv[1:] if argv is None else argv)]
+    """Run one command; bad input ends in one sentence on stderr and exit status 2, as do words that find no room."""
+    try:
+        try:
+            return _run([*(sys.argv[1:] if argv is None else argv)])
+        finally:
+            print(end="", flush=True)
+    except OSError:
+        try:
+            print(flush=True)  # fails again if it was these words that could not be written, and not a file
+        except OSError as error:
+            # what is left of the words would fail once more when Python ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):
+                return CLOSED
+            told = InputError(
+                f"an error on writing what this command tells ({error.strerror})", "room for it", "free some"
+            )
+            print(f"nnunetv2_ext: {told}", file=sys.stderr)
+            return 2
+        raise
+
+
+def _run(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="nnunetv2_ext",
         description="Networks, planners and trainers for anisotropic volumes, beside nnU-Net's own commands.",

@@ -7,10 +7,11 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
+from nnunetv2_ext.text import counted, listed, told_apart
 
 if TYPE_CHECKING:
     from nnunetv2_ext.evaluation.report import Row
@@ -64,6 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check that all is there, then hand over to nnU-Net, which prints how to predict; last a table."""
+    if args.processes is not None and args.processes < 1:
+        raise InputError(f"-np {args.processes}", "1 or more processes", "correct it")
+    if min(args.folds) < 0:
+        raise InputError(f"-f {listed(args.folds, separator=' ')}", "folds from 0 on", "correct it")
     models = parse_models(args.models)
     folds = list(dict.fromkeys(args.folds))
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -115,17 +120,23 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
     if ensembles:
         single, ensemble = (max(results[name] for name in group) for group in (singles, ensembles))
         verdict = "The ensemble helped" if ensemble > single else "The ensemble did not help"
-        print(f"\n{verdict}: mean Dice {ensemble:.3f}, the best single model {single:.3f}.")
+        of_ensemble, of_single = told_apart(ensemble, single)
+        print(f"\n{verdict}: mean Dice {of_ensemble}, the best single model {of_single}.")
 
 
 def _row(title: str, folder: Path) -> "Row":
     """The table's row of a folder that nnU-Net has evaluated."""
     from nnunetv2_ext.evaluation.report import Row
 
-    mean = read_json(folder / "summary.json", "run again without --no_overwrite")["mean"]
-    labels = read_json(folder / "dataset.json", "run again without --no_overwrite")["labels"]
-    keys = {name: str(tuple(value) if isinstance(value, list) else value) for name, value in labels.items()}
+    remedy = "run again without --no_overwrite"
+    mean = read_json(folder / "summary.json", remedy)["mean"]
+    keys = _summary_keys(_description(folder, remedy)["labels"])
     return Row(title, {name: mean[key]["Dice"] for name, key in keys.items() if key in mean})
+
+
+def _summary_keys(labels: Mapping[str, Any]) -> dict[str, str]:
+    """The name of each label or region in nnU-Net's summaries."""
+    return {name: str(tuple(value) if isinstance(value, list) else value) for name, value in labels.items()}
 
 
 def parse_models(triples: Sequence[str]) -> list[Model]:
@@ -168,7 +179,7 @@ def check_models(
     trainings = []
     for model in models:
         plans = preprocessed / f"{model.plans}.json"
-        known = read_json(plans, f"plan and preprocess {dataset} with the planner of {model.plans}")["configurations"]
+        known = read_plans(plans, f"plan and preprocess {dataset} with the planner of {model.plans}")["configurations"]
         if model.configuration not in known:
             raise InputError(
                 f"the configuration {model.configuration}", f"one that {plans} has: {', '.join(known)}", "correct -m"
@@ -185,6 +196,7 @@ def check_models(
             "\n  ".join(["run", *_as_script([*faults, *trainings])]) + "\nand then this command again",
         )
     _check_comparable(dataset_folder, models, folds)
+    _check_labels(dataset_folder, models[0], folds)
 
 
 def _as_script(faults: Sequence[Fault]) -> list[str]:
@@ -211,9 +223,15 @@ def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabiliti
     validate = f"{train} --val" if trained else train
     if not (validation / "summary.json").is_file():
         return Fault(f"{name} has no validation/summary.json", validate)
-    for file in ("plans.json", "dataset.json"):
-        if not (folder.parent / file).is_file():
-            return Fault(f"{folder.parent.name} has no {file}", train)
+    if _reference_voxels(validation) is None:
+        return Fault(f"{name}/validation/summary.json is damaged", validate)
+    preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset_folder.name
+    for file, source in (("plans.json", f"{model.plans}.json"), ("dataset.json", "dataset.json")):
+        copy = f"cp '{preprocessed / source}' '{folder.parent / file}'"
+        try:
+            read_plans(folder.parent / file, "") if file == "plans.json" else _description(folder.parent, "")
+        except InputError as error:
+            return Fault(f"{folder.parent.name} has no {file} as training wrote it: {error.args[0]}", copy)
     if probabilities:
         cases = _validation_cases(dataset_folder, model, fold)
         lacking = [case for case in cases for end in ("npz", "pkl") if not (validation / f"{case}.{end}").is_file()]
@@ -224,10 +242,33 @@ def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabiliti
     return None
 
 
+def _description(folder: Path, remedy: str) -> Any:
+    """The dataset.json of a model or of merged predictions.
+
+    Raises:
+        InputError: no file, a damaged one, or one without labels or file ending.
+    """
+    content = read_json(folder / "dataset.json", remedy)
+    if not isinstance(content.get("labels"), dict) or not isinstance(content.get("file_ending"), str):
+        raise InputError(f"no labels or no file_ending in {folder / 'dataset.json'}", "nnU-Net's dataset.json", remedy)
+    return content
+
+
+def _reference_voxels(validation: Path) -> Counter[str] | None:
+    """How many voxels of each label the references of a fold's validation hold; None where its summary is damaged."""
+    voxels: Counter[str] = Counter()
+    try:
+        for case in read_json(validation / "summary.json", "")["metric_per_case"]:
+            voxels.update({key: int(metrics["n_ref"]) for key, metrics in case["metrics"].items()})
+    except (InputError, LookupError, TypeError, ValueError, AttributeError):
+        return None
+    return voxels if voxels else None
+
+
 def _validation_cases(dataset_folder: Path, model: Model, fold: int) -> list[str]:
     """The names of the cases that a fold's validation predicted."""
     folder = dataset_folder / model.folder_name
-    ending = read_json(folder / "dataset.json", "train the model again")["file_ending"]
+    ending = _description(folder, "train the model again")["file_ending"]
     validation = folder / f"fold_{fold}" / "validation"
     return sorted(file.name.removesuffix(ending) for file in validation.iterdir() if file.name.endswith(ending))
 
@@ -236,29 +277,60 @@ def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequ
     """Every model must have seen the same labels and predict each case once; nnU-Net does not look at either."""
     first: tuple[Model, object, set[str]] | None = None
     for model in models:
-        description = read_json(dataset_folder / model.folder_name / "dataset.json", "train the model again")
-        labels = (description["labels"], description.get("regions_class_order"))
-        counted = Counter(case for fold in folds for case in _validation_cases(dataset_folder, model, fold))
-        twice = [case for case, times in counted.items() if times > 1]
+        description = _description(dataset_folder / model.folder_name, "train the model again")
+        labels = {key: description.get(key) for key in ("labels", "regions_class_order") if description.get(key)}
+        counts = Counter(case for fold in folds for case in _validation_cases(dataset_folder, model, fold))
+        twice = [case for case, times in counts.items() if times > 1]
         if twice:
             raise InputError(
-                f"{len(twice)} cases (such as {twice[0]}) in the validation of several folds of {model.folder_name}",
+                f"{counted(twice, 'case')} in the validation of several folds of {model.folder_name}",
                 "folds that share no case",
                 "leave out folds that splits_final.json does not hold, or remove stale files from their validation",
             )
         if first is None:
-            first = (model, labels, set(counted))
+            first = (model, labels, set(counts))
         elif labels != first[1]:
             raise InputError(
-                f"{model.folder_name} with the labels {description['labels']}",
-                f"the labels of {first[0].folder_name}",
+                f"{model.folder_name} with {labels}",
+                f"those of {first[0].folder_name}: {first[1]}",
                 "train both on the same dataset.json",
             )
-        elif set(counted) != first[2]:
-            differing = sorted(set(counted) ^ first[2])
+        elif set(counts) != first[2]:
+            differing = sorted(set(counts) ^ first[2])
             raise InputError(
-                f"{len(differing)} cases (such as {differing[0]}) that only one of {first[0].folder_name} and "
+                f"{counted(differing, 'case')} that only one of {first[0].folder_name} and "
                 f"{model.folder_name} validated in folds {' '.join(map(str, folds))}",
                 "the same cases for each model",
                 "train them on the same splits_final.json",
             )
+
+
+def _check_labels(dataset_folder: Path, model: Model, folds: Sequence[int]) -> None:
+    """Every label must be in some reference: else nnU-Net's mean Dice of a model that is right is not a number.
+
+    nnU-Net would compare these by the order of the models, or stop with an error after the work is done.
+    """
+    folder = dataset_folder / model.folder_name
+    labels = _summary_keys(_description(folder, "train the model again")["labels"])
+    of_fold = {fold: _reference_voxels(folder / f"fold_{fold}" / "validation") or Counter() for fold in folds}
+    total = sum(of_fold.values(), Counter())
+    scored = {key for voxels in of_fold.values() for key in voxels}
+    lacking = {name: key for name, key in labels.items() if key in scored and not total[key]}
+    if not lacking:
+        return
+    others = []
+    for path in sorted(folder.glob("fold_[0-9]*/validation/summary.json")):
+        fold = path.parent.parent.name.removeprefix("fold_")
+        voxels = _reference_voxels(path.parent) or Counter()
+        if fold.isdecimal() and int(fold) not in folds and any(voxels[key] for key in lacking.values()):
+            others.append(fold)
+    remedy = (
+        "compare the other labels, in validation/summary.json of each fold; for a search, take it out of dataset.json, "
+        "plan and train again"
+    )
+    raise InputError(
+        f"no voxel of {listed(lacking)} in any reference of folds {listed(folds, separator=' ')}, so that the mean "
+        "Dice of a model that finds none is not a number",
+        "each label in the reference of at least one validated case",
+        f"add -f {' '.join(others)}, where it occurs" if others else remedy,
+    )

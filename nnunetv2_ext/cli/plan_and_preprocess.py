@@ -167,7 +167,7 @@ def _blocks_before(dataset: str) -> dict[str, Any]:
 
 def _tell(dataset: str, identifier: str, args: argparse.Namespace, before: Mapping[str, Any]) -> None:
     """What was planned, in lines of ours below nnU-Net's, and the command that comes next."""
-    from nnunetv2_ext.planning.summary import summary
+    from nnunetv2_ext.planning.summary import replaced, summary
 
     name = dataset_name(dataset)
     folder = nnunet_folder("nnUNet_preprocessed") / name
@@ -178,6 +178,8 @@ def _tell(dataset: str, identifier: str, args: argparse.Namespace, before: Mappi
         print(f"\n{identifier} {configuration} of {name}")
         for line in summary(plans, configuration, dataset_json, before.get(configuration)):
             print(f"  {line}")
+    for line in replaced(plans, before, but=planned):
+        print(line)
     trainers = {entry.name: entry.load().trainer for entry in PLANNERS}
     if not planned:
         print(f"{identifier} has none of {listed(args.c)}, but {listed(plans['configurations'])}: choose -c from these")

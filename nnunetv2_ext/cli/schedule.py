@@ -3,11 +3,13 @@
 import argparse
 import json
 import os
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.block import METHODS, PRESETS, Setting, all_settings, check_block, merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, write_json
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, write_json
 
 EXAMPLE = """examples:
   nnunetv2_ext schedule -d 42 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch-size 4
@@ -73,29 +75,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if Path(args.p).name != args.p:
+        raise InputError(f"the plans identifier '{args.p}'", "a name, such as MNetPlans", "correct -p")
     path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.d) / f"{args.p}.json"
-    plans = read_json(path, "run nnunetv2_ext plan_and_preprocess or correct -p")
+    plans = read_plans(path, "run nnunetv2_ext plan_and_preprocess or correct -p")
     block = block_from_arguments(args)
     if not block:
         raise InputError("no flag of the training block", "at least one, such as --epochs", "see --help")
     configurations = plans["configurations"]
-    chosen = args.c or [
-        name for name, held in configurations.items() if "inherits_from" not in held and len(held["patch_size"]) == 3
-    ]
-    if not chosen:
-        raise InputError(f"{args.p} without a 3D configuration", "one such as 3d_fullres", "pass -c or other plans")
+    three = [name for name in configurations if _axes(configurations, name) == 3]
+    if not three:
+        raise InputError(f"{args.p} without a 3D configuration", "one such as 3d_fullres", "correct -p")
+    chosen = args.c or [name for name in three if "inherits_from" not in configurations[name]]
     for name in chosen:
-        if name not in configurations:
-            raise InputError(f"the configuration '{name}'", f"one of {', '.join(configurations)}", "correct -c")
+        if name not in three:
+            got = f"the configuration '{name}'" + ", which is not 3D" * (name in configurations)
+            raise InputError(got, f"one that our trainers train: {', '.join(three)}", "correct -c")
         merged = merge_blocks(planned_block(configurations, name), block)
         check_block(merged)
         configurations[name]["training"] = merged
-        print(f"{args.p} {name}: training = {json.dumps(merged)}")
     try:
         before = path.stat()
         write_json(path, plans)
         # preprocessed data are judged by the age of the plans, and nothing that they depend on has changed
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     except OSError as error:
-        raise InputError(f"{path}, which cannot be written ({error})", "a writable folder", "see to it") from None
+        raise unwritable(path, error) from None
+    for name in dict.fromkeys(chosen):
+        print(f"{args.p} {name}: training = {json.dumps(configurations[name]['training'])}")
     return 0
+
+
+def _axes(configurations: Mapping[str, Any], name: str) -> int | None:
+    """The axes of a configuration's patch, its own or the one that it inherits; None where it has none."""
+    of_it = configurations[name]
+    if "patch_size" not in of_it and "inherits_from" in of_it:
+        return _axes(configurations, of_it["inherits_from"])
+    return len(of_it["patch_size"]) if isinstance(of_it.get("patch_size"), list) else None

@@ -5,6 +5,7 @@ One that fails leaves out those that build on it, and none ends in a traceback.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError

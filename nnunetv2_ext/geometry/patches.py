@@ -6,11 +6,21 @@ flipping along the slice axis need no rule of their own: P of the patch is the c
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.geometry.slabs import COVERED, CaseSlabs, centre_slices, covered, slab_matrix
+from nnunetv2_ext.geometry.slabs import (
+    COVERED,
+    SAME,
+    CaseSlabs,
+    centre_slices,
+    covered,
+    holding_slabs,
+    shown_matrix,
+    slab_matrix,
+)
 
 
 @dataclass(frozen=True)
@@ -38,17 +48,32 @@ class Patch:
 
 @dataclass(frozen=True)
 class PreprocessedSlabs:
-    """The slabs of one case and the slices that preprocessing made of its image, both in mm of the stored image."""
+    """The slabs of one case and what its preprocessed slices show, both in mm of the stored image."""
 
     slabs: np.ndarray
-    """float64 (T, 2)"""
+    """float64 (T, 2), ascending and without overlap"""
     slices: np.ndarray
-    """float64 (S, 2)"""
+    """float64 (N, 2): the stored slices where resampling takes the nearest of them, else the preprocessed ones"""
+    shown: np.ndarray
+    """int64 (S,): which of `slices` each preprocessed slice shows, ascending"""
 
-    @property
+    @cached_property
+    def centres(self) -> np.ndarray:
+        """The preprocessed slice that shows what lies nearest to each slab's centre: int64 (T,)."""
+        return centre_slices(self.slabs, self.slices[self.shown])
+
+    @cached_property
     def matrix(self) -> np.ndarray:
         """P of the whole case: float64 (T, S)."""
-        return slab_matrix(self.slabs, self.slices)
+        matrix = shown_matrix(self.slabs, self.slices, self.shown)
+        # of a slab as thin as the slices nothing may be left but what another slab annotates
+        annotated = holding_slabs(self.slabs, self.slices)[self.shown][self.centres] == np.arange(len(self.slabs))
+        return matrix * annotated[:, None]
+
+    @property
+    def spacing(self) -> float:
+        """Mean distance of the preprocessed slices in mm."""
+        return float(np.diff(self.slices).sum()) / len(self.shown)
 
     def most_covered(self, slices: int) -> int:
         """The largest number of whole slabs in a window of so many neighbouring slices."""
@@ -67,14 +92,13 @@ class PreprocessedSlabs:
         inside = slices > 0
         here = slices[inside]
         columns = np.zeros((len(self.slabs), len(slices)))
-        columns[:, inside] = slab_matrix(self.slabs, self.slices[here - 1])
+        columns[:, inside] = self.matrix[:, here - 1]
         flipped = len(here) > 1 and here[0] > here[-1]
         whole = np.flatnonzero(covered(columns))[:: -1 if flipped else 1]
         rows = columns[whole] / columns[whole].sum(axis=1, keepdims=True)
-        place = np.zeros(len(self.slices) + 1, np.int64)
+        place = np.zeros(len(self.shown) + 1, np.int64)
         place[slices] = np.arange(len(slices))
-        centres = place[centre_slices(self.slabs[whole], self.slices) + 1]
-        return Patch(rows.astype(np.float32), centres, columns[columns.any(axis=1)])
+        return Patch(rows.astype(np.float32), place[self.centres[whole] + 1], columns[columns.any(axis=1)])
 
 
 def padding_slabs(slices: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
@@ -107,7 +131,8 @@ def slabs_per_patch(cases: Mapping[str, PreprocessedSlabs], slices: int) -> int:
     for name, case in cases.items():
         most[name] = case.most_covered(slices)
         if most[name] == 0 and len(whole := case.slabs[covered(case.matrix)]):
-            raise refused_patch(name, whole, slices, float(np.diff(case.slices).mean()))
+            needed = next((more for more in range(slices + 1, len(case.shown)) if case.most_covered(more)), None)
+            raise refused_patch(name, whole, slices, case.spacing, needed or len(case.shown))
     if not any(most.values()):
         raise no_slabs(len(most))
     return max(most.values())
@@ -120,13 +145,13 @@ def no_slabs(cases: int) -> InputError:
     )
 
 
-def refused_patch(name: str, slabs: np.ndarray, slices: int, spacing: float) -> InputError:
+def refused_patch(name: str, slabs: np.ndarray, slices: int, spacing: float, needed: int) -> InputError:
     """The error of a patch that is too short for the slabs (mm) of a case, whose slices lie `spacing` mm apart."""
     return InputError(
         f"a patch of {slices} slices, {slices * spacing:.4g} mm, and slabs of {float(np.diff(slabs).min()):.4g} mm or "
         f"more in case {name}",
-        "a patch that covers a whole slab",
-        "choose one of more slices (--patch-size), or convert the data without that case",
+        f"a patch that covers a whole slab: {needed} slices or more",
+        "choose one of so many (--patch-size), or convert the data without that case",
     )
 
 
@@ -142,6 +167,27 @@ def most_within(slabs: np.ndarray, length: float) -> int:
     return int((last - np.arange(len(slabs))).max())
 
 
-def slices_for_a_slab(slabs: np.ndarray, spacing: float) -> int:
-    """So many slices, `spacing` mm apart, cover one of the slabs (T, 2) wherever its edges lie between theirs."""
-    return int(np.ceil(float(np.diff(slabs).min()) / spacing - COVERED)) + 1
+def slices_for_a_slab(case: CaseSlabs, spacing: float) -> int:
+    """So many preprocessed slices, `spacing` mm apart, cover one of the case's whole slabs wherever its edges lie.
+
+    Where resampling takes nearest slices, a slab needs all that show any of the stored slices that it touches.
+    """
+    slabs = whole_slabs(case)
+    length = float(np.diff(slabs).min())
+    if is_resampled(case, spacing):
+        touched = (slab_matrix(slabs, case.slices) > COVERED).sum(axis=1).min()
+        length = max(length, float(touched) * case.thin_spacing)
+    return int(np.ceil(length / spacing - COVERED)) + 1
+
+
+def longest_reach(case: CaseSlabs, slices: int, spacing: float) -> float:
+    """So many mm hold all slabs that a patch of preprocessed slices, about `spacing` mm apart, covers in the case."""
+    # the slices of a cropped case are up to half a slice longer over a whole patch
+    reach = (slices + 1) * spacing
+    # stored slices beyond the patch that no slice shows
+    return reach + max(case.thin_spacing, spacing) if is_resampled(case, spacing) else reach
+
+
+def is_resampled(case: CaseSlabs, spacing: float) -> bool:
+    """Whether the slices of the image lie otherwise than `spacing` mm apart."""
+    return abs(case.thin_spacing / spacing - 1) > SAME

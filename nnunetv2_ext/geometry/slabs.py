@@ -56,13 +56,20 @@ def slice_edges(count: int, spacing: float, *, origin: float = 0.0, thickness: f
     return np.stack([boundaries[:-1] - overhang, boundaries[1:] + overhang], axis=1)
 
 
-def preprocessed_edges(
-    count: int, spacing: float, *, bounding_box: tuple[int, int], stored_count: int, resampled_count: int
-) -> np.ndarray:
-    """Edges in the stored volume's mm of the slices that nnU-Net's preprocessing makes of it.
+def preprocessed_slices(
+    count: int,
+    spacing: float,
+    *,
+    bounding_box: tuple[int, int],
+    stored_count: int,
+    resampled_count: int,
+    nearest: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """What the slices show that nnU-Net's preprocessing makes of a stored volume, in the stored volume's mm.
 
-    Cropping to the bounding box drops slices at both ends. Resampling keeps the outer edges of what is left, so
-    that its slices lie every (extent / their number) mm, which is seldom the plans' spacing.
+    Cropping to the bounding box drops slices at both ends. Resampling keeps the outer edges of what is left. Where it
+    interpolates, its slices are new ones, every (extent / their number) mm, which is seldom the plans' spacing. Where
+    it takes the nearest slice, they are stored slices: some stand for several, some for none.
 
     Args:
         count: slices of the volume as stored (`shape_before_cropping` of the case's properties).
@@ -70,22 +77,59 @@ def preprocessed_edges(
         bounding_box: first slice kept and first one after them (`bbox_used_for_cropping`), of the slice axis.
         stored_count: slices that the crop left (`shape_after_cropping_and_before_resampling`).
         resampled_count: slices of the preprocessed volume.
+        nearest: whether resampling takes the nearest slice.
 
     Returns:
-        float64 (resampled_count, 2)
+        Edges of what is shown, float64 (N, 2), and the one of these that each preprocessed slice shows, int64
+        (resampled_count,).
 
     Raises:
         InputError: the numbers contradict each other.
     """
     lower, upper = bounding_box
-    if not 0 <= lower < upper <= count or upper - lower != stored_count:
+    if not 0 <= lower < upper <= count or upper - lower != stored_count or resampled_count < 1:
         raise InputError(
-            f"a crop of {count} slices to [{lower}, {upper}) that left {stored_count}",
+            f"a crop of {count} slices to [{lower}, {upper}) that left {stored_count}, and {resampled_count} of these",
             "properties of one preprocessed case",
             "preprocess the data set again",
         )
+    if nearest:
+        return slice_edges(count, spacing)[lower:upper], nearest_slices(stored_count, resampled_count)
     first = float(lower * spacing)
-    return slice_edges(resampled_count, (upper * spacing - first) / max(resampled_count, 1), origin=first)
+    edges = slice_edges(resampled_count, (upper * spacing - first) / resampled_count, origin=first)
+    return edges, np.arange(resampled_count)
+
+
+def nearest_slices(count: int, resampled_count: int) -> np.ndarray:
+    """The slice of `count` that lies nearest to each of as many as shall cover the same length: int64.
+
+    The later one of two that are as near, as in nnU-Net 2.8's `resample_data_or_seg_to_shape` with `order_z` 0.
+    """
+    position = count / resampled_count * (np.arange(resampled_count) + 0.5) - 0.5
+    return np.clip(np.floor(position + 0.5).astype(np.int64), 0, count - 1)
+
+
+def shown_matrix(slabs: np.ndarray, slices: np.ndarray, shown: np.ndarray) -> np.ndarray:
+    """P of slices that show others: those that show the same one share its weight.
+
+    What a slice weighs that none shows falls to the others of its slab, so that rows have the sums of `slab_matrix`.
+
+    Args:
+        slabs: (T, 2), edges in mm.
+        slices: (N, 2), edges in mm.
+        shown: int (S,), which of `slices` each slice shows.
+
+    Returns:
+        float64 (T, S): rows of zeros for slabs of which nothing is shown.
+
+    Raises:
+        InputError: as `slab_matrix`.
+    """
+    whole = slab_matrix(slabs, slices)  # (T, N)
+    matrix = whole[:, shown] / np.bincount(shown, minlength=len(slices))[shown]
+    held = matrix.sum(axis=1)
+    share = np.divide(whole.sum(axis=1), held, out=np.zeros(len(matrix)), where=held > 0)
+    return matrix * share[:, None]
 
 
 def slab_matrix(slabs: np.ndarray, slices: np.ndarray) -> np.ndarray:

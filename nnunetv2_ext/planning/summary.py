@@ -13,7 +13,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from nnunetv2_ext.architectures.contract import Measured
 from nnunetv2_ext.block import differences, merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import read_json
+from nnunetv2_ext.files import read_plans
 from nnunetv2_ext.memory import memory_gb, passes
 
 Blocks = Mapping[str, Mapping[str, Any]]
@@ -25,9 +25,9 @@ def blocks_in(folder: Path) -> dict[str, Blocks]:
     found: dict[str, Blocks] = {}
     for path in folder.glob("*.json"):
         try:
-            configurations = read_json(path, "")["configurations"]
+            configurations = read_plans(path, "")["configurations"]
             found[path.stem] = {name: planned_block(configurations, name) for name in configurations}
-        except (InputError, LookupError, TypeError, AttributeError):  # no plans, or damaged ones: told elsewhere
+        except InputError:  # no plans, or damaged ones: told elsewhere
             continue
     return found
 
@@ -66,13 +66,25 @@ def _length(block: Mapping[str, Any]) -> str:
 
 def _changes(block: Mapping[str, Any], before: Mapping[str, Any]) -> str:
     """What the block replaces, in parentheses."""
-    if not before:
-        return ""
-    length = (before.get("epochs"), before.get("iterations_per_epoch"))
-    if None not in length and (not block or length != (block.get("epochs"), block.get("iterations_per_epoch"))):
-        return f" (the plans before had {length[0]} x {length[1]})"
-    changed = differences(block, merge_blocks(block, before))
-    return f" (new and in the plans before: {'; '.join(changed)})" if changed else ""
+    changed = differences(block, merge_blocks(block, before)) if before else []
+    told = [f"new and in the plans before: {'; '.join(changed)}"] if changed else []
+    length = [(of.get("epochs"), of.get("iterations_per_epoch")) for of in (block, before)]
+    if changed and None not in length[1] and length[0] != length[1]:
+        rest = [line for line in changed if not line.startswith(("training.epochs:", "training.iterations_per_epoch:"))]
+        told = ["the plans before had {} x {}".format(*length[1])]
+        told += [f"new and in the plans before: {'; '.join(rest)}"] if rest else []
+    return f" ({'; '.join(told)})" if told else ""
+
+
+def replaced(plans: Mapping[str, Any], before: Mapping[str, Any], *, but: Sequence[str]) -> list[str]:
+    """A line for each configuration, but for some, whose training block is another one than before."""
+    configurations = plans["configurations"]
+    lines = []
+    for name in sorted(before.keys() & configurations.keys() - set(but)):
+        block = planned_block(configurations, name)
+        if changes := _changes(block, before[name]):
+            lines.append(f"{name}: training block {_length(block)}{changes}")
+    return lines
 
 
 def _memory(

@@ -15,7 +15,14 @@ from nnunetv2_ext.block import THICK_GRID, THIN_GRID, method_defaults
 from nnunetv2_ext.data.sidecar import read_sidecar, refuse_thin_annotations, write_sidecar
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder
-from nnunetv2_ext.geometry.patches import most_within, no_slabs, refused_patch, slices_for_a_slab, whole_slabs
+from nnunetv2_ext.geometry.patches import (
+    longest_reach,
+    most_within,
+    no_slabs,
+    refused_patch,
+    slices_for_a_slab,
+    whole_slabs,
+)
 from nnunetv2_ext.memory import passes
 from nnunetv2_ext.planning.options import Option, options_of
 from nnunetv2_ext.planning.planner import ExtPlanner, with_options
@@ -71,8 +78,7 @@ class PlannerOfSlabs(ExtPlanner):
         if len(self._whole) < len(slabs):
             without = sorted(slabs.keys() - self._whole.keys())
             warnings.warn(f"no slab lies wholly in the images of {listed(without)}: they teach nothing", stacklevel=2)
-        # what a patch has to cover: the case whose thinnest slab is the thickest
-        self._thickest = max(self._whole.items(), key=lambda item: float(np.diff(item[1]).min()))
+        self._needed: dict[float, tuple[str, int]] = {}
         self._thick_slices: dict[str, int | None] = {}
 
     def default_memory_target(self) -> float:
@@ -89,7 +95,7 @@ class PlannerOfSlabs(ExtPlanner):
         return forward, [forward.index(axis) for axis in range(3)]
 
     def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
-        needed = slices_for_a_slab(self._thickest[1], float(spacing[0]))
+        _, needed = self._slices_for_a_slab(float(spacing[0]))
         # one slice more than a slab is thick, since its edges lie anywhere; the user's patch may match them
         larger = np.maximum(patch_size, [needed - (self.patch_size is not None), 1, 1])
         return self.network_planner.fitted_patch(larger, spacing)
@@ -143,17 +149,27 @@ class PlannerOfSlabs(ExtPlanner):
         return super().shares_data(name, configuration, stock)
 
     def checked_patch(self, patch_size: list[int], spacing: np.ndarray) -> list[int]:
-        name, slabs = self._thickest
-        if 0 < patch_size[0] < slices_for_a_slab(slabs, float(spacing[0])) - 1:
-            raise refused_patch(name, slabs, patch_size[0], float(spacing[0]))
+        name, needed = self._slices_for_a_slab(float(spacing[0]))
+        if 0 < patch_size[0] < needed - 1:
+            raise refused_patch(name, self._whole[name], patch_size[0], float(spacing[0]), needed - 1)
         return super().checked_patch(patch_size, spacing)
+
+    def _slices_for_a_slab(self, spacing: float) -> tuple[str, int]:
+        """The case that asks for the longest patch, and how many slices that is."""
+        if spacing not in self._needed:  # nnU-Net asks again for every patch that it tries
+            needed = {name: slices_for_a_slab(self.sidecar.case(name), spacing) for name in self._whole}
+            name = max(needed, key=needed.__getitem__)
+            self._needed[spacing] = (name, needed[name])
+        return self._needed[spacing]
 
     def _thick_image(self, patch_size: list[int], spacing: np.ndarray) -> tuple[int, str]:
         """Slices of the thick image, and how it is shown."""
         asked = self.training.get("thin_thick", {})
-        # the slices of a cropped case are up to half a slice longer over a whole patch
-        length = (patch_size[0] + 1) * float(spacing[0])
-        slabs = max(asked.get("slabs") or 1, *(most_within(slabs, length) for slabs in self._whole.values()))
+        most = (
+            most_within(slabs, longest_reach(self.sidecar.case(name), patch_size[0], float(spacing[0])))
+            for name, slabs in self._whole.items()
+        )
+        slabs = max(asked.get("slabs") or 1, *most)
         if asked.get("thick_image") == THIN_GRID:
             return slabs, THIN_GRID
         path, kwargs = find("architecture", self.architecture).path, self.architecture_kwargs(patch_size, spacing)

@@ -102,7 +102,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
 
     @classmethod
     def check_data(cls, plans_manager: PlansManager, configuration: ConfigurationManager, data: Path) -> str:
-        cases = read_slabs(plans_manager, data)
+        cases = read_slabs(plans_manager, configuration, data)
         slabs = slabs_per_patch(cases, configuration.patch_size[0])
         return f"of {len(cases)} cases, at most {slabs} in a patch"
 
@@ -115,7 +115,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
         """
         settings, patch_size = self.block["thin_thick"], self.configuration_manager.patch_size
         folder = Path(str(self.preprocessed_dataset_folder))
-        cases = read_slabs(self.plans_manager, folder)
+        cases = read_slabs(self.plans_manager, self.configuration_manager, folder)
         needed = slabs_per_patch(cases, patch_size[0])
         # a method, not the dictionary: nnU-Net writes all attributes that are no methods into debug.json
         self.slabs_of = cases.__getitem__

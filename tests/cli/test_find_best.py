@@ -52,6 +52,12 @@ def truth() -> np.ndarray:
     return labels
 
 
+def write_summary(validation: Path, voxels: dict[str, dict[int, int]]) -> None:
+    """What find_best reads in nnU-Net's summary: the voxels of each label in the reference of each case."""
+    cases = [{"metrics": {str(label): {"n_ref": n} for label, n in of.items()}} for of in voxels.values()]
+    (validation / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+
+
 def probabilities(wrong: tuple[slice, ...]) -> np.ndarray:
     """Sure of the truth, but weakly for background in `wrong`: the mean of two such is right everywhere."""
     one_hot = np.stack([truth() == label for label in range(3)]).astype(np.float32)  # (classes, z, y, x)
@@ -82,7 +88,7 @@ def results(tmp_path, monkeypatch) -> Path:
             validation = folder / f"fold_{fold}" / "validation"
             validation.mkdir(parents=True)
             (validation.parent / "checkpoint_final.pth").touch()
-            (validation / "summary.json").write_text("{}")
+            write_summary(validation, {case: {1: 128, 2: 128} for case in cases})
             for case in cases:
                 predicted = probabilities(WRONG[model])
                 np.savez_compressed(validation / f"{case}.npz", probabilities=predicted)
@@ -161,6 +167,7 @@ def test_without_ensembling_no_probabilities_are_needed(results, capfd):
         (0.9, "The ensemble helped: mean Dice 0.900, the best single model 0.800."),
         (0.8, "The ensemble did not help: mean Dice 0.800, the best single model 0.800."),
         (0.7, "The ensemble did not help: mean Dice 0.700, the best single model 0.800."),
+        (0.80003, "The ensemble helped: mean Dice 0.80003, the best single model 0.80000."),
     ],
 )
 def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, tmp_path, capsys):
@@ -170,7 +177,7 @@ def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, 
     for identifier, value in dice.items():
         merged = tmp_path / (f"ensembles/{both}" if identifier == both else f"{identifier}/crossval_results_folds_0_1")
         merged.mkdir(parents=True)
-        (merged / "dataset.json").write_text(json.dumps({"labels": labels}))
+        (merged / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
         mean = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
         (merged / "summary.json").write_text(json.dumps({"mean": mean}))
     _print_table(tmp_path, [OURS, STOCK], [0, 1], dice)
@@ -208,6 +215,15 @@ def change_the_labels(results: Path) -> None:
     (results / STOCK.folder_name / "dataset.json").write_text(json.dumps(changed))
 
 
+def lose_a_label(results: Path) -> None:
+    for folder in results.glob("*/fold_*/validation"):
+        write_summary(folder, {"a": {1: 128, 2: 0}, "b": {1: 0, 2: 0}})
+
+
+def write(path: str, content: str):
+    return lambda results: (results / path).write_text(content)
+
+
 TRAIN = f"nnUNetv2_train {DATASET} 3d_fullres"
 FAULTS = {
     "a fold missing": (
@@ -238,7 +254,23 @@ FAULTS = {
         remove(f"{STOCK.folder_name}/fold_0/validation/a.npz"),
         ["lacks the probabilities of 1 of 2 cases"],
     ),
-    "no plans in the model": (remove(f"{OURS.folder_name}/plans.json"), ["has no plans.json"]),
+    "no plans in the model": (
+        remove(f"{OURS.folder_name}/plans.json"),
+        ["has no plans.json", "\n  cp '", f"nnUNet_preprocessed/{DATASET}/MNetPlans.json' '"],
+    ),
+    **{
+        f"{file} with {content}": (write(file, content), told)
+        for content in ("null", "[]", "5", '{"labels": 5, "configurations": []}', '{"metric_per_case": [5]}', "{")
+        for file, told in {
+            f"{OURS.folder_name}/fold_0/validation/summary.json": [
+                "summary.json is damaged",
+                f"\n  {TRAIN} 0 -tr MNetTrainer",
+            ],
+            f"{OURS.folder_name}/plans.json": ["has no plans.json as training wrote it", "\n  cp '"],
+            f"{OURS.folder_name}/dataset.json": ["has no dataset.json as training wrote it", "\n  cp '"],
+            f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json": ["MNetPlans.json", "the planner of MNetPlans"],
+        }.items()
+    },
     "no reference": (
         remove(f"../../nnUNet_preprocessed/{DATASET}/gt_segmentations"),
         ["gt_segmentations", f"nnUNetv2_preprocess -d {DATASET} -plans_name MNetPlans -c 3d_fullres"],
@@ -247,11 +279,18 @@ FAULTS = {
         remove(f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json"),
         ["no file", "MNetPlans.json", "with the planner of MNetPlans"],
     ),
-    "a case twice": (repeat_a_case, ["1 cases (such as a) in the validation of several folds"]),
-    "other labels": (change_the_labels, [f"{STOCK.folder_name} with the labels", "same dataset.json"]),
+    "a case twice": (repeat_a_case, ["1 case (a) in the validation of several folds"]),
+    "other labels": (
+        change_the_labels,
+        [f"{STOCK.folder_name} with {{'labels': {{'background': 0, 'right': 1", "'left': 1", "same dataset.json"],
+    ),
+    "a label of which nothing is left": (
+        lose_a_label,
+        ["no voxel of right in any reference of folds 0 1, so that", "take it out of dataset.json"],
+    ),
     "other cases": (
         remove(f"{STOCK.folder_name}/fold_0/validation/b.*"),
-        ["1 cases (such as b) that only one of", "same splits_final.json"],
+        ["1 case (b) that only one of", "same splits_final.json"],
     ),
 }
 
@@ -263,6 +302,13 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(damage, told, re
     message = capsys.readouterr().err
     for text in told:
         assert text in message
+
+
+def test_the_fold_that_holds_a_label_is_named(results, capsys):
+    write_summary(results / OURS.folder_name / "fold_0" / "validation", {"a": {1: 128, 2: 0}, "b": {1: 128, 2: 0}})
+    assert main(["find_best", "-d", "901", "-m", ":".join(OURS), "-f", "0"]) == 2
+    assert "no voxel of right in any reference of folds 0, so" in (error := capsys.readouterr().err)
+    assert error.endswith("; add -f 1, where it occurs.\n")
 
 
 def test_all_faults_are_told_at_once(results, capsys):
@@ -290,11 +336,19 @@ def test_commands_of_missing_trainings_name_the_device(results, capsys):
         (["-d", "902", "-m", "MNetTrainer:MNetPlans:3d_fullres"], "no data set 902"),
         (["-d", "901", "-m", "MNetTrainer:NoPlans:3d_fullres"], "NoPlans.json"),
         (["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-f", "7"], "fold_7 was not trained"),
+        (
+            ["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-f", "0", "-1"],
+            "got -f 0 -1; expected folds from 0",
+        ),
+        (["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-np", "-1"], "got -np -1; expected 1 or more"),
+        (["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-np", "0"], "got -np 0; expected 1 or more"),
     ],
 )
 def test_bad_arguments(arguments, told, results, capsys):
+    before = sorted(results.rglob("*"))
     assert main(["find_best", *arguments]) == 2
     assert told in capsys.readouterr().err
+    assert sorted(results.rglob("*")) == before
 
 
 @pytest.mark.parametrize("variable", ["nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"])

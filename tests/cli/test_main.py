@@ -2,7 +2,11 @@
 
 import argparse
 import importlib
+import os
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -76,3 +80,36 @@ def test_our_flags_have_dashes(command: str) -> None:
     importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
     ours = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - nnunets
     assert not [flag for flag in ours if "_" in flag]
+
+
+FULL = "nnunetv2_ext: got an error on writing what this command tells (No space left on device); expected room for it"
+
+
+@pytest.mark.parametrize("words", [["list"], ["--help"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_words_that_cannot_be_written(words: list[str], unbuffered: str) -> None:
+    command = [sys.executable, "-m", "nnunetv2_ext", *words]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    assert (ended.returncode, ended.stderr.startswith(FULL), ended.stderr.count("\n")) == (2, True, 1)
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_went_away(unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    command = [sys.executable, "-m", "nnunetv2_ext", "list"]
+    ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=environment, check=False)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+def test_an_error_of_a_file_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(args: argparse.Namespace) -> int:
+        raise FileNotFoundError("a file of the command's own")
+
+    monkeypatch.setattr("nnunetv2_ext.cli.list.run", run)
+    with pytest.raises(FileNotFoundError, match="of the command's own"):
+        main(["list"])

@@ -14,7 +14,7 @@ from nnunetv2.experiment_planning import plan_and_preprocess_api
 
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.cli.plan_and_preprocess import EXAMPLE
-from nnunetv2_ext.planning.summary import summary
+from nnunetv2_ext.planning.summary import replaced, summary
 from tests.planning.conftest import NAME, Described
 
 
@@ -367,6 +367,13 @@ def test_what_was_planned_is_told(
             [],
             "training block  500 epochs x 250 iterations (the plans before had 2 x 2)",
         ),
+        (
+            [],
+            ["--epochs", "2", "--lr", "0.5"],
+            [],
+            "training block  500 epochs x 250 iterations (the plans before had 2 x 250; "
+            "new and in the plans before: training.optimizer.lr: 0.01 and 0.5)",
+        ),
         ([], ["--epochs", "7"], ["--epochs", "7"], "training block  7 epochs x 250 iterations"),
         (
             [],
@@ -390,6 +397,14 @@ def test_a_training_block_that_planning_resets_is_told(
         assert main(["schedule", "-d", "901", *change]) == 0
     assert run("-d", "901", "--no_pp", *second) == 0
     assert f"  {line}" in told(capsys)
+
+
+def test_a_block_of_another_configuration_that_planning_resets_is_told() -> None:
+    plans = {"configurations": {"a": {}, "b": {"training": {"epochs": 9}}, "c": {"inherits_from": "b"}}}
+    before = {"a": {"epochs": 7}, "b": {"epochs": 9}, "c": {"epochs": 8}, "gone": {"epochs": 1}}
+    assert replaced(plans, before, but=["a"]) == [
+        "c: training block 9 epochs x the trainer's iterations (new and in the plans before: training.epochs: 9 and 8)"
+    ]
 
 
 @pytest.mark.parametrize(

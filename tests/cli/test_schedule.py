@@ -127,7 +127,13 @@ def test_a_null_block_is_filled(plans: Path) -> None:
         ("--epochs 0", "training.epochs = 0; expected a whole number from 1"),
         ("--lr -1", "training.optimizer.lr = -1.0"),
         ("--grad-clip 20", "training.grad_clip = 20.0; expected a number above 0, at most 12"),
-        ("-c 3d --epochs 5", "the configuration '3d'; expected one of 2d, 3d_fullres"),
+        ("-c 3d --epochs 5", "the configuration '3d'; expected one that our trainers train: 3d_fullres"),
+        (
+            "-c 2d --epochs 5",
+            "the configuration '2d', which is not 3D; expected one that our trainers train: 3d_fullres",
+        ),
+        ("-c 3d_fullres 2d --epochs 5", "the configuration '2d', which is not 3D"),
+        ("-p ../x --epochs 5", "the plans identifier '../x'; expected a name"),
         ("-p OtherPlans --epochs 5", "no file"),
         ("-d 902 --epochs 5", "no data set 902"),
     ],
@@ -135,7 +141,9 @@ def test_a_null_block_is_filled(plans: Path) -> None:
 def test_refused(plans: Path, capsys: pytest.CaptureFixture[str], flags: str, message: str) -> None:
     before = plans.read_bytes()
     assert main(["schedule", "-d", "901", "-p", "nnUNetPlans", *flags.split()]) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert not printed.out
     assert plans.read_bytes() == before
 
 
@@ -146,6 +154,17 @@ def test_refused(plans: Path, capsys: pytest.CaptureFixture[str], flags: str, me
         (json.dumps({"configurations": {"2d": CONFIGURATIONS["2d"]}}), "without a 3D configuration"),
         (json.dumps({"configurations": {"3d": {**FULL, "training": {"epoch": 5}}}}), "unknown key 'training.epoch'"),
         (json.dumps({"configurations": {"3d": {**FULL, "training": {"epochs": 5, "loss": 1}}}}), "training.loss = 1"),
+        ("[]", "a list in "),
+        ("{}", "no configurations in "),
+        ('{"configurations": []}', "no configurations in "),
+        ('{"configurations": {"3d_fullres": 5}}', "no object as configuration 3d_fullres in "),
+        (
+            json.dumps({"configurations": {"3d": {**FULL, "training": [1]}}}),
+            "no object as training of configuration 3d",
+        ),
+        (json.dumps({"configurations": {"3d": {"patch_size": 8}}}), "without a 3D configuration"),
+        ('{"configurations": {"3d": {"inherits_from": "3d"}}}', "configuration 3d of "),
+        ('{"configurations": {"3d": {"inherits_from": ["3d"]}}}', "that inherits from ['3d']"),
     ],
 )
 def test_damaged_plans(plans: Path, capsys: pytest.CaptureFixture[str], content: str, message: str) -> None:

@@ -12,6 +12,7 @@ from nnunetv2_ext.data.sidecar import Sidecar, refuse_thin_annotations
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.patches import (
     PreprocessedSlabs,
+    longest_reach,
     most_within,
     padding_slabs,
     slabs_per_patch,
@@ -46,13 +47,13 @@ def cases(draw: Any) -> PreprocessedSlabs:
         "bbox_used_for_cropping": [[lower, upper], [0, 8], [0, 8]],
         "shape_after_cropping_and_before_resampling": (upper - lower, 8, 8),
     }
-    return preprocessed_slabs("case", case, 0, properties, draw(st.integers(2, 30)))
+    return preprocessed_slabs("case", case, 0, properties, draw(st.integers(2, 30)), nearest=draw(st.booleans()))
 
 
 @st.composite
 def windows(draw: Any, case: PreprocessedSlabs) -> np.ndarray:
     """Slice numbers of a patch: a window that may begin before and end after the image, flipped or not."""
-    size, count = draw(st.integers(1, 32)), len(case.slices)
+    size, count = draw(st.integers(1, 32)), len(case.shown)
     numbers = draw(st.integers(-size + 1, count - 1)) + np.arange(1, size + 1)
     numbers = np.where((numbers < 1) | (numbers > count), 0, numbers)
     return numbers[::-1] if draw(st.booleans()) else numbers
@@ -63,7 +64,7 @@ def windows(draw: Any, case: PreprocessedSlabs) -> np.ndarray:
 def test_order_of_crop_flip_and_projection_does_not_matter(data: Any) -> None:
     case = data.draw(cases())
     slices = data.draw(windows(case))
-    image = np.random.default_rng(0).normal(size=(len(case.slices), 3)).astype(np.float32)
+    image = np.random.default_rng(0).normal(size=(len(case.shown), 3)).astype(np.float32)
     cropped = np.where(slices[:, None] > 0, image[slices - 1], 0)
     patch = case.patch(slices)
 
@@ -73,7 +74,7 @@ def test_order_of_crop_flip_and_projection_does_not_matter(data: Any) -> None:
     expected = average(image, case.matrix)[whole][:: -1 if flipped else 1]
     np.testing.assert_allclose(patch.matrix @ cropped, expected, rtol=1e-3, atol=2e-3)
     np.testing.assert_allclose(patch.matrix.sum(axis=1), 1, atol=1e-5)
-    centres = centre_slices(case.slabs[whole], case.slices)[:: -1 if flipped else 1]
+    centres = centre_slices(case.slabs[whole], case.slices[case.shown])[:: -1 if flipped else 1]
     assert slices[patch.centres].tolist() == (centres + 1).tolist()
 
 
@@ -83,14 +84,14 @@ def test_the_most_slabs_that_a_patch_covers(data: Any) -> None:
     case = data.draw(cases())
     size = data.draw(st.integers(1, 32))
     counts = []
-    for first in range(-size + 1, len(case.slices)):
+    for first in range(-size + 1, len(case.shown)):
         numbers = first + np.arange(1, size + 1)
-        counts.append(len(case.patch(np.where((numbers < 1) | (numbers > len(case.slices)), 0, numbers)).matrix))
+        counts.append(len(case.patch(np.where((numbers < 1) | (numbers > len(case.shown)), 0, numbers)).matrix))
     assert case.most_covered(size) == max(counts)
 
 
 def test_every_slice_takes_the_average_of_its_slab() -> None:
-    case = PreprocessedSlabs(np.array([[1.0, 3.0], [3.0, 5.0], [5.0, 8.0]]), slice_edges(9, 1.0))
+    case = of(np.array([[1.0, 3.0], [3.0, 5.0], [5.0, 8.0]]), 9)
     image = np.arange(9, dtype=np.float32) ** 2
     slices = np.array([1, 2, 3, 4, 5, 6, 7, 0])  # the third slab sticks out, the last slice is padding
     blurred = case.patch(slices).blurred @ np.append(image[:7], 0)
@@ -98,7 +99,7 @@ def test_every_slice_takes_the_average_of_its_slab() -> None:
 
 
 def test_a_slice_of_two_slabs_takes_of_both() -> None:
-    case = PreprocessedSlabs(np.array([[0.0, 1.5], [1.5, 3.0]]), slice_edges(3, 1.0))
+    case = of(np.array([[0.0, 1.5], [1.5, 3.0]]), 3)
     patch = case.patch(np.array([3, 2, 1]))
     image = np.array([6.0, 3.0, 0.0])
     np.testing.assert_allclose(patch.matrix @ image, [5, 1], atol=1e-5)
@@ -128,20 +129,34 @@ def test_slabs_of_padding(slices: list[int], most: int, expected: list[list[int]
 )
 def test_slices_that_cover_a_slab_wherever_its_edges_lie(thickness: float, spacing: float, expected: int) -> None:
     slabs = slice_edges(3, thickness)
-    assert slices_for_a_slab(slabs, spacing) == expected
+    assert slices_for_a_slab(CaseSlabs(spacing, 40, slabs), spacing) == expected
     for shift in np.linspace(0, 1, 8):
         assert of(slabs + shift * spacing, 40, spacing).most_covered(expected) >= 1
 
 
 @few
 @given(st.data())
-def test_no_patch_covers_more_slabs_than_its_length_does(data: Any) -> None:
-    case = data.draw(cases())
-    whole = case.slabs[covered(case.matrix)]
-    size = data.draw(st.integers(1, 32))
-    if len(whole):
-        spacing = float(np.diff(case.slices).mean())
-        assert case.most_covered(size) <= most_within(whole, (size + 1) * spacing)
+def test_the_planner_knows_how_long_a_patch_must_be_and_how_many_slabs_it_covers(data: Any) -> None:
+    """Before there are preprocessed slices, of which it knows about how far apart they will lie."""
+    stored, target, count = data.draw(st.floats(0.5, 3.0)), data.draw(st.floats(0.5, 3.0)), 60
+    thickness = data.draw(st.floats(2.0, 8.0)) * stored
+    slabs = slice_edges(4, thickness, origin=data.draw(st.floats(0.0, 3.0)) * stored)
+    case = CaseSlabs(stored, count, slabs)
+    lower = data.draw(st.integers(0, 3))
+    resampled = round((count - lower) * stored / target)
+    properties = {
+        "spacing": [stored, 1.0, 1.0],
+        "shape_before_cropping": (count, 8, 8),
+        "bbox_used_for_cropping": [[lower, count], [0, 8], [0, 8]],
+        "shape_after_cropping_and_before_resampling": (count - lower, 8, 8),
+    }
+    whole = whole_slabs(case)
+    for nearest in (False, True):
+        preprocessed = preprocessed_slabs("case", case, 0, properties, resampled, nearest=nearest)
+        if covered(preprocessed.matrix).all():
+            assert preprocessed.most_covered(slices_for_a_slab(case, target)) >= 1
+        size = data.draw(st.integers(1, 40))
+        assert preprocessed.most_covered(size) <= most_within(whole, longest_reach(case, size, target))
 
 
 @pytest.mark.parametrize(("length", "expected"), [(3.9, 0), (4.0, 1), (9.0, 2), (9.5, 2), (13.0, 3), (100.0, 3)])
@@ -155,7 +170,30 @@ def test_slabs_in_the_image() -> None:
 
 
 def of(slabs: np.ndarray, slices: int, spacing: float = 1.0) -> PreprocessedSlabs:
-    return PreprocessedSlabs(slabs, slice_edges(slices, spacing))
+    return PreprocessedSlabs(slabs, slice_edges(slices, spacing), np.arange(slices))
+
+
+@pytest.mark.parametrize(
+    ("shown", "rows", "centres"),
+    [
+        # copies share a slice's weight
+        ([0, 0, 1, 2, 2, 3], [[0.25, 0.25, 0.5, 0, 0, 0], [0, 0, 0, 0.25, 0.25, 0.5]], [2, 5]),
+        # what nobody shows falls to the others of the slab
+        ([0, 2, 3], [[1, 0, 0], [0, 0.5, 0.5]], [0, 2]),
+        # a slab of which nothing is left
+        ([0, 1], [[0.5, 0.5], [0, 0]], [1, 1]),
+    ],
+)
+def test_weights_of_slices_that_show_stored_ones(shown: list[int], rows: Any, centres: list[int]) -> None:
+    case = PreprocessedSlabs(slice_edges(2, 2.0), slice_edges(4, 1.0), np.array(shown))
+    np.testing.assert_allclose(case.matrix, rows)
+    assert case.centres.tolist() == centres
+
+
+def test_a_slab_of_which_only_a_slice_of_another_slab_is_left_is_left_out() -> None:
+    # the second slab's own slice [1, 2) is shown by none; half of [2, 3), which the third slab annotates, is in it
+    case = PreprocessedSlabs(np.array([[0.0, 1.0], [1.0, 2.4], [2.4, 4.0]]), slice_edges(4, 1.0), np.array([0, 2, 3]))
+    np.testing.assert_allclose(case.matrix, [[1, 0, 0], [0, 0, 0], [0, 0.375, 0.625]])
 
 
 @pytest.mark.parametrize(
@@ -168,7 +206,7 @@ def test_slabs_per_patch(thickness: list[float], slices: int, expected: int) -> 
 
 def test_a_patch_without_a_whole_slab_is_refused() -> None:
     held = {"a": of(slice_edges(4, 4.0), 16), "b": of(slice_edges(2, 8.0), 16)}
-    with pytest.raises(InputError, match=r"a patch of 7 slices, 7 mm, and slabs of 8 mm or more in case b;"):
+    with pytest.raises(InputError, match=r"7 slices, 7 mm, and slabs of 8 mm or more in case b; .*: 8 slices or more"):
         slabs_per_patch(held, 7)
 
 

@@ -13,7 +13,7 @@ from nnunetv2_ext.geometry.slabs import (
     covered,
     flipped,
     majority,
-    preprocessed_edges,
+    preprocessed_slices,
     slab_matrix,
     slice_edges,
 )
@@ -164,10 +164,11 @@ def test_in_plane_operations_commute(geometry, seed):
 def test_preprocessing_keeps_extents(data, spacing, count, resampled):
     lower = data.draw(st.integers(0, count - 1))
     upper = data.draw(st.integers(lower + 1, count))
-    edges = preprocessed_edges(
+    edges, shown = preprocessed_slices(
         count, spacing, bounding_box=(lower, upper), stored_count=upper - lower, resampled_count=resampled
     )
     assert edges.shape == (resampled, 2)
+    np.testing.assert_array_equal(shown, np.arange(resampled))
     np.testing.assert_allclose([edges[0, 0], edges[-1, 1]], [lower * spacing, upper * spacing], atol=1e-9)
     np.testing.assert_array_equal(edges[1:, 0], edges[:-1, 1])
     np.testing.assert_allclose(np.diff(edges), (upper - lower) * spacing / resampled)
@@ -186,7 +187,7 @@ def test_edges_after_resampling_by_nnunet(target):
     old, new = (spacing, 1.0, 1.0), (target, 1.0, 1.0)
     shape = compute_new_shape(crop.shape[1:], old, new)
     resampled = resample_data_or_seg_to_shape(crop, shape, old, new, order=1, force_separate_z=False)[0]
-    edges = preprocessed_edges(
+    edges, _ = preprocessed_slices(
         count, spacing, bounding_box=(lower, upper), stored_count=upper - lower, resampled_count=len(resampled)
     )
     slabs = slice_edges(10, 3.7)
@@ -291,14 +292,14 @@ def test_touched_slices_alone_are_read():
         (lambda: majority(np.zeros((3, 3, 2)), np.eye(3), axis=2), "2 slices along axis 2; expected 3"),
         (lambda: majority(np.zeros((3, 1, 1)), np.diag([1, 0, 1])), "slab 1 outside all slices"),
         (
-            lambda: preprocessed_edges(9, 1.0, bounding_box=(2, 10), stored_count=8, resampled_count=8),
+            lambda: preprocessed_slices(9, 1.0, bounding_box=(2, 10), stored_count=8, resampled_count=8),
             r"9 slices to \[2, 10\)",
         ),
         (
-            lambda: preprocessed_edges(9, 1.0, bounding_box=(2, 8), stored_count=7, resampled_count=8),
+            lambda: preprocessed_slices(9, 1.0, bounding_box=(2, 8), stored_count=7, resampled_count=8),
             "that left 7",
         ),
-        (lambda: preprocessed_edges(9, 1.0, bounding_box=(2, 8), stored_count=6, resampled_count=0), "0 slices"),
+        (lambda: preprocessed_slices(9, 1.0, bounding_box=(2, 8), stored_count=6, resampled_count=0), "0 of these"),
     ],
 )
 def test_bad_input(call, message):

@@ -51,6 +51,8 @@ def hand_made_plans(architecture: dict[str, Any] = MNET, **changes: Any) -> dict
         "normalization_schemes": ["ZScoreNormalization"],
         "use_mask_for_norm": [False],
         "batch_dice": False,
+        "resampling_fn_data": "resample_data_or_seg_to_shape",
+        "resampling_fn_data_kwargs": {"is_seg": False, "order": 3, "order_z": 0, "force_separate_z": None},
         "architecture": architecture,
     } | changes
     return deepcopy(
