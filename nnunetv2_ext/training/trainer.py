@@ -22,6 +22,7 @@ from nnunetv2_ext.architectures.contract import Freezable, Network
 from nnunetv2_ext.block import NNUNET_CLIP, resolve_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.memory import memory_gb, weights_gb
+from nnunetv2_ext.training.augmentation import for_few_slices
 from nnunetv2_ext.training.checkpoints import CheckpointTrainer
 from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
 from nnunetv2_ext.training.workers import EndWithTraining
@@ -286,7 +287,8 @@ class ExtTrainer(CheckpointTrainer):
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
-        return ComposeTransforms([EndWithTraining(), nnUNetTrainer.get_training_transforms(*args, **kwargs)])
+        stock = for_few_slices(nnUNetTrainer.get_training_transforms(*args, **kwargs))
+        return ComposeTransforms([EndWithTraining(), stock])
 
     @staticmethod
     def get_validation_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
