@@ -15,7 +15,7 @@ ROOMS = [
     "data weights registry",
     "architectures losses geometry",
     "files memory block",
-    "text entry",
+    "schema text entry",
     "errors",
 ]
 
