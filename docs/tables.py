@@ -15,9 +15,10 @@ from typing import Any
 
 from nnunetv2_ext.architectures.backbones import BACKBONES
 from nnunetv2_ext.architectures.backbones.record import Backbone, Shape, size_rule, strides_argument
-from nnunetv2_ext.block import METHODS, OPTIMIZERS, PRESETS, SCHEDULERS, Setting, all_settings
+from nnunetv2_ext.block import PRESETS, all_settings
 from nnunetv2_ext.cli import COMMANDS
 from nnunetv2_ext.cli.options import meaning_and_default
+from nnunetv2_ext.schema import METHODS, OPTIMIZERS, SCHEDULERS, Setting
 from nnunetv2_ext.text import markdown_table
 
 FOLDER = Path(__file__).parent

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nnunetv2_ext.block import THICK_GRID
+from nnunetv2_ext.schema import THICK_GRID
 
 # ExperimentPlanner (nnunetv2 2.8): by number of axes, the elements per sample and the batch that fill 8 GB
 REFERENCE_GB = 8

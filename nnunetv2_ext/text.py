@@ -34,6 +34,14 @@ def one_line(error: BaseException, *, last: bool = False) -> str:
     return lines[-1 if last else 0][:300]
 
 
+def duration(seconds: float) -> str:
+    """A time in its largest unit that fits twice: `9 h`, `65 s`."""
+    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: bool = True) -> str:
     """A Markdown table.
 

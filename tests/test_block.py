@@ -7,9 +7,7 @@ import pytest
 
 from nnunetv2_ext.block import (
     NNUNET_BLOCK,
-    OPTIMIZERS,
     PRESETS,
-    SCHEDULERS,
     check_block,
     differences,
     flags_from,
@@ -21,6 +19,7 @@ from nnunetv2_ext.block import (
 )
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.memory import passes
+from nnunetv2_ext.schema import OPTIMIZERS, SCHEDULERS
 
 # what only the whole block tells
 NO_LOSS = r"training.loss = \{'dice': 0, 'ce': 0\}; expected a weight above 0"
@@ -126,7 +125,9 @@ def test_keys_of_a_method_belong_to_it() -> None:
     block = {"thin_thick": {"beta": 1.0}}
     assert resolve_block(block, THIN_THICK)["thin_thick"] == {**THIN_THICK["thin_thick"], "beta": 1.0}
     assert "thin_thick" not in resolve_block(None)
-    with pytest.raises(InputError, match=r"unknown key 'training\.thin_thick'"):
+    with pytest.raises(
+        InputError, match=r"'training\.thin_thick' of ThinThickTrainer; .* train with -tr ThinThickTrainer"
+    ):
         resolve_block(block)
     check_block(block)  # alone, it may be of any method
 

@@ -16,7 +16,7 @@ ROOMS = [
     "architectures losses geometry",
     "locks",
     "files memory block",
-    "text entry",
+    "schema text entry",
     "errors",
 ]
 

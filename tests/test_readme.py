@@ -17,16 +17,10 @@ from typing import Any
 
 import pytest
 
-from nnunetv2_ext.block import (
-    NNUNET_BLOCK,
-    OPTIMIZERS,
-    PRESETS,
-    SCHEDULERS,
-    method_defaults,
-    resolve_block,
-)
+from nnunetv2_ext.block import NNUNET_BLOCK, PRESETS, method_defaults, resolve_block
 from nnunetv2_ext.cli import COMMANDS, main
 from nnunetv2_ext.registry import KINDS
+from nnunetv2_ext.schema import OPTIMIZERS, SCHEDULERS
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nnunetv2_ext.block import METHODS, PRESETS, Setting, all_settings, check_block, merge_blocks, planned_block
+from nnunetv2_ext.block import PRESETS, all_settings, check_block, merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, write_json
+from nnunetv2_ext.schema import METHODS, Setting
 
 EXAMPLE = """examples:
   nnunetv2_ext schedule -d 42 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch-size 4

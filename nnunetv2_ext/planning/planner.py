@@ -20,6 +20,7 @@ from nnunetv2_ext.planning.options import Option, flag_of, options_of
 from nnunetv2_ext.planning.search import PatchSearch
 from nnunetv2_ext.planning.sharing import STOCK_PLANS, agree
 from nnunetv2_ext.registry import PLANNERS, find
+from nnunetv2_ext.text import listed
 
 
 class ExtPlanner(PatchSearch):
@@ -165,11 +166,18 @@ class ExtPlanner(PatchSearch):
 
     def plan_experiment(self) -> dict[str, Any]:
         shapes = np.array(self.dataset_fingerprint["shapes_after_crop"])
-        if shapes.shape[1] != 3 or np.median(shapes, axis=0).min() <= 1:
+        spacings = np.array(self.dataset_fingerprint["spacings"])
+        target = np.asarray(self.determine_fullres_target_spacing())
+        resampled = np.round(shapes * spacings / target)
+        empty = np.flatnonzero((resampled < 1).any(axis=1))
+        if len(empty):
+            first, finer = empty[0], np.minimum(target, (shapes * spacings).min(axis=0))
             raise InputError(
-                f"the data set {self.dataset_name} of 2D images (median shape {np.median(shapes, axis=0).tolist()})",
-                f"volumes for {type(self).__name__}",
-                "plan it with nnU-Net's own ExperimentPlanner",
+                f"{len(empty)} of {len(shapes)} images of which nothing is left at the target spacing of "
+                f"{listed(map(float, target))} mm, the first of {listed(shapes[first])} voxels of "
+                f"{listed(map(float, spacings[first]))} mm",
+                "at least one voxel along each axis",
+                f"plan with -overwrite_target_spacing {listed(map(float, finer), separator=' ')}, or leave them out",
             )
         return super().plan_experiment()
 
@@ -182,6 +190,7 @@ class ExtPlanner(PatchSearch):
         _cache: dict[str, Any],
     ) -> dict[str, Any]:
         if len(spacing) == 2:  # nnU-Net plans a 2d configuration in any case; `save_plans` drops it
+            self._in_plane = (list(median_shape), approximate_n_voxels_dataset)
             return {}
         channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
         sizes = (len(channels), len(self.dataset_json["labels"]))
@@ -231,6 +240,13 @@ class ExtPlanner(PatchSearch):
     def save_plans(self, plans: dict[str, Any]) -> None:
         configurations = plans["configurations"]
         del configurations["2d"]
+        if "3d_fullres" not in configurations:  # where the median image has one slice, nnU-Net plans in 2D alone
+            spacing = np.asarray(self.determine_fullres_target_spacing())[plans["transpose_forward"]]
+            median_shape, voxels = self._in_plane
+            planned = self.get_plans_for_configuration(
+                spacing, [1, *median_shape], self.generate_data_identifier("3d_fullres"), voxels, {}
+            )
+            configurations["3d_fullres"] = {**planned, "batch_dice": False}
         stock = self._configurations_on_disk(STOCK_PLANS)
         self._configurations_on_disk(self.plans_identifier)  # nnU-Net keeps the user's own configurations in them
         resolved = resolve_block(self.training, self.published_block())

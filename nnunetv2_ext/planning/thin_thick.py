@@ -11,7 +11,7 @@ import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
 from nnunetv2_ext.architectures.measure import thick_slices
-from nnunetv2_ext.block import THICK_GRID, THIN_GRID, method_defaults
+from nnunetv2_ext.block import method_defaults
 from nnunetv2_ext.data.sidecar import read_sidecar, refuse_thin_annotations, write_sidecar
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder
@@ -27,6 +27,7 @@ from nnunetv2_ext.memory import passes
 from nnunetv2_ext.planning.options import Option, options_of
 from nnunetv2_ext.planning.planner import ExtPlanner, with_options
 from nnunetv2_ext.registry import PLANNERS, find, find_network
+from nnunetv2_ext.schema import THICK_GRID, THIN_GRID
 from nnunetv2_ext.text import listed
 
 

@@ -15,8 +15,9 @@ from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
-from nnunetv2_ext.block import NNUNET_CLIP
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.schema import NNUNET_CLIP
+from nnunetv2_ext.text import listed
 
 
 @dataclass
@@ -39,7 +40,10 @@ def term_key(term: str) -> str:
 
 
 class StepTrainer(nnUNetTrainer):
-    """nnU-Net's trainer with our steps."""
+    """nnU-Net's trainer with our steps, which stop where nothing is learned any more."""
+
+    diverged: str | None = None
+    """What came with the first loss that is no number: the batch's images, where these were at fault."""
 
     def objective(self, batch: Mapping[str, Any]) -> Objective:
         """The network's outputs for a batch and their loss; in training and, with `logits` and `target`, in validation.
@@ -78,7 +82,11 @@ class StepTrainer(nnUNetTrainer):
             objective.loss.backward()
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), NNUNET_CLIP)
             self.optimizer.step()
-        return self._logged(objective)
+        logged = self._logged(objective)
+        if self.diverged is None and not np.isfinite(logged["loss"]):
+            whole = bool(torch.isfinite(batch["data"]).all())
+            self.diverged = "" if whole else listed(sorted(set(batch["keys"])))
+        return logged
 
     def validation_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         with self._autocast():
@@ -97,6 +105,7 @@ class StepTrainer(nnUNetTrainer):
 
     def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
         super().on_train_epoch_end(train_outputs)
+        self._refuse_divergence(train_outputs)
         for term in dict.fromkeys(key for output in train_outputs for key in output if key != "loss"):
             value = float(np.mean([output[term] for output in train_outputs if term in output]))
             if self.is_ddp:
@@ -107,6 +116,32 @@ class StepTrainer(nnUNetTrainer):
             self.logger.local_logger.my_fantastic_logging.setdefault(key, [])
             self.logger.log(key, value, self.current_epoch)
             self.print_to_log_file(f"{key[:-2]} {value:.4f}")
+
+    def _refuse_divergence(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Stop before weights without a value go into a checkpoint.
+
+        Raises:
+            InputError: no loss of the epoch, or a weight, that is finite.
+        """
+        lost = not any(np.isfinite(output["loss"]) for output in train_outputs)
+        without = [name for name, tensor in self.network.named_parameters() if not torch.isfinite(tensor).all()]
+        if not lost and not without:
+            return
+        what = "no finite loss" if lost else f"NaN or infinite weights ({listed(without, shown=1)})"
+        if self.diverged:
+            raise InputError(
+                f"{what} in epoch {self.current_epoch}, first of a batch with NaN or infinite voxels ({self.diverged})",
+                "finite images",
+                "mend these and preprocess again; the checkpoints of the epochs before stay as they are",
+            )
+        rate, plans = self.optimizer.param_groups[0]["lr"], self.plans_manager
+        named = f"-d {plans.dataset_name} -p {plans.plans_name} -c {self.configuration_name}"
+        raise InputError(
+            f"{what} in epoch {self.current_epoch} at the learning rate {rate:.3g}",
+            "a training that converges",
+            f"run nnunetv2_ext schedule {named} --lr {self.initial_lr / 10:.3g}, then train anew without --c; the "
+            "checkpoints of the epochs before stay as they are",
+        )
 
     @staticmethod
     def _logged(objective: Objective) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from torch import Tensor
 
 from nnunetv2_ext.architectures import BackboneNetwork
 from nnunetv2_ext.architectures.measure import thick_slices
-from nnunetv2_ext.block import THICK_GRID, THIN_GRID
 from nnunetv2_ext.data.preprocessed import find_sidecar, raw_folder, read_slabs
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.slabs import THIN_TRUTH, summarize_slabs, summarize_thin
@@ -27,6 +26,7 @@ from nnunetv2_ext.geometry.patches import slabs_per_patch
 from nnunetv2_ext.losses.thin_thick import TERMS, ThinThickLoss, mark_ignored, slab_features, slab_logits, take
 from nnunetv2_ext.memory import passes
 from nnunetv2_ext.registry import ARCHITECTURES
+from nnunetv2_ext.schema import THICK_GRID, THIN_GRID
 from nnunetv2_ext.training.backbones import TrainerOfBackbones
 from nnunetv2_ext.training.slab_batch import FeatureTap, SlabBatch, as_list, filled_up, merged, regrouped, resized
 from nnunetv2_ext.training.slices import NUMBERED, HandOutSliceNumbers, TakeSliceNumbers

@@ -1,7 +1,6 @@
 """The base of our trainers: nnU-Net's trainer with the plans' training block, safe checkpoints and any network."""
 
 import errno
-import json
 import os
 from pathlib import Path
 from pydoc import locate
@@ -17,12 +16,33 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_ext.architectures.contract import Freezable, Network
-from nnunetv2_ext.block import NNUNET_CLIP, resolve_block
+from nnunetv2_ext.block import resolve_block
+from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_split, read_splits
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import nnunet_folder
 from nnunetv2_ext.memory import memory_gb, weights_gb
+from nnunetv2_ext.schema import NNUNET_CLIP
+from nnunetv2_ext.text import duration, one_line
+from nnunetv2_ext.training.augmentation import for_few_slices
 from nnunetv2_ext.training.checkpoints import CheckpointTrainer
+from nnunetv2_ext.training.checks import (
+    check_cases,
+    check_configuration,
+    check_device,
+    check_network_exists,
+    check_processes,
+    check_shared_memory,
+)
 from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
+from nnunetv2_ext.training.seeds import EPOCHS, TRAINING, VALIDATION, WEIGHTS, seed_all, with_seed
 from nnunetv2_ext.training.workers import EndWithTraining
+
+RESTORE_SPLITS = f"restore {SPLITS}, or remove it to split anew"
+NO_FOLDER = {
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "the read-only folder"),
+    **dict.fromkeys((errno.EEXIST, errno.ENOTDIR), "a file in the place of the folder"),
+}
+"""What an error of the system says about a folder that is to be made."""
 
 
 class CheckedPlans(NamedTuple):
@@ -51,15 +71,20 @@ class ExtTrainer(CheckpointTrainer):
         dataset_json: dict[str, Any],
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
+        check_device(device)
+        check_processes()
         self.resuming = bool(plans.get("continue_training", False))
         self.block, outputs = self.check_plans(plans, configuration)
+        if fold != "all":
+            file = nnunet_folder("nnUNet_preprocessed") / plans["dataset_name"] / SPLITS
+            check_number(int(fold), len(read_splits(file, RESTORE_SPLITS)) if file.is_file() else NNUNET_FOLDS)
         try:
             super().__init__(plans, configuration, fold, dataset_json, device)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno not in NO_FOLDER:
                 raise
             raise InputError(
-                f"the read-only folder {error.filename}", "a results folder to write to", "correct nnUNet_results"
+                f"{NO_FOLDER[error.errno]} {error.filename}", "a results folder to write to", "correct nnUNet_results"
             ) from error
         optimizer = self.block["optimizer"]
         self.initial_lr, self.weight_decay = optimizer["lr"], optimizer["weight_decay"]
@@ -72,6 +97,7 @@ class ExtTrainer(CheckpointTrainer):
         # nnU-Net's deep supervision gives the last output no weight, even if it is the only one
         self.enable_deep_supervision = outputs > 1
         self.save_every = 1
+        self.epochs_run = 0
         if not os.access(self.output_folder, os.W_OK):
             raise InputError(f"the read-only folder {self.output_folder}", "one to write to", "change its permissions")
 
@@ -83,10 +109,20 @@ class ExtTrainer(CheckpointTrainer):
             InputError: unknown or 2D configuration, a patch the network cannot take, a bad `training` block, a
                 backbone to freeze where there is none, no results folder.
         """
-        known = plans.get("configurations", {})
+        known = plans.get("configurations")
+        if not isinstance(known, dict):
+            raise InputError("plans without configurations", "whole plans", "plan again")
         if configuration not in known:
             raise InputError(f"the configuration '{configuration}'", f"one of {', '.join(known)}", "correct it or plan")
-        manager = PlansManager(plans).get_configuration(configuration)
+        try:
+            manager = PlansManager(plans).get_configuration(configuration)
+        except Exception as error:  # nnU-Net fails in many ways at damaged plans
+            raise InputError(
+                f"an incomplete or damaged configuration '{configuration}' ({one_line(error)})",
+                "one that nnU-Net reads",
+                "plan again",
+            ) from error
+        check_configuration(configuration, manager.configuration)
         if len(manager.patch_size) != 3:
             raise InputError(
                 f"the 2D configuration '{configuration}'",
@@ -154,6 +190,7 @@ class ExtTrainer(CheckpointTrainer):
     ) -> Network:
         """The network of the plans, or `network_class` in its place."""
         if not cls.is_planned(configuration):
+            check_network_exists(configuration.network_arch_class_name)
             return cls.network_class(
                 input_channels, num_classes, deep_supervision=deep_supervision, **cls.network_kwargs(configuration)
             )
@@ -188,6 +225,10 @@ class ExtTrainer(CheckpointTrainer):
                 f"the folder of configuration {self.configuration_name}",
                 "run nnunetv2_ext plan_and_preprocess or nnUNetv2_preprocess",
             )
+        seed = self.block["seed"]
+        if seed is not None:
+            self.print_to_log_file(f"All random numbers follow from training.seed = {seed}")
+            seed_all(seed, WEIGHTS)
         super().initialize()
         self._log_memory()
 
@@ -275,20 +316,55 @@ class ExtTrainer(CheckpointTrainer):
 
     @staticmethod
     def get_training_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
-        return ComposeTransforms([EndWithTraining(), nnUNetTrainer.get_training_transforms(*args, **kwargs)])
+        stock = for_few_slices(nnUNetTrainer.get_training_transforms(*args, **kwargs))
+        return ComposeTransforms([EndWithTraining(), stock])
 
     @staticmethod
     def get_validation_transforms(*args: Any, **kwargs: Any) -> BasicTransform:
         return ComposeTransforms([EndWithTraining(), nnUNetTrainer.get_validation_transforms(*args, **kwargs)])
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        try:
-            return super().do_split()
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            path = Path(self.preprocessed_dataset_folder_base) / "splits_final.json"
-            raise InputError(
-                f"the damaged file {path} ({error})", "valid JSON", "restore it, or remove it to split anew"
-            ) from error
+        if self.fold != "all":
+            cases = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+            file = Path(self.preprocessed_dataset_folder_base) / SPLITS
+            if file.is_file():
+                splits = read_splits(file, RESTORE_SPLITS)
+                check_split(splits, self.fold, cases, preprocess=self._preprocess(), restore=RESTORE_SPLITS)
+            elif len(cases) < NNUNET_FOLDS:
+                raise InputError(
+                    f"{len(cases)} cases",
+                    f"{NNUNET_FOLDS} or more for nnU-Net's folds",
+                    f"train fold all or write {file}",
+                )
+        return super().do_split()
+
+    def _preprocess(self) -> str:
+        plans = self.plans_manager
+        number = int(plans.dataset_name.removeprefix("Dataset")[:3])
+        return f"run nnUNetv2_preprocess -d {number} -plans_name {plans.plans_name} -c {self.configuration_name}"
+
+    def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
+        training, validation = super().get_tr_and_val_datasets()
+        for dataset in (training, validation):
+            check_cases(dataset, self._preprocess())
+        return training, validation
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        voxels = np.prod(self.configuration_manager.patch_size, dtype=float)
+        # targets of all outputs have less than twice the voxels of the largest, of two bytes each
+        check_shared_memory(self.batch_size * voxels * 4 * (self.num_input_channels + 1))
+        training, validation = super().get_dataloaders()
+        seed = self.block["seed"]
+        if seed is not None:
+            epoch, rank = self.current_epoch, self.local_rank
+            training = with_seed(training, (seed, TRAINING, rank), epoch * self.num_iterations_per_epoch)
+            validation = with_seed(validation, (seed, VALIDATION, rank), epoch * self.num_val_iterations_per_epoch)
+        return training, validation
+
+    def on_epoch_start(self) -> None:
+        if self.block["seed"] is not None:
+            seed_all(self.block["seed"], EPOCHS, self.local_rank, self.current_epoch)
+        super().on_epoch_start()
 
     def on_epoch_end(self) -> None:
         epoch = self.current_epoch
@@ -297,3 +373,11 @@ class ExtTrainer(CheckpointTrainer):
         except OSError as error:  # the progress picture, on a full disk
             self.print_to_log_file(f"WARNING: {error}; training goes on")
             self.current_epoch = epoch + 1
+        self.epochs_run += 1
+        left = self.num_epochs - self.current_epoch
+        if self.epochs_run == 2 and left > 0:  # the first one warms up
+            ended, started = (
+                self.logger.get_value(f"epoch_{moment}_timestamps", step=-1) for moment in ("end", "start")
+            )
+            seconds = ended - started
+            self.print_to_log_file(f"about {duration(left * seconds)} left ({left} epochs of {duration(seconds)})")

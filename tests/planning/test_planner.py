@@ -131,11 +131,32 @@ def test_a_tiny_memory_target_is_refused(described: Describe, target: float) -> 
         plan(gpu_memory_target=target)
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 64), (64, 1, 64)], ids=str)
-def test_2d_data_are_refused(described: Describe, shape: tuple[int, ...]) -> None:
-    described(shape=shape, spacing=(999.0, 1.0, 1.0))
-    with pytest.raises(InputError, match=r"Dataset901_Boxes of 2D images .* expected volumes for MNetPlanner"):
+@pytest.mark.parametrize("spacing", [(10.0, 1.0, 1.0), (999.0, 1.0, 1.0)], ids=["slices", "2D images"])
+def test_single_slices_are_planned_in_3d(described: Describe, spacing: tuple[float, ...]) -> None:
+    data = described(shape=(1, 64, 48), spacing=spacing)
+    plan()
+    configuration = data.configuration()
+    assert set(data.plans()["configurations"]) == {"3d_fullres"}
+    assert configuration["patch_size"] == [1, 64, 48]
+    assert configuration["spacing"] == list(spacing)
+    assert configuration["median_image_size_in_voxels"] == [1, 64, 48]
+    assert configuration["batch_dice"] is False
+
+
+def test_the_slice_axis_of_single_slices_is_brought_to_the_front(described: Describe) -> None:
+    data = described(shape=(64, 48, 1), spacing=(1.0, 1.0, 5.0))
+    plan()
+    assert data.plans()["transpose_forward"] == [2, 0, 1]
+    assert data.configuration()["patch_size"] == [1, 64, 48]
+    assert data.configuration()["spacing"] == [5.0, 1.0, 1.0]
+
+
+def test_images_of_which_the_target_spacing_leaves_nothing_are_refused(described: Describe) -> None:
+    described(shape=(1, 64, 64), spacings=[(10.0, 1.0, 1.0)] * 4 + [(2.0, 1.0, 1.0)])
+    message = r"1 of 5 images of which nothing is left at the target spacing of 5.2, 1, 1 mm, the first of 1, 64, 64"
+    with pytest.raises(InputError, match=rf"{message} voxels .* plan with -overwrite_target_spacing 2 1 1, or"):
         plan()
+    plan(target_spacing=[2.0, 1.0, 1.0])
 
 
 @pytest.mark.parametrize(

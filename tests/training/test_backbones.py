@@ -165,7 +165,12 @@ def test_inference_takes_the_trained_weights(
         (BackboneTrainer, UNET, {"patch_size": [8, 30, 32]}, r"a patch of \(8, 30, 32\) for PlainConvUNet; .*\[8, 32"),
         (PaRTrainer, UNET, {"patch_size": [8, 30, 32]}, r"a patch of \(8, 30, 32\) for PlainConvUNet; .*\[8, 32"),
         (PaRTrainer, wrapped(PAR, "MNet", variant="code"), {}, "variant='code'; expected one of paper"),
-        (PaRTrainer, wrapped(BACKBONE, "MNet") | {"network_class_name": "gone.Network"}, {}, "the backbone 'gone.Net"),
+        (
+            PaRTrainer,
+            wrapped(BACKBONE, "MNet") | {"network_class_name": "gone.Network"},
+            {},
+            "the network gone.Network, which does not exist",
+        ),
         (BackboneTrainer, UNET, {"training": {"freeze_backbone": True}}, "BackboneNetwork, which has no backbone"),
         (
             PaRTrainer,

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from nnunetv2_ext.block import OPTIMIZERS, SCHEDULERS, named_defaults, resolve_block
+from nnunetv2_ext.block import named_defaults, resolve_block
+from nnunetv2_ext.schema import OPTIMIZERS, SCHEDULERS
 from nnunetv2_ext.training.scheduler import (
     BUILDERS,
     PlateauScheduler,

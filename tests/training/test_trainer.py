@@ -254,7 +254,9 @@ def test_transforms_start_with_the_watch_of_the_workers(build: Build) -> None:
 def test_damaged_splits(build: Build, content: bytes) -> None:
     trainer = build.initialized()
     (build.preprocessed / "splits_final.json").write_bytes(content)
-    with pytest.raises(InputError, match=r"the damaged file .*splits_final\.json .*; expected valid JSON; restore it"):
+    with pytest.raises(
+        InputError, match=r"a damaged file .*splits_final\.json .*; expected valid JSON; restore splits_final"
+    ):
         trainer.do_split()
 
 

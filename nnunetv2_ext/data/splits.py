@@ -1,0 +1,77 @@
+"""The folds of a data set: splits_final.json, or nnU-Net's five where there is none."""
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import read_json
+from nnunetv2_ext.text import counted
+
+SPLITS, NNUNET_FOLDS = "splits_final.json", 5
+
+
+def read_splits(file: Path, remedy: str) -> list[dict[str, list[str]]]:
+    """All folds of a file.
+
+    Raises:
+        InputError: a damaged file, or one of another content.
+    """
+    splits: list[dict[str, list[str]]] = read_json(file, remedy, kind=list)
+    if not splits or not all(map(_is_split, splits)):
+        raise InputError(f"{file}, which is no list of folds with train and val", "names of cases in each", remedy)
+    return splits
+
+
+def _is_split(split: Any) -> bool:
+    return isinstance(split, dict) and all(
+        isinstance(split.get(part), list) and all(isinstance(case, str) for case in split[part])
+        for part in ("train", "val")
+    )
+
+
+def check_number(fold: int, folds: int) -> None:
+    """Refuse a fold that is not there, for which nnU-Net would take a random split.
+
+    Raises:
+        InputError: no fold of that number.
+    """
+    if not 0 <= fold < folds:
+        raise InputError(
+            f"fold {fold} of {folds}, for which nnU-Net would take a random split that overlaps with the other folds",
+            f"one of 0 to {folds - 1}, or all",
+            "choose one of these",
+        )
+
+
+def check_split(
+    splits: list[dict[str, list[str]]], fold: int, cases: Collection[str], *, preprocess: str, restore: str
+) -> set[str]:
+    """Refuse a fold that cannot be trained.
+
+    Args:
+        splits: all folds.
+        cases: names of the preprocessed cases.
+        preprocess: what to do where some are lacking.
+        restore: what to do about a wrong file.
+
+    Returns:
+        The cases that are both trained and validated with, which nnU-Net only warns of.
+
+    Raises:
+        InputError: no such fold, unknown cases, or none to train or to validate with.
+    """
+    check_number(fold, len(splits))
+    train, validation = set(splits[fold]["train"]), set(splits[fold]["val"])
+    unknown = sorted((train | validation) - set(cases))
+    if unknown:
+        raise InputError(
+            f"a fold {fold} that names {counted(unknown, 'case')}, not preprocessed",
+            "preprocessed cases",
+            f"{preprocess}, or {restore}",
+        )
+    if not train or not validation:
+        raise InputError(
+            f"fold {fold} without cases to {'validate' if train else 'train'} with", "at least one", restore
+        )
+    return train & validation
