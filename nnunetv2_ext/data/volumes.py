@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,6 +136,35 @@ def write_volume(array: np.ndarray, grid: Grid, path: Path) -> None:
         read_volume(path)
     except (RuntimeError, InputError) as error:
         raise unwritable(path, error) from None
+
+
+def check_complete(path: Path, *, unpack: bool = False) -> None:
+    """Look whether a NIfTI file is long enough for the voxels that its header tells; ITK fills it up where it is not.
+
+    Other formats tell on reading that they are cut off, GIPL apart.
+
+    Args:
+        unpack: a compressed file, to its end; otherwise only where the length that gzip noted there does not fit.
+
+    Raises:
+        InputError: voxels are missing.
+    """
+    name = path.name.removesuffix(".gz")
+    if not name.endswith((".nii", ".hdr", ".img")):
+        return
+    try:
+        loaded: Any = nibabel.load(path)
+        voxels = math.prod(loaded.header.get_data_shape()) * loaded.header.get_data_dtype().itemsize
+        needed = loaded.header.get_data_offset() + voxels
+        file = Path(loaded.file_map["image"].filename)
+        if file.suffix == ".gz" and not unpack:
+            with file.open("rb") as stream:
+                stream.seek(-4, os.SEEK_END)
+                if int.from_bytes(stream.read(4), "little") == needed % 2**32:
+                    return
+        _check_length(file, needed)
+    except (OSError, EOFError, zlib.error, *NIBABEL_ERRORS) as error:
+        raise unreadable(path, error) from None
 
 
 def _check_complete(path: Path, image: sitk.Image) -> None:
