@@ -44,16 +44,13 @@ def settings(plans: Mapping[str, Any], configuration: Mapping[str, Any]) -> dict
     Args:
         configuration: with what it inherits.
     """
-    statistics = plans.get("foreground_intensity_properties_per_channel") or {}
+    statistics = plans.get("foreground_intensity_properties_per_channel")
     schemes = configuration.get("normalization_schemes") or ()
+    read = [str(channel) for channel, scheme in enumerate(schemes) if scheme not in _OF_ONE_IMAGE]
     return {
         **{key: configuration.get(key) for key in _PREPROCESSING_KEYS},
         **{key: plans.get(key) for key in _PLANS_KEYS},
-        "intensities": {
-            str(channel): statistics.get(str(channel))
-            for channel, scheme in enumerate(schemes)
-            if scheme not in _OF_ONE_IMAGE
-        },
+        "intensities": None if statistics is None else {channel: statistics.get(channel) for channel in read},
     }
 
 

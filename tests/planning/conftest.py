@@ -32,19 +32,23 @@ class Described:
     ) -> "Described":
         for folder in (self.raw / "imagesTr", self.raw / "labelsTr", self.preprocessed):
             folder.mkdir(parents=True, exist_ok=True)
-        image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.eye(4))
+        image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.float32), np.diag([10.0, 10, 20, 1]))
         nibabel.save(image, self.raw / "imagesTr" / "case_0000.nii.gz")
-        nibabel.save(image, self.raw / "labelsTr" / "case.nii.gz")
+        label = np.zeros((4, 4, 4), np.uint8)
+        label[1, 1, :2] = 1, 2
+        nibabel.save(nibabel.Nifti1Image(label, image.affine), self.raw / "labelsTr" / "case.nii.gz")
+        files = {"images": ["imagesTr/case_0000.nii.gz"], "label": "labelsTr/case.nii.gz"}
         description = {
             "channel_names": {"0": "CT"},
             "labels": {"background": 0, "organ": 1, "lesion": 2},
             "numTraining": cases,
             "file_ending": ".nii.gz",
             # told here, nnU-Net need not look for them with a pool of twelve processes
-            "dataset": {"case": {"images": ["imagesTr/case_0000.nii.gz"], "label": "labelsTr/case.nii.gz"}},
+            "dataset": {"case": files, **{f"case_{number}": files for number in range(1, cases)}},
         }
         (self.raw / "dataset.json").write_text(json.dumps(description))
-        spacings = [spacing] * 3 if spacings is None else spacings
+        given = [spacing] if spacings is None else spacings
+        spacings = [given[number % len(given)] for number in range(cases)]
         statistics = dict.fromkeys(("max", "mean", "median", "min", "percentile_00_5", "percentile_99_5", "std"), 0.5)
         fingerprint = {
             "spacings": [list(one) for one in spacings],
