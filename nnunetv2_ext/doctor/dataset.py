@@ -90,7 +90,8 @@ def _flag(name: str, value: Any) -> str:
 
 def preprocess(subject: Subject) -> str:
     """The command that preprocesses for one configuration of plans that exist."""
-    return f"run nnUNetv2_preprocess -d {subject.dataset} -plans_name {subject.plans} -c {subject.configuration}"
+    number = int(str(subject.found["name"])[7:10])  # the command takes no name
+    return f"run nnUNetv2_preprocess -d {number} -plans_name {subject.plans} -c {subject.configuration}"
 
 
 def check_dataset(subject: Subject) -> Iterator[Check]:

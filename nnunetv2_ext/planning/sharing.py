@@ -172,15 +172,16 @@ def faults_of_data(
         made_before: files that must be older than data of which no record tells how they were made.
     """
     configuration = manager.get_configuration(name)
+    made = read_record(preprocessed).get(configuration.data_identifier)
     try:
         cases = cases_in(preprocessed / configuration.data_identifier)
         if sources and (told := other_cases(sources, cases)):
-            yield Fault("files", told)
+            lost = made is not None and made.sources.keys() == sources.keys()
+            yield Fault("files" if lost else "raw", told)
         stored = _open_all(cases)
     except InputError as error:
         yield Fault("files", error.args[0])
         return
-    made = read_record(preprocessed).get(configuration.data_identifier)
     if made is not None and not made.speaks_of(preprocessed):
         made = None
     planned = settings(manager.plans, configuration.configuration)

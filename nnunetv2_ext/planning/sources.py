@@ -136,11 +136,10 @@ def other_cases(raw: Iterable[str], made: Iterable[str]) -> str:
 
 
 def changed_sources(sources: Sources, made: Made) -> str:
-    """In words, how the raw data differ from those that something was made from; empty where they do not."""
-    if told := other_cases(sources, made.sources):
-        return told
-    changed = [case for case, paths in sources.items() if not _all_unchanged(paths, made.sources[case])]
-    return f"images or labels of {counted(sorted(changed), 'case')} have changed since it was made" if changed else ""
+    """In words, which cases have other raw files than those that something was made from; empty where none has."""
+    common = sources.keys() & made.sources.keys()
+    changed = sorted(case for case in common if not _all_unchanged(sources[case], made.sources[case]))
+    return f"images or labels of {counted(changed, 'case')} have changed since it was made" if changed else ""
 
 
 def _all_unchanged(paths: tuple[Path, ...], recorded: list[FileState]) -> bool:
@@ -202,7 +201,7 @@ def stale_fingerprint(
     now = fingerprint_settings(dataset_json, extractor or made.settings.get("extractor"))
     if made.settings != now:
         return f"it was made with {_in_words(made.settings)}, not with {_in_words(now)}"
-    return changed_sources(sources, made)
+    return other_cases(sources, made.sources) or changed_sources(sources, made)
 
 
 def fingerprint_settings(dataset_json: Mapping[str, Any], extractor: str | None) -> dict[str, Any]:

@@ -7,103 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import blosc2
 import nibabel
 import numpy as np
 import pytest
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_ext import DISCOVERY_FOLDER
-from nnunetv2_ext.cli import main
-from nnunetv2_ext.planning.api import plan_and_preprocess
 from nnunetv2_ext.planning.sources import FINGERPRINT, RECORD, find_sources
-
-NAME, CASES = "Dataset902_Blocks", ["c0", "c1", "c2"]
-PARTS = ("nnUNet_raw", "nnUNet_preprocessed")
-DESCRIPTION: dict[str, Any] = {
-    "channel_names": {"0": "MR"},
-    "labels": {"background": 0, "a": 1, "b": 2},
-    "numTraining": len(CASES),
-    "file_ending": ".nii.gz",
-}
-DOCTOR = ["doctor", "-d", "902", "-tr", "MNetTrainer", "-p", "MNetPlans", "-f", "all", "-device", "cpu"]
-
-
-class Blocks:
-    """A data set of noise with a block of two labels in it, and what was made of it."""
-
-    def __init__(self, root: Path):
-        self.raw, self.preprocessed = (root / part / NAME for part in PARTS)
-        self.data = self.preprocessed / "nnUNetPlans_3d_fullres"
-
-    def image(self, case: str) -> Path:
-        return self.raw / "imagesTr" / f"{case}_0000.nii.gz"
-
-    def label(self, case: str) -> Path:
-        return self.raw / "labelsTr" / f"{case}.nii.gz"
-
-    def put(self, case: str, seed: int, width: int = 6) -> None:
-        labels = np.zeros((16, 16, 8), np.uint8)
-        labels[4 : 4 + width, 4:12, 2:6] = 1
-        labels[6:8, 6:8, 3:5] = 2
-        image = np.random.default_rng(seed).normal(0, 10, labels.shape) + 100.0 * labels + 200
-        for path, voxels in ((self.image(case), image.astype(np.float32)), (self.label(case), labels)):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            nibabel.save(nibabel.Nifti1Image(voxels, np.diag([1.0, 1, 4, 1])), path)
-
-    def describe(self, **changes: Any) -> None:
-        (self.raw / "dataset.json").write_text(json.dumps({**DESCRIPTION, **changes}))
-
-    def plan(self, **options: Any) -> None:
-        plan_and_preprocess(902, planner="MNetPlanner", configurations=["3d_fullres"], progress=False, **options)
-
-    def assert_as_raw(self, sources: dict[str, tuple[Path, Path]], ending: str = ".nii.gz") -> None:
-        """Voxels, references and description are those of the raw data; no other case is left."""
-        plans = json.loads((self.preprocessed / "MNetPlans.json").read_text())
-        data = self.preprocessed / plans["configurations"]["3d_fullres"]["data_identifier"]
-        assert {path.stem for path in data.glob("*.pkl")} == sources.keys()
-        references = self.preprocessed / "gt_segmentations"
-        assert {path.name for path in references.iterdir()} == {f"{case}{ending}" for case in sources}
-        schemes = plans["configurations"]["3d_fullres"]["normalization_schemes"]
-        for case, (image, label) in sources.items():
-            voxels = np.asarray(nibabel.load(image).dataobj).T
-            assert schemes != ["ZScoreNormalization"] or np.allclose(
-                blosc2.open(str(data / f"{case}.b2nd"))[0], (voxels - voxels.mean()) / voxels.std(), atol=1e-4
-            )
-            labels = np.asarray(nibabel.load(label).dataobj).T
-            assert np.array_equal(blosc2.open(str(data / f"{case}_seg.b2nd"))[0], labels)
-            assert (references / f"{case}{ending}").read_bytes() == label.read_bytes()
-        assert (self.preprocessed / "dataset.json").read_text() == (self.raw / "dataset.json").read_text()
-
-    def standard(self, *cases: str) -> dict[str, tuple[Path, Path]]:
-        return {case: (self.image(case), self.label(case)) for case in cases or CASES}
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The data set, planned and preprocessed once."""
-    from tests.warm import light_nnunet
-
-    root = tmp_path_factory.mktemp("made")
-    with pytest.MonkeyPatch.context() as patch, light_nnunet():
-        for part in (*PARTS, "nnUNet_results"):
-            (root / part).mkdir()
-            patch.setenv(part, str(root / part))
-        blocks = Blocks(root)
-        for seed, case in enumerate(CASES):
-            blocks.put(case, seed)
-        blocks.describe()
-        blocks.plan()
-    return root
-
-
-@pytest.fixture
-def blocks(made: Path, nnunet_folders: Path, light: None, monkeypatch: pytest.MonkeyPatch) -> Blocks:
-    """A copy of it, with its times of content."""
-    monkeypatch.setenv("nnUNet_extTrainer", str(DISCOVERY_FOLDER))
-    for part in PARTS:
-        shutil.copytree(made / part, nnunet_folders / part, dirs_exist_ok=True)
-    return Blocks(nnunet_folders)
+from tests.planning.conftest import CASES, Blocks, faults
 
 
 def correct_with_old_time(blocks: Blocks) -> None:
@@ -195,42 +105,43 @@ def age_reference(blocks: Blocks) -> None:
 
 
 KEPT, NEW = False, True
-# the change, whether the fingerprint and the data are new then, the cases, the exit status of doctor before
-CHANGES: dict[str, tuple[Callable[[Blocks], None], bool, bool, list[str], int]] = {
-    "nothing": (lambda blocks: None, KEPT, KEPT, CASES, 0),
-    "times alone": (touch, KEPT, KEPT, CASES, 0),
-    "corrected, with an old time": (correct_with_old_time, NEW, NEW, CASES, 1),
-    "same size and time": (change_under_the_same_size_and_time, NEW, NEW, CASES, 1),
-    "two cases swapped": (swap, NEW, NEW, CASES, 1),
-    "a case renamed": (rename, NEW, NEW, ["c0", "c1", "d"], 1),
-    "a case removed": (remove, NEW, NEW, ["c0", "c1"], 1),
-    "a case added": (add, NEW, NEW, [*CASES, "d"], 1),
-    "a link to another file": (retarget, NEW, NEW, CASES, 1),
-    "a class ignored": (relabel(labels={"background": 0, "a": 1, "ignore": 2}), KEPT, NEW, CASES, 1),
-    "a class added": (relabel(labels={"background": 0, "a": 1, "b": 2, "c": 3}), KEPT, NEW, CASES, 1),
+# the change, whether the fingerprint and the data are new then, the cases, what fails in doctor before
+CHANGES: dict[str, tuple[Callable[[Blocks], None], bool, bool, list[str], str]] = {
+    "nothing": (lambda blocks: None, KEPT, KEPT, CASES, ""),
+    "times alone": (touch, KEPT, KEPT, CASES, ""),
+    "corrected, with an old time": (correct_with_old_time, NEW, NEW, CASES, "preprocessed data"),
+    "same size and time": (change_under_the_same_size_and_time, NEW, NEW, CASES, "preprocessed data"),
+    "two cases swapped": (swap, NEW, NEW, CASES, "preprocessed data"),
+    "a case renamed": (rename, NEW, NEW, ["c0", "c1", "d"], "preprocessed data"),
+    "a case removed": (remove, NEW, NEW, ["c0", "c1"], "preprocessed data"),
+    "a case added": (add, NEW, NEW, [*CASES, "d"], "preprocessed data"),
+    "a link to another file": (retarget, NEW, NEW, CASES, "preprocessed data"),
+    "a class ignored": (relabel(labels={"background": 0, "a": 1, "ignore": 2}), KEPT, NEW, CASES, "dataset.json"),
+    "a class added": (relabel(labels={"background": 0, "a": 1, "b": 2, "c": 3}), KEPT, NEW, CASES, "dataset.json"),
     "regions": (
-        relabel(labels={"background": 0, "all": [1, 2], "b": 2}, regions_class_order=[1, 2]), KEPT, NEW, CASES, 1
+        relabel(labels={"background": 0, "all": [1, 2], "b": 2}, regions_class_order=[1, 2]),
+        KEPT, NEW, CASES, "dataset.json",
     ),
-    "names of classes swapped": (relabel(labels={"background": 0, "b": 1, "a": 2}), KEPT, KEPT, CASES, 1),
-    "another normalisation": (relabel(channel_names={"0": "CT"}), KEPT, NEW, CASES, 1),
-    "another name": (relabel(channel_names={"0": "T2"}, description="x"), KEPT, KEPT, CASES, 1),
-    "another description": (relabel(description="x"), KEPT, KEPT, CASES, 0),
-    "another reader": (relabel(overwrite_image_reader_writer="NibabelIO"), NEW, NEW, CASES, 1),
-    "half preprocessed": (interrupt, KEPT, NEW, CASES, 1),
-    "a truncated image": (truncate("c1.b2nd"), KEPT, NEW, CASES, 1),
-    "truncated labels": (truncate("c1_seg.b2nd"), KEPT, NEW, CASES, 1),
-    "truncated properties": (truncate("c1.pkl"), KEPT, NEW, CASES, 1),
-    "another reference": (age_reference, KEPT, KEPT, CASES, 1),
-    "no record": (forget, NEW, NEW, CASES, 0),
+    "names of classes swapped": (relabel(labels={"background": 0, "b": 1, "a": 2}), KEPT, KEPT, CASES, "dataset.json"),
+    "another normalisation": (relabel(channel_names={"0": "CT"}), KEPT, NEW, CASES, "dataset.json"),
+    "another name": (relabel(channel_names={"0": "T2"}, description="x"), KEPT, KEPT, CASES, "dataset.json"),
+    "another description": (relabel(description="x"), KEPT, KEPT, CASES, ""),
+    "another reader": (relabel(overwrite_image_reader_writer="NibabelIO"), NEW, NEW, CASES, "dataset.json"),
+    "half preprocessed": (interrupt, KEPT, NEW, CASES, "preprocessed data"),
+    "a truncated image": (truncate("c1.b2nd"), KEPT, NEW, CASES, "preprocessed data"),
+    "truncated labels": (truncate("c1_seg.b2nd"), KEPT, NEW, CASES, "preprocessed data"),
+    "truncated properties": (truncate("c1.pkl"), KEPT, NEW, CASES, "preprocessed data"),
+    "another reference": (age_reference, KEPT, KEPT, CASES, "references"),
+    "no record": (forget, NEW, NEW, CASES, ""),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("change", "fingerprint", "data", "cases", "status"), CHANGES.values(), ids=CHANGES)
+@pytest.mark.parametrize(("change", "fingerprint", "data", "cases", "fault"), CHANGES.values(), ids=CHANGES)
 def test_planned_again(
-    change: Callable[[Blocks], None], fingerprint: bool, data: bool, cases: list[str], status: int, blocks: Blocks
+    change: Callable[[Blocks], None], fingerprint: bool, data: bool, cases: list[str], fault: str, blocks: Blocks
 ) -> None:
     change(blocks)
-    assert main(DOCTOR) == status
+    assert ", ".join(faults()) == fault
     before = {path: path.stat().st_mtime_ns for path in blocks.preprocessed.rglob("*") if path.is_file()}
 
     def is_new(path: Path) -> bool:
@@ -241,7 +152,7 @@ def test_planned_again(
     assert {is_new(path) for path in blocks.data.glob("*.b2nd")} == {data}
     assert len(json.loads((blocks.preprocessed / FINGERPRINT).read_text())["spacings"]) == len(cases)
     blocks.assert_as_raw(blocks.standard(*cases))
-    assert main(DOCTOR) == 0
+    assert not faults()
 
 
 def test_sources_that_the_description_names(blocks: Blocks) -> None:
