@@ -113,7 +113,7 @@ def plan_and_preprocess(
     refuse_plans_name(plans_name, chosen, folder)
     refuse_configurations(configurations, chosen, _planned(folder))
     refuse_processes(processes, configurations, fingerprint_processes)
-    if gpu_memory_target is not None and not (math.isfinite(gpu_memory_target) and gpu_memory_target > 0):
+    if gpu_memory_target is not None and not math.isfinite(gpu_memory_target):
         raise InputError(f"-gpu_memory_target {gpu_memory_target}", "GB above 0", "correct -gpu_memory_target")
     for what, flag, class_name, room, usual in (
         ("fingerprint extractor", "-fpe", fingerprint_extractor, "experiment_planning", "DatasetFingerprintExtractor"),
