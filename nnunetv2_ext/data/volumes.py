@@ -85,8 +85,11 @@ def read_grid(path: Path) -> Grid:
     except (RuntimeError, *UNPACKING) as error:
         raise unreadable(path, error) from None
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        remedy = "choose a data set of volumes"
+        if reader.GetDimension() == 4:
+            remedy = "split it along its last axis into a file per channel (_0000, _0001, ...)"
         shape = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
-        raise InputError(f"{path} with {shape}", "3D volumes of one value per voxel", "choose a data set of volumes")
+        raise InputError(f"{path} with {shape}", "3D volumes of one value per voxel", remedy)
     doubt = doubt or _check_told(path)
     grid = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), doubt)
     check_grid(grid, path)

@@ -95,11 +95,40 @@ def test_remedy_for_two_spacings(tmp_path, remedy, spacing):
     assert np.linalg.norm(nibabel.load(tmp_path / "mended.nii.gz").affine[:, 2]) == pytest.approx(spacing)
 
 
-def test_remedy_for_slanted_axes(tmp_path):
+PAGE = (Path(__file__).parents[2] / "docs/reference-volumes.md").read_text()
+REMEDIES: dict[str, Any] = {"nibabel": nibabel, "numpy": np}
+for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+    exec(block, REMEDIES)
+
+
+@pytest.mark.parametrize(("remedy", "spacing"), [("keep_sform", 4.0), ("keep_pixdim", 2.5)])
+def test_remedies_of_the_page_for_two_spacings(tmp_path, remedy, spacing):
+    path = written(tmp_path / "volume.nii.gz", pixdim3=2.5)
+    nibabel.save(REMEDIES[remedy](nibabel.load(path)), tmp_path / "mended.nii.gz")
+    assert read_grid(tmp_path / "mended.nii.gz").spacing == pytest.approx((1, 2, spacing))
+    assert np.linalg.norm(nibabel.load(tmp_path / "mended.nii.gz").affine[:, 2]) == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize(("remedy", "x"), [("set_qform", -10), ("set_sform", 0)])
+def test_remedies_of_the_page_for_two_places(tmp_path, remedy, x):
+    image = nibabel.load(written(tmp_path / "volume.nii.gz", qform=1, srow_x3=10.0))
+    getattr(image, remedy)(None, 0)
+    nibabel.save(image, tmp_path / "mended.nii.gz")
+    grid = read_grid(tmp_path / "mended.nii.gz")
+    assert (grid.doubt, grid.origin[0], grid.spacing) == ("", x, (1, 2, 4))
+
+
+def test_remedy_of_the_page_for_no_place(tmp_path):
+    image = nibabel.load(written(tmp_path / "volume.nii.gz", sform=0))
+    image.set_sform(np.diag([1.0, 2, 4, 1]), 1)
+    nibabel.save(image, tmp_path / "mended.nii.gz")
+    assert read_grid(tmp_path / "mended.nii.gz").doubt == ""
+
+
+def test_remedy_of_the_page_for_slanted_axes(tmp_path):
     path = written(tmp_path / "volume.nii.gz", np.ones((20, 20, 6), np.float32), sheared(0.1))
     image = nibabel.load(path)
-    straight = nibabel.processing.resample_to_output(image, image.header.get_zooms(), order=1)
-    nibabel.save(straight, tmp_path / "mended.nii.gz")
+    nibabel.save(REMEDIES["straighten"](image), tmp_path / "mended.nii.gz")
     grid = read_grid(tmp_path / "mended.nii.gz")
     assert grid.spacing == pytest.approx((1, 2, 4))
     # The voxels lie where they lay, in SimpleITK's axes: the middle of the volume is the middle of the resampled one.
