@@ -54,7 +54,7 @@ def open_dicom(path: Path) -> Volume:
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
         frames = [_frame(dataset, number) for number in range(int(dataset.NumberOfFrames))]
         scales = [_scale(dataset, number) for number in range(len(frames))]
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # pydicom meets damaged bytes with anything
         raise InputError(
             f"a DICOM file {path} of several frames that do not tell where they lie ({one_line(error)})",
             "a position, an orientation and a pixel spacing of each frame",

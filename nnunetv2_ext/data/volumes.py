@@ -124,7 +124,7 @@ def check_grid(grid: Grid, path: Path) -> None:
         numbers = f"spacing {listed(grid.spacing)} mm and origin {listed(grid.origin)} mm"
         raise InputError(f"{path} with {numbers}", "a spacing above 0", f"{AT_FAULT}: write the right one into it")
     axes = np.reshape(grid.direction, (3, 3))
-    lengths = np.linalg.norm(axes, axis=0)
+    lengths = np.maximum(np.linalg.norm(axes, axis=0), 1e-9)
     if (cosine := np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3)).max()) > STRAIGHT:
         raise InputError(
             f"{path} with slanted axes ({angle(cosine)} degrees instead of 90)",
@@ -175,7 +175,8 @@ def check_labels(labels: np.ndarray, path: Path) -> None:
     """
     if labels.dtype.kind != "f":
         return
-    if missing := missing_values(path) if is_nifti(path) else int(np.count_nonzero(~np.isfinite(labels))):
+    whole_file = is_nifti(path) and path.is_file()
+    if missing := missing_values(path) if whole_file else int(np.count_nonzero(~np.isfinite(labels))):
         raise InputError(
             f"{missing} voxels of NaN or infinity in {path}",
             "a whole number in every voxel of a label map (nnU-Net reads NaN in NIfTI as background)",

@@ -15,7 +15,7 @@ from nnunetv2_ext.data.volumes import read_grid, read_labels, read_volume, write
 from nnunetv2_ext.errors import InputError
 
 FIELDS = {"dim1": (42, "h"), "datatype": (70, "h"), "pixdim3": (88, "f"), "slope": (112, "f"), "qform": (252, "h")}
-FIELDS |= {"sform": (254, "h"), "srow_x3": (292, "f"), "magic": (344, "4s")}
+FIELDS |= {"sform": (254, "h"), "quatern_b": (256, "f"), "srow_x3": (292, "f"), "magic": (344, "4s")}
 """Of the NIfTI-1 header: where they lie and how they are packed."""
 VOXELS = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
 
@@ -144,6 +144,7 @@ def test_remedy_of_the_page_for_slanted_axes(tmp_path):
     [
         ({"sform": 0}, "neither a qform nor an sform"),
         ({"qform": 1, "srow_x3": 10.0}, "a qform and an sform that place it 10 mm apart"),
+        ({"qform": 1, "quatern_b": 2.0}, "a qform and an sform that place it differently"),
     ],
 )
 def test_place_in_doubt(tmp_path, fields, doubt):
