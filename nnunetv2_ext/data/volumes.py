@@ -64,6 +64,18 @@ class Grid:
         return 2 - next(index for index, letter in enumerate(letters) if letter in pair)
 
 
+def check_name(path: Path) -> None:
+    """Refuse a path that SimpleITK cannot be given.
+
+    Raises:
+        InputError: it is not in UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the file name {str(path)!a}", "a name in UTF-8", "rename it") from None
+
+
 def read_grid(path: Path) -> Grid:
     """The voxel grid from a volume's header.
 
@@ -71,6 +83,7 @@ def read_grid(path: Path) -> Grid:
         InputError: missing or unreadable file, no volume of one value per voxel, or a header that no grid can follow:
             a spacing that is not above 0 or told twice, axes that are not upright on each other.
     """
+    check_name(path)
     if path.is_dir():
         raise InputError(f"a folder {path}", "a file there", "put the volume's file there, or remove its case")
     if not path.is_file():
@@ -147,6 +160,7 @@ def read_volume(path: Path) -> np.ndarray:
     Raises:
         InputError: unreadable or truncated file.
     """
+    check_name(path)
     try:
         image = sitk.ReadImage(str(path))
         _check_complete(path, image)
