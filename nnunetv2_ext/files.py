@@ -300,16 +300,26 @@ def remove_left_behind(target: Path) -> list[Path]:
 
     Returns:
         The folders that were removed.
+
+    Raises:
+        InputError: a process of this machine is writing a data set with that id.
     """
     removed = []
     for folder in sorted(target.parent.glob(f".{glob.escape(target.name.partition('_')[0])}_*")):
         try:
             with Path(folder, WORKER).open("r+", encoding="utf-8") as worker:
-                if worker.read().partition(" ")[0] != socket.gethostname():
+                host, process = worker.read().split()
+                if host != socket.gethostname():
                     continue
                 _lock(worker)
                 shutil.rmtree(folder)
-        except OSError:  # still locked, or none of ours
+        except BlockingIOError:
+            raise InputError(
+                f"process {process} of {host}, which is writing {folder}",
+                f"one run for an id, {target.name.partition('_')[0]}",
+                "wait for its end, or choose another id",
+            ) from None
+        except (OSError, ValueError):  # none of ours
             continue
         removed.append(folder)
     return removed

@@ -12,7 +12,7 @@ import pydicom
 import SimpleITK as sitk
 
 from nnunetv2_ext.data.faults import unreadable
-from nnunetv2_ext.data.volumes import Grid, Volume, check_grid
+from nnunetv2_ext.data.volumes import Grid, Volume, check_grid, check_name
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line
 
@@ -54,7 +54,7 @@ def open_dicom(path: Path) -> Volume:
         dataset = pydicom.dcmread(path, stop_before_pixels=True)
         frames = [_frame(dataset, number) for number in range(int(dataset.NumberOfFrames))]
         scales = [_scale(dataset, number) for number in range(len(frames))]
-    except (AttributeError, IndexError, TypeError, ValueError) as error:
+    except Exception as error:  # pydicom meets damaged bytes with anything
         raise InputError(
             f"a DICOM file {path} of several frames that do not tell where they lie ({one_line(error)})",
             "a position, an orientation and a pixel spacing of each frame",
@@ -145,14 +145,16 @@ def _stacked(where: Path, slices: Sequence[_Slice]) -> tuple[Grid, list[int]]:
             f"uneven slice spacing in {where}: from {gaps.min():g} to {gaps[widest]:g} mm (between "
             f"{slices[order[widest]].name} and {slices[order[widest + 1]].name})",
             "evenly spaced slices",
-            "restore missing slices, or remove those of another volume",
+            "restore missing slices, or remove those of another volume"
+            if where.is_dir()
+            else "export the file anew, with all frames of one volume and no others",
         )
     tilt = np.abs(origins - origins[0] - np.outer(positions - positions[0], normal)).max()
     if tilt > min(first.spacing) / 2:
         raise InputError(
             f"slices in {where} that are shifted by up to {tilt:g} mm against each other (gantry tilt)",
             "slices above each other",
-            "resample the series to a volume first",
+            "convert it first with a tool that corrects the tilt, such as dcm2niix",
         )
     grid = Grid(
         (*first.size, len(slices)), (*first.spacing, float(spacing)), tuple(origins[0].tolist()), first.direction
@@ -218,6 +220,7 @@ def is_dicom(path: Path) -> bool:
     # A truncated file is none to GDCM, but must not be left out silently.
     if path.suffix.lower() == ".dcm":
         return True
+    check_name(path)
     try:
         with path.open("rb") as stream:
             if stream.read(132)[128:] == b"DICM":
@@ -228,6 +231,7 @@ def is_dicom(path: Path) -> bool:
 
 
 def _header(path: Path) -> sitk.ImageFileReader:
+    check_name(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     try:

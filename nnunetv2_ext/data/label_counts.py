@@ -3,11 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+import cc3d
 import numpy as np
-from scipy import ndimage
-
-NEIGHBOURS = np.ones((3, 3, 3))
-"""Voxels that share a face, an edge or a corner are connected."""
 
 
 @dataclass
@@ -42,25 +39,35 @@ def count_labels(
     held = np.flatnonzero(slab < thick.shape[axis])
     spread = np.zeros_like(labels)
     np.moveaxis(spread, axis, 0)[held] = np.moveaxis(thick, axis, 0)[slab[held]]
+    components, place, values, number = _components(labels)
+    thick_components, _, thick_values, thick_number = _components(thick)
+    kept = np.zeros(components, bool)
+    kept[number[spread[place] == values]] = True
+    # Of each component its label.
+    label_of, thick_label_of = np.zeros(components, int), np.zeros(thick_components, int)
+    label_of[number], thick_label_of[thick_number] = values, thick_values
     counts = {}
-    for value in np.unique(labels).tolist():
-        if value == 0:
-            continue
-        before, after = labels == value, thick == value
-        (box,) = ndimage.find_objects(before.view(np.uint8))
-        components, number = ndimage.label(before[box], NEIGHBOURS)
-        kept = np.unique(components[before[box] & (spread[box] == value)])
-        voxels, thick_voxels = int(np.count_nonzero(before)), int(np.count_nonzero(after))
+    for value in np.unique(values).tolist():
+        voxels, thick_voxels = (int(np.count_nonzero(found == value)) for found in (values, thick_values))
         counts[int(value)] = LabelCount(
             cases=1,
             gone=[] if thick_voxels else [case],
             volume=voxels * millilitres,
             thick_volume=thick_voxels * millilitres * factor,
-            components=number,
-            thick_components=ndimage.label(after, NEIGHBOURS)[1],
-            lost=number - len(kept),
+            components=int(np.count_nonzero(label_of == value)),
+            thick_components=int(np.count_nonzero(thick_label_of == value)),
+            lost=int(np.count_nonzero(label_of[~kept] == value)),
         )
     return counts
+
+
+def _components(labels: np.ndarray) -> tuple[int, tuple[np.ndarray, ...], np.ndarray, np.ndarray]:
+    """Number of components, then of each voxel with a label its place, its label and the number of its component."""
+    whole = labels.astype(np.int32) if labels.dtype.kind == "f" else labels
+    # Voxels that share a face, an edge or a corner are connected.
+    numbered, components = cc3d.connected_components(whole, connectivity=26, return_N=True)
+    place = np.nonzero(labels)
+    return components, place, labels[place], numbered[place].astype(np.int64) - 1
 
 
 def added(counts: Iterable[Mapping[int, LabelCount]]) -> dict[int, LabelCount]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import nibabel
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed
@@ -60,10 +61,10 @@ def read_header(path: Path) -> Any | None:
 def data_place(path: Path, header: Any) -> tuple[Path, int, int]:
     """Where the voxels of the file `path` lie: in which file, from which byte on, how many bytes."""
     sizes = (max(int(size), 1) for size in header["dim"][1 : 1 + max(int(header["dim"][0]), 0)])
-    offset = int(header["vox_offset"]) if np.isfinite(header["vox_offset"]) else 0
+    offset = int(np.clip(np.nan_to_num(header["vox_offset"]), 0, 2**53))
     in_pair = bytes(header["magic"].item()) != b"n+1"
     data = path.with_name(".img".join(path.name.rsplit(".hdr", 1))) if in_pair else path
-    return data, offset, math.prod(sizes) * int(header["bitpix"]) // 8
+    return data, offset, math.prod(sizes) * max(int(header["bitpix"]), 0) // 8
 
 
 def missing_values(path: Path) -> int:
@@ -127,9 +128,12 @@ def check_header(path: Path, header: Any, *, straight: float = STRAIGHT) -> str:
             "the file is whole, its header is at fault: resample image and labels onto straight axes with "
             "nibabel.processing.resample_to_output(image, image.header.get_zooms(), order=1), order=0 for labels",
         )
-    if qform and (apart := _apart(affine, np.asarray(header.get_qform(), float), sizes[:3])) > pixdim.min() / 2:
-        return f"{TWO_PLACES} {apart:.4g} mm apart"
-    return ""
+    try:
+        other = np.asarray(header.get_qform(), float) if qform else affine
+    except (HeaderDataError, ValueError):  # no rotation
+        return f"{TWO_PLACES} differently"
+    apart = _apart(affine, other, sizes[:3])
+    return "" if apart <= pixdim.min() / 2 else f"{TWO_PLACES} {apart:.4g} mm apart"
 
 
 def angle(cosine: float) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import SimpleITK as sitk
 
 from nnunetv2_ext.data.dicom import is_dicom, open_dicom, open_series
-from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Volume, read_grid
+from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Volume, check_name, read_grid
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed
 
@@ -17,12 +17,13 @@ def find_volumes(folder: Path) -> dict[str, Path]:
     """Every volume of a folder by its name: files that SimpleITK reads, without their ending, and subfolders (DICOM).
 
     Raises:
-        InputError: no such folder, or two volumes of one name.
+        InputError: no such folder, two volumes of one name, or a name that is not in UTF-8.
     """
     if not folder.is_dir():
         raise InputError(f"no folder {folder}", "a folder of volumes", "correct the path")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
+        check_name(path)
         if path.name.startswith(".") or not (path.is_dir() or _is_volume(path)):
             continue
         name = path.name if path.is_dir() else Path(path.name.removesuffix(".gz")).stem

@@ -259,6 +259,8 @@ def _listed_cases(source: Path, dataset_json: dict) -> list[Case]:
 def _cases_in_folder(source: Path, part: str, ending: str) -> list[Case]:
     images, labels = source / f"images{part}", source / f"labels{part}"
     if not images.is_dir():
+        if images.is_symlink() or images.exists():
+            raise InputError(f"no folder {images}, but a file or a dead link", "a folder there", "restore or remove it")
         return []
     cases = []
     names = sorted(path.name for path in images.iterdir())
@@ -267,7 +269,7 @@ def _cases_in_folder(source: Path, part: str, ending: str) -> list[Case]:
             continue
         # nnU-Net leaves such a case out without a word.
         if not (images / name).is_file():
-            what = "a folder" if (images / name).is_dir() else "a link to no file,"
+            what = "a folder" if (images / name).is_dir() else "no file but a link or a pipe,"
             raise InputError(f"{what} {images / name}", "a file there", "put the image there, or remove its case")
         if not re.fullmatch(r".+_\d{4}", name.removesuffix(ending)):
             raise InputError(

@@ -65,6 +65,18 @@ class Grid:
         return 2 - next(index for index, letter in enumerate(letters) if letter in pair)
 
 
+def check_name(path: Path) -> None:
+    """Refuse a path that SimpleITK cannot be given.
+
+    Raises:
+        InputError: it is not in UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise InputError(f"the file name {str(path)!a}", "a name in UTF-8", "rename it") from None
+
+
 def read_grid(path: Path) -> Grid:
     """The voxel grid from a volume's header.
 
@@ -72,6 +84,7 @@ def read_grid(path: Path) -> Grid:
         InputError: missing or unreadable file, no volume of one value per voxel, or a header that no grid can follow:
             a spacing that is not above 0 or told twice, axes that are not upright on each other.
     """
+    check_name(path)
     if path.is_dir():
         raise InputError(f"a folder {path}", "a file there", "put the volume's file there, or remove its case")
     if not path.is_file():
@@ -86,8 +99,11 @@ def read_grid(path: Path) -> Grid:
     except (RuntimeError, *UNPACKING) as error:
         raise unreadable(path, error) from None
     if reader.GetDimension() != 3 or reader.GetNumberOfComponents() != 1:
+        remedy = "choose a data set of volumes"
+        if reader.GetDimension() == 4:
+            remedy = "split it along its last axis into a file per channel (_0000, _0001, ...)"
         shape = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
-        raise InputError(f"{path} with {shape}", "3D volumes of one value per voxel", "choose a data set of volumes")
+        raise InputError(f"{path} with {shape}", "3D volumes of one value per voxel", remedy)
     doubt = doubt or _check_told(path)
     grid = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), doubt)
     check_grid(grid, path)
@@ -122,7 +138,7 @@ def check_grid(grid: Grid, path: Path) -> None:
         numbers = f"spacing {listed(grid.spacing)} mm and origin {listed(grid.origin)} mm"
         raise InputError(f"{path} with {numbers}", "a spacing above 0", f"{AT_FAULT}: write the right one into it")
     axes = np.reshape(grid.direction, (3, 3))
-    lengths = np.linalg.norm(axes, axis=0)
+    lengths = np.maximum(np.linalg.norm(axes, axis=0), 1e-9)
     if (cosine := np.abs((axes / lengths).T @ (axes / lengths) - np.eye(3)).max()) > STRAIGHT:
         raise InputError(
             f"{path} with slanted axes ({angle(cosine)} degrees instead of 90)",
@@ -145,6 +161,7 @@ def read_volume(path: Path) -> np.ndarray:
     Raises:
         InputError: unreadable or truncated file.
     """
+    check_name(path)
     try:
         image = sitk.ReadImage(str(path))
         _check_complete(path, image)
@@ -173,7 +190,8 @@ def check_labels(labels: np.ndarray, path: Path) -> None:
     """
     if labels.dtype.kind != "f":
         return
-    if missing := missing_values(path) if is_nifti(path) else int(np.count_nonzero(~np.isfinite(labels))):
+    whole_file = is_nifti(path) and path.is_file()
+    if missing := missing_values(path) if whole_file else int(np.count_nonzero(~np.isfinite(labels))):
         raise InputError(
             f"{missing} voxels of NaN or infinity in {path}",
             "a whole number in every voxel of a label map (nnU-Net reads NaN in NIfTI as background)",

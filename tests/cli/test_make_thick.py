@@ -17,7 +17,7 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 import nnunetv2_ext.data.thick
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.data.thick import average_slabs, majority_slabs
-from nnunetv2_ext.files import WORKER, remove_left_behind
+from nnunetv2_ext.files import WORKER
 from tests.data.thin_dataset import (
     CASE_A,
     OBLIQUE,
@@ -193,7 +193,9 @@ def test_a_kill_leaves_nothing_for_long(raw, capsys, number, status, left):
     )
     hidden = [path for path in raw.iterdir() if path.name.startswith(".Dataset104_")]
     assert [len([*path.rglob("*.nii.gz")]) for path in hidden] == [11]
-    assert remove_left_behind(raw / "Dataset104_Other") == []  # of a process that runs
+    assert run("-d", 4, "-o", 104, "--factor", 2) == 2
+    told = rf"got process {child.pid} of \S+, which is writing .*{hidden[0].name}; expected one run for an id"
+    assert re.search(told, capsys.readouterr().err)
     assert hidden[0].is_dir()
     assert child.pid is not None
     os.kill(child.pid, number)

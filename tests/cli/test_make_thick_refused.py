@@ -99,6 +99,11 @@ def link_to_nothing(raw, monkeypatch):
     (raw / SOURCE / "imagesTr/case_b_0001.nii.gz").symlink_to("nowhere")
 
 
+def no_folder(raw, monkeypatch):
+    shutil.rmtree(raw / SOURCE / "imagesTs")
+    (raw / SOURCE / "imagesTs").symlink_to("nowhere")
+
+
 def without_number(raw, monkeypatch):
     (raw / SOURCE / "imagesTr/case_a_0000.nii.gz").rename(raw / SOURCE / "imagesTr/case_a.nii.gz")
 
@@ -226,8 +231,13 @@ REFUSED = {
         F4,
         "a folder .*imagesTr/case_b_0000.nii.gz; expected a file",
     ),
+    "test images no folder": (no_folder, F4, "no folder .*imagesTs, but a file or a dead link"),
     "label a folder": (folder_for("labelsTr/case_b.nii.gz"), F4, "a folder .*labelsTr/case_b.nii.gz; expected a file"),
-    "image a link to nothing": (link_to_nothing, F4, "a link to no file, .*imagesTr/case_b_0001.nii.gz; expected a"),
+    "image a link to nothing": (
+        link_to_nothing,
+        F4,
+        "no file but a link or a pipe, .*imagesTr/case_b_0001.nii.gz; expected a",
+    ),
     "image without channel": (without_number, F4, "imagesTr/case_a.nii.gz; expected a name that ends in .*CASE_0000"),
     "label with nan": (label_with_nan, F4, "2 voxels of NaN .*labelsTr/case_a.nii.gz.*background.*name it ignore"),
     "label of fractions": (label_of(0, 0.5, 1), F4, "values such as 0.5 in .*labelsTr/case_a.nii.gz"),

@@ -15,7 +15,7 @@ from nnunetv2_ext.data.volumes import read_grid, read_labels, read_volume, write
 from nnunetv2_ext.errors import InputError
 
 FIELDS = {"dim1": (42, "h"), "datatype": (70, "h"), "pixdim3": (88, "f"), "slope": (112, "f"), "qform": (252, "h")}
-FIELDS |= {"sform": (254, "h"), "srow_x3": (292, "f"), "magic": (344, "4s")}
+FIELDS |= {"sform": (254, "h"), "quatern_b": (256, "f"), "srow_x3": (292, "f"), "magic": (344, "4s")}
 """Of the NIfTI-1 header: where they lie and how they are packed."""
 VOXELS = np.arange(60, dtype=np.int16).reshape(5, 4, 3)
 
@@ -95,11 +95,40 @@ def test_remedy_for_two_spacings(tmp_path, remedy, spacing):
     assert np.linalg.norm(nibabel.load(tmp_path / "mended.nii.gz").affine[:, 2]) == pytest.approx(spacing)
 
 
-def test_remedy_for_slanted_axes(tmp_path):
+PAGE = (Path(__file__).parents[2] / "docs/reference-volumes.md").read_text()
+REMEDIES: dict[str, Any] = {"nibabel": nibabel, "numpy": np}
+for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
+    exec(block, REMEDIES)
+
+
+@pytest.mark.parametrize(("remedy", "spacing"), [("keep_sform", 4.0), ("keep_pixdim", 2.5)])
+def test_remedies_of_the_page_for_two_spacings(tmp_path, remedy, spacing):
+    path = written(tmp_path / "volume.nii.gz", pixdim3=2.5)
+    nibabel.save(REMEDIES[remedy](nibabel.load(path)), tmp_path / "mended.nii.gz")
+    assert read_grid(tmp_path / "mended.nii.gz").spacing == pytest.approx((1, 2, spacing))
+    assert np.linalg.norm(nibabel.load(tmp_path / "mended.nii.gz").affine[:, 2]) == pytest.approx(spacing)
+
+
+@pytest.mark.parametrize(("remedy", "x"), [("set_qform", -10), ("set_sform", 0)])
+def test_remedies_of_the_page_for_two_places(tmp_path, remedy, x):
+    image = nibabel.load(written(tmp_path / "volume.nii.gz", qform=1, srow_x3=10.0))
+    getattr(image, remedy)(None, 0)
+    nibabel.save(image, tmp_path / "mended.nii.gz")
+    grid = read_grid(tmp_path / "mended.nii.gz")
+    assert (grid.doubt, grid.origin[0], grid.spacing) == ("", x, (1, 2, 4))
+
+
+def test_remedy_of_the_page_for_no_place(tmp_path):
+    image = nibabel.load(written(tmp_path / "volume.nii.gz", sform=0))
+    image.set_sform(np.diag([1.0, 2, 4, 1]), 1)
+    nibabel.save(image, tmp_path / "mended.nii.gz")
+    assert read_grid(tmp_path / "mended.nii.gz").doubt == ""
+
+
+def test_remedy_of_the_page_for_slanted_axes(tmp_path):
     path = written(tmp_path / "volume.nii.gz", np.ones((20, 20, 6), np.float32), sheared(0.1))
     image = nibabel.load(path)
-    straight = nibabel.processing.resample_to_output(image, image.header.get_zooms(), order=1)
-    nibabel.save(straight, tmp_path / "mended.nii.gz")
+    nibabel.save(REMEDIES["straighten"](image), tmp_path / "mended.nii.gz")
     grid = read_grid(tmp_path / "mended.nii.gz")
     assert grid.spacing == pytest.approx((1, 2, 4))
     # The voxels lie where they lay, in SimpleITK's axes: the middle of the volume is the middle of the resampled one.
@@ -115,6 +144,7 @@ def test_remedy_for_slanted_axes(tmp_path):
     [
         ({"sform": 0}, "neither a qform nor an sform"),
         ({"qform": 1, "srow_x3": 10.0}, "a qform and an sform that place it 10 mm apart"),
+        ({"qform": 1, "quatern_b": 2.0}, "a qform and an sform that place it differently"),
     ],
 )
 def test_place_in_doubt(tmp_path, fields, doubt):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Grid, read_grid, read_volume, write_volume
+from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Grid, check_name, read_grid, read_volume, write_volume
 from nnunetv2_ext.errors import InputError
 
 IDENTITY = tuple(np.eye(3).ravel())
@@ -141,6 +141,11 @@ def test_grid_that_the_format_cannot_hold(tmp_path):
     grid = Grid((7, 6, 5), (0.5, 0.75, 4.0), (10.0, -20.0, 30.0), OBLIQUE)
     with pytest.raises(InputError, match=r"volume.gipl that holds direction .*choose .nii.gz"):
         write_volume(np.zeros((5, 6, 7), np.uint8), grid, tmp_path / "volume.gipl")
+
+
+def test_name_that_is_no_utf8():
+    with pytest.raises(InputError, match=r"file name 'a\\udcff.nii'; expected a name in UTF-8"):
+        check_name(Path("a\udcff.nii"))
 
 
 # Files that are whole, but that SimpleITK does not read, and headers that tell no grid.
