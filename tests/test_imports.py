@@ -14,7 +14,7 @@ ROOMS = [
     "evaluation",
     "data weights registry",
     "architectures losses geometry",
-    "files memory block",
+    "files memory block processes",
     "schema text entry",
     "errors",
 ]
