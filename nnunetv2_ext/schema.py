@@ -62,7 +62,6 @@ def _or_null(values: Values) -> Values:
 
 _FROM_ONE = Values("a whole number from 1", is_whole, int)
 _FROM_ZERO = Values("a whole number from 0", lambda value: is_whole(value, 0), int)
-_SEED = Values("a whole number from 0", lambda value: is_whole(value, 0) and value < 2**63, int)
 _WEIGHT = Values("a number from 0", _is_weight, float)
 _POSITIVE = Values("a number above 0", _is_positive, float)
 _BELOW_ONE = Values("a number in [0, 1)", _is_below_one, float)
@@ -144,7 +143,7 @@ SCHEMA: dict[str, Setting | dict[str, Any]] = {
     ),
     "seed": Setting(
         None,
-        _or_null(_SEED),
+        _or_null(_FROM_ZERO),
         "from which all random numbers of the training follow",
         "--seed",
         null="other ones in each training",

@@ -76,3 +76,12 @@ def test_our_flags_have_dashes(command: str) -> None:
     importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
     ours = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - nnunets
     assert not [flag for flag in ours if "_" in flag]
+
+
+@pytest.mark.parametrize(("variable", "value"), [("nnUNet_n_proc_DA", "abc"), ("nnUNet_def_n_proc", "0")])
+def test_a_wrong_number_of_processes(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert main(["list"]) == 2
+    assert f"got {variable}={value}; expected a number of processes from" in capsys.readouterr().err
