@@ -65,7 +65,6 @@ _MOST = 1_000_000
 """Epochs, or iterations of an epoch, beyond which a number is a slip of the pen."""
 _LENGTH = Values(f"a whole number from 1 to {_MOST}", lambda value: is_whole(value) and value <= _MOST, int)
 _FROM_ZERO = Values("a whole number from 0", lambda value: is_whole(value, 0), int)
-_SEED = Values("a whole number from 0", lambda value: is_whole(value, 0) and value < 2**63, int)
 _WEIGHT = Values("a number from 0", _is_weight, float)
 _POSITIVE = Values("a number above 0", _is_positive, float)
 _BELOW_ONE = Values("a number in [0, 1)", _is_below_one, float)
@@ -147,7 +146,7 @@ SCHEMA: dict[str, Setting | dict[str, Any]] = {
     ),
     "seed": Setting(
         None,
-        _or_null(_SEED),
+        _or_null(_FROM_ZERO),
         "from which all random numbers of the training follow",
         "--seed",
         null="other ones in each training",

@@ -15,7 +15,7 @@ ROOMS = [
     "data weights registry",
     "architectures losses geometry",
     "locks",
-    "files memory block",
+    "files memory block processes",
     "schema text entry",
     "errors",
 ]

@@ -18,6 +18,7 @@ from types import FrameType
 from nnunetv2_ext import __version__
 from nnunetv2_ext.cli.options import Help
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.processes import LEAST, check_processes
 
 COMMANDS = {
     "env": "print the line that makes our trainers known to nnU-Net",
@@ -85,6 +86,12 @@ def _run(arguments: list[str]) -> int:
     asked = next((argument for argument in arguments if not argument.startswith("-")), None)
     if asked is not None and asked not in COMMANDS:
         print(f"nnunetv2_ext: {_unknown(asked)}", file=sys.stderr)
+        return 2
+    try:
+        for variable in LEAST if asked != "doctor" else ():  # nnU-Net reads them when it is imported
+            check_processes(variable)
+    except InputError as error:
+        print(f"nnunetv2_ext: {error}", file=sys.stderr)
         return 2
     for name, summary in COMMANDS.items():
         command_parser = commands.add_parser(name, help=summary, description=summary, formatter_class=Help)

@@ -45,14 +45,14 @@ def check_number(fold: int, folds: int) -> None:
 
 
 def check_split(
-    splits: list[dict[str, list[str]]], fold: int, cases: Collection[str], *, preprocess: str, restore: str
+    splits: list[dict[str, list[str]]], fold: int, cases: Collection[str], *, unknown: str, restore: str
 ) -> set[str]:
     """Refuse a fold that cannot be trained.
 
     Args:
         splits: all folds.
         cases: names of the preprocessed cases.
-        preprocess: what to do where some are lacking.
+        unknown: what to do about cases that are not among them.
         restore: what to do about a wrong file.
 
     Returns:
@@ -63,12 +63,12 @@ def check_split(
     """
     check_number(fold, len(splits))
     train, validation = set(splits[fold]["train"]), set(splits[fold]["val"])
-    unknown = sorted((train | validation) - set(cases))
-    if unknown:
+    lacking = sorted((train | validation) - set(cases))
+    if lacking:
         raise InputError(
-            f"a fold {fold} that names {counted(unknown, 'case')}, not preprocessed",
+            f"a fold {fold} that names {counted(lacking, 'case')}, not preprocessed",
             "preprocessed cases",
-            f"{preprocess}, or {restore}",
+            unknown,
         )
     if not train or not validation:
         raise InputError(

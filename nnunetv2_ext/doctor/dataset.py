@@ -13,6 +13,7 @@ import SimpleITK as sitk
 
 from nnunetv2_ext import registry
 from nnunetv2_ext.block import flags_from
+from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_split, read_splits
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, check_complete, unreadable
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
@@ -316,53 +317,25 @@ def check_splits(subject: Subject) -> Iterator[Check]:
     if fold is not None and not fold.isdecimal():
         yield Check(FAIL, f"the fold {fold}", "choose -f 0, 1, ... or all")
         return
-    file = subject.found["folder"] / "splits_final.json"
+    file = subject.found["folder"] / SPLITS
     if not file.is_file():
-        if len(cases) < 5:
+        if len(cases) < NNUNET_FOLDS:
             yield Check(
                 FAIL, f"{len(cases)} cases are too few for nnU-Net's five folds", f"train fold all or write {file}"
             )
         else:
+            check_number(int(fold or 0), NNUNET_FOLDS)
             yield Check(OK, "none yet: nnU-Net will make five folds")
-            if fold is not None and int(fold) >= 5:
-                yield _beyond(fold, 5)
         return
     restore = f"restore {file}, or delete it if no fold was trained with it yet: nnU-Net makes new folds"
-    splits = read_json(file, restore, kind=list)
-    if not splits or not all(_is_split(split) for split in splits):
-        yield Check(FAIL, f"{file} is no list of folds with train and val", restore)
-        return
-    if fold is not None and int(fold) >= len(splits):
-        yield _beyond(fold, len(splits))
-        return
+    splits = read_splits(file, restore)
     for number in range(len(splits)) if fold is None else [int(fold)]:
-        train, validation = set(splits[number]["train"]), set(splits[number]["val"])
-        unknown = sorted((train | validation) - cases)
-        if unknown:
-            # those that the raw data have are preprocessed, as was checked before
-            out = restore if _sources(subject) else f"{_files_again(subject)}, or {restore}"
-            yield Check(FAIL, f"fold {number} names {counted(unknown, 'case')}, not preprocessed", out)
-            return
-        if not train or not validation:
-            yield Check(FAIL, f"fold {number} has no cases to {'validate' if train else 'train'} with", restore)
-            return
-        if train & validation:
-            yield Check(
-                WARN, f"fold {number} trains and validates with {counted(sorted(train & validation), 'case')}", restore
-            )
+        # those that the raw data have are preprocessed, as was checked before
+        unknown = restore if _sources(subject) else f"{_files_again(subject)}, or {restore}"
+        both = check_split(splits, number, cases, unknown=unknown, restore=restore)
+        if both:
+            yield Check(WARN, f"fold {number} trains and validates with {counted(sorted(both), 'case')}", restore)
     yield Check(OK, f"{len(splits)} folds")
     left = sorted(cases.difference(*(split[part] for split in splits for part in ("train", "val"))))
     if left:
         yield Check(WARN, f"{counted(left, 'case')} in no fold: neither trained nor validated with", restore)
-
-
-def _beyond(fold: str, folds: int) -> Check:
-    what = f"fold {fold} of {folds}: nnU-Net would take a random split that overlaps with the other folds"
-    return Check(WARN, what, f"choose -f from 0 to {folds - 1}")
-
-
-def _is_split(split: Any) -> bool:
-    return isinstance(split, dict) and all(
-        isinstance(split.get(part), list) and all(isinstance(case, str) for case in split[part])
-        for part in ("train", "val")
-    )

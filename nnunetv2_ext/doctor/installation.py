@@ -29,8 +29,9 @@ from nnunetv2_ext.doctor.examination import (
 )
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, why_not_writable
+from nnunetv2_ext.processes import LEAST, WORKERS, check_processes
 
-EXT_TRAINER, COMPILE, WORKERS = "nnUNet_extTrainer", "nnUNet_compile", "nnUNet_n_proc_DA"
+EXT_TRAINER, COMPILE = "nnUNet_extTrainer", "nnUNet_compile"
 NNUNET_AT_LEAST = (2, 8)
 DISK_WARN_GB, DISK_FAIL_GB, SHARED_MEMORY_WARN_GB = 10.0, 1.0, 1.0
 ENV_COMMAND = 'run eval "$(nnunetv2_ext env)"'
@@ -189,8 +190,10 @@ def check_cuda(subject: Subject) -> Iterator[Check]:
     if not available:
         reason = "torch is built without CUDA" if torch.version.cuda is None else "torch sees no GPU"
         reason += "".join(f" ({str(remark.message).splitlines()[0][:200]})" for remark in remarks[:1])
-        status = FAIL if subject.device == "cuda" else WARN
-        yield Check(status, reason, "add -device cpu to nnU-Net's commands, or install a torch that fits the driver")
+        # nnU-Net trains on CUDA unless it is told otherwise
+        status = FAIL if subject.device == "cuda" or subject.dataset is not None else WARN
+        remedy = "add -device cpu to this and to nnU-Net's commands, or install a torch that fits the driver"
+        yield Check(status, reason, remedy)
         return
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -248,23 +251,23 @@ def check_shared_memory(subject: Subject) -> Iterator[Check]:
 
 
 def check_workers(subject: Subject) -> Iterator[Check]:
-    value = os.environ.get(WORKERS)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if value is None:
-        yield Check(OK, f"{WORKERS} is not set: nnU-Net takes up to 12 processes, {cores} cores are here")
-    elif not value.strip().isdecimal():
-        yield Check(FAIL, f"{WORKERS}={value} is no number of processes", f"run export {WORKERS}={cores}")
-    elif int(value) > cores:
-        yield Check(WARN, f"{WORKERS}={value} on {cores} cores", f"run export {WORKERS}={cores}")
-    else:
-        yield Check(OK, f"{WORKERS}={value} on {cores} cores")
+    for variable in LEAST:
+        processes = check_processes(variable)
+        if processes is not None and processes > cores:
+            yield Check(WARN, f"{variable}={processes} on {cores} cores", f"run export {variable}={cores}")
+        elif processes is not None:
+            yield Check(OK, f"{variable}={processes} on {cores} cores")
+        elif variable == WORKERS:
+            yield Check(OK, f"{variable} is not set: nnU-Net takes up to 12 processes, {cores} cores are here")
 
 
 _examination = partial(Examination, group=INSTALLED)
 INSTALLATION = (
     _examination("python", check_python),
     _examination("versions", check_versions),
-    _examination("import", check_imports, needs=("versions",)),
+    _examination("data workers", check_workers),  # nnU-Net reads their variables when it is imported
+    _examination("import", check_imports, needs=("versions", "data workers")),
     *(_examination(variable, check_folder(variable)) for variable in FOLDER_VARIABLES),
     _examination(EXT_TRAINER, check_external_trainers),
     _examination("trainers", check_trainers, needs=("import", EXT_TRAINER)),
@@ -272,5 +275,4 @@ INSTALLATION = (
     _examination("torch.compile", check_compile, needs=("CUDA",)),
     _examination("disk", check_disk),
     _examination("shared memory", check_shared_memory),
-    _examination("data workers", check_workers),
 )

@@ -53,13 +53,14 @@ def check_plans(subject: Subject) -> Iterator[Check]:
         yield Check(FAIL, f"no plans file {file}", remedy)
         return
     plans = read_json(file, replan(subject))
-    missing = [
-        key
-        for key in ("dataset_name", "plans_name", "configurations")
-        if not isinstance(plans, dict) or key not in plans
-    ]
+    kinds = {"dataset_name": str, "plans_name": str, "configurations": dict}
+    missing = [key for key, kind in kinds.items() if not isinstance(plans.get(key), kind)]
     if missing:
-        yield Check(FAIL, f"{file} lacks {', '.join(missing)}", replan(subject))
+        yield Check(FAIL, f"{file} lacks {', '.join(missing)}, or holds another kind of value", replan(subject))
+        return
+    odd = sorted(name for name, content in plans["configurations"].items() if not isinstance(content, dict))
+    if odd:
+        yield Check(FAIL, f"{counted(odd, 'configuration')} of {file} hold no object", replan(subject))
         return
     if plans["dataset_name"] != subject.found["name"]:
         yield Check(FAIL, f"{file} was made for {plans['dataset_name']}", replan(subject))
@@ -67,6 +68,9 @@ def check_plans(subject: Subject) -> Iterator[Check]:
     manager = PlansManager(plans)
     try:
         manager.get_label_manager(subject.found["dataset_json"])
+    except KeyError as error:
+        yield Check(FAIL, f"{file} lacks {error}", replan(subject))
+        return
     except Exception as error:
         yield Check(
             FAIL, f"nnU-Net refuses the labels of dataset.json ({said(error)})", "correct labels in dataset.json"
@@ -106,6 +110,8 @@ def check_trainer(subject: Subject) -> Iterator[Check]:
 
 def check_configuration(subject: Subject) -> Iterator[Check]:
     """The configuration exists and goes with the trainer; sets `configuration`."""
+    from nnunetv2_ext.training.checks import check_configuration as check_sizes
+
     manager = subject.found["plans_manager"]
     if subject.configuration not in manager.available_configurations:
         there = ", ".join(manager.available_configurations)
@@ -113,9 +119,12 @@ def check_configuration(subject: Subject) -> Iterator[Check]:
         return
     try:
         configuration = manager.get_configuration(subject.configuration)
+        check_sizes(subject.configuration, configuration.configuration)
         patch, architecture = list(configuration.patch_size), configuration.network_arch_class_name
         subject.found["batch_size"] = configuration.batch_size
         subject.found["data"] = subject.found["folder"] / configuration.data_identifier
+    except InputError:
+        raise
     except Exception as error:
         yield Check(FAIL, f"{subject.configuration} is incomplete or damaged ({said(error)})", replan(subject))
         return
@@ -135,6 +144,28 @@ def check_configuration(subject: Subject) -> Iterator[Check]:
     else:
         subject.found["configuration"] = configuration
         yield Check(OK, f"{subject.configuration}, patch {patch}, batch {configuration.batch_size}")
+        if not subject.found["ours"]:
+            yield from _check_augmentation(subject, patch)
+
+
+def _check_augmentation(subject: Subject, patch: list[int]) -> Iterator[Check]:
+    """nnU-Net's own augmentation ends at random on a short axis; that of our trainers takes any."""
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+
+    from nnunetv2_ext.training.augmentation import SAFE_SLICES
+
+    if min(patch) >= SAFE_SLICES:
+        return
+    larger = f"set its patch_size to {[max(size, SAFE_SLICES) for size in patch]}"
+    remedy = f"choose -tr BackboneTrainer, which trains the same network, or {larger}" if len(patch) == 3 else larger
+    # a trainer with transforms of its own may do without the blur
+    stock = subject.found["trainer"].get_training_transforms is nnUNetTrainer.get_training_transforms
+    yield Check(
+        FAIL if stock else WARN,
+        f"a patch of {patch} with {subject.trainer}: nnU-Net's blur needs {SAFE_SLICES} voxels of each axis and ends "
+        "the training at random",
+        remedy,
+    )
 
 
 def _patch_size(manager: Any, configuration: str) -> list[int]:

@@ -4,7 +4,6 @@ Each is looked at before the training begins, where nnU-Net would end in a worke
 """
 
 import math
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,9 +18,6 @@ from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import read_pickle
 from nnunetv2_ext.text import listed, one_line
 
-WORKERS, PROCESSES = "nnUNet_n_proc_DA", "nnUNet_def_n_proc"
-"""The variables of the data workers, and of the processes of everything else; the smallest value of both."""
-LEAST = {WORKERS: 0, PROCESSES: 1}
 SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -40,20 +36,6 @@ def check_device(device: torch.device) -> None:
             "a device of this machine",
             "add -device cpu, or install a torch that fits the driver",
         )
-
-
-def check_processes() -> None:
-    """Refuse numbers of processes that nnU-Net fails with or waits for ever on.
-
-    Raises:
-        InputError: a variable that holds no number, or too low a one.
-    """
-    for variable, least in LEAST.items():
-        value = os.environ.get(variable)
-        if value is not None and not (value.strip().isdecimal() and int(value) >= least):
-            raise InputError(
-                f"{variable}={value}", f"a number of processes from {least}", f"run export {variable}=4, for instance"
-            )
 
 
 def check_configuration(name: str, configuration: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
 from nnunetv2.training.loss.dice import get_tp_fp_fn_tn
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
@@ -117,6 +118,19 @@ class StepTrainer(nnUNetTrainer):
             self.logger.log(key, value, self.current_epoch)
             self.print_to_log_file(f"{key[:-2]} {value:.4f}")
 
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        except BaseException:  # the threads of workers that die would write below the reason
+            for batches in (self.dataloader_train, self.dataloader_val):
+                if isinstance(batches, NonDetMultiThreadedAugmenter):
+                    batches._finish()
+            raise
+
+    def lower_rate(self) -> float:
+        """A learning rate to propose where a training diverged."""
+        return float(self.initial_lr) / 10
+
     def _refuse_divergence(self, train_outputs: list[dict[str, Any]]) -> None:
         """Stop before weights without a value go into a checkpoint.
 
@@ -139,7 +153,7 @@ class StepTrainer(nnUNetTrainer):
         raise InputError(
             f"{what} in epoch {self.current_epoch} at the learning rate {rate:.3g}",
             "a training that converges",
-            f"run nnunetv2_ext schedule {named} --lr {self.initial_lr / 10:.3g}, then train anew without --c; the "
+            f"run nnunetv2_ext schedule {named} --lr {self.lower_rate():.3g}, then train anew without --c; the "
             "checkpoints of the epochs before stay as they are",
         )
 

@@ -16,11 +16,12 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_ext.architectures.contract import Freezable, Network
-from nnunetv2_ext.block import resolve_block
+from nnunetv2_ext.block import named_defaults, resolve_block
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_split, read_splits
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder
 from nnunetv2_ext.memory import memory_gb, weights_gb
+from nnunetv2_ext.processes import LEAST, check_processes
 from nnunetv2_ext.schema import NNUNET_CLIP
 from nnunetv2_ext.text import duration, one_line
 from nnunetv2_ext.training.augmentation import for_few_slices
@@ -30,7 +31,6 @@ from nnunetv2_ext.training.checks import (
     check_configuration,
     check_device,
     check_network_exists,
-    check_processes,
     check_shared_memory,
 )
 from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
@@ -72,7 +72,8 @@ class ExtTrainer(CheckpointTrainer):
         device: torch.device = torch.device("cuda"),  # noqa: B008 (nnU-Net's signature)
     ):
         check_device(device)
-        check_processes()
+        for variable in LEAST:
+            check_processes(variable)
         self.resuming = bool(plans.get("continue_training", False))
         self.block, outputs = self.check_plans(plans, configuration)
         if fold != "all":
@@ -329,7 +330,13 @@ class ExtTrainer(CheckpointTrainer):
             file = Path(self.preprocessed_dataset_folder_base) / SPLITS
             if file.is_file():
                 splits = read_splits(file, RESTORE_SPLITS)
-                check_split(splits, self.fold, cases, preprocess=self._preprocess(), restore=RESTORE_SPLITS)
+                check_split(
+                    splits,
+                    self.fold,
+                    cases,
+                    unknown=f"{self._preprocess()}, or {RESTORE_SPLITS}",
+                    restore=RESTORE_SPLITS,
+                )
             elif len(cases) < NNUNET_FOLDS:
                 raise InputError(
                     f"{len(cases)} cases",
@@ -360,6 +367,9 @@ class ExtTrainer(CheckpointTrainer):
             training = with_seed(training, (seed, TRAINING, rank), epoch * self.num_iterations_per_epoch)
             validation = with_seed(validation, (seed, VALIDATION, rank), epoch * self.num_val_iterations_per_epoch)
         return training, validation
+
+    def lower_rate(self) -> float:
+        return min(super().lower_rate(), named_defaults("optimizer", self.block["optimizer"]["name"])["lr"])
 
     def on_epoch_start(self) -> None:
         if self.block["seed"] is not None:

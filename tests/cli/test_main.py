@@ -113,3 +113,12 @@ def test_an_error_of_a_file_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nnunetv2_ext.cli.list.run", run)
     with pytest.raises(FileNotFoundError, match="of the command's own"):
         main(["list"])
+
+
+@pytest.mark.parametrize(("variable", "value"), [("nnUNet_n_proc_DA", "abc"), ("nnUNet_def_n_proc", "0")])
+def test_a_wrong_number_of_processes(
+    variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(variable, value)
+    assert main(["list"]) == 2
+    assert f"got {variable}={value}; expected a number of processes from" in capsys.readouterr().err

@@ -68,9 +68,9 @@ def describe(prepared: Prepared, **changes: Any) -> None:
 GOOD = split(CASES[:4], CASES[4:])
 # what is damaged, the arguments, the status and the name of the line, and texts in it
 FAULTS = {
-    "no such data set": (None, ("-d", "902"), FAIL, "data set", ("no data set 902",)),
-    "no such name": (None, ("-d", "Dataset901_Spheres"), FAIL, "data set", ("Dataset901_Spheres",)),
-    "no id": (None, ("-d", "boxes"), FAIL, "data set", ("'boxes'",)),
+    "no such data set": (None, (*STOCK, "-d", "902"), FAIL, "data set", ("no data set 902",)),
+    "no such name": (None, (*STOCK, "-d", "Dataset901_Spheres"), FAIL, "data set", ("Dataset901_Spheres",)),
+    "no id": (None, (*STOCK, "-d", "boxes"), FAIL, "data set", ("'boxes'",)),
     "an id twice": (second_dataset, STOCK, FAIL, "data set", ("2 data sets with id 901", "Dataset901_Other")),
     "not preprocessed": (
         lambda p: (p.write_images(), shutil.rmtree(p.preprocessed)), STOCK, FAIL, "data set",
@@ -198,22 +198,22 @@ FAULTS = {
         lambda p: shutil.rmtree(p.preprocessed / "gt_segmentations"), STOCK, FAIL, "references", ("and 2 more",),
     ),
     "no number of a fold": (None, (*STOCK, "-f", "first"), FAIL, "splits", ("the fold first",)),
-    "a fold beyond the default": (None, (*STOCK, "-f", "5"), WARN, "splits", ("fold 5 of 5", "0 to 4")),
+    "a fold beyond the default": (None, (*STOCK, "-f", "5"), FAIL, "splits", ("fold 5 of 5", "0 to 4")),
     "a fold beyond the splits": (
-        lambda p: p.write_splits([GOOD]), (*STOCK, "-f", "1"), WARN, "splits", ("fold 1 of 1",),
+        lambda p: p.write_splits([GOOD]), (*STOCK, "-f", "1"), FAIL, "splits", ("fold 1 of 1",),
     ),
     "too few cases for five folds": (keep_two_cases, STOCK, FAIL, "splits", ("2 cases are too few",)),
     "truncated splits": (
         lambda p: p.write_splits(json.dumps([GOOD])[:-10]), STOCK, FAIL, "splits", ("damaged file", "restore"),
     ),
-    "splits of another shape": (lambda p: p.write_splits({"train": []}), STOCK, FAIL, "splits", ("expected a list",)),
+    "splits of another shape": (lambda p: p.write_splits({"train": []}), STOCK, FAIL, "splits", ("an object in",)),
     "a split without val": (lambda p: p.write_splits([{"train": CASES}]), STOCK, FAIL, "splits", ("no list of folds",)),
     "a split without cases": (
-        lambda p: p.write_splits([split([], CASES)]), STOCK, FAIL, "splits", ("no cases to train",),
+        lambda p: p.write_splits([split([], CASES)]), STOCK, FAIL, "splits", ("fold 0 without cases to train with",),
     ),
     "a split with strangers": (
         lambda p: p.write_splits([GOOD, split(["case_9"], CASES)]), STOCK, FAIL, "splits",
-        ("fold 1 names 1 case (case_9)",),
+        ("fold 1 that names 1 case (case_9)",),
     ),
     "a case in no fold": (
         lambda p: p.write_splits([split(CASES[:3], CASES[3:4])]), STOCK, WARN, "splits",

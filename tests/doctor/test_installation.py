@@ -24,7 +24,10 @@ ENVIRONMENT_FAULTS = [
     ("nnUNet_extTrainer", "/elsewhere", FAIL, "nnUNet_extTrainer", ("lacks", 'eval "$(nnunetv2_ext env)"')),
     ("nnUNet_extTrainer", f"/gone{os.pathsep}{DISCOVERY_FOLDER}", WARN, "nnUNet_extTrainer", ("/gone is no folder",)),
     ("nnUNet_n_proc_DA", "many", FAIL, "data workers", ("nnUNet_n_proc_DA=many", "export nnUNet_n_proc_DA=")),
-    ("nnUNet_n_proc_DA", "", FAIL, "data workers", ("no number",)),
+    ("nnUNet_n_proc_DA", "", FAIL, "data workers", ("a number of processes from 0",)),
+    ("nnUNet_n_proc_DA", "-1", FAIL, "data workers", ("nnUNet_n_proc_DA=-1", "export nnUNet_n_proc_DA=")),
+    ("nnUNet_n_proc_DA", "0", OK, "data workers", ("nnUNet_n_proc_DA=0",)),
+    ("nnUNet_def_n_proc", "0", FAIL, "data workers", ("nnUNet_def_n_proc=0; expected a number of processes from 1",)),
     ("nnUNet_n_proc_DA", "100000", WARN, "data workers", ("nnUNet_n_proc_DA=100000 on",)),
     ("nnUNet_n_proc_DA", None, OK, "data workers", ("not set",)),
 ]
@@ -110,6 +113,12 @@ def test_no_cuda(arguments, status, prepared, diagnose):
     exit_status, checks = diagnose(*arguments)
     assert exit_status == (status == FAIL)
     assert_told(checks, status, "CUDA", () if status == OK else ("-device cpu",))
+
+
+def test_a_training_without_a_gpu_needs_another_device(prepared, diagnose):
+    exit_status, checks = diagnose("-d", "901")
+    assert exit_status == 1
+    assert_told(checks, FAIL, "CUDA", ("add -device cpu to this and to nnU-Net's commands",))
 
 
 def test_cuda(prepared, diagnose, monkeypatch):

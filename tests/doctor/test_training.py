@@ -91,6 +91,45 @@ FAULTS = {
         lambda p: p.write(p.preprocessed / "CopiedPlans.json", (p.preprocessed / "nnUNetPlans.json").read_text()),
         (*STOCK, "-p", "CopiedPlans"), WARN, "plans", ("calls itself nnUNetPlans",),
     ),
+    "plans of a list": (
+        lambda p: p.write(p.preprocessed / "nnUNetPlans.json", []), STOCK, FAIL, "plans", ("a list in", "an object"),
+    ),
+    "configurations of a list": (
+        lambda p: p.write(
+            p.preprocessed / "nnUNetPlans.json",
+            {**json.loads((p.preprocessed / "nnUNetPlans.json").read_text()), "configurations": []},
+        ),
+        STOCK, FAIL, "plans", ("lacks configurations, or holds another kind",),
+    ),
+    "a configuration of a list": (
+        lambda p: p.write(
+            p.preprocessed / "nnUNetPlans.json",
+            {**json.loads((p.preprocessed / "nnUNetPlans.json").read_text()), "configurations": {"3d_fullres": []}},
+        ),
+        STOCK, FAIL, "plans", ("1 configuration (3d_fullres)", "hold no object"),
+    ),
+    "no batch": (
+        lambda p: p.change_plans("nnUNetPlans", batch_size=0), STOCK, FAIL, "configuration", ("the batch_size 0",),
+    ),
+    "a patch of texts": (
+        lambda p: p.change_plans("nnUNetPlans", patch_size=["16"] * 3), STOCK, FAIL, "configuration", ("patch_size",),
+    ),
+    "no architecture": (
+        lambda p: p.change_plans("nnUNetPlans", architecture=None), STOCK, FAIL, "configuration", ("3d_fullres",),
+    ),
+    "few slices with nnU-Net's augmentation": (
+        lambda p: p.change_plans("nnUNetPlans", patch_size=[3, 32, 32]), STOCK, FAIL, "configuration",
+        ("[3, 32, 32] with nnUNetTrainer", "blur needs 4 voxels", "-tr BackboneTrainer", "patch_size to [4, 32, 32]"),
+    ),
+    "a network that does not exist": (
+        lambda p: p.change_plans("MNetPlans", architecture={
+            "network_class_name": "nnunetv2_ext.architectures.MNett", "arch_kwargs": {}, "_kw_requires_import": []}),
+        OURS, FAIL, "network", ("MNett, which does not exist",),
+    ),
+    "thin-thick plans for MNet": (
+        lambda p: p.change_plans("MNetPlans", training={"thin_thick": {"beta": 1.0}}), OURS, FAIL, "training block",
+        ("-tr ThinThickTrainer",),
+    ),
     "unknown trainer": (
         None, (*STOCK, "-tr", "NoTrainer"), FAIL, "trainer",
         ("no trainer NoTrainer", "MNetTrainer", "nnU-Net's own, nnUNetTrainer"),
@@ -247,7 +286,7 @@ def test_more_memory_than_the_gpu_has(prepared, diagnose, monkeypatch):
     Gpu(monkeypatch)
     prepared.change_plans("nnUNetPlans", patch_size=[512, 512, 512])
     exit_status, checks = diagnose("-d", "901")
-    assert exit_status == 0
+    assert exit_status == 0, checks
     assert_told(checks, WARN, "memory", ("the GPU has 24.0 GiB", "-gpu_memory_target 24"))
 
 

@@ -89,12 +89,13 @@ class Build:
         configuration: str = "3d_fullres",
         labels: dict[str, Any] = LABELS,
         resume: bool = False,
+        fold: int = 0,
         **changes: Any,
     ) -> Any:
         plans = hand_made_plans(**changes) if plans is None else plans
         dataset_json = {"channel_names": {"0": "MRI"}, "numTraining": 5, "file_ending": ".nii.gz", **labels}
         return (trainer or MNetTrainer)(
-            {**plans, "continue_training": resume}, configuration, 0, deepcopy(dataset_json), torch.device("cpu")
+            {**plans, "continue_training": resume}, configuration, fold, deepcopy(dataset_json), torch.device("cpu")
         )
 
     def initialized(self, *args: Any, **options: Any) -> Any:

@@ -81,7 +81,7 @@ def sample(slices: int, seed: int, in_plane: int = IN_PLANE) -> dict[str, torch.
 def test_which_axis_each_transform_needs(name: str, slices: int) -> None:
     make, needed = NEEDED[name]
     for seed in SEEDS:
-        np.random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
         torch.manual_seed(seed)
         if slices < needed:
             with pytest.raises((RuntimeError, ValueError)):
@@ -134,10 +134,10 @@ def test_ordinary_patches_are_augmented_as_nnunets(patch: tuple[int, int, int], 
         for part in walk(made):
             if isinstance(part, GaussianBlurTransform):
                 part.benchmark = False  # else nnU-Net's last bits depend on the machine's load
-        np.random.seed(5)
+        np.random.seed(5)  # noqa: NPY002
         torch.manual_seed(5)
         results = [made(**sample(patch[0], seed, 12)) for seed in range(40)]
-        outcomes.append((results, torch.rand(1), np.random.rand()))
+        outcomes.append((results, torch.rand(1), np.random.rand()))  # noqa: NPY002
     (theirs, their_torch, their_numpy), (ours, our_torch, our_numpy) = outcomes
     assert (their_torch, their_numpy) == (our_torch, our_numpy), "another number of random numbers was drawn"
     for expected, result in zip(theirs, ours, strict=True):
@@ -152,7 +152,7 @@ def test_few_slices_are_augmented(slices: int, flat: bool) -> None:
     for part in walk(made):
         if hasattr(part, "apply_probability"):
             part.apply_probability = 1
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
     torch.manual_seed(0)
     for seed in range(20):
         result = made(**sample(slices, seed, 12))

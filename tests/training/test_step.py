@@ -9,6 +9,7 @@ import torch
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from torch import Tensor
 
+from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.trainers.backbone import BackboneTrainer
 from nnunetv2_ext.training.step import Objective, term_key
 from nnunetv2_ext.training.trainer import ExtTrainer
@@ -107,3 +108,39 @@ def test_terms_of_an_objective_are_returned_and_logged(build: Build) -> None:
     logged = trainer.logger.get_value(term_key("size"), step=None)
     assert logged == pytest.approx([np.mean([result["size"] for result in results])])
     assert "size_loss" in build.log()
+
+
+@pytest.mark.parametrize("spoiled", [None, "weights", "images", "half"], ids=str)
+def test_an_epoch_without_a_number_ends_the_training(build: Build, spoiled: str | None) -> None:
+    trainer = build.initialized(architecture=UNET, trainer=BackboneTrainer)
+    trainer.network.train()
+    made = batches(trainer, 2)
+    if spoiled in ("images", "half"):
+        made[1]["data"][0, 0, 0, 0, 0] = np.nan
+    if spoiled == "weights":
+        next(trainer.network.parameters()).data.fill_(np.inf)
+    results = [trainer.train_step(batch) for batch in made]
+    if spoiled is None:
+        trainer.on_train_epoch_end(results)
+        return
+    if spoiled == "half":  # a loss that is lost where the weights stay, as a GPU's scaler keeps them
+        for parameter in trainer.network.parameters():
+            parameter.data.fill_(0.1)
+        trainer.on_train_epoch_end(results)
+        return
+    cause = {
+        "weights": r"at the learning rate 0.01; .* -c 3d_fullres --lr 0.001, then",
+        "images": r"voxels \(a, b\); exp",
+    }
+    with pytest.raises(InputError, match=cause[spoiled]):
+        trainer.on_train_epoch_end(results)
+
+
+def test_a_learning_rate_beyond_all_measure(build: Build) -> None:
+    trainer = build.initialized(
+        architecture=UNET, trainer=BackboneTrainer, training={"optimizer": {"lr": 1e30, "momentum": 0.5}}
+    )
+    trainer.network.train()
+    results = [trainer.train_step(batch) for batch in batches(trainer, 3)]
+    with pytest.raises(InputError, match=r"at the learning rate 1e\+30; .* --lr 0.01, then"):
+        trainer.on_train_epoch_end(results)

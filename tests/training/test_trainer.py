@@ -366,3 +366,18 @@ def test_several_outputs_keep_deep_supervision(build: Build) -> None:
     trainer = build.initialized()
     assert trainer.enable_deep_supervision
     assert trainer.network.deep_supervision
+
+
+@pytest.mark.parametrize(("epoch", "epochs", "line"), [(1, 500, "about 9 h left (498 epochs of 65 s)"), (1, 2, "")])
+def test_the_time_that_is_left_is_told_once(
+    build: Build, monkeypatch: pytest.MonkeyPatch, epoch: int, epochs: int, line: str
+) -> None:
+    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNetTrainer.on_epoch_end", lambda _: None)
+    trainer = build(training={"epochs": epochs})
+    for number in range(3):
+        trainer.logger.log("epoch_start_timestamps", 1000.0 * number, number)
+        trainer.logger.log("epoch_end_timestamps", 1000.0 * number + 65, number)
+        trainer.current_epoch = number + 1
+        trainer.on_epoch_end()
+    assert build.log().count("left (") == (line != "")
+    assert line in build.log()
