@@ -151,7 +151,7 @@ def test_the_slice_axis_of_single_slices_is_brought_to_the_front(described: Desc
 
 
 def test_images_of_which_the_target_spacing_leaves_nothing_are_refused(described: Describe) -> None:
-    described(shape=(1, 64, 64), spacings=[(10.0, 1.0, 1.0)] * 4 + [(2.0, 1.0, 1.0)])
+    described(shape=(1, 64, 64), spacings=[(10.0, 1.0, 1.0)] * 4 + [(2.0, 1.0, 1.0)], cases=5)
     message = r"1 of 5 images of which nothing is left at the target spacing of 5.2, 1, 1 mm, the first of 1, 64, 64"
     with pytest.raises(InputError, match=rf"{message} voxels .* plan with -overwrite_target_spacing 2 1 1, or"):
         plan()
