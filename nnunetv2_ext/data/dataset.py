@@ -1,7 +1,8 @@
 """What writing a new raw data set takes: cases in threads, and its `dataset.json`."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,13 +32,23 @@ def for_each(
     """
     if processes < 1:
         raise InputError(f"{processes} processes", "1 or more", "choose 1 or more")
+    ended = threading.Event()
+
+    def unless_ended(item: Item) -> Result:
+        if ended.is_set():
+            raise CancelledError
+        try:
+            return function(item)
+        except BaseException:
+            ended.set()
+            raise
+
     with ThreadPoolExecutor(processes) as pool:
         try:
-            return list(tqdm(pool.map(function, items), total=len(items), desc=label, disable=not progress))
-        except BaseException:
-            # What ends it may come from outside, while none of the results is waited for.
-            pool.shutdown(cancel_futures=True)
-            raise
+            return list(tqdm(pool.map(unless_ended, items), total=len(items), desc=label, disable=not progress))
+        finally:
+            # What ends it may come from outside, as Ctrl-C does.
+            ended.set()
 
 
 def write_dataset_json(folder: Path, entries: Mapping[str, Any], *, training: int) -> None:

@@ -201,7 +201,7 @@ def check_labels(labels: np.ndarray, path: Path) -> None:
     broken = labels[labels != np.round(labels)]
     if broken.size:
         raise InputError(
-            f"values such as {listed(np.unique(broken)[:3].tolist())} in {path}",
+            f"values such as {listed(f'{value:.9g}' for value in np.unique(broken)[:3].tolist())} in {path}",
             "a whole number in every voxel of a label map",
             "check that it is no image, and that its header scales nothing (scl_slope); save it as whole numbers",
         )

@@ -210,7 +210,8 @@ def test_members_that_end_early(tmp_path):
         ([0, 1, np.nan], {}, "1 voxels of NaN or infinity .*nnU-Net reads NaN in NIfTI as background.*name it ignore"),
         ([0, np.inf, np.nan], {}, "2 voxels of NaN"),
         ([0, 0.5, 1], {}, "values such as 0.5 in .*expected a whole number in every voxel"),
-        ([0, 1, 2], {"slope": 0.3}, r"values such as 0.3, 0.6 .*scl_slope"),
+        ([0, np.nextafter(np.float32(1), 0), 2], {}, "values such as 0.99999994"),
+        ([0, 1, 2], {"slope": 0.3}, r"values such as 0.3\d*, 0.6\d* .*scl_slope"),
     ],
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
