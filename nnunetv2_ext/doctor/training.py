@@ -51,17 +51,18 @@ def check_plans(subject: Subject) -> Iterator[Check]:
         remedy = f"choose -p from {', '.join(there)}, or {replan(subject)}" if there else replan(subject)
         yield Check(FAIL, f"no plans file {file}", remedy)
         return
-    plans = read_json(file, replan(subject))
+    anew = f"remove {file}, then {replan(subject)}"  # planning keeps what it does not know of plans that are there
+    plans = read_json(file, anew)
     missing = [
         key
         for key in ("dataset_name", "plans_name", "configurations")
         if not isinstance(plans, dict) or key not in plans
     ]
     if missing:
-        yield Check(FAIL, f"{file} lacks {', '.join(missing)}", replan(subject))
+        yield Check(FAIL, f"{file} lacks {', '.join(missing)}", anew)
         return
     if plans["dataset_name"] != subject.found["name"]:
-        yield Check(FAIL, f"{file} was made for {plans['dataset_name']}", replan(subject))
+        yield Check(FAIL, f"{file} was made for {plans['dataset_name']}", anew)
         return
     manager = PlansManager(plans)
     try:

@@ -334,25 +334,6 @@ def test_what_is_preprocessed(
     assert [call[:4] for call in calls] == [(901, "MNetPlans", configurations, processes)]
 
 
-@pytest.mark.parametrize(
-    ("flags", "kept"), [("", True), ("--clean", False), ("-overwrite_target_spacing 5 2 2", False)]
-)
-def test_preprocessed_data_are_kept(
-    described: Described, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: str, kept: bool
-) -> None:
-    described.write(cases=1)
-    folder = described.preprocessed / "nnUNetPlans_3d_fullres"
-    folder.mkdir()
-    for part in (".pkl", ".b2nd", "_seg.b2nd"):
-        (folder / f"case{part}").touch()
-    calls: list[tuple[Any, ...]] = []
-    monkeypatch.setattr(plan_and_preprocess_api, "preprocess_dataset", lambda *args: calls.append(args))
-    monkeypatch.setattr(plan_and_preprocess_api, "extract_fingerprints", lambda *args, **options: None)
-    assert run("-d", "901", *flags.split()) == 0
-    assert calls[0][2] == ([] if kept else ["3d_fullres"])
-    assert ("agree with the plans and are kept" in capsys.readouterr().out) == kept
-
-
 def test_help_shows_the_example(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(["plan_and_preprocess", "--help"])

@@ -81,7 +81,7 @@ def relabel(**changes: Any) -> Callable[[Blocks], None]:
 
 
 def truncate(name: str) -> Callable[[Blocks], None]:
-    return lambda blocks: (blocks.data / name).write_bytes((blocks.data / name).read_bytes()[:-20]) and None
+    return lambda blocks: os.truncate(blocks.data / name, (blocks.data / name).stat().st_size - 20)
 
 
 def interrupt(blocks: Blocks) -> None:
@@ -153,6 +153,24 @@ def test_planned_again(
     assert len(json.loads((blocks.preprocessed / FINGERPRINT).read_text())["spacings"]) == len(cases)
     blocks.assert_as_raw(blocks.standard(*cases))
     assert not faults()
+
+
+@pytest.mark.parametrize(
+    ("options", "kept", "identifier"),
+    [
+        ({}, True, "nnUNetPlans_3d_fullres"),
+        ({"clean": True}, False, "nnUNetPlans_3d_fullres"),
+        ({"plans_name": "Mine", "gpu_memory_target": 4}, True, "nnUNetPlans_3d_fullres"),
+        ({"target_spacing": (4, 2, 2)}, False, "MNetPlans_3d_fullres"),
+    ],
+)
+def test_data_are_kept_for_plans_that_agree(
+    options: dict[str, Any], kept: bool, identifier: str, blocks: Blocks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for again in (kept, "clean" not in options):  # data of its own are kept, too
+        blocks.plan(**options)
+        told = f"3d_fullres: the 3 cases in {identifier} agree with the plans and are kept"
+        assert (told in capsys.readouterr().out) == again
 
 
 def test_sources_that_the_description_names(blocks: Blocks) -> None:
