@@ -117,7 +117,7 @@ def plan_and_preprocess(
     stale = not clean and _is_stale(preprocessed / name, sources, dataset_json, fingerprint_extractor)
     made = fingerprint_settings(dataset_json, fingerprint_extractor)
     fresh = clean or stale or not fingerprint.exists()
-    with recording(preprocessed / name, sources, {FINGERPRINT: made} if fresh else {}):
+    with recording(preprocessed / name, sources, {FINGERPRINT: made} if fresh else {}, progress=progress):
         api.extract_fingerprints(
             [identifier],
             fingerprint_extractor,
@@ -191,7 +191,7 @@ def _preprocess(
         making[data] = settings(manager.plans, manager.get_configuration(name).configuration)
         wanted.append(name)
     _remove_old_references(folder / "gt_segmentations", sources, dataset_json["file_ending"])
-    with recording(folder, sources, making):
+    with recording(folder, sources, making, progress=progress):
         # with no configuration left, nnU-Net still copies the ground truth
         api.preprocess_dataset(
             identifier, plans_file.stem, wanted, [per_configuration[name] for name in wanted], verbose, progress
@@ -201,7 +201,7 @@ def _preprocess(
 def _remove_old_references(folder: Path, sources: Sources, ending: str) -> None:
     """Remove what is no copy of a raw label, for nnU-Net to copy it anew: it looks at the time alone."""
     copies = {f"{case}{ending}": label for case, (label, *_) in sources.items()}
-    for path in folder.glob("*"):
+    for path in folder.glob("*") if sources else ():
         label = copies.get(path.name)
         if path.is_file() and path.name.endswith((ending, *VOLUME_ENDINGS)) and not is_copy(path, label):
             path.unlink()
