@@ -1,14 +1,19 @@
 """What the doctor checks of a data set: its description, the preprocessed data, the references, the splits."""
 
+import contextlib
 import json
 import os
+import re
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import SimpleITK as sitk
+
 from nnunetv2_ext import registry
 from nnunetv2_ext.block import flags_from
+from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, check_complete, unreadable
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
@@ -17,27 +22,50 @@ from nnunetv2_ext.text import counted
 
 RAW, PREPROCESSED, RESULTS = FOLDER_VARIABLES
 DATASET_KEYS = ("channel_names", "labels", "numTraining", "file_ending")
+TRAINED_KEYS = ("labels", "regions_class_order", "channel_names", "file_ending", "overwrite_image_reader_writer")
+"""Those that decide on what is trained, and how it is read."""
 NNUNET_OPTIONS = ("gpu_memory_target", "preprocessor_name", "overwrite_target_spacing", "overwrite_plans_name")
 """Options of planners that are nnU-Net's own flags."""
 
 
 def replan(subject: Subject) -> str:
-    """The command that makes the plans and data that a training needs: as they were made, or for its trainer."""
-    from nnunetv2_ext.planning.sharing import STOCK_PLANS
+    """The command that makes the plans and data that a training needs: as they were made, or for its trainer.
 
-    plans = _plans(subject)
-    made_by = (plans or {}).get("made_by")
+    It makes anew what is not that of the raw data, fingerprint and references too, which nnU-Net's own command keeps.
+    """
+    plans = _plans(subject) or {}
+    made_by = plans.get("made_by")
     if isinstance(made_by, dict) and "planner" in made_by:
+        planner = made_by["planner"]
         flags = [_flag(name, value) for name, value in made_by.get("options", {}).items()]
         flags += flags_from({}, made_by.get("training", {})) or []
-        return " ".join([f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {made_by['planner']}", *flags])
-    if plans is None and subject.plans != STOCK_PLANS:
+    else:
+        planner, plans_name = _planner_of(subject, plans)
+        flags = [] if plans_name == subject.plans else [f"-overwrite_plans_name {subject.plans}"]
+    if subject.configuration not in ("3d_fullres", "3d_lowres", "3d_cascade_fullres"):
+        flags.append(f"-c {subject.configuration}")
+    return " ".join([f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {planner}", *flags])
+
+
+def _planner_of(subject: Subject, plans: Mapping[str, Any]) -> tuple[str, str]:
+    """The planner of plans without `made_by`, or of none, and what it calls its plans."""
+    from nnunetv2_ext.planning.api import planner_class
+    from nnunetv2_ext.planning.sharing import STOCK_PLANS
+
+    used = plans.get("experiment_planner_used")
+    if preset := re.fullmatch("nnUNetPlannerResEnc(M|L|XL)", str(used)):
+        return preset[0], f"nnUNetResEncUNet{preset[1]}Plans"
+    if preset := re.fullmatch("nnUNetResEncUNet(M|L|XL)Plans", subject.plans):
+        return f"nnUNetPlannerResEnc{preset[1]}", subject.plans
+    if isinstance(used, str) and used != "ExperimentPlanner":
+        with contextlib.suppress(InputError):  # a planner of another installation
+            return planner_class(used).__name__, ""
+    if not plans and subject.plans != STOCK_PLANS:
         for entry in registry.PLANNERS:
             planner = entry.load()
             if planner.trainer == subject.trainer:
-                named = "" if subject.plans == planner.plans_name else f" -overwrite_plans_name {subject.plans}"
-                return f"run nnunetv2_ext plan_and_preprocess -d {subject.dataset} -pl {entry.name}{named}"
-    return f"run nnUNetv2_plan_and_preprocess -d {subject.dataset}"
+                return entry.name, planner.plans_name
+    return "ExperimentPlanner", STOCK_PLANS
 
 
 def _plans(subject: Subject) -> dict[str, Any] | None:
@@ -62,7 +90,8 @@ def _flag(name: str, value: Any) -> str:
 
 def preprocess(subject: Subject) -> str:
     """The command that preprocesses for one configuration of plans that exist."""
-    return f"run nnUNetv2_preprocess -d {subject.dataset} -plans_name {subject.plans} -c {subject.configuration}"
+    number = int(str(subject.found["name"])[7:10])  # the command takes no name
+    return f"run nnUNetv2_preprocess -d {number} -plans_name {subject.plans} -c {subject.configuration}"
 
 
 def check_dataset(subject: Subject) -> Iterator[Check]:
@@ -88,65 +117,145 @@ def check_dataset_json(subject: Subject) -> Iterator[Check]:
         return
     subject.found["dataset_json"] = content
     yield Check(OK, f"{content['numTraining']} cases, labels {', '.join(map(str, content['labels']))}")
-    raw = Path(os.environ.get(RAW, "")) / subject.found["name"] / "dataset.json"
-    if raw.is_file() and read_json(raw, "mend it") != content:
-        yield Check(WARN, f"{raw} differs from the copy that training reads", replan(subject))
+    raw = _raw_description(subject)
+    if raw is None:
+        return
+    file = _raw(subject) / "dataset.json"
+    changed = [key for key in TRAINED_KEYS if _meaning(raw, key) != _meaning(content, key)]
+    if changed:
+        yield Check(
+            FAIL, f"{file} has other {' and '.join(changed)} than the copy that training reads", replan(subject)
+        )
+    elif raw != content:
+        yield Check(WARN, f"{file} differs from the copy that training reads", replan(subject))
+
+
+def _meaning(description: Mapping[str, Any], key: str) -> Any:
+    """What an entry says; regions are outputs of the network in their order, labels are so by value."""
+    value: Any = description.get(key)
+    if key == "channel_names" and value is None:
+        value = description.get("modality")
+    regions = isinstance(value, dict) and any(isinstance(one, list) for one in value.values())
+    return list(value.items()) if regions else value
+
+
+def _raw(subject: Subject) -> Path:
+    return Path(os.environ.get(RAW, "")) / str(subject.found["name"])
+
+
+def _raw_description(subject: Subject) -> dict[str, Any] | None:
+    """The `dataset.json` of the raw data; None on a machine that has none.
+
+    Raises:
+        InputError: a damaged one.
+    """
+    file = _raw(subject) / "dataset.json"
+    return read_json(file, "mend it") if file.is_file() else None
+
+
+def _sources(subject: Subject) -> dict[str, tuple[Path, ...]]:
+    """The raw files of each case; none where there are none, or nothing tells which they are."""
+    from nnunetv2_ext.planning.sources import find_sources
+
+    if "sources" not in subject.found:
+        try:
+            description = _raw_description(subject)
+            subject.found["sources"] = find_sources(_raw(subject), description) if description else {}
+        except (InputError, LookupError, TypeError, AttributeError):  # told elsewhere
+            subject.found["sources"] = {}
+    return subject.found["sources"]
+
+
+def _compared(subject: Subject) -> str:
+    """The end of a line on what was compared with the raw data, if it could be."""
+    return "" if _sources(subject) else "; no raw data here to compare with"
 
 
 def check_fingerprint(subject: Subject) -> Iterator[Check]:
-    """nnU-Net copies the fingerprint when training starts, and fails without it."""
-    read_json(subject.found["folder"] / "dataset_fingerprint.json", replan(subject))
-    yield Check(OK, "present")
+    """nnU-Net copies the fingerprint when training starts, and fails without it; planning reads it."""
+    from nnunetv2_ext.planning.sources import FINGERPRINT, stale_fingerprint
+
+    file = subject.found["folder"] / FINGERPRINT
+    # planning refuses a damaged one
+    read_json(file, f"remove {file}, then {replan(subject)}" if file.exists() else replan(subject))
+    sources = _sources(subject)
+    why = stale_fingerprint(subject.found["folder"], sources, _raw_description(subject) or {}) if sources else ""
+    if why:
+        yield Check(WARN, f"not that of the raw data: {why}", replan(subject))
+    else:
+        yield Check(OK, f"present{_compared(subject)}")
 
 
 def check_data(subject: Subject) -> Iterator[Check]:
-    """Every case preprocessed, in one of nnU-Net's two layouts; sets `cases`."""
+    """Every case preprocessed, whole, and as the plans and the raw data ask for; sets `cases`."""
+    from nnunetv2_ext.planning.sharing import cases_in, faults_of_data
+
     folder: Path = subject.found["data"]
-    if not folder.is_dir():
-        yield Check(FAIL, f"no folder {folder}", preprocess(subject))
+    sources = _sources(subject)
+    try:
+        cases = set(cases_in(folder))
+    except InputError as error:
+        got, _, remedy = error.args
+        yield Check(FAIL, got, _files_again(subject) if remedy == "preprocess again" else remedy)
         return
-    files = {file.name: file for file in folder.iterdir() if file.is_file()}
-    endings = {name.rpartition(".")[2] for name in files} - {"pkl", "npy"}
-    # nnU-Net decides by the one ending that is there, and stops when there are several
-    if not endings:
-        yield Check(FAIL, f"no cases in {folder}", preprocess(subject))
-        return
-    if len(endings) > 1 or not endings <= {"b2nd", "npz"}:
-        odd = sorted(endings - {"b2nd", "npz"}) or sorted(endings)
-        yield Check(FAIL, f"{folder} holds files of several kinds ({', '.join(odd)})", "remove those that are no data")
-        return
-    parts: tuple[str, ...]
-    if endings == {"b2nd"}:
-        parts = (".b2nd", "_seg.b2nd", ".pkl")
-        cases = {name.removesuffix(".b2nd") for name in files if name.endswith(".b2nd")}
-        cases = {case for case in cases if not case.endswith("_seg")}
-    else:
-        parts = (".npz", ".pkl")
-        cases = {name.removesuffix(".npz") for name in files if name.endswith(".npz")}
-    broken = sorted(
-        case for case in cases if any(case + p not in files or not files[case + p].stat().st_size for p in parts)
-    )
-    if broken:
-        yield Check(FAIL, f"incomplete files of {counted(broken, 'case')} in {folder}", preprocess(subject))
-        return
-    reference = subject.found["folder"] / "gt_segmentations"
-    ending = subject.found["dataset_json"]["file_ending"]
-    labelled = {f.name.removesuffix(ending) for f in reference.glob(f"*{ending}")} if reference.is_dir() else set()
-    lacking = sorted(labelled - cases)
-    stated = subject.found["dataset_json"]["numTraining"]
-    if lacking:
-        yield Check(FAIL, f"{counted(lacking, 'case')} not preprocessed in {folder}", preprocess(subject))
-    elif len(cases) < stated:
-        yield Check(
-            FAIL,
-            f"{len(cases)} of the {stated} cases that dataset.json states are in {folder}",
-            f"{preprocess(subject)}, or correct numTraining in dataset.json",
+    manager, dataset_json = subject.found["plans_manager"], subject.found["dataset_json"]
+    sound = True
+    for fault in faults_of_data(subject.found["folder"], manager, subject.configuration, dataset_json, sources):
+        sound = sound and not fault.certain
+        remedy = {"files": _files_again, "labels": _files_again, "plans": _as_planned, "raw": replan}[fault.kind](
+            subject
         )
-    else:
-        subject.found["cases"] = cases
-        yield Check(OK, f"{len(cases)} cases in {folder}")
-        if len(cases) > stated:
-            yield Check(WARN, f"more than the {stated} that dataset.json states", "correct numTraining in dataset.json")
+        yield Check(FAIL if fault.certain else WARN, f"{folder}: {fault.told}", remedy)
+    stated = dataset_json["numTraining"]
+    if not sound:
+        return
+    if not sources:
+        reference, ending = subject.found["folder"] / "gt_segmentations", dataset_json["file_ending"]
+        labelled = {path.name.removesuffix(ending) for path in reference.glob(f"*{ending}")}
+        if lacking := sorted(labelled - cases):
+            yield Check(FAIL, f"{counted(lacking, 'case')} not preprocessed in {folder}", _files_again(subject))
+            return
+        if len(cases) < stated:
+            what = f"{len(cases)} of the {stated} cases that dataset.json states are in {folder}"
+            yield Check(FAIL, what, f"{_files_again(subject)}, or correct numTraining in dataset.json")
+            return
+    subject.found["cases"] = cases
+    yield Check(OK, f"{len(cases)} cases in {folder}{_compared(subject)}")
+    if len(cases) != stated:
+        where = "the raw data set and in its copy" if sources else "it"
+        what = f"{'more' if len(cases) > stated else 'fewer'} than the {stated} that dataset.json states"
+        yield Check(WARN, what, f"correct numTraining in dataset.json of {where}")
+
+
+def _files_again(subject: Subject) -> str:
+    """How files come back that are missing or damaged."""
+    return (
+        preprocess(subject)
+        if _sources(subject)
+        else f"copy it from where it was preprocessed, or {preprocess(subject)}"
+    )
+
+
+def _as_planned(subject: Subject) -> str:
+    """How data come that are as the plans say, without taking them from other plans that share them."""
+    from nnunetv2_ext.planning.sharing import differing, settings
+
+    manager, folder = subject.found["plans_manager"], subject.found["folder"]
+    mine = manager.get_configuration(subject.configuration).configuration
+    for file in sorted(folder.glob("*.json")):
+        try:
+            plans = read_json(file, "")
+            others = [
+                one for one in plans["configurations"].values() if one.get("data_identifier") == mine["data_identifier"]
+            ]
+        except (InputError, LookupError, AttributeError):  # no plans
+            continue
+        planned = settings(manager.plans, mine)
+        if file.stem != subject.plans and any(differing(settings(plans, one), planned) for one in others):
+            name = subject.configuration
+            own = f"set data_identifier of {name} in {subject.plans}.json to {subject.plans}_{name}"
+            return f"{own}, since {file.stem} plans other data there, then {preprocess(subject)}"
+    return preprocess(subject)
 
 
 def check_slabs(subject: Subject) -> Iterator[Check]:
@@ -159,14 +268,45 @@ def check_slabs(subject: Subject) -> Iterator[Check]:
 
 
 def check_references(subject: Subject) -> Iterator[Check]:
-    """The validation that ends a training compares with gt_segmentations."""
-    folder = subject.found["folder"] / "gt_segmentations"
+    """The validation that ends a training compares with gt_segmentations, copies of the labels."""
+    from nnunetv2_ext.planning.sources import is_copy
+
+    folder, sources = subject.found["folder"] / "gt_segmentations", _sources(subject)
     ending = subject.found["dataset_json"]["file_ending"]
-    lacking = sorted(case for case in subject.found["cases"] if not (folder / f"{case}{ending}").is_file())
+    files = {case: folder / f"{case}{ending}" for case in sorted(subject.found["cases"])}
+    lacking = [case for case, file in files.items() if not file.is_file()]
     if lacking:
-        yield Check(FAIL, f"{counted(lacking, 'case')} without a reference in {folder}", preprocess(subject))
+        yield Check(FAIL, f"{counted(lacking, 'case')} without a reference in {folder}", _files_again(subject))
+        return
+    other = [case for case, file in files.items() if sources and not is_copy(file, sources[case][0])]
+    if other:
+        # nnU-Net copies what is missing or older
+        again = f"remove {folder}, then {preprocess(subject)}"
+        yield Check(FAIL, f"{counted(other, 'case')} in {folder} with another reference than the raw label", again)
+        return
+    damaged = {case: error for case, file in files.items() if (error := _damage(file))}
+    if damaged:
+        case, error = next(iter(damaged.items()))
+        remedy = f"restore the label {sources[case][0]}, then {replan(subject)}" if sources else "copy them again"
+        yield Check(FAIL, f"{counted(damaged, 'damaged reference')}: {error.args[0]}", remedy)
     else:
-        yield Check(OK, f"a reference for each case in {folder}")
+        yield Check(OK, f"a reference for each case in {folder}{_compared(subject)}")
+
+
+def _damage(file: Path) -> InputError | None:
+    """Why the header or the length of a volume cannot be a whole file's, or None."""
+    if not file.name.endswith(VOLUME_ENDINGS):  # nnU-Net reads more formats than SimpleITK
+        return None
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(file))
+    try:
+        reader.ReadImageInformation()
+        check_complete(file)
+    except RuntimeError as error:
+        return unreadable(file, error)
+    except InputError as error:
+        return error
+    return None
 
 
 def check_splits(subject: Subject) -> Iterator[Check]:
@@ -201,11 +341,9 @@ def check_splits(subject: Subject) -> Iterator[Check]:
         train, validation = set(splits[number]["train"]), set(splits[number]["val"])
         unknown = sorted((train | validation) - cases)
         if unknown:
-            yield Check(
-                FAIL,
-                f"fold {number} names {counted(unknown, 'case')}, not preprocessed",
-                f"{preprocess(subject)}, or {restore}",
-            )
+            # those that the raw data have are preprocessed, as was checked before
+            out = restore if _sources(subject) else f"{_files_again(subject)}, or {restore}"
+            yield Check(FAIL, f"fold {number} names {counted(unknown, 'case')}, not preprocessed", out)
             return
         if not train or not validation:
             yield Check(FAIL, f"fold {number} has no cases to {'validate' if train else 'train'} with", restore)
@@ -215,6 +353,9 @@ def check_splits(subject: Subject) -> Iterator[Check]:
                 WARN, f"fold {number} trains and validates with {counted(sorted(train & validation), 'case')}", restore
             )
     yield Check(OK, f"{len(splits)} folds")
+    left = sorted(cases.difference(*(split[part] for split in splits for part in ("train", "val"))))
+    if left:
+        yield Check(WARN, f"{counted(left, 'case')} in no fold: neither trained nor validated with", restore)
 
 
 def _beyond(fold: str, folds: int) -> Check:

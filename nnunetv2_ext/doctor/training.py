@@ -51,17 +51,18 @@ def check_plans(subject: Subject) -> Iterator[Check]:
         remedy = f"choose -p from {', '.join(there)}, or {replan(subject)}" if there else replan(subject)
         yield Check(FAIL, f"no plans file {file}", remedy)
         return
-    plans = read_json(file, replan(subject))
+    anew = f"remove {file}, then {replan(subject)}"  # planning keeps what it does not know of plans that are there
+    plans = read_json(file, anew)
     missing = [
         key
         for key in ("dataset_name", "plans_name", "configurations")
         if not isinstance(plans, dict) or key not in plans
     ]
     if missing:
-        yield Check(FAIL, f"{file} lacks {', '.join(missing)}", replan(subject))
+        yield Check(FAIL, f"{file} lacks {', '.join(missing)}", anew)
         return
     if plans["dataset_name"] != subject.found["name"]:
-        yield Check(FAIL, f"{file} was made for {plans['dataset_name']}", replan(subject))
+        yield Check(FAIL, f"{file} was made for {plans['dataset_name']}", anew)
         return
     manager = PlansManager(plans)
     try:
@@ -117,6 +118,10 @@ def check_configuration(subject: Subject) -> Iterator[Check]:
         subject.found["data"] = subject.found["folder"] / configuration.data_identifier
     except Exception as error:
         yield Check(FAIL, f"{subject.configuration} is incomplete or damaged ({said(error)})", replan(subject))
+        return
+    if not isinstance(configuration.batch_size, int) or configuration.batch_size < 1:
+        what = f"batch_size {configuration.batch_size!r} in {subject.configuration} of {subject.plans}.json"
+        yield Check(FAIL, what, f"set it to 1 or more, or {replan(subject)}")
         return
     our_network = architecture.startswith("nnunetv2_ext.")
     three = [n for n in manager.available_configurations if len(_patch_size(manager, n)) == 3]

@@ -11,8 +11,10 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2.experiment_planning import plan_and_preprocess_api as api
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
+from nnunetv2_ext.data.volumes import VOLUME_ENDINGS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
 from nnunetv2_ext.planning.guards import (
@@ -25,7 +27,16 @@ from nnunetv2_ext.planning.guards import (
     refuse_unwritable,
 )
 from nnunetv2_ext.planning.planner import with_options
-from nnunetv2_ext.planning.sharing import STOCK_PLANS, preprocessed_cases
+from nnunetv2_ext.planning.sharing import STOCK_PLANS, faults_of_data, settings
+from nnunetv2_ext.planning.sources import (
+    FINGERPRINT,
+    Sources,
+    find_sources,
+    fingerprint_settings,
+    is_copy,
+    recording,
+    stale_fingerprint,
+)
 from nnunetv2_ext.planning.summary import blocks_in
 from nnunetv2_ext.registry import PLANNERS, find
 
@@ -111,17 +122,24 @@ def plan_and_preprocess(
         if _find_in_nnunet(class_name, room) is None:
             raise InputError(f"the {what} '{class_name}'", f"one of nnU-Net's, {usual}", f"correct {flag}")
     if not clean:
-        refuse_fingerprint(folder / "dataset_fingerprint.json")
+        refuse_fingerprint(folder / FINGERPRINT)
     refuse_unwritable(preprocessed, name)
     check_raw(raw / name, folder, processes=fingerprint_processes, progress=progress, spacing=target_spacing)
     identifier = int(name[7:10])
-    with nnunet_step("the fingerprint", folder, verbose=verbose):
+    sources = find_sources(raw / name, dataset_json)
+    stale = not clean and _is_stale(folder, sources, dataset_json, fingerprint_extractor)
+    made = fingerprint_settings(dataset_json, fingerprint_extractor)
+    fresh = clean or stale or not (folder / FINGERPRINT).exists()
+    with (
+        nnunet_step("the fingerprint", folder, verbose=verbose),
+        recording(folder, sources, {FINGERPRINT: made} if fresh else {}, progress=progress),
+    ):
         api.extract_fingerprints(
             [identifier],
             fingerprint_extractor,
             fingerprint_processes,
             verify,
-            clean,
+            clean or stale,
             verbose,
             show_progress_bar=progress,
         )
@@ -138,7 +156,7 @@ def plan_and_preprocess(
         with nnunet_step("the preprocessed data", folder, verbose=verbose):
             _preprocess(
                 folder / f"{plans_identifier}.json",
-                dataset_json["numTraining"],
+                sources,
                 identifier,
                 list(configurations),
                 list(processes),
@@ -149,9 +167,17 @@ def plan_and_preprocess(
     return plans_identifier
 
 
+def _is_stale(folder: Path, sources: Sources, dataset_json: Mapping[str, Any], extractor: str) -> bool:
+    """Whether there is a fingerprint that is not that of the raw data; says why."""
+    why = stale_fingerprint(folder, sources, dataset_json, extractor)
+    if why:
+        tqdm.write(f"the fingerprint is made anew: {why}")
+    return bool(why)
+
+
 def _preprocess(
     plans_file: Path,
-    cases: int,
+    sources: Sources,
     identifier: int,
     configurations: list[str],
     processes: list[int],
@@ -160,21 +186,40 @@ def _preprocess(
     progress: bool,
 ) -> None:
     per_configuration = dict(zip(configurations, processes * len(configurations), strict=False))
-    planned = read_json(plans_file, "plan again")["configurations"]
-    stock, raw = plans_file.with_name(f"{STOCK_PLANS}.json"), nnunet_folder("nnUNet_raw") / plans_file.parent.name
-    sources = [plans_file.with_name("dataset_fingerprint.json"), stock, *raw.glob("*Tr/*")]
+    folder, manager = plans_file.parent, PlansManager(str(plans_file))
+    dataset_json = read_json(folder / "dataset.json", "plan again")
+    # each of them decides on data that nothing else tells of; the plans of this call are always newer
+    made_before = [folder / FINGERPRINT, folder / f"{STOCK_PLANS}.json"]
+    making: dict[str, dict[str, Any]] = {}
     wanted = []
     for name in configurations:
-        if name not in planned:
+        if name not in manager.available_configurations:
             continue
-        shared = planned[name]["data_identifier"] != f"{plans_file.stem}_{name}"
-        if not clean and shared and len(preprocessed_cases(plans_file, name, newer_than=sources)) == cases:
-            tqdm.write(
-                f"{name}: the {cases} cases in {planned[name]['data_identifier']} agree with the plans and are kept"
-            )
-        else:
-            wanted.append(name)
-    # with no configuration left, nnU-Net still copies the ground truth
-    api.preprocess_dataset(
-        identifier, plans_file.stem, wanted, [per_configuration[name] for name in wanted], verbose, progress
-    )
+        data = manager.get_configuration(name).data_identifier
+        if data in making:  # a cascade's second stage reads the data of 3d_fullres
+            continue
+        own = [plans_file] * (not data.startswith(f"{STOCK_PLANS}_"))
+        faults = faults_of_data(folder, manager, name, dataset_json, sources, made_before=[*made_before, *own])
+        fault = None if clean else next(faults, None)
+        if not clean and fault is None:
+            tqdm.write(f"{name}: the {len(sources)} cases in {data} agree with the plans and are kept")
+            continue
+        if fault is not None and (folder / data).is_dir():
+            tqdm.write(f"{name}: the cases in {data} are preprocessed anew: {fault.told}")
+        making[data] = settings(manager.plans, manager.get_configuration(name).configuration)
+        wanted.append(name)
+    _remove_old_references(folder / "gt_segmentations", sources, dataset_json["file_ending"])
+    with recording(folder, sources, making, progress=progress):
+        # with no configuration left, nnU-Net still copies the ground truth
+        api.preprocess_dataset(
+            identifier, plans_file.stem, wanted, [per_configuration[name] for name in wanted], verbose, progress
+        )
+
+
+def _remove_old_references(folder: Path, sources: Sources, ending: str) -> None:
+    """Remove what is no copy of a raw label, for nnU-Net to copy it anew: it looks at the time alone."""
+    copies = {f"{case}{ending}": label for case, (label, *_) in sources.items()}
+    for path in folder.glob("*") if sources else ():
+        label = copies.get(path.name)
+        if path.is_file() and path.name.endswith((ending, *VOLUME_ENDINGS)) and not is_copy(path, label):
+            path.unlink()

@@ -18,7 +18,7 @@ from nnunetv2_ext.files import nnunet_folder, read_json
 from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.options import Option, flag_of, options_of
 from nnunetv2_ext.planning.search import PatchSearch
-from nnunetv2_ext.planning.sharing import STOCK_PLANS, agree
+from nnunetv2_ext.planning.sharing import STOCK_PLANS, agree, differing, settings
 from nnunetv2_ext.registry import PLANNERS, find
 
 
@@ -231,8 +231,8 @@ class ExtPlanner(PatchSearch):
     def save_plans(self, plans: dict[str, Any]) -> None:
         configurations = plans["configurations"]
         del configurations["2d"]
-        stock = self._configurations_on_disk(STOCK_PLANS)
-        self._configurations_on_disk(self.plans_identifier)  # nnU-Net keeps the user's own configurations in them
+        stock = self._plans_on_disk(STOCK_PLANS)
+        self._plans_on_disk(self.plans_identifier)  # nnU-Net keeps the user's own configurations in them
         resolved = resolve_block(self.training, self.published_block())
         for name, configuration in configurations.items():
             if "inherits_from" in configuration:
@@ -240,7 +240,8 @@ class ExtPlanner(PatchSearch):
             configuration["training"] = self.training_block(resolved, configuration)
             if configuration["patch_size"] != self.patch_size:
                 self.warn_of_padding(name, configuration)
-            if not self.shares_data(name, configuration, stock.get(name)):
+            shares = self.shares_data(name, configuration, stock["configurations"].get(name))
+            if not shares or differing(settings(plans, configuration), settings(stock, configuration)):
                 configuration["data_identifier"] = f"{self.plans_identifier}_{name}"
         made_by = type(self)  # a subclass with the user's options has the planner's own name
         registered = made_by.__name__ in {entry.name for entry in PLANNERS}
@@ -252,9 +253,9 @@ class ExtPlanner(PatchSearch):
         }
         super().save_plans(plans)
 
-    def _configurations_on_disk(self, identifier: str) -> dict[str, Any]:
+    def _plans_on_disk(self, identifier: str) -> dict[str, Any]:
         path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{identifier}.json"
-        return read_json(path, "remove it and plan again")["configurations"] if path.is_file() else {}
+        return read_json(path, "remove it and plan again") if path.is_file() else {"configurations": {}}
 
     def shares_data(self, name: str, configuration: dict[str, Any], stock: dict[str, Any] | None) -> bool:
         """Whether nnU-Net's own plans, those on disk or those it would make, ask for the same preprocessed data."""

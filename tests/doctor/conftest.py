@@ -2,11 +2,14 @@
 
 import functools
 import json
+import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import blosc2
 import nibabel
 import numpy as np
 import pytest
@@ -38,7 +41,9 @@ def configuration(patch: list[int], architecture: dict) -> dict:
         "data_identifier": f"nnUNetPlans_{len(patch)}d",
         "patch_size": patch,
         "batch_size": 2,
+        "preprocessor_name": "DefaultPreprocessor",
         "spacing": [1.0] * len(patch),
+        "normalization_schemes": ["ZScoreNormalization"],
         "architecture": architecture,
     }
 
@@ -87,9 +92,39 @@ def plans(name: str, configurations: dict) -> dict:
         "dataset_name": DATASET,
         "plans_name": name,
         "image_reader_writer": "SimpleITKIO",
+        "transpose_forward": [0, 1, 2],
         "label_manager": "LabelManager",
         "configurations": configurations,
     }
+
+
+SHAPE = (16, 16, 16)
+
+
+@functools.cache
+def file_of_a_case(part: str) -> bytes:
+    """What nnU-Net's preprocessing leaves of a case, or its reference, by the end of the name."""
+    properties = {
+        "spacing": [1.0, 1.0, 1.0],
+        "shape_after_cropping_and_before_resampling": SHAPE,
+        "class_locations": {1: np.zeros((1, 4), int), 2: []},
+    }
+    image, segmentation = np.zeros((1, *SHAPE), np.float32), np.zeros((1, *SHAPE), np.int16)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, f"case{part}")
+        if part == ".pkl":
+            file.write_bytes(pickle.dumps(properties))
+        elif part == ".npz":
+            np.savez_compressed(file, data=image, seg=segmentation)
+        elif part == ENDING:
+            nibabel.save(nibabel.Nifti1Image(segmentation[0], np.eye(4)), file)
+        else:
+            array = segmentation if part.startswith("_seg") else image
+            if part.endswith(".npy"):
+                np.save(file, array)
+            else:
+                blosc2.asarray(array, urlpath=str(file))
+        return file.read_bytes()
 
 
 class Prepared:
@@ -101,7 +136,7 @@ class Prepared:
             folder.mkdir(parents=True)
         self.data = self.preprocessed / "nnUNetPlans_3d"
         for case in CASES:
-            self.write(self.preprocessed / "gt_segmentations" / f"{case}{ENDING}", "labels")
+            self.write(self.preprocessed / "gt_segmentations" / f"{case}{ENDING}", file_of_a_case(ENDING))
         self.write_cases(".b2nd", "_seg.b2nd", ".pkl")
         for folder in (self.raw, self.preprocessed):
             self.write(folder / "dataset.json", DATASET_JSON)
@@ -124,7 +159,7 @@ class Prepared:
     def write_cases(self, *parts: str) -> None:
         for case in CASES:
             for part in parts:
-                self.write(self.data / f"{case}{part}", "data")
+                self.write(self.data / f"{case}{part}", file_of_a_case(part))
 
     def write_images(self) -> None:
         """Raw images and labels, without which no data set can be planned."""
@@ -138,7 +173,10 @@ class Prepared:
     @staticmethod
     def write(file: Path, content: object) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(content if isinstance(content, str) else json.dumps(content))
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        else:
+            file.write_text(content if isinstance(content, str) else json.dumps(content))
 
     def change_plans(self, name: str, **changes: object) -> None:
         """Change entries of the plans' 3d_fullres."""

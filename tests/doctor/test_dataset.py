@@ -54,6 +54,19 @@ def split(train: list[str], val: list[str]) -> dict:
     return {"train": train, "val": val}
 
 
+def npz_layout(prepared: Prepared, truncated: str = "") -> None:
+    shutil.rmtree(prepared.data)
+    prepared.write_cases(".npz", ".pkl", ".npy", "_seg.npy")
+    if truncated:
+        truncate(prepared.data / truncated)
+
+
+def describe(prepared: Prepared, **changes: Any) -> None:
+    """Another description, of the raw data and its copy."""
+    for folder in (prepared.raw, prepared.preprocessed):
+        prepared.write(folder / "dataset.json", {**DATASET_JSON, **changes})
+
+
 GOOD = split(CASES[:4], CASES[4:])
 # what is damaged, the arguments, the status and the name of the line, and texts in it
 FAULTS = {
@@ -63,7 +76,7 @@ FAULTS = {
     "an id twice": (second_dataset, STOCK, FAIL, "data set", ("2 data sets with id 901", "Dataset901_Other")),
     "not preprocessed": (
         lambda p: (p.write_images(), shutil.rmtree(p.preprocessed)), STOCK, FAIL, "data set",
-        ("was not preprocessed", "nnUNetv2_plan_and_preprocess -d 901"),
+        ("was not preprocessed", "nnunetv2_ext plan_and_preprocess -d 901 -pl ExperimentPlanner"),
     ),
     "not preprocessed for ours": (
         lambda p: (p.write_images(), shutil.rmtree(p.preprocessed)), OURS, FAIL, "data set",
@@ -80,7 +93,7 @@ FAULTS = {
         ("lacks channel_names, numTraining, file_ending",),
     ),
     "dataset.json is a list": (
-        lambda p: p.write(p.preprocessed / "dataset.json", []), STOCK, FAIL, "dataset.json", ("lacks",),
+        lambda p: p.write(p.preprocessed / "dataset.json", []), STOCK, FAIL, "dataset.json", ("a list in",),
     ),
     "raw dataset.json changed": (
         lambda p: p.write(p.raw / "dataset.json", {**DATASET_JSON, "numTraining": 9}), STOCK, WARN, "dataset.json",
@@ -88,7 +101,7 @@ FAULTS = {
     ),
     "no fingerprint": (
         lambda p: (p.preprocessed / "dataset_fingerprint.json").unlink(), STOCK, FAIL, "fingerprint",
-        ("no file", "nnUNetv2_plan_and_preprocess"),
+        ("no file", "nnunetv2_ext plan_and_preprocess -d 901 -pl ExperimentPlanner"),
     ),
     "truncated fingerprint": (
         lambda p: truncate(p.preprocessed / "dataset_fingerprint.json"), STOCK, FAIL, "fingerprint", ("damaged",),
@@ -101,9 +114,9 @@ FAULTS = {
         lambda p: [f.unlink() for f in p.data.iterdir()], STOCK, FAIL, "preprocessed data", ("no cases",),
     ),
     "a stray file among the data": (
-        lambda p: p.write(p.data / "notes.txt", "x"), STOCK, FAIL, "preprocessed data", ("several kinds (txt)",),
+        lambda p: p.write(p.data / "notes.txt", "x"), STOCK, FAIL, "preprocessed data", ("several kinds", "(txt)"),
     ),
-    "two layouts": (two_layouts, STOCK, FAIL, "preprocessed data", ("several kinds (b2nd, npz)",)),
+    "two layouts": (two_layouts, STOCK, FAIL, "preprocessed data", ("several kinds", "(b2nd, npz)")),
     "a case without labels": (
         lambda p: (p.data / "case_1_seg.b2nd").unlink(), STOCK, FAIL, "preprocessed data", ("1 case (case_1)",),
     ),
@@ -111,7 +124,8 @@ FAULTS = {
         lambda p: (p.data / "case_1.pkl").unlink(), STOCK, FAIL, "preprocessed data", ("1 case (case_1)",),
     ),
     "an empty file": (
-        lambda p: (p.data / "case_1.b2nd").write_text(""), STOCK, FAIL, "preprocessed data", ("1 case (case_1)",),
+        lambda p: (p.data / "case_1.b2nd").write_text(""), STOCK, FAIL, "preprocessed data",
+        ("1 damaged case (case_1)", "case_1.b2nd"),
     ),
     "a case not preprocessed": (drop_case, STOCK, FAIL, "preprocessed data", ("1 case (case_3) not preprocessed",)),
     "fewer cases than stated": (
@@ -125,6 +139,63 @@ FAULTS = {
         lambda p: (p.preprocessed / "gt_segmentations" / f"case_2{ENDING}").unlink(), STOCK, FAIL, "references",
         ("1 case (case_2) without a reference",),
     ),
+    "a truncated image": (
+        lambda p: truncate(p.data / "case_1.b2nd"), OURS, FAIL, "preprocessed data",
+        ("1 damaged case (case_1)", "case_1.b2nd", "nnUNetv2_preprocess -d 901 -plans_name MNetPlans -c 3d_fullres"),
+    ),
+    "a truncated segmentation": (
+        lambda p: truncate(p.data / "case_1_seg.b2nd"), STOCK, FAIL, "preprocessed data", ("case_1_seg.b2nd",),
+    ),
+    "truncated properties": (
+        lambda p: truncate(p.data / "case_1.pkl"), STOCK, FAIL, "preprocessed data", ("case_1.pkl",),
+    ),
+    "a truncated packed case": (
+        lambda p: npz_layout(p, "case_1.npz"), STOCK, FAIL, "preprocessed data", ("case_1.npz",),
+    ),
+    "a truncated unpacked image": (
+        lambda p: npz_layout(p, "case_1.npy"), STOCK, FAIL, "preprocessed data", ("case_1.npz",),
+    ),
+    "data of another spacing": (
+        lambda p: p.change_plans("nnUNetPlans", spacing=[9.0, 3.0, 3.0]), STOCK, FAIL, "preprocessed data",
+        ("(1, 16, 16, 16) instead of (1, 2, 5, 5)", "9, 3, 3 mm", "nnUNetv2_preprocess -d 901 -plans_name nnUNetPlans"),
+    ),
+    "data of another spacing, shared": (
+        lambda p: p.change_plans("MNetPlans", spacing=[9.0, 3.0, 3.0]), OURS, FAIL, "preprocessed data",
+        ("5 cases", "set data_identifier of 3d_fullres in MNetPlans.json to MNetPlans_3d_fullres, since PaRPlans"),
+    ),
+    "data of another number of channels": (
+        lambda p: p.change_plans("nnUNetPlans", normalization_schemes=["ZScoreNormalization"] * 2), STOCK, FAIL,
+        "preprocessed data", ("(1, 16, 16, 16) instead of (2, 16, 16, 16)",),
+    ),
+    "data of other labels": (
+        lambda p: describe(p, labels={"background": 0, "left": 1, "ignore": 2}), STOCK, FAIL, "preprocessed data",
+        ("5 cases", "regions 1, 2, where dataset.json has (-1, 0, 1), 1"),
+    ),
+    "data of labels, not of regions": (
+        lambda p: describe(p, labels={"background": 0, "all": [1, 2], "right": 2}, regions_class_order=[1, 2]), STOCK,
+        FAIL, "preprocessed data", ("where dataset.json has (1, 2), 2",),
+    ),
+    "labels changed in the raw data": (
+        lambda p: p.write(p.raw / "dataset.json", {**DATASET_JSON, "labels": {"background": 0, "right": 1, "left": 2}}),
+        OURS, FAIL, "dataset.json", ("other labels than the copy", "nnunetv2_ext plan_and_preprocess -d 901 -pl"),
+    ),
+    "a channel renamed in the raw data": (
+        lambda p: p.write(p.raw / "dataset.json", {**DATASET_JSON, "channel_names": {"0": "CT"}}), STOCK, FAIL,
+        "dataset.json", ("other channel_names",),
+    ),
+    "regions in another order": (
+        lambda p: [
+            p.write(folder / "dataset.json", {**DATASET_JSON, "labels": labels, "regions_class_order": [1, 2]})
+            for folder, labels in (
+                (p.raw, {"background": 0, "all": [1, 2], "right": 2}),
+                (p.preprocessed, {"background": 0, "right": 2, "all": [1, 2]}),
+            )
+        ], STOCK, FAIL, "dataset.json", ("other labels",),
+    ),
+    "a truncated reference": (
+        lambda p: truncate(p.preprocessed / "gt_segmentations" / f"case_2{ENDING}"), STOCK, FAIL, "references",
+        ("1 damaged reference (case_2)", "copy"),
+    ),
     "no references": (
         lambda p: shutil.rmtree(p.preprocessed / "gt_segmentations"), STOCK, FAIL, "references", ("and 2 more",),
     ),
@@ -137,7 +208,7 @@ FAULTS = {
     "truncated splits": (
         lambda p: p.write_splits(json.dumps([GOOD])[:-10]), STOCK, FAIL, "splits", ("damaged file", "restore"),
     ),
-    "splits of another shape": (lambda p: p.write_splits({"train": []}), STOCK, FAIL, "splits", ("no list of folds",)),
+    "splits of another shape": (lambda p: p.write_splits({"train": []}), STOCK, FAIL, "splits", ("expected a list",)),
     "a split without val": (lambda p: p.write_splits([{"train": CASES}]), STOCK, FAIL, "splits", ("no list of folds",)),
     "a split without cases": (
         lambda p: p.write_splits([split([], CASES)]), STOCK, FAIL, "splits", ("no cases to train",),
@@ -145,6 +216,10 @@ FAULTS = {
     "a split with strangers": (
         lambda p: p.write_splits([GOOD, split(["case_9"], CASES)]), STOCK, FAIL, "splits",
         ("fold 1 names 1 case (case_9)",),
+    ),
+    "a case in no fold": (
+        lambda p: p.write_splits([split(CASES[:3], CASES[3:4])]), STOCK, WARN, "splits",
+        ("1 case (case_4) in no fold",),
     ),
     "a split that overlaps": (
         lambda p: p.write_splits([split(CASES, CASES[:1])]), STOCK, WARN, "splits",
@@ -158,11 +233,6 @@ def test_data_set(damage, arguments, status, name, texts, prepared, diagnose):
     if damage is not None:
         damage(prepared)
     assert_only_fault(diagnose(*arguments), status, name, texts)
-
-
-def npz_layout(prepared: Prepared) -> None:
-    shutil.rmtree(prepared.data)
-    prepared.write_cases(".npz", ".pkl", ".npy", "_seg.npy")
 
 
 @pytest.mark.parametrize(
@@ -180,8 +250,15 @@ def test_data_in_order(change, name, texts, prepared, diagnose):
     assert_told(checks, OK, name, texts)
 
 
-STOCK_COMMAND = "nnUNetv2_plan_and_preprocess -d 901"
 OURS_COMMAND = "nnunetv2_ext plan_and_preprocess -d 901 -pl"
+STOCK_COMMAND = f"{OURS_COMMAND} ExperimentPlanner"
+
+
+NAMED = "-overwrite_plans_name"
+
+
+def used(planner: str) -> str:
+    return json.dumps({"experiment_planner_used": planner})
 
 
 def made_by(planner: str, training: dict[str, Any] | None = None, **options: Any) -> str:
@@ -195,10 +272,14 @@ def made_by(planner: str, training: dict[str, Any] | None = None, **options: Any
         # nobody says who made them
         (None, "nnUNetPlans", "nnUNetTrainer", STOCK_COMMAND),
         (None, "nnUNetPlans", "MNetTrainer", STOCK_COMMAND),
-        (None, "MyPlans", "nnUNetTrainer", STOCK_COMMAND),
+        (None, "MyPlans", "nnUNetTrainer", f"{STOCK_COMMAND} -overwrite_plans_name MyPlans"),
+        (None, "nnUNetResEncUNetXLPlans", "MNetTrainer", f"{OURS_COMMAND} nnUNetPlannerResEncXL"),
         ("{}", "nnUNetPlans", "MNetTrainer", STOCK_COMMAND),
-        ("{}", "nnUNetResEncUNetLPlans", "nnUNetTrainer", STOCK_COMMAND),
-        ("{}", "MyPlans", "MNetTrainer", STOCK_COMMAND),
+        ("{}", "nnUNetResEncUNetLPlans", "nnUNetTrainer", f"{OURS_COMMAND} nnUNetPlannerResEncL"),
+        # nnU-Net's planners say their name
+        (used("nnUNetPlannerResEncM"), "Mine", "nnUNetTrainer", f"{OURS_COMMAND} nnUNetPlannerResEncM {NAMED} Mine"),
+        (used("ExperimentPlanner"), "Mine", "nnUNetTrainer", f"{STOCK_COMMAND} {NAMED} Mine"),
+        (used("PlannerOfElsewhere"), "Mine", "MNetTrainer", f"{STOCK_COMMAND} {NAMED} Mine"),
         # not there, or damaged: those of the trainer
         (None, "MNetPlans", "MNetTrainer", f"{OURS_COMMAND} MNetPlanner"),
         ('{"made_by', "MNetPlans", "MNetTrainer", f"{OURS_COMMAND} MNetPlanner"),

@@ -59,9 +59,15 @@ PATCH = {
 }
 # what is damaged, the arguments, the status and the name of the line, and texts in it
 FAULTS = {
+    "a batch of none": (
+        lambda p: p.change_plans("nnUNetPlans", batch_size=0), STOCK, FAIL, "configuration",
+        ("batch_size 0 in 3d_fullres of nnUNetPlans.json", "set it to 1 or more"),
+    ),
     "labels without background": (
-        lambda p: p.write(p.preprocessed / "dataset.json", {**DATASET_JSON, "labels": {"left": 1}}), STOCK, FAIL,
-        "plans", ("refuses the labels",),
+        lambda p: [
+            p.write(folder / "dataset.json", {**DATASET_JSON, "labels": {"left": 1}})
+            for folder in (p.raw, p.preprocessed)
+        ], STOCK, FAIL, "plans", ("refuses the labels",),
     ),
     "no plans": (
         None, (*STOCK, "-p", "NoPlans"), FAIL, "plans",
@@ -69,7 +75,7 @@ FAULTS = {
     ),
     "truncated plans": (
         lambda p: truncate(p.preprocessed / "nnUNetPlans.json"), STOCK, FAIL, "plans",
-        ("damaged file", "nnUNetv2_plan_and_preprocess -d 901"),
+        ("damaged file", "nnunetv2_ext plan_and_preprocess -d 901 -pl ExperimentPlanner"),
     ),
     "plans without content": (
         lambda p: p.write(p.preprocessed / "nnUNetPlans.json", {}), STOCK, FAIL, "plans", ("lacks dataset_name",),

@@ -15,7 +15,6 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.api import plan_and_preprocess, planner_class
 from nnunetv2_ext.planning.planner import ExtPlanner, with_options
-from nnunetv2_ext.planning.sharing import preprocessed_cases
 from nnunetv2_ext.plans.mnet import MNetPlanner
 from nnunetv2_ext.trainers.mnet import MNetTrainer
 from tests.planning.conftest import LARGE, SMALL, Described
@@ -272,16 +271,6 @@ def test_a_patch_of_the_user_that_cannot_work(described: Describe, patch: list[i
     described(**LARGE)
     with pytest.raises(InputError, match=message):
         plan(options={"patch_size": patch})
-
-
-def test_preprocessed_cases_are_whole_ones(described: Describe) -> None:
-    data = described(**SMALL)
-    plan()
-    folder = data.preprocessed / "nnUNetPlans_3d_fullres"
-    folder.mkdir()
-    for file in ("a.pkl", "a.b2nd", "a_seg.b2nd", "b.pkl", "b.npz", "c.b2nd", "c_seg.b2nd", "d.pkl", "d.b2nd", "e.pkl"):
-        (folder / file).touch()
-    assert preprocessed_cases(data.preprocessed / "MNetPlans.json", "3d_fullres") == {"a", "b"}
 
 
 def test_the_count_follows_the_patch(described: Describe) -> None:
