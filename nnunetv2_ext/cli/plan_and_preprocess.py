@@ -72,9 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")
     parser.add_argument("--no_pp", action="store_true", help="plan only")
-    parser.add_argument(
-        "--clean", action="store_true", help="make fingerprint and preprocessed data anew, after raw data have changed"
-    )
+    parser.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed data anew in any case")
     parser.add_argument("--verbose", action="store_true", help="print what nnU-Net does")
     parser.add_argument("--no_pbar", action="store_true", help="no progress bars")
     _add_options(parser)

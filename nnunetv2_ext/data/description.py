@@ -160,7 +160,8 @@ def _value_faults(labels: Mapping[str, Any], path: Path) -> Iterator[Fault]:
     numbers = [json.dumps(value) for value in labels.values()]
     if len(set(numbers)) < len(numbers):
         twice = sorted(name for name, value in labels.items() if numbers.count(json.dumps(value)) > 1)
-        yield Fault(f"one value for {listed(twice)} in {path}", "a value of its own for each", "keep one of them")
+        what = f"one value for {listed(twice)} in {path}, one output of the network"
+        yield Fault(what, "a value of its own for each", "keep one of them, or give the others values", fatal=False)
     for name in labels:
         if name != IGNORE and name.strip().lower() == IGNORE:
             remedy = f"write {IGNORE} if its voxels are to be ignored"
@@ -226,7 +227,13 @@ def _reader_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
 def _listing_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
     """The entry "dataset", which may name the files of each case."""
     listing = content.get("dataset")
-    if "dataset" not in content or (isinstance(listing, dict) and listing and all(map(_is_case, listing.values()))):
+    if "dataset" not in content:
+        return
+    if isinstance(listing, dict) and listing and all(map(_is_case, listing.values())):
+        paths = [name for name in listing if name != Path(name).name or not name]
+        if paths:
+            got = f"the case {listed(paths, shown=3)} in {path}, which becomes the name of files"
+            yield Fault(got, "names without /", "rename it there")
         return
     example = {"case": {"images": ["imagesTr/case_0000.nii.gz"], "label": "labelsTr/case.nii.gz"}}
     yield Fault(

@@ -176,7 +176,9 @@ def check_fingerprint(subject: Subject) -> Iterator[Check]:
     """nnU-Net copies the fingerprint when training starts, and fails without it; planning reads it."""
     from nnunetv2_ext.planning.sources import FINGERPRINT, stale_fingerprint
 
-    read_json(subject.found["folder"] / FINGERPRINT, replan(subject))
+    file = subject.found["folder"] / FINGERPRINT
+    # planning refuses a damaged one
+    read_json(file, f"remove {file}, then {replan(subject)}" if file.exists() else replan(subject))
     sources = _sources(subject)
     why = stale_fingerprint(subject.found["folder"], sources, _raw_description(subject) or {}) if sources else ""
     if why:

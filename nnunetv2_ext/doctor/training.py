@@ -52,18 +52,19 @@ def check_plans(subject: Subject) -> Iterator[Check]:
         remedy = f"choose -p from {', '.join(there)}, or {replan(subject)}" if there else replan(subject)
         yield Check(FAIL, f"no plans file {file}", remedy)
         return
-    plans = read_json(file, replan(subject))
+    anew = f"remove {file}, then {replan(subject)}"  # planning keeps what it does not know of plans that are there
+    plans = read_json(file, anew)
     kinds = {"dataset_name": str, "plans_name": str, "configurations": dict}
     missing = [key for key, kind in kinds.items() if not isinstance(plans.get(key), kind)]
     if missing:
-        yield Check(FAIL, f"{file} lacks {', '.join(missing)}, or holds another kind of value", replan(subject))
+        yield Check(FAIL, f"{file} lacks {', '.join(missing)}, or holds another kind of value", anew)
         return
     odd = sorted(name for name, content in plans["configurations"].items() if not isinstance(content, dict))
     if odd:
-        yield Check(FAIL, f"{counted(odd, 'configuration')} of {file} hold no object", replan(subject))
+        yield Check(FAIL, f"{counted(odd, 'configuration')} of {file} hold no object", anew)
         return
     if plans["dataset_name"] != subject.found["name"]:
-        yield Check(FAIL, f"{file} was made for {plans['dataset_name']}", replan(subject))
+        yield Check(FAIL, f"{file} was made for {plans['dataset_name']}", anew)
         return
     manager = PlansManager(plans)
     try:

@@ -121,19 +121,18 @@ def plan_and_preprocess(
     ):
         if _find_in_nnunet(class_name, room) is None:
             raise InputError(f"the {what} '{class_name}'", f"one of nnU-Net's, {usual}", f"correct {flag}")
-    fingerprint = folder / FINGERPRINT
     if not clean:
-        refuse_fingerprint(fingerprint)
+        refuse_fingerprint(folder / FINGERPRINT)
     refuse_unwritable(preprocessed, name)
     check_raw(raw / name, folder, processes=fingerprint_processes, progress=progress, spacing=target_spacing)
     identifier = int(name[7:10])
     sources = find_sources(raw / name, dataset_json)
     stale = not clean and _is_stale(folder, sources, dataset_json, fingerprint_extractor)
     made = fingerprint_settings(dataset_json, fingerprint_extractor)
-    fresh = clean or stale or not fingerprint.exists()
+    fresh = clean or stale or not (folder / FINGERPRINT).exists()
     with (
         nnunet_step("the fingerprint", folder, verbose=verbose),
-        recording(folder, sources, {FINGERPRINT: made} if fresh else {}),
+        recording(folder, sources, {FINGERPRINT: made} if fresh else {}, progress=progress),
     ):
         api.extract_fingerprints(
             [identifier],
@@ -210,7 +209,7 @@ def _preprocess(
         making[data] = settings(manager.plans, manager.get_configuration(name).configuration)
         wanted.append(name)
     _remove_old_references(folder / "gt_segmentations", sources, dataset_json["file_ending"])
-    with recording(folder, sources, making):
+    with recording(folder, sources, making, progress=progress):
         # with no configuration left, nnU-Net still copies the ground truth
         api.preprocess_dataset(
             identifier, plans_file.stem, wanted, [per_configuration[name] for name in wanted], verbose, progress
@@ -220,7 +219,7 @@ def _preprocess(
 def _remove_old_references(folder: Path, sources: Sources, ending: str) -> None:
     """Remove what is no copy of a raw label, for nnU-Net to copy it anew: it looks at the time alone."""
     copies = {f"{case}{ending}": label for case, (label, *_) in sources.items()}
-    for path in folder.glob("*"):
+    for path in folder.glob("*") if sources else ():
         label = copies.get(path.name)
         if path.is_file() and path.name.endswith((ending, *VOLUME_ENDINGS)) and not is_copy(path, label):
             path.unlink()

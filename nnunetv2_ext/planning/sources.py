@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
+from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FileState, file_state, is_unchanged, read_json, write_json
+from nnunetv2_ext.files import FileState, file_state, is_unchanged, read_json, unwritable, write_json
 from nnunetv2_ext.text import counted
 
 RECORD = "sources.json"
@@ -80,19 +81,22 @@ def read_record(folder: Path) -> dict[str, Made]:
 
 
 @contextmanager
-def recording(folder: Path, sources: Sources, making: Mapping[str, Mapping[str, Any]]) -> Iterator[None]:
+def recording(
+    folder: Path, sources: Sources, making: Mapping[str, Mapping[str, Any]], *, progress: bool
+) -> Iterator[None]:
     """Keep what is made within the block was made from, once it ends well; before that nothing is known of it.
 
     Args:
         folder: of the preprocessed data set.
         making: the settings of what is made, by name: the fingerprint's or a folder's of preprocessed data.
+        progress: show a bar while raw files are read.
 
     Raises:
-        InputError: a raw file cannot be read.
+        InputError: a raw file cannot be read, or the record not be written.
     """
     record = read_record(folder)
     # as they are before: what changes meanwhile counts as changed
-    before = _states(sources, record) if making else {}
+    before = _states(sources, record, progress=progress) if making else {}
     if record.keys() & making.keys():
         record = {name: made for name, made in record.items() if name not in making}
         _write_record(folder, record)
@@ -105,27 +109,38 @@ def recording(folder: Path, sources: Sources, making: Mapping[str, Mapping[str, 
 
 
 def _write_record(folder: Path, record: Mapping[str, Made]) -> None:
-    write_json(folder / RECORD, {name: made._asdict() for name, made in record.items()}, indent=1)
+    try:
+        write_json(folder / RECORD, {name: made._asdict() for name, made in record.items()}, indent=1)
+    except OSError as error:
+        raise unwritable(folder / RECORD, error) from None
 
 
-def _states(sources: Sources, record: Mapping[str, Made]) -> dict[str, list[FileState]]:
+def _states(sources: Sources, record: Mapping[str, Made], *, progress: bool) -> dict[str, list[FileState]]:
     """The state of every raw file; read only where the record does not know it.
 
     Raises:
         InputError: one cannot be read.
     """
-    known = {state[:3]: state for made in record.values() for of_case in made.sources.values() for state in of_case}
-    return {case: [_state(path, known) for path in paths] for case, paths in sources.items()}
+    known = {
+        (case, number, *state[:3]): state
+        for made in record.values()
+        for case, of_case in made.sources.items()
+        for number, state in enumerate(of_case)
+    }
 
+    def state_of(file: tuple[str, int, Path]) -> FileState:
+        case, number, path = file
+        try:
+            status = path.stat()
+            times = (status.st_mtime_ns, status.st_ctime_ns)
+            return known.get((case, number, status.st_size, *times)) or file_state(path)
+        except OSError as error:
+            what = f"an unreadable file {path} ({error.strerror})"
+            raise InputError(what, "every image and label of the data set", "restore it or remove its case") from None
 
-def _state(path: Path, known: Mapping[tuple[int, int, int], FileState]) -> FileState:
-    try:
-        status = path.stat()
-        # size and both times, to the nanosecond, of one file of this data set
-        return known.get((status.st_size, status.st_mtime_ns, status.st_ctime_ns)) or file_state(path)
-    except OSError as error:
-        what = f"an unreadable file {path} ({error.strerror})"
-        raise InputError(what, "every image and label of the data set", "restore it or remove its case") from None
+    files = [(case, number, path) for case, paths in sources.items() for number, path in enumerate(paths)]
+    found = iter(for_each(state_of, files, processes=4, label="Raw files", progress=progress))
+    return {case: [next(found) for _ in paths] for case, paths in sources.items()}
 
 
 def other_cases(raw: Iterable[str], made: Iterable[str]) -> str:
@@ -189,7 +204,8 @@ def stale_fingerprint(
     if not sources or not file.is_file():
         return ""
     content = read_json(file, "remove it and plan again")
-    cases, channels = (len(content.get(key, ())) for key in ("spacings", "foreground_intensity_properties_per_channel"))
+    parts = [content.get(key) for key in ("spacings", "foreground_intensity_properties_per_channel")]
+    cases, channels = (len(part) if isinstance(part, list | dict) else 0 for part in parts)
     if cases != len(sources):
         return f"it is of {cases} cases and the raw data have {len(sources)}"
     if channels != len(stated := dataset_json.get("channel_names", dataset_json.get("modality", {}))):

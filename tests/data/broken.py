@@ -119,7 +119,7 @@ BROKEN = {
     "a label of 1.0": Broken(labels(background=0, organ=1.0, lesion=2), ('the label "organ": 1.0',)),
     "a label of 1.5": Broken(labels(background=0, organ=1.5, lesion=2), ('the label "organ": 1.5',), describe()),
     "two names of a value": Broken(
-        labels(background=0, organ=1, lesion=2, tumour=2), ("one value for lesion, tumour",), describe()
+        labels(background=0, organ=1, lesion=2, tumour=2), ("one value for lesion, tumour",), describe(), fatal=False
     ),
     "background alone": Broken(labels(background=0), ("no label beside background",), describe()),
     "regions without order": Broken(
@@ -144,6 +144,10 @@ BROKEN = {
         describe(overwrite_image_reader_writer="MyIO"), ("overwrite_image_reader_writer = 'MyIO'",), describe()
     ),
     "dataset a list": Broken(describe(dataset=["a"]), ('an entry "dataset"', "does not name"), describe()),
+    "a case named as a path": Broken(
+        describe(numTraining=1, dataset={"../a": {"images": ["imagesTr/a_0000.nii.gz"], "label": "labelsTr/a.nii.gz"}}),
+        ("the case ../a in", "names without /"), describe(),
+    ),
     "dataset names no files": Broken(describe(dataset={"a": {"images": "x"}}), ('an entry "dataset"',), describe()),
     "dataset names a missing file": Broken(
         named_files("imagesTr/z_0000.nii.gz"), ("1 missing file (imagesTr/z_0000.nii.gz)",),

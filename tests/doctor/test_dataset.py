@@ -54,9 +54,11 @@ def split(train: list[str], val: list[str]) -> dict:
     return {"train": train, "val": val}
 
 
-def npz_layout(prepared: Prepared) -> None:
+def npz_layout(prepared: Prepared, truncated: str = "") -> None:
     shutil.rmtree(prepared.data)
     prepared.write_cases(".npz", ".pkl", ".npy", "_seg.npy")
+    if truncated:
+        truncate(prepared.data / truncated)
 
 
 def describe(prepared: Prepared, **changes: Any) -> None:
@@ -148,10 +150,10 @@ FAULTS = {
         lambda p: truncate(p.data / "case_1.pkl"), STOCK, FAIL, "preprocessed data", ("case_1.pkl",),
     ),
     "a truncated packed case": (
-        lambda p: (npz_layout(p), truncate(p.data / "case_1.npz")), STOCK, FAIL, "preprocessed data", ("case_1.npz",),
+        lambda p: npz_layout(p, "case_1.npz"), STOCK, FAIL, "preprocessed data", ("case_1.npz",),
     ),
     "a truncated unpacked image": (
-        lambda p: (npz_layout(p), truncate(p.data / "case_1.npy")), STOCK, FAIL, "preprocessed data", ("case_1.npz",),
+        lambda p: npz_layout(p, "case_1.npy"), STOCK, FAIL, "preprocessed data", ("case_1.npz",),
     ),
     "data of another spacing": (
         lambda p: p.change_plans("nnUNetPlans", spacing=[9.0, 3.0, 3.0]), STOCK, FAIL, "preprocessed data",

@@ -1,5 +1,6 @@
 """What is kept of fingerprint, data and references, and what is made anew, after changes of the raw data."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_ext.planning.sources import FINGERPRINT, RECORD, find_sources
+from nnunetv2_ext.planning.sources import FINGERPRINT, RECORD, find_sources, read_record, recording
 from tests.planning.conftest import CASES, Blocks, faults
 
 
@@ -81,7 +82,7 @@ def relabel(**changes: Any) -> Callable[[Blocks], None]:
 
 
 def truncate(name: str) -> Callable[[Blocks], None]:
-    return lambda blocks: (blocks.data / name).write_bytes((blocks.data / name).read_bytes()[:-20]) and None
+    return lambda blocks: os.truncate(blocks.data / name, (blocks.data / name).stat().st_size - 20)
 
 
 def interrupt(blocks: Blocks) -> None:
@@ -155,6 +156,24 @@ def test_planned_again(
     assert not faults()
 
 
+@pytest.mark.parametrize(
+    ("options", "kept", "identifier"),
+    [
+        ({}, True, "nnUNetPlans_3d_fullres"),
+        ({"clean": True}, False, "nnUNetPlans_3d_fullres"),
+        ({"plans_name": "Mine", "gpu_memory_target": 4}, True, "nnUNetPlans_3d_fullres"),
+        ({"target_spacing": (4, 2, 2)}, False, "MNetPlans_3d_fullres"),
+    ],
+)
+def test_data_are_kept_for_plans_that_agree(
+    options: dict[str, Any], kept: bool, identifier: str, blocks: Blocks, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for again in (kept, "clean" not in options):  # data of its own are kept, too
+        blocks.plan(**options)
+        told = f"3d_fullres: the 3 cases in {identifier} agree with the plans and are kept"
+        assert (told in capsys.readouterr().out) == again
+
+
 def test_sources_that_the_description_names(blocks: Blocks) -> None:
     """Cases renamed in `dataset.json` alone, then one of its files changed, which lies elsewhere."""
     elsewhere = blocks.raw.parent / "elsewhere.nii.gz"
@@ -214,6 +233,23 @@ def test_a_failure_leaves_no_record(blocks: Blocks, monkeypatch: pytest.MonkeyPa
     with pytest.raises(KeyboardInterrupt):
         blocks.plan()
     assert json.loads((blocks.preprocessed / RECORD).read_text()).keys() == {FINGERPRINT}
+
+
+def test_files_of_one_size_and_time_are_told_apart(tmp_path: Path) -> None:
+    paths = {case: (tmp_path / f"{case}_label", tmp_path / f"{case}_image") for case in CASES}
+    for case, files in paths.items():
+        for file in files:
+            file.write_text(f"{case} and {file.name[3:5]}")
+            os.utime(file, (1e9, 1e9))
+    with recording(tmp_path, paths, {"first": {}}, progress=False):
+        pass
+    with recording(tmp_path, paths, {"second": {}}, progress=False):
+        pass
+    first, second = (read_record(tmp_path)[name].sources for name in ("first", "second"))
+    assert first == second
+    for case, files in paths.items():
+        expected = [hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest() for file in files]
+        assert [state.digest for state in first[case]] == expected
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"nnUNetPlans_3d_fullres": {"settings": 3}}'])
