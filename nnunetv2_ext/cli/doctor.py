@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="configuration")
     parser.add_argument("-tr", dest="trainer", default="nnUNetTrainer", help="trainer, ours or nnU-Net's")
     parser.add_argument("-p", dest="plans", default="nnUNetPlans", help="plans identifier")
-    parser.add_argument("-f", dest="fold", help="a number, or all (default: every fold that splits_final.json holds)")
+    parser.add_argument(
+        "-f", dest="fold", help="a number, or all (default: every fold that splits_final.json holds, or the model)"
+    )
     parser.add_argument(
         "-device", choices=["cpu", "cuda", "mps"], help="where the training is to run (default: cuda, as nnU-Net's)"
     )

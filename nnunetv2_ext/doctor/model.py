@@ -25,7 +25,9 @@ def check_folder(subject: Subject) -> Iterator[Check]:
     """A model's folder with folds; sets `folder`, and `files`, the checkpoints of each fold."""
     model = _folder(subject)
     if model.is_file():
-        yield Check(FAIL, f"{model} is a file", f"unpack it: nnUNetv2_install_pretrained_model_from_zip {model}")
+        unpack = f"unpack it: nnUNetv2_install_pretrained_model_from_zip {model}"
+        inside = model.suffix == ".pth" and FOLD.fullmatch(model.parent.name)
+        yield Check(FAIL, f"{model} is a file", f"give {model.parent.parent}" if inside else unpack)
         return
     if not model.is_dir():
         yield Check(FAIL, f"no folder {model}", "check the path")
@@ -39,6 +41,12 @@ def check_folder(subject: Subject) -> Iterator[Check]:
         remedy = f"give {parent or inner[0]}" if parent or inner else AGAIN
         yield Check(FAIL, f"{model} holds no fold_* with a checkpoint", remedy)
         return
+    if subject.fold is not None:
+        if f"fold_{subject.fold}" not in files:
+            remedy = f"choose -f from {_f(list(files))}, or train it"
+            yield Check(FAIL, f"no fold_{subject.fold} with a checkpoint in {model}", remedy)
+            return
+        files = {f"fold_{subject.fold}": files[f"fold_{subject.fold}"]}
     subject.found.update(folder=model, files=files)
     for fold in folds:
         if not FOLD.fullmatch(fold.name) and (fold / FINAL).is_file():

@@ -235,62 +235,74 @@ def check_results(subject: Subject) -> Iterator[Check]:
 
 
 def check_checkpoints(subject: Subject) -> Iterator[Check]:
-    """Checkpoints of earlier trainings of the fold are whole, of this network, and no surprise to a new training."""
+    """Checkpoints of earlier trainings of the fold are whole, and no surprise to who goes on or starts anew."""
     from nnunetv2_ext.training.checkpoints import FINAL
 
-    model = results_folder(subject, subject.configuration)
+    model, ours = results_folder(subject, subject.configuration), subject.found["ours"]
     files = sorted(model.glob(f"fold_{subject.fold or '*'}/checkpoint_*.pth"))
-    epochs: dict[Path, int] = {}
+    looked_at: dict[Path, tuple[int, list[str]]] = {}
     faults: dict[Path, InputError] = {}
     for file in files:
         try:
-            epochs[file] = _epoch_of(file, subject)
+            looked_at[file] = _epochs_and_changes(file, subject)
         except InputError as error:
             faults[file] = error
     for file, fault in faults.items():
-        whole = [other.name for other in epochs if other.parent == file.parent]
+        whole = [other.name for other in looked_at if other.parent == file.parent]
         if isinstance(fault, ForeignObject):
             yield Check(FAIL, fault.args[0], f"do not load it; {fault.args[2]}")
-        elif whole and subject.found["ours"]:
+        elif whole and ours:
             yield Check(WARN, fault.args[0], "leave it: --c falls back to the newest whole one by itself")
         else:
             remedy = f"remove it; --c then goes on from {whole[0]}" if whole else "remove it and train the fold anew"
             yield Check(FAIL, fault.args[0], remedy)
     if not faults:
         yield Check(OK, f"{len(files)} checkpoints, all readable" if files else "none yet")
-    for fold in sorted({file.parent for file in epochs}):
-        trained = {file.name: epoch for file, epoch in epochs.items() if file.parent == fold}
-        kind = "a finished" if FINAL in trained else "an unfinished"
-        happens = "moved aside" if subject.found["ours"] else f"overwritten by {subject.trainer}"
-        yield Check(
-            WARN,
-            f"{fold.name} holds {kind} training of {max(trained.values())} epochs; without --c it is {happens}",
-            "add --c to keep it" if FINAL in trained else "add --c to go on with it",
-        )
+    for fold in sorted({file.parent for file in looked_at}):
+        found = {file.name: epochs for file, (epochs, _) in looked_at.items() if file.parent == fold}
+        changed = next((changes for file, (_, changes) in looked_at.items() if file.parent == fold and changes), [])
+        told = f"{fold.name} holds {'a finished' if FINAL in found else 'an unfinished'} training of"
+        told += f" {max(found.values())} epochs; without --c it is"
+        told += " moved aside" if ours else f" overwritten by {subject.trainer}"
+        remedy = "add --c to keep it" if FINAL in found else "add --c to go on with it"
+        if changed:
+            told += f"; it was another training ({listed(changed, shown=3, separator='; ')})"
+            told += ", so that --c is refused" if ours else ", which --c would mix with this one"
+            remedy = "train anew without --c, or write the old values back to go on with it"
+        yield Check(WARN, told, remedy)
 
 
-def _epoch_of(file: Path, subject: Subject) -> int:
-    """How many epochs a checkpoint is from the start.
+def _epochs_and_changes(file: Path, subject: Subject) -> tuple[int, list[str]]:
+    """How many epochs a checkpoint is from the start, and in what the plans have changed since.
 
     Raises:
         InputError: a training cannot go on from it.
     """
     from nnunetv2_ext.architectures.contract import Freezable
+    from nnunetv2_ext.block import differences, resolve_block
+    from nnunetv2_ext.training.checkpoints import configuration_of, network_changes, task_changes
     from nnunetv2_ext.weights.checkpoint import differing_weights, optimizer_faults, read_checkpoint
 
     content, network = read_checkpoint(file), subject.found.get("network")
-    faults = []
-    if network is not None:
-        faults = differing_weights(content["network_weights"], network.state_dict())
-        if subject.found["ours"] and not isinstance(
-            network, Freezable
-        ):  # else the training block tells what is trained
-            trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-            faults = faults or optimizer_faults(content["optimizer_state"], [trained])
+    trained, now = configuration_of(file, content), subject.found["configuration"].configuration
+    changed = network_changes(trained, now, subject.configuration)
+    changed += task_changes(content["init_args"]["dataset_json"], subject.found["dataset_json"])
+    if subject.found["ours"]:
+        published = subject.found["trainer"].published_block
+        changed += differences(
+            resolve_block(trained.get("training"), published), resolve_block(now.get("training"), published)
+        )
+    if changed or network is None:
+        return int(content["current_epoch"]), changed
+    faults = differing_weights(content["network_weights"], network.state_dict())
+    # which parameters of a network with a backbone are trained stands in the training block
+    if subject.found["ours"] and not isinstance(network, Freezable):
+        parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        faults = faults or optimizer_faults(content["optimizer_state"], [parameters])
     if faults:
         told = f"the damaged checkpoint {file} ({listed(faults, shown=3, separator='; ')})"
         raise InputError(told, "one of this network", "train the fold anew")
-    return int(content["current_epoch"])
+    return int(content["current_epoch"]), []
 
 
 def check_network(subject: Subject) -> Iterator[Check]:

@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, ClassVar
 
-from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,6 +36,38 @@ def moving_dice(log: Mapping[str, Any]) -> float:
     """The moving pseudo Dice by which nnU-Net chooses the best epoch, of a log's last one; -inf where there is none."""
     values = log.get("ema_fg_dice") or [-math.inf]
     return float(values[-1]) if math.isfinite(values[-1]) else -math.inf
+
+
+def configuration_of(path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration that a checkpoint was trained with.
+
+    Raises:
+        InputError: the plans in it lack anything.
+    """
+    made_with = content["init_args"]
+    try:
+        configuration = PlansManager(made_with["plans"]).get_configuration(made_with["configuration"])
+    except Exception as error:  # nnU-Net fails in many ways at damaged plans
+        raise InputError(
+            f"the damaged checkpoint {path} (plans without {one_line(error)})", "whole plans", "train the fold anew"
+        ) from error
+    return dict(configuration.configuration)
+
+
+def network_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> list[str]:
+    """In what the network of a configuration was changed.
+
+    Weights may fit another network: those of attention, for one, are the same for any number of heads.
+    """
+    held, wanted = ({key: content.get(key) for key in ("architecture", "patch_size")} for content in (before, now))
+    return differences(held, wanted, name)
+
+
+def task_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In what the task of a dataset.json was changed: what goes in, and what the outputs mean."""
+    keys = ("channel_names", "labels", "regions_class_order")
+    held, wanted = ({key: content.get(key) for key in keys} for content in (before, now))
+    return differences(held, wanted, "dataset.json")
 
 
 class CheckpointTrainer(StepTrainer):
@@ -162,7 +194,7 @@ class CheckpointTrainer(StepTrainer):
                 if path == candidates[-1]:
                     if self.resuming:
                         remedy = "train the fold anew without --c, which keeps these files aside"
-                        raise InputError(*fault.args[:2], remedy) from fault
+                        raise InputError(fault.args[0], fault.args[1], remedy) from fault
                     raise fault
                 self.print_to_log_file(f"WARNING: {fault} Falling back to an earlier checkpoint.")
                 continue
@@ -232,18 +264,16 @@ class CheckpointTrainer(StepTrainer):
             )
         if not self.resuming:
             return
-        configuration = _configuration(path, content)
-        before = resolve_block(configuration.configuration.get("training"), self.published_block)
+        trained = configuration_of(path, content)
+        before = resolve_block(trained.get("training"), self.published_block)
         flags, plans = flags_from(self.block, before), self.plans_manager
         named = f"-d {plans.dataset_name} -p {plans.plans_name} -c {self.configuration_name}"
         restore = f"run nnunetv2_ext schedule {named} {' '.join(flags)}" if flags else "restore it in the plans"
         self._refuse_another("training block", differences(before, self.block), restore)
-        # weights may fit another network: those of attention, for one, are the same for any number of heads
-        held, now = (
-            {key: content.get(key) for key in ("architecture", "patch_size")}
-            for content in (configuration.configuration, self.configuration_manager.configuration)
-        )
-        self._refuse_another("network", differences(held, now, self.configuration_name))
+        now = self.configuration_manager.configuration
+        self._refuse_another("network", network_changes(trained, now, self.configuration_name))
+        task = task_changes(content["init_args"]["dataset_json"], self.dataset_json)
+        self._refuse_another("task", task, "restore dataset.json beside the plans")
 
     @staticmethod
     def _refuse_another(what: str, changed: list[str], restore: str = "restore it in the plans") -> None:
@@ -261,17 +291,6 @@ def _dice_in(path: Path) -> float:
         return moving_dice(read_checkpoint(path)["logging"])
     except InputError:
         return -math.inf
-
-
-def _configuration(path: Path, content: Mapping[str, Any]) -> ConfigurationManager:
-    """The configuration in the plans of a checkpoint."""
-    made_with = content["init_args"]
-    try:
-        return PlansManager(made_with["plans"]).get_configuration(made_with["configuration"])
-    except Exception as error:  # plans that lack anything
-        raise InputError(
-            f"the damaged checkpoint {path} (plans without {one_line(error)})", "whole plans", "train the fold anew"
-        ) from error
 
 
 def _finite(dice: float) -> float | None:

@@ -1,1 +1,1 @@
-"""Weights from outside: reading foreign files safely, and the names that published weights have."""
+"""Weights and checkpoints: read so that they run no code, published names, trained models as safetensors."""

@@ -208,13 +208,22 @@ def test_the_properties_of_a_validation(prepared: Prepared, diagnose: Diagnose, 
 
 @pytest.mark.parametrize(
     ("asked", "told"),
-    [("fold_0", "give {model}"), ("..", "give {model}"), (FINAL, "is a file")],
+    [("fold_0", "give {model}"), ("..", "give {model}"), (FINAL, "give {model}"), ("plans.json", "is a file")],
 )
 def test_another_folder(prepared: Prepared, diagnose: Diagnose, asked: str, told: str) -> None:
     model = write_model(prepared)
     status, checks = diagnose(str((model / asked).resolve()))
     assert status == 1
     assert_told(checks, FAIL, "folder", (told.format(model=model),))
+
+
+def test_one_fold(prepared: Prepared, diagnose: Diagnose) -> None:
+    model = write_model(prepared)
+    truncate(model / FINAL)
+    assert diagnose(str(model), "-f", "1")[0] == 0
+    status, checks = diagnose(str(model), "-f", "3")
+    assert status == 1
+    assert_told(checks, FAIL, "folder", ("no fold_3 with a checkpoint", "choose -f from 0 1"))
 
 
 def test_one_question_at_a_time(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,6 +15,7 @@ from nnunetv2_ext.doctor.examination import FAIL, OK, WARN
 from tests.doctor.conftest import (
     CASES,
     DATASET_JSON,
+    MNET,
     OURS,
     PAR,
     STOCK,
@@ -38,14 +39,19 @@ def cascade(prepared: Prepared) -> None:
     prepared.write(prepared.preprocessed / "nnUNetPlans.json", content)
 
 
+WIDER = {**MNET, "arch_kwargs": {"features_per_stage": [3, 3, 4, 5, 6]}}
 OF_NONE: dict[str, Any] = {"state": {}, "param_groups": [{"params": []}]}
 
 
-def checkpoints(*names: str, damaged: tuple[str, ...] = (), trainer="nnUNetTrainer", plans_name="nnUNetPlans", **more):
+def checkpoints(
+    *names: str, damaged: tuple[str, ...] = (), trainer="nnUNetTrainer", plans_name="nnUNetPlans", labels=None, **more
+):
     """Checkpoints of the planned network, of three epochs; `more` goes into each."""
 
     def write(prepared: Prepared) -> None:
         content = {**checkpoint_of(prepared, trainer, plans_name), **more}
+        if labels is not None:
+            content["init_args"]["dataset_json"] = {**DATASET_JSON, "labels": labels}
         fold = prepared.model(trainer, plans_name) / "fold_0"
         fold.mkdir(parents=True)
         for name in (*names, *damaged):
@@ -220,6 +226,26 @@ FAULTS = {
     "a finished training": (
         checkpoints("final", "best", trainer="MNetTrainer", plans_name="MNetPlans"), (*OURS, "-f", "0"), WARN,
         "checkpoints", ("fold_0 holds a finished training of 3 epochs; without --c it is moved aside", "add --c"),
+    ),
+    "a training of another network": (
+        lambda p: [
+            checkpoints("final", trainer="MNetTrainer", plans_name="MNetPlans")(p),
+            p.change_plans("MNetPlans", architecture=WIDER),
+        ],
+        (*OURS, "-f", "0"), WARN, "checkpoints",
+        ("a finished training of 3 epochs; without --c it is moved aside", "features_per_stage", "anew"),
+    ),
+    "a training with another block": (
+        lambda p: [
+            checkpoints("latest", trainer="MNetTrainer", plans_name="MNetPlans")(p),
+            p.change_plans("MNetPlans", training={"epochs": 9}),
+        ],
+        (*OURS, "-f", "0"), WARN, "checkpoints",
+        ("an unfinished training of 3 epochs", "(training.epochs: 7 and 9), so that --c is refused", "write the old"),
+    ),
+    "a training of other labels": (
+        checkpoints("final", labels={"background": 0, "organ": 1}), STOCK, WARN, "checkpoints",
+        ("another training (dataset.json.labels.left: None and 1; ", "which --c would mix with this one"),
     ),
     "an unfinished training": (
         checkpoints("latest", "best"), STOCK, WARN, "checkpoints",

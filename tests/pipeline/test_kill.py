@@ -9,9 +9,8 @@ import signal
 import time
 
 import pytest
-import torch
 
-from nnunetv2_ext.weights.checkpoint import is_readable
+from nnunetv2_ext.weights.checkpoint import is_readable, read_checkpoint
 from tests.pipeline.conftest import Pipeline, survivors
 
 KILLS = int(os.environ.get("NNUNETV2_EXT_KILLS", "3"))
@@ -42,7 +41,9 @@ def test_killed_at_random_moments(pipeline: Pipeline, capsys: pytest.CaptureFixt
     # nnU-Net writes its log at once, one file a start; what a killed process printed is lost
     logs = sorted(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime_ns)
     started = [int(epoch) for log in logs for epoch in re.findall(r"Epoch (\d+) ?\n", log.read_text())]
-    final = torch.load(fold / "checkpoint_final.pth", weights_only=False)
+    final, best = (read_checkpoint(fold / f"checkpoint_{name}.pth") for name in ("final", "best"))
+    assert sorted(path.name for path in fold.glob("checkpoint_*")) == ["checkpoint_best.pth", "checkpoint_final.pth"]
+    assert best["logging"]["ema_fg_dice"][-1] >= max(final["logging"]["ema_fg_dice"])
     assert final["current_epoch"] == EPOCHS
     assert len(final["logging"]["train_losses"]) == EPOCHS
     assert set(started) == set(range(EPOCHS))

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import write_beside
@@ -22,6 +23,7 @@ from nnunetv2_ext.weights.checkpoint import (
     read_checkpoint,
 )
 from nnunetv2_ext.weights.files import ForeignObject
+from tests.training.conftest import UNET, Build
 
 WEIGHT = torch.arange(1000.0)
 CONTENT: dict[str, Any] = {
@@ -268,3 +270,32 @@ def test_an_optimizer_of_another_network(parameters: list[list[torch.Tensor]], t
     faults = optimizer_faults(CONTENT["optimizer_state"], parameters)
     assert len(faults) == bool(told)
     assert told in "".join(faults)
+
+
+def test_what_nnunet_itself_writes_is_read(build: Build, tmp_path: Path) -> None:
+    """With numpy's numbers in its log, a scaler as on CUDA and the momentum of a step."""
+    trainer = build.initialized(architecture=UNET, trainer=nnUNetTrainer)
+    trainer.grad_scaler = torch.amp.GradScaler("cpu")
+    for parameter in trainer.network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trainer.optimizer.step()
+    trainer.logger.log("lrs", trainer.optimizer.param_groups[0]["lr"], 0)
+    trainer.on_train_epoch_end([{"loss": np.array(0.5, np.float32)}])
+    counts = dict.fromkeys(("tp_hard", "fp_hard", "fn_hard"), np.array([3.0, 1.0], np.float32))
+    trainer.on_validation_epoch_end([{**counts, "loss": np.array(0.25, np.float32)}])
+    trainer._best_ema = trainer.logger.get_value("ema_fg_dice", step=-1)
+    trainer.save_checkpoint(str(tmp_path / "checkpoint_latest.pth"))
+    content = read_checkpoint(tmp_path / "checkpoint_latest.pth")
+    expected = torch.load(tmp_path / "checkpoint_latest.pth", weights_only=False)
+    assert content.keys() == expected.keys()
+    for key, weight in expected["network_weights"].items():
+        assert torch.equal(content["network_weights"][key], weight)
+    assert isinstance(expected["logging"]["mean_fg_dice"][0], np.floating)
+    for key in ("logging", "_best_ema", "current_epoch", "init_args", "trainer_name", "grad_scaler_state"):
+        assert content[key] == expected[key]
+    assert content["current_epoch"] == 1
+    state = content["optimizer_state"]["state"]
+    assert all(
+        torch.equal(state[index]["momentum_buffer"], held["momentum_buffer"])
+        for index, held in expected["optimizer_state"]["state"].items()
+    )

@@ -286,6 +286,16 @@ def test_another_training_block_is_refused(stopped: Build, block: dict[str, Any]
         trainer.load_checkpoint(str(stopped.fold / LATEST))
 
 
+def test_another_task_is_refused(stopped: Build) -> None:
+    """Weights fit as well where labels only changed their places."""
+    swapped = {"labels": {"background": 0, "left": 2, "right": 1}}
+    trainer = stopped.initialized(resume=True, labels=swapped, **EPOCHS)
+    with pytest.raises(
+        InputError, match=r"a task that differs .*dataset.json.labels.left: 1 and 2; .*; restore dataset"
+    ):
+        trainer.load_checkpoint(str(stopped.fold / LATEST))
+
+
 def test_a_block_that_says_the_same_is_accepted(stopped: Build) -> None:
     trainer = stopped.initialized(resume=True, training={"epochs": 5, "optimizer": {"lr": 0.01}})
     trainer.load_checkpoint(str(stopped.fold / LATEST))

@@ -54,7 +54,8 @@ def test_the_outcome_computes_what_the_published_network_does(merge, tmp_path, c
             torch.testing.assert_close(result, expected, rtol=0, atol=1e-6 * float(expected.abs().max()))
 
 
-def test_nnunet_loads_all_but_the_heads(tmp_path, capsys):
+def test_nnunet_loads_all_but_the_heads(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # PyTorch's switch against code in files
     source, output = tmp_path / "published.pth", tmp_path / "ours.pth"
     torch.save(published(num_classes=3).state_dict(), source)
     assert main(["import_weights", "mnet", str(source), "-o", str(output)]) == 0
