@@ -75,8 +75,8 @@ def plan_and_preprocess(
         The plans identifier.
 
     Raises:
-        InputError: nnU-Net's folders are unset, no such data set or planner, 2D images, a bad training block or
-            option, a memory target too small.
+        InputError: nnU-Net's folders are unset, no such data set or planner, images of which the target spacing leaves
+            nothing, a bad training block or option, a memory target too small.
     """
     raw, preprocessed = nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")
     name = dataset_name(dataset)
