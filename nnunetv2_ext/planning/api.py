@@ -103,7 +103,8 @@ def plan_and_preprocess(
 
     Raises:
         InputError: nnU-Net's folders are unset, no such data set or planner, raw data that nnU-Net would stop at or
-            misread, 2D images, a bad training block or option, a memory target too small, a failure of nnU-Net's.
+            misread, images of which the target spacing leaves nothing, a bad training block or option, a memory target
+            too small, a failure of nnU-Net's.
     """
     raw, preprocessed = nnunet_folder("nnUNet_raw"), nnunet_folder("nnUNet_preprocessed")
     name = dataset_name(dataset)

@@ -61,6 +61,12 @@ def test_unset_results_folder(build: Build, monkeypatch: pytest.MonkeyPatch) -> 
         build()
 
 
+def test_a_file_in_the_place_of_the_results(build: Build) -> None:
+    (build.folder / "nnUNet_results" / "Dataset901_Boxes").touch()
+    with pytest.raises(InputError, match=r"a file in the place of the folder .*Dataset901_Boxes.*; correct nnUNet_res"):
+        build()
+
+
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS], ids=errno.errorcode.get)
 def test_read_only_results_folder(build: Build, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def refuse(folder: Any, *_: Any, **__: Any) -> None:
