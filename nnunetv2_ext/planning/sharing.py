@@ -148,7 +148,10 @@ def open_case(files: tuple[Path, ...]) -> Stored:
 def _shapes_in(path: Path) -> list[tuple[int, ...]]:
     """The shapes of the arrays in a file, which is as long as its header says."""
     if path.suffix == ".b2nd":
-        return [tuple(blosc2.open(urlpath=str(path), mode="r").shape)]
+        try:
+            return [tuple(blosc2.open(urlpath=str(path), mode="r").shape)]
+        except RuntimeError:  # which tells no more than that
+            raise EOFError("cut off, or no Blosc2 array") from None
     shapes = []
     with zipfile.ZipFile(path) as packed:
         for name in ("data", "seg"):
