@@ -143,7 +143,7 @@ FAULTS = {
     ),
     "a truncated image": (
         lambda p: truncate(p.data / "case_1.b2nd"), OURS, FAIL, "preprocessed data",
-        ("1 damaged case (case_1)", "case_1.b2nd (cut off", "nnUNetv2_preprocess -d 901 -plans_name MNetPlans -c 3d_fullres"),
+        ("(case_1)", "case_1.b2nd (cut off", "nnUNetv2_preprocess -d 901 -plans_name MNetPlans -c 3d_fullres"),
     ),
     "a truncated segmentation": (
         lambda p: truncate(p.data / "case_1_seg.b2nd"), STOCK, FAIL, "preprocessed data", ("case_1_seg.b2nd",),
