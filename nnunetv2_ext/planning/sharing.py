@@ -32,6 +32,14 @@ _PLANS_KEYS = ("image_reader_writer", "transpose_forward")
 # nnU-Net's normalisations that look at one image alone; others read the statistics of all
 _OF_ONE_IMAGE = ("ZScoreNormalization", "NoNormalization", "RescaleTo01Normalization", "RGBTo01Normalization")
 
+# what nnU-Net needs to lay a prediction back into the image
+_PROPERTIES = (
+    "spacing",
+    "shape_before_cropping",
+    "bbox_used_for_cropping",
+    "shape_after_cropping_and_before_resampling",
+)
+
 
 def agree(configuration: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     """Whether two configurations ask for the same preprocessed data."""
@@ -130,15 +138,20 @@ def open_case(files: tuple[Path, ...]) -> Stored:
     if len(image) != 4 or segmentation != (1, *image[1:]):
         what = f"an image of {image} voxels with a segmentation of {segmentation} in {arrays[0]}"
         raise InputError(what, "channels, z, y, x and 1, z, y, x of one size", "preprocess again")
-    if not isinstance(properties, dict):
-        raise InputError(f"no properties in {pickled}", "nnU-Net's properties of a case", "preprocess again")
+    lacking = [key for key in _PROPERTIES if not isinstance(properties, dict) or key not in properties]
+    if lacking:
+        what = f"no {', '.join(lacking)} in {pickled}"
+        raise InputError(what, "nnU-Net's properties of a case", "preprocess again")
     return Stored(image, properties)
 
 
 def _shapes_in(path: Path) -> list[tuple[int, ...]]:
     """The shapes of the arrays in a file, which is as long as its header says."""
     if path.suffix == ".b2nd":
-        return [tuple(blosc2.open(urlpath=str(path), mode="r").shape)]
+        try:
+            return [tuple(blosc2.open(urlpath=str(path), mode="r").shape)]
+        except RuntimeError:  # which tells no more than that
+            raise EOFError("cut off, or no Blosc2 array") from None
     shapes = []
     with zipfile.ZipFile(path) as packed:
         for name in ("data", "seg"):

@@ -109,6 +109,8 @@ def file_of_a_case(part: str) -> bytes:
     """What nnU-Net's preprocessing leaves of a case, or its reference, by the end of the name."""
     properties = {
         "spacing": [1.0, 1.0, 1.0],
+        "shape_before_cropping": SHAPE,
+        "bbox_used_for_cropping": [[0, size] for size in SHAPE],
         "shape_after_cropping_and_before_resampling": SHAPE,
         "class_locations": {1: np.zeros((1, 4), int), 2: []},
     }

@@ -1,8 +1,10 @@
 """Each fault of a data set is told in a line, with what to do about it; plans are made again as they were made."""
 
 import json
+import pickle
 import shlex
 import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,13 +143,21 @@ FAULTS = {
     ),
     "a truncated image": (
         lambda p: truncate(p.data / "case_1.b2nd"), OURS, FAIL, "preprocessed data",
-        ("1 damaged case (case_1)", "case_1.b2nd", "nnUNetv2_preprocess -d 901 -plans_name MNetPlans -c 3d_fullres"),
+        ("(case_1)", "case_1.b2nd (cut off", "nnUNetv2_preprocess -d 901 -plans_name MNetPlans -c 3d_fullres"),
     ),
     "a truncated segmentation": (
         lambda p: truncate(p.data / "case_1_seg.b2nd"), STOCK, FAIL, "preprocessed data", ("case_1_seg.b2nd",),
     ),
     "truncated properties": (
         lambda p: truncate(p.data / "case_1.pkl"), STOCK, FAIL, "preprocessed data", ("case_1.pkl",),
+    ),
+    "properties of another kind": (
+        lambda p: p.write(p.data / "case_1.pkl", pickle.dumps({"spacing": [1.0, 1.0, 1.0]})), STOCK, FAIL,
+        "preprocessed data", ("1 damaged case (case_1)", "no shape_before_cropping, bbox_used_for_cropping"),
+    ),
+    "properties that run code": (
+        lambda p: p.write(p.data / "case_1.pkl", pickle.dumps({"spacing": Path("marker")})), STOCK, FAIL,
+        "preprocessed data", ("1 damaged case (case_1)", "which could run code"),
     ),
     "a truncated packed case": (
         lambda p: npz_layout(p, "case_1.npz"), STOCK, FAIL, "preprocessed data", ("case_1.npz",),
