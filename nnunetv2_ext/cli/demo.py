@@ -119,11 +119,18 @@ def _check(args: argparse.Namespace) -> None:
     Raises:
         InputError: a number out of range, or a device that is not there.
     """
-    # nnU-Net splits into five folds.
-    smallest = {"epochs": 1, "iterations": 1, "training_cases": 5, "unseen_cases": 1, "seed": 0}
-    for name, least in smallest.items():
-        if getattr(args, name) < least:
-            raise InputError(f"{flag_of(name)} {getattr(args, name)}", f"at least {least}", "choose a larger number")
+    # nnU-Net splits into five folds
+    ranges = {
+        "epochs": (1, 10_000),
+        "iterations": (1, 10_000),
+        "training_cases": (5, 1000),
+        "unseen_cases": (1, 1000),
+        "seed": (0, 2**32 - 1),
+    }
+    for name, (least, most) in ranges.items():
+        if not least <= getattr(args, name) <= most:
+            got = f"{flag_of(name)} {getattr(args, name)}"
+            raise InputError(got, f"a number from {least} to {most}", "choose one")
     if args.device != "cpu":
         import torch
 

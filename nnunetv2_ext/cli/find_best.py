@@ -328,9 +328,10 @@ def _check_labels(dataset_folder: Path, model: Model, folds: Sequence[int]) -> N
         "compare the other labels, in validation/summary.json of each fold; for a search, take it out of dataset.json, "
         "plan and train again"
     )
+    named = f"fold{'s' * (len(folds) > 1)} {listed(folds, separator=' ')}"
     raise InputError(
-        f"no voxel of {listed(lacking)} in any reference of folds {listed(folds, separator=' ')}, so that the mean "
-        "Dice of a model that finds none is not a number",
+        f"no voxel of {listed(lacking)} in any reference of {named}, so that the mean Dice of a model that finds none "
+        "is not a number",
         "each label in the reference of at least one validated case",
         f"add -f {' '.join(others)}, where it occurs" if others else remedy,
     )

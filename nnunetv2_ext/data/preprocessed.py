@@ -126,8 +126,8 @@ def preprocessed_slabs(
     stored, spacing = int(properties["shape_before_cropping"][0]), float(properties["spacing"][axis])
     if stored != case.thin_slices or abs(spacing / case.thin_spacing - 1) > COVERED:
         raise InputError(
-            f"{case.thin_slices} slices of {case.thin_spacing:.4g} mm of case {name} in {SIDECAR}, and {stored} of "
-            f"{spacing:.4g} mm in its preprocessed image",
+            f"{case.thin_slices} slices of {case.thin_spacing:.9g} mm of case {name} in {SIDECAR}, and {stored} of "
+            f"{spacing:.9g} mm in its preprocessed image",
             "a side-car of these images",
             "preprocess the data set again, or make it with `nnunetv2_ext convert_thin_thick`",
         )

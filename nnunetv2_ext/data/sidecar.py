@@ -136,7 +136,7 @@ def _check_slabs(name: str, case: CaseSlabs) -> None:
         number = int(overlap.argmax())
         (a, b), (c, d) = slabs[number : number + 2]
         raise InputError(
-            f"slabs [{a:g}, {b:g}) and [{c:g}, {d:g}) mm of case {name}",
+            f"slabs [{a:.12g}, {b:.12g}) and [{c:.12g}, {d:.12g}) mm of case {name}",
             "slabs in ascending order that do not overlap",
             "correct the slice thickness",
         )

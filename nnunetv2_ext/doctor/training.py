@@ -325,6 +325,9 @@ def check_network(subject: Subject) -> Iterator[Check]:
         with torch.device("meta"), redirect_stdout(io.StringIO()):
             network = trainer.build_network_architecture(manager, configuration, channels, classes, True)
         sizes = network.deep_supervision_shapes(patch) if isinstance(network, Supervised) else []
+        if configuration.network_arch_init_kwargs.get("n_stages") == 1:
+            remedy = "plan for a patch of 8 voxels or more along an axis (--patch-size of our planners)"
+            raise InputError("a U-Net of 1 stage, which makes no logits", "two or more", remedy)
     except InputError:
         raise
     except Exception as error:

@@ -71,6 +71,11 @@ class PreprocessedSlabs:
         return matrix * annotated[:, None]
 
     @property
+    def dropped(self) -> int:
+        """Slabs in the image of which resampling left no slice that they annotate."""
+        return int((covered(slab_matrix(self.slabs, self.slices)) & ~self.matrix.any(axis=1)).sum())
+
+    @property
     def spacing(self) -> float:
         """Mean distance of the preprocessed slices in mm."""
         return float(np.diff(self.slices).sum()) / len(self.shown)

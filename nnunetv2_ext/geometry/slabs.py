@@ -168,7 +168,9 @@ def _checked(edges: np.ndarray, name: str) -> np.ndarray:
         number = int(wrong.argmax())
         lower, upper = edges[number]
         raise InputError(
-            f"[{lower:g}, {upper:g}) mm as number {number} of the {name}", "an upper edge above the lower", "correct it"
+            f"[{lower:.12g}, {upper:.12g}) mm as number {number} of the {name}",
+            "an upper edge above the lower",
+            "correct it",
         )
     return edges
 

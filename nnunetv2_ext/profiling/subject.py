@@ -136,7 +136,7 @@ def training_subject(dataset: str, configuration: str, trainer: str, plans: str)
 
     from nnunetv2_ext.doctor import dataset as of_dataset
     from nnunetv2_ext.doctor import training as of_training
-    from nnunetv2_ext.doctor.examination import FAIL
+    from nnunetv2_ext.doctor.examination import FAIL, said
     from nnunetv2_ext.doctor.examination import Subject as Examined
 
     nnunetv2_ext.register()
@@ -149,7 +149,17 @@ def training_subject(dataset: str, configuration: str, trainer: str, plans: str)
         of_training.check_configuration,
         of_training.check_network,
     ):
-        for result in check(examined):
+        try:
+            results = list(check(examined))
+        except InputError:
+            raise
+        except Exception as error:  # nnU-Net reads plans and labels as they come
+            raise InputError(
+                f"plans or labels of another kind ({said(error)})",
+                "a training that can start",
+                f"run nnunetv2_ext doctor -d {dataset} -c {configuration} -tr {trainer} -p {plans}",
+            ) from error
+        for result in results:
             if result.status == FAIL:
                 raise InputError(result.what, "a training that can start", result.remedy)
     found = examined.found

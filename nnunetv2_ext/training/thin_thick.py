@@ -27,6 +27,7 @@ from nnunetv2_ext.losses.thin_thick import TERMS, ThinThickLoss, mark_ignored, s
 from nnunetv2_ext.memory import passes
 from nnunetv2_ext.registry import ARCHITECTURES
 from nnunetv2_ext.schema import THICK_GRID, THIN_GRID
+from nnunetv2_ext.text import counted
 from nnunetv2_ext.training.backbones import TrainerOfBackbones
 from nnunetv2_ext.training.slab_batch import FeatureTap, SlabBatch, as_list, filled_up, merged, regrouped, resized
 from nnunetv2_ext.training.slices import NUMBERED, HandOutSliceNumbers, TakeSliceNumbers
@@ -122,6 +123,9 @@ class TrainerOfSlabs(TrainerOfBackbones):
         without = [name for name, case in cases.items() if case.most_covered(patch_size[0]) == 0]
         if without:
             self.print_to_log_file(f"WARNING: no whole slab in the cropped images of {', '.join(without)}")
+        if dropped := {name: case.dropped for name, case in cases.items() if case.dropped}:
+            told = f"no slice of {sum(dropped.values())} slabs in {counted(dropped, 'case')}"
+            self.print_to_log_file(f"WARNING: nnU-Net's resampling left {told}: these slabs teach nothing")
         slabs = settings["slabs"] or needed
         if slabs < needed:
             raise InputError(

@@ -68,7 +68,11 @@ def convert_mnet(
     converted = convert_published_state_dict(published)  # checks that no key is missing or unexpected
 
     def channels(name: str, axis: int) -> int:
-        return int(published[name].shape[axis])
+        shape = tuple(published[name].shape)
+        if len(shape) != 5:
+            got = f"{name} of shape {shape}"
+            raise InputError(got, "the weights of a 3D convolution", "check that the file is MNet's and complete")
+        return int(shape[axis])
 
     found = {
         "input channels": channels("down11.CB2d.conv1.conv.weight", 1),

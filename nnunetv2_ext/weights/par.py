@@ -9,9 +9,9 @@ from torch import Tensor
 
 from nnunetv2_ext.architectures.par import backbone_state_dict
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
 from nnunetv2_ext.registry import find
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import listed, one_line
 from nnunetv2_ext.weights.checkpoint import PREDICTION_KEYS, differing_weights, prediction_faults
 
 
@@ -92,27 +92,26 @@ def start_of_par(
             "a network without one",
             "give this file to nnUNetv2_train -pretrained_weights as it is",
         )
-    made_with = content["init_args"]
-    plans_content, description = made_with["plans"], made_with["dataset_json"]
-    if dataset is not None or plans is not None:
-        name = dataset_name(dataset or plans_content["dataset_name"])
-        folder = nnunet_folder("nnUNet_preprocessed") / name
-        remedy = "run nnunetv2_ext plan_and_preprocess, or correct -d and -p"
-        plans_content = read_json(folder / f"{plans or plans_content['plans_name']}.json", remedy)
-        description = read_json(folder / "dataset.json", remedy)
-    chosen = configuration or made_with["configuration"]
-    if chosen not in plans_content["configurations"]:
-        raise InputError(
-            f"the configuration '{chosen}'", f"one of {', '.join(plans_content['configurations'])}", "correct -c"
+    try:
+        plans_content, description, chosen = _planned(content["init_args"], dataset, plans, configuration)
+        manager = PlansManager(plans_content)
+        channels = determine_num_input_channels(manager, manager.get_configuration(chosen), description)
+        classes = manager.get_label_manager(description).num_segmentation_heads
+        trainer = find("trainer", "PaRTrainer").load()
+        network = trainer.build_network_architecture(
+            manager, manager.get_configuration(chosen), channels, classes, True
         )
-    trainer = find("trainer", "PaRTrainer").load()
-    manager = PlansManager(plans_content)
-    channels = determine_num_input_channels(manager, manager.get_configuration(chosen), description)
-    classes = manager.get_label_manager(description).num_segmentation_heads
+    except InputError:
+        raise
+    except Exception as error:  # nnU-Net and the network read plans and labels as they come
+        raise InputError(
+            f"plans or labels that make no network ({type(error).__name__}: {one_line(error)})",
+            "those of a training of nnU-Net",
+            "give another checkpoint, or choose whole plans with -d and -p",
+        ) from error
     for what, asked, found in (("input channels", input_channels, channels), ("classes", num_classes, classes)):
         if asked is not None and asked != found:
             raise InputError(f"plans with {found} {what}", f"{asked} {what}", "correct the flag, or choose other plans")
-    network = trainer.build_network_architecture(manager, manager.get_configuration(chosen), channels, classes, True)
     weights, trained = network.state_dict(), backbone_state_dict(trained)
     remedy = "choose the plans that hold the network of the checkpoint, with -p"
     if dataset is None and plans is None:
@@ -124,6 +123,25 @@ def start_of_par(
     weights = {key: value.detach().cpu().contiguous().clone() for key, value in weights.items()}
     about = f"{network.backbone.backbone} of {content['trainer_name']}, {channels} input channels, {classes} classes"
     return weights, f"PaR on {about}, patch {list(network.refiner.spatial_shape)}, the refiner fresh"
+
+
+def _planned(
+    made_with: Mapping[str, Any], dataset: str | None, plans: str | None, configuration: str | None
+) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Plans, dataset.json and the configuration that PaRTrainer will train, by default those of the checkpoint."""
+    plans_content, description = made_with["plans"], made_with["dataset_json"]
+    if dataset is not None or plans is not None:
+        name = dataset_name(dataset or plans_content["dataset_name"])
+        folder = nnunet_folder("nnUNet_preprocessed") / name
+        remedy = "run nnunetv2_ext plan_and_preprocess, or correct -d and -p"
+        plans_content = read_plans(folder / f"{plans or plans_content['plans_name']}.json", remedy)
+        description = read_json(folder / "dataset.json", remedy)
+    chosen = configuration or made_with["configuration"]
+    if chosen not in plans_content["configurations"]:
+        raise InputError(
+            f"the configuration '{chosen}'", f"one of {listed(plans_content['configurations'])}", "correct -c"
+        )
+    return plans_content, description, chosen
 
 
 def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Path, remedy: str) -> None:

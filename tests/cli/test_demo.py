@@ -15,7 +15,10 @@ from nnunetv2_ext.errors import InputError
         (["--iterations", "-3"], "--iterations -3"),
         (["--training-cases", "4"], "--training-cases 4"),
         (["--unseen-cases", "0"], "--unseen-cases 0"),
-        (["--seed", "-1"], "--seed -1"),
+        (["--seed", "-1"], "--seed -1; expected a number from 0 to"),
+        (["--seed", str(2**32)], f"--seed {2**32}"),
+        (["--epochs", "99999999"], "--epochs 99999999; expected a number from 1 to 10000"),
+        (["--training-cases", "99999999"], "--training-cases 99999999; expected a number from 5 to 1000"),
     ],
 )
 def test_bad_numbers(tmp_path, capsys, arguments, message):

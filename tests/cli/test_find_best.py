@@ -307,7 +307,7 @@ def test_what_is_missing_is_told_with_the_command_that_makes_it(damage, told, re
 def test_the_fold_that_holds_a_label_is_named(results, capsys):
     write_summary(results / OURS.folder_name / "fold_0" / "validation", {"a": {1: 128, 2: 0}, "b": {1: 128, 2: 0}})
     assert main(["find_best", "-d", "901", "-m", ":".join(OURS), "-f", "0"]) == 2
-    assert "no voxel of right in any reference of folds 0, so" in (error := capsys.readouterr().err)
+    assert "no voxel of right in any reference of fold 0, so" in (error := capsys.readouterr().err)
     assert error.endswith("; add -f 1, where it occurs.\n")
 
 

@@ -66,6 +66,15 @@ PATCH = {
     "flat": lambda p: p.change_plans("MNetPlans", patch_size=[8, 8, 32]),
     "one slice": lambda p: p.change_plans("MNetPlans", patch_size=[1, 16, 16]),
 }
+
+
+def one_stage() -> dict:
+    architecture = unet(3)
+    architecture["arch_kwargs"] |= {"n_stages": 1, "features_per_stage": [4], "kernel_sizes": [[3, 3, 3]]}
+    architecture["arch_kwargs"] |= {"strides": [[1, 1, 1]], "n_conv_per_stage": [1], "n_conv_per_stage_decoder": []}
+    return architecture
+
+
 # what is damaged, the arguments, the status and the name of the line, and texts in it
 FAULTS = {
     "a batch of none": (
@@ -158,6 +167,13 @@ FAULTS = {
         None, (*STOCK, "-p", "MNetPlans"), FAIL, "configuration",
         ("nnUNetTrainer cannot train nnunetv2_ext.architectures.MNet", "choose -tr MNetTrainer"),
     ),
+    **{
+        f"one stage under {trainer}": (
+            lambda p: p.change_plans("nnUNetPlans", architecture=one_stage()), (*STOCK, "-tr", trainer), FAIL,
+            "network", ("1 stage", "two or more", "patch"),
+        )
+        for trainer in ("nnUNetTrainer", "BackboneTrainer")
+    },
     "unknown key in training": (
         lambda p: p.change_plans("MNetPlans", training={"epoch": 3}), OURS, FAIL, "training block", ("epoch",),
     ),

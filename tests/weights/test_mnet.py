@@ -93,6 +93,7 @@ CONTENT_FAULTS = {
     "missing head": (without("outputs.0.weight"), [], ["outputs.0.weight"]),
     "unexpected key": (with_more(extra_layer=torch.zeros(1)), [], ["extra_layer"]),
     "shape": (transposed, [], ["shape"]),
+    "a number": (with_more(**{"outputs.0.weight": torch.zeros(())}), [], ["outputs.0.weight of shape ()"]),
     "classes": (dict, ["--num-classes", "4"], ["3 classes", "4 classes"]),
     "channels": (dict, ["--input-channels", "1"], ["2 input channels", "1 input channels"]),
     "another network": (lambda _: {"encoder.weight": torch.zeros(1)}, [], ["encoder.weight", "MNet"]),

@@ -40,6 +40,17 @@ def test_a_trained_network_becomes_the_backbone(trainer, architecture, held, fla
         torch.testing.assert_close(ours(x)[0], ours.refiner(expected[0]))
 
 
+ONE_STAGE = {
+    **UNET["arch_kwargs"],
+    "n_stages": 1,
+    "features_per_stage": [4],
+    "kernel_sizes": [[3, 3, 3]],
+    "strides": [[1, 1, 1]],
+    "n_conv_per_stage": [2],
+    "n_conv_per_stage_decoder": [],
+}
+
+
 def write_plans(folder, name, plans, description=DESCRIPTION):
     folder = folder / "nnUNet_preprocessed" / DATASET
     folder.mkdir(exist_ok=True)
@@ -135,6 +146,18 @@ PAR_FAULTS = {
         in_the_plans("dataset_json", value={**DESCRIPTION, "channel_names": {"0": "T1", "1": "T2"}}),
         [],
         ["encoder.stages.0", "(4, 1, 3, 3, 3) instead of (4, 2, 3, 3, 3)"],
+    ),
+    **{
+        f"{'.'.join(path)} = {value!r}": (in_the_plans(*path, value=value), [], ["expected"])
+        for path in (["plans"], ["dataset_json"], ["plans", "configurations"])
+        for value in (None, [], "x", 5, {})
+    },
+    "labels of another kind": (in_the_plans("dataset_json", value={**DESCRIPTION, "labels": 5}), [], ["no network"]),
+    "no init_args": (lambda c: {**c, "init_args": {}}, [], ["expected"]),
+    "one stage": (
+        in_the_plans("plans", "configurations", "3d_fullres", "architecture", "arch_kwargs", value=ONE_STAGE),
+        [],
+        ["PlainConvUNet with 1 stage; expected two or more"],
     ),
     "a missing head": (without_seg_layers, [], ["refined_layers.0.bias missing instead of (3,)"]),
 }

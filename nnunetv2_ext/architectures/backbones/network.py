@@ -119,6 +119,12 @@ class BackboneNetwork(nn.Module):
         strides = found.strides(arguments) if found.strides else []
         self.divisor: Shape = cumulative(strides)[-1] if strides else (1, 1, 1)
         self._output_divisors = found.outputs(strides) if strides else []
+        if strides and not self._output_divisors:
+            raise InputError(
+                f"{found.name} with {len(strides)} stage",
+                "two or more, since a U-Net makes its logits on the way up",
+                "plan for a larger patch, or correct the architecture in the plans",
+            )
         self._one_voxel, self._fixed_size = found.one_voxel, found.fixed_size
         self._full_memory = found.full_memory
         self._only_in_training, self._heads = found.only_in_training, found.heads
