@@ -23,7 +23,7 @@ COMMANDS = {
 FILES = ["preprocessed/MNetPlans.json", "preprocessed/dataset.json"]
 OF_MODEL = [f"results/{MODEL}/{name}" for name in ("plans.json", "dataset.json", "fold_0/validation/summary.json")]
 READS = {"schedule": FILES[:1], "profile": FILES, "find_best": [FILES[0], *OF_MODEL]}
-WRONG = (5, None, [], "x")
+WRONG: tuple[Any, ...] = (5, None, [], "x")
 DEPTH = {"schedule": 2, "find_best": 2, "profile": 0}
 """How deep to change things. `profile`, which builds a network, sees one wrong value of each entry only."""
 

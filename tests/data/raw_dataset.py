@@ -75,7 +75,7 @@ def change_voxels(name: str, change: Callable[[np.ndarray], Any], dtype: type = 
     """Write a volume anew after a change of its voxels in place."""
 
     def apply(data: RawDataset) -> None:
-        array = data.array(name).astype(dtype)
+        array: Any = data.array(name).astype(dtype)
         change(array)
         data.write(name, array)
 

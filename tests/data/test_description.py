@@ -27,7 +27,9 @@ PATH = Path("dataset.json")
 )
 def test_the_proposed_order_of_regions(labels: dict[str, Any], order: list[int]) -> None:
     (fault,) = description_faults({**DESCRIPTION, "labels": labels}, PATH)
-    proposed = json.loads(re.search(r'"regions_class_order": (\[.*?\])', fault.remedy)[1])
+    found = re.search(r'"regions_class_order": (\[.*?\])', fault.remedy)
+    assert found is not None
+    proposed = json.loads(found[1])
     assert proposed == order
     assert description_faults({**DESCRIPTION, "labels": labels, "regions_class_order": proposed}, PATH) == []
     with pytest.raises(AssertionError):

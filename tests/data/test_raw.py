@@ -128,7 +128,7 @@ def test_what_nnunet_takes_is_no_fault(data: RawDataset, change) -> None:
 def test_a_header_that_only_nibabel_reads_is_worth_a_word(data: RawDataset) -> None:
     sheared(data)
     raw = examine(data.folder)
-    assert raw.reader.__name__ == "NibabelIO"
+    assert raw.reader is not None and raw.reader.__name__ == "NibabelIO"
     assert [fault.fatal for fault in faults_of(data)] == [False]
     assert "10 files" in raw.faults[0].got
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -76,9 +77,12 @@ def test_only_what_has_changed_is_read(
     change(data)
     paths: list[str] = []
     original = voxels.look_at
-    monkeypatch.setattr(
-        voxels, "look_at", lambda path, *rest, **more: paths.append(path.name) or original(path, *rest, **more)
-    )
+
+    def look_at(path: Path, *rest: Any, **more: Any) -> Any:
+        paths.append(path.name)
+        return original(path, *rest, **more)
+
+    monkeypatch.setattr(voxels, "look_at", look_at)
     raw = examine(data.folder)
     look_at_all(raw, known_voxels(raw, record), processes=1, progress=False)
     assert paths == read

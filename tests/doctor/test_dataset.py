@@ -52,6 +52,11 @@ def keep_two_cases(prepared: Prepared) -> None:
         prepared.write(folder / "dataset.json", {**DATASET_JSON, "numTraining": 2})
 
 
+def only_raw(prepared: Prepared) -> None:
+    prepared.write_images()
+    shutil.rmtree(prepared.preprocessed)
+
+
 def split(train: list[str], val: list[str]) -> dict:
     return {"train": train, "val": val}
 
@@ -77,11 +82,11 @@ FAULTS = {
     "no id": (None, (*STOCK, "-d", "boxes"), FAIL, "data set", ("'boxes'",)),
     "an id twice": (second_dataset, STOCK, FAIL, "data set", ("2 data sets with id 901", "Dataset901_Other")),
     "not preprocessed": (
-        lambda p: (p.write_images(), shutil.rmtree(p.preprocessed)), STOCK, FAIL, "data set",
+        only_raw, STOCK, FAIL, "data set",
         ("was not preprocessed", "nnunetv2_ext plan_and_preprocess -d 901 -pl ExperimentPlanner"),
     ),
     "not preprocessed for ours": (
-        lambda p: (p.write_images(), shutil.rmtree(p.preprocessed)), OURS, FAIL, "data set",
+        only_raw, OURS, FAIL, "data set",
         ("nnunetv2_ext plan_and_preprocess -d 901 -pl MNetPlanner",),
     ),
     "no dataset.json": (

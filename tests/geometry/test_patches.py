@@ -194,7 +194,7 @@ def test_weights_of_slices_that_show_stored_ones(shown: list[int], rows: Any, ce
 def test_a_slab_of_which_only_a_slice_of_another_slab_is_left_is_left_out() -> None:
     # the second slab's own slice [1, 2) is shown by none; half of [2, 3), which the third slab annotates, is in it
     case = PreprocessedSlabs(np.array([[0.0, 1.0], [1.0, 2.4], [2.4, 4.0]]), slice_edges(4, 1.0), np.array([0, 2, 3]))
-    np.testing.assert_allclose(case.matrix, [[1, 0, 0], [0, 0, 0], [0, 0.375, 0.625]])
+    np.testing.assert_allclose(case.matrix, np.array([[1, 0, 0], [0, 0, 0], [0, 0.375, 0.625]]))
     assert case.dropped == 1
 
 

@@ -2,6 +2,7 @@
 
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
@@ -76,9 +77,12 @@ def test_voxels_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     data = RawDataset(tmp_path)
     read: list[str] = []
     original = voxels.look_at
-    monkeypatch.setattr(
-        voxels, "look_at", lambda path, *rest, **more: read.append(path.name) or original(path, *rest, **more)
-    )
+
+    def look_at(path: Path, *rest: Any, **more: Any) -> Any:
+        read.append(path.name)
+        return original(path, *rest, **more)
+
+    monkeypatch.setattr(voxels, "look_at", look_at)
 
     def check() -> list[str]:
         read.clear()

@@ -1,6 +1,7 @@
 """From a trained network to the backbone under a fresh refiner."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -110,6 +111,8 @@ def in_the_plans(*path, value):
     return change
 
 
+WRONG: tuple[Any, ...] = (None, [], "x", 5, {})
+
 # what is changed in a checkpoint of PlainConvUNet, flags, and what the message says
 PAR_FAULTS = {
     "no checkpoint": (lambda c: {"network_weights": c["network_weights"]}, [], ["a checkpoint that a training of"]),
@@ -150,7 +153,7 @@ PAR_FAULTS = {
     **{
         f"{'.'.join(path)} = {value!r}": (in_the_plans(*path, value=value), [], ["expected"])
         for path in (["plans"], ["dataset_json"], ["plans", "configurations"])
-        for value in (None, [], "x", 5, {})
+        for value in WRONG
     },
     "labels of another kind": (in_the_plans("dataset_json", value={**DESCRIPTION, "labels": 5}), [], ["no network"]),
     "no init_args": (lambda c: {**c, "init_args": {}}, [], ["expected"]),
