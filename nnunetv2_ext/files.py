@@ -1,29 +1,20 @@
-"""nnU-Net's folders and the data sets in them; JSON, pickles and the states of files; writing whole or not at all."""
+"""nnU-Net's folders and the data sets in them; JSON, pickles and the states of files; files whole or not at all."""
 
-import glob
 import hashlib
 import json
 import os
 import pickle
 import re
 import shutil
-import socket
-import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line
 
-if sys.platform != "win32":
-    import fcntl
-
 FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
-WORKER = "written_by"
-"""File in an unfinished folder: the host and the process that writes it, which holds it locked."""
 
 
 def nnunet_folder(variable: str) -> Path:
@@ -266,74 +257,6 @@ def _keep(path: Path, keep_as: Path) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-
-
-@contextmanager
-def complete_or_absent(target: Path) -> Iterator[Path]:
-    """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
-
-    A kill leaves it behind, hidden beside `target`: see `remove_left_behind`.
-
-    Raises:
-        InputError: an error of the file system within the block or on making or renaming the folder.
-    """
-    try:
-        # On the same file system, so that the renaming is one step.
-        with tempfile.TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as parent:
-            unfinished = Path(parent, target.name)
-            unfinished.mkdir()
-            with Path(parent, WORKER).open("w", encoding="utf-8") as worker:
-                worker.write(f"{socket.gethostname()} {os.getpid()}\n")
-                worker.flush()
-                with suppress(OSError):  # a file system without locks
-                    _lock(worker)
-                yield unfinished
-                unfinished.rename(target)
-    except OSError as error:
-        raise unwritable(target, error) from None
-
-
-def remove_left_behind(target: Path) -> list[Path]:
-    """Remove the hidden folders that killed processes left of a data set with the id of `target`.
-
-    Only those of this machine whose process has ended: its lock went with it. What another machine left stays.
-
-    Returns:
-        The folders that were removed.
-
-    Raises:
-        InputError: a process of this machine is writing a data set with that id.
-    """
-    removed = []
-    for folder in sorted(target.parent.glob(f".{glob.escape(target.name.partition('_')[0])}_*")):
-        try:
-            with Path(folder, WORKER).open("r+", encoding="utf-8") as worker:
-                host, process = worker.read().split()
-                if host != socket.gethostname():
-                    continue
-                _lock(worker)
-                shutil.rmtree(folder)
-        except BlockingIOError:
-            raise InputError(
-                f"process {process} of {host}, which is writing {folder}",
-                f"one run for an id, {target.name.partition('_')[0]}",
-                "wait for its end, or choose another id",
-            ) from None
-        except (OSError, ValueError):  # none of ours
-            continue
-        removed.append(folder)
-    return removed
-
-
-def _lock(file: IO[str]) -> None:
-    """Lock a file until it is closed or this process has ended.
-
-    Raises:
-        OSError: another has locked it, or locks are not known here.
-    """
-    if sys.platform == "win32":
-        raise OSError("no such locks")
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def unwritable(path: Path, error: Exception) -> InputError:

@@ -1,8 +1,14 @@
-"""One at a time: a folder that one process fills is closed to others until that process ends, however it ends."""
+"""One at a time: a folder that one process fills is closed to others until that process ends, however it ends.
 
+New folders are filled beside their place and appear when they are whole.
+"""
+
+import glob
 import os
 import platform
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -11,8 +17,10 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import read_json, write_json
+from nnunetv2_ext.files import read_json, unwritable, write_json
 
+FILLED = "filled"
+"""What is held of a hidden folder while a new one is filled in it."""
 _HELD: dict[Path, BaseFileLock] = {}
 """The locks of this process, which may take each as often as it likes."""
 
@@ -30,7 +38,7 @@ def hold(folder: Path, name: str, doing: str) -> None:
     Raises:
         InputError: another process holds it; the sentence names it.
     """
-    path, told = folder / f".{name}.lock", folder / f".{name}.running.json"
+    path, told = folder / f".{name}.lock", _told(folder, name)
     if path in _HELD:
         return
     lock = FileLock(path)
@@ -59,7 +67,7 @@ def let_go(folder: Path, name: str) -> None:
     """Open what `hold` closed; nothing where this process holds no lock."""
     lock = _HELD.pop(folder / f".{name}.lock", None)
     if lock is not None:
-        (folder / f".{name}.running.json").unlink(missing_ok=True)
+        _told(folder, name).unlink(missing_ok=True)
         lock.release()
 
 
@@ -73,6 +81,10 @@ def held(folder: Path, name: str, doing: str) -> Iterator[None]:
         let_go(folder, name)
 
 
+def _told(folder: Path, name: str) -> Path:
+    return folder / f".{name}.running.json"
+
+
 def _holder(told: Path) -> str:
     """Who holds a lock, in words."""
     with suppress(InputError):  # taken a moment ago, and not told yet
@@ -80,3 +92,50 @@ def _holder(told: Path) -> str:
         if {"host", "process", "since", "doing"} <= who.keys():
             return f"process {who['process']} on {who['host']} runs {who['doing']} since {who['since']}"
     return "another process does"
+
+
+@contextmanager
+def complete_or_absent(target: Path) -> Iterator[Path]:
+    """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
+
+    A kill leaves it behind, hidden beside `target`: see `remove_left_behind`.
+
+    Raises:
+        InputError: an error of the file system within the block or on making or renaming the folder.
+    """
+    try:
+        # On the same file system, so that the renaming is one step.
+        with (
+            tempfile.TemporaryDirectory(prefix=f".{target.name}_", dir=target.parent) as parent,
+            held(Path(parent), FILLED, f"the making of {target.name}"),
+        ):
+            unfinished = Path(parent, target.name)
+            unfinished.mkdir()
+            yield unfinished
+            unfinished.rename(target)
+    except OSError as error:
+        raise unwritable(target, error) from None
+
+
+def remove_left_behind(target: Path) -> list[Path]:
+    """Remove the hidden folders that killed processes left of a data set with the id of `target`.
+
+    Only those of this machine whose process has ended. What another machine left stays.
+
+    Returns:
+        The folders that were removed.
+
+    Raises:
+        InputError: a process of this machine is making a data set with that id.
+    """
+    removed = []
+    for folder in sorted(target.parent.glob(f".{glob.escape(target.name.partition('_')[0])}_*")):
+        try:
+            host = read_json(_told(folder, FILLED), "").get("host")
+        except InputError:  # none of ours
+            continue
+        if host == platform.node():
+            with held(folder, FILLED, f"the making of {target.name}"):
+                shutil.rmtree(folder, ignore_errors=True)
+            removed.append(folder)
+    return removed

@@ -1,6 +1,5 @@
 """Names of data sets, those there and new ones; files and folders that are there whole or not at all."""
 
-import errno
 import os
 import pickle
 from collections.abc import Callable
@@ -13,7 +12,6 @@ import torch
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import (
-    complete_or_absent,
     dataset_name,
     file_state,
     is_unchanged,
@@ -183,44 +181,6 @@ def test_a_full_disk_while_keeping_the_old_file_leaves_all_as_it_was(
         write_beside(lambda part: part.write_text("new"), path, keep_as=previous)
     assert (path.read_text(), previous.read_text()) == ("old", "older")
     assert names(tmp_path) == ["latest", "previous"]
-
-
-def test_complete_folder_takes_its_place(tmp_path):
-    target = tmp_path / "Dataset001_A"
-    with complete_or_absent(target) as folder:
-        (folder / "file").write_text("1")
-        assert folder.name == target.name
-        assert not target.exists()
-    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
-        "Dataset001_A",
-        "Dataset001_A/file",
-    ]
-    # As any other new folder, not only for its owner.
-    (tmp_path / "ordinary").mkdir()
-    assert target.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
-
-
-@pytest.mark.parametrize(
-    ("error", "raised", "sentence"),
-    [
-        (OSError(errno.ENOSPC, "No space left"), InputError, "on writing .*Dataset001_A .*No space left"),
-        (InputError("a", "b", "c"), InputError, "got a; expected b; c"),
-        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
-    ],
-)
-def test_nothing_is_left_of_an_incomplete_folder(tmp_path, error, raised, sentence):
-    with pytest.raises(raised, match=sentence), complete_or_absent(tmp_path / "Dataset001_A") as folder:
-        (folder / "file").write_text("1")
-        raise error
-    assert not [*tmp_path.iterdir()]
-
-
-def test_folder_made_meanwhile_is_kept(tmp_path):
-    target = tmp_path / "Dataset001_A"
-    with pytest.raises(InputError, match="on writing"), complete_or_absent(target):
-        target.mkdir()
-        (target / "other").write_text("1")
-    assert [path.name for path in tmp_path.rglob("*")] == ["Dataset001_A", "other"]
 
 
 @pytest.mark.parametrize(("text", "got"), [("[]", "a list"), ("3", "a number"), ("null", "null"), ('"a"', "a text")])

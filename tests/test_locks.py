@@ -1,5 +1,6 @@
 """One process at a time: the other is named, and one that was killed is not waited for."""
 
+import errno
 import os
 import platform
 import signal
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.locks import held, hold, let_go
+from nnunetv2_ext.locks import complete_or_absent, held, hold, let_go
 
 HOLD = """
 import sys, time
@@ -53,3 +54,41 @@ def test_a_process_takes_its_own_lock_again_and_lets_it_go(tmp_path):
         let_go(tmp_path, "fold_0")
         let_go(tmp_path, "fold_0")
     assert not list(tmp_path.glob("*.running.json"))
+
+
+def test_complete_folder_takes_its_place(tmp_path):
+    target = tmp_path / "Dataset001_A"
+    with complete_or_absent(target) as folder:
+        (folder / "file").write_text("1")
+        assert folder.name == target.name
+        assert not target.exists()
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == [
+        "Dataset001_A",
+        "Dataset001_A/file",
+    ]
+    # As any other new folder, not only for its owner.
+    (tmp_path / "ordinary").mkdir()
+    assert target.stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "sentence"),
+    [
+        (OSError(errno.ENOSPC, "No space left"), InputError, "on writing .*Dataset001_A .*No space left"),
+        (InputError("a", "b", "c"), InputError, "got a; expected b; c"),
+        (KeyboardInterrupt("stop"), KeyboardInterrupt, "stop"),
+    ],
+)
+def test_nothing_is_left_of_an_incomplete_folder(tmp_path, error, raised, sentence):
+    with pytest.raises(raised, match=sentence), complete_or_absent(tmp_path / "Dataset001_A") as folder:
+        (folder / "file").write_text("1")
+        raise error
+    assert not [*tmp_path.iterdir()]
+
+
+def test_folder_made_meanwhile_is_kept(tmp_path):
+    target = tmp_path / "Dataset001_A"
+    with pytest.raises(InputError, match="on writing"), complete_or_absent(target):
+        target.mkdir()
+        (target / "other").write_text("1")
+    assert [path.name for path in tmp_path.rglob("*")] == ["Dataset001_A", "other"]

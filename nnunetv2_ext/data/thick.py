@@ -39,14 +39,13 @@ from nnunetv2_ext.data.volumes import (
 )
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import (
-    complete_or_absent,
     dataset_name,
     new_dataset_name,
     nnunet_folder,
     read_json,
-    remove_left_behind,
 )
 from nnunetv2_ext.geometry.slabs import average, majority, slab_matrix, slice_edges
+from nnunetv2_ext.locks import complete_or_absent, remove_left_behind
 
 # Slabs over arrays.
 

@@ -19,8 +19,9 @@ from nnunetv2_ext.data.sidecar import Sidecar, write_sidecar
 from nnunetv2_ext.data.sources import Pair, find_others, open_volume, pair_by_name
 from nnunetv2_ext.data.volumes import Volume, check_labels, refuse_differences, refuse_doubt, write_volume
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import complete_or_absent, new_dataset_name, nnunet_folder, remove_left_behind
+from nnunetv2_ext.files import new_dataset_name, nnunet_folder
 from nnunetv2_ext.geometry.slabs import CaseSlabs, covered, slab_matrix
+from nnunetv2_ext.locks import complete_or_absent, remove_left_behind
 from nnunetv2_ext.text import listed
 
 ENDING = ".nii.gz"

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.locks import held
 from nnunetv2_ext.planning.guards import (
     check_raw,
     nnunet_step,
@@ -125,46 +126,47 @@ def plan_and_preprocess(
     if not clean:
         refuse_fingerprint(folder / FINGERPRINT)
     refuse_unwritable(preprocessed, name)
-    check_raw(raw / name, folder, processes=fingerprint_processes, progress=progress, spacing=target_spacing)
-    identifier = int(name[7:10])
-    sources = find_sources(raw / name, dataset_json)
-    stale = not clean and _is_stale(folder, sources, dataset_json, fingerprint_extractor)
-    made = fingerprint_settings(dataset_json, fingerprint_extractor)
-    fresh = clean or stale or not (folder / FINGERPRINT).exists()
-    with (
-        nnunet_step("the fingerprint", folder, verbose=verbose),
-        recording(folder, sources, {FINGERPRINT: made} if fresh else {}, progress=progress),
-    ):
-        api.extract_fingerprints(
-            [identifier],
-            fingerprint_extractor,
-            fingerprint_processes,
-            verify,
-            clean or stale,
-            verbose,
-            show_progress_bar=progress,
-        )
-    with nnunet_step("the plans", folder, verbose=verbose):
-        _, plans_identifier = api.plan_experiment_dataset(
-            identifier,
-            chosen,
-            gpu_memory_target,
-            preprocessor,
-            None if target_spacing is None else tuple(target_spacing),
-            plans_name,
-        )
-    if preprocess:
-        with nnunet_step("the preprocessed data", folder, verbose=verbose):
-            _preprocess(
-                folder / f"{plans_identifier}.json",
-                sources,
-                identifier,
-                list(configurations),
-                list(processes),
-                clean,
+    with held(preprocessed, name, "a planning"):
+        check_raw(raw / name, folder, processes=fingerprint_processes, progress=progress, spacing=target_spacing)
+        identifier = int(name[7:10])
+        sources = find_sources(raw / name, dataset_json)
+        stale = not clean and _is_stale(folder, sources, dataset_json, fingerprint_extractor)
+        made = fingerprint_settings(dataset_json, fingerprint_extractor)
+        fresh = clean or stale or not (folder / FINGERPRINT).exists()
+        with (
+            nnunet_step("the fingerprint", folder, verbose=verbose),
+            recording(folder, sources, {FINGERPRINT: made} if fresh else {}, progress=progress),
+        ):
+            api.extract_fingerprints(
+                [identifier],
+                fingerprint_extractor,
+                fingerprint_processes,
+                verify,
+                clean or stale,
                 verbose,
-                progress,
+                show_progress_bar=progress,
             )
+        with nnunet_step("the plans", folder, verbose=verbose):
+            _, plans_identifier = api.plan_experiment_dataset(
+                identifier,
+                chosen,
+                gpu_memory_target,
+                preprocessor,
+                None if target_spacing is None else tuple(target_spacing),
+                plans_name,
+            )
+        if preprocess:
+            with nnunet_step("the preprocessed data", folder, verbose=verbose):
+                _preprocess(
+                    folder / f"{plans_identifier}.json",
+                    sources,
+                    identifier,
+                    list(configurations),
+                    list(processes),
+                    clean,
+                    verbose,
+                    progress,
+                )
     return plans_identifier
 
 

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from nnunetv2_ext.block import differences, flags_from, resolve_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import unwritable, write_beside
+from nnunetv2_ext.locks import hold, let_go
 from nnunetv2_ext.text import listed, one_line
 from nnunetv2_ext.training.step import StepTrainer
 from nnunetv2_ext.weights.checkpoint import (
@@ -91,6 +92,12 @@ class CheckpointTrainer(StepTrainer):
             network = network.module
         return network._orig_mod if isinstance(network, OptimizedModule) else network
 
+    def initialize(self) -> None:
+        fold = Path(self.output_folder)
+        if self.local_rank == 0:
+            hold(fold.parent, fold.name, "a training")
+        super().initialize()
+
     def on_train_start(self) -> None:
         if not self.was_initialized:  # what fails there fails before anything is moved
             self.initialize()
@@ -134,7 +141,9 @@ class CheckpointTrainer(StepTrainer):
     def on_train_end(self) -> None:
         super().on_train_end()
         if self.local_rank == 0:
-            (Path(self.output_folder) / PREVIOUS).unlink(missing_ok=True)
+            fold = Path(self.output_folder)
+            (fold / PREVIOUS).unlink(missing_ok=True)
+            let_go(fold.parent, fold.name)
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0 or self.disable_checkpointing:

@@ -16,7 +16,8 @@ from torch import Tensor
 
 import nnunetv2_ext
 from nnunetv2_ext.errors import InputError, is_whole
-from nnunetv2_ext.files import complete_or_absent, file_state, read_json, write_json
+from nnunetv2_ext.files import file_state, read_json, write_json
+from nnunetv2_ext.locks import complete_or_absent
 from nnunetv2_ext.text import listed, one_line
 from nnunetv2_ext.weights.checkpoint import not_finite, read_checkpoint
 

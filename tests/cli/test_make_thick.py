@@ -17,7 +17,6 @@ from nnunetv2.experiment_planning.verify_dataset_integrity import verify_dataset
 import nnunetv2_ext.data.thick
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.data.thick import average_slabs, majority_slabs
-from nnunetv2_ext.files import WORKER
 from tests.data.thin_dataset import (
     CASE_A,
     OBLIQUE,
@@ -194,7 +193,7 @@ def test_a_kill_leaves_nothing_for_long(raw, capsys, number, status, left):
     hidden = [path for path in raw.iterdir() if path.name.startswith(".Dataset104_")]
     assert [len([*path.rglob("*.nii.gz")]) for path in hidden] == [11]
     assert run("-d", 4, "-o", 104, "--factor", 2) == 2
-    told = rf"got process {child.pid} of \S+, which is writing .*{hidden[0].name}; expected one run for an id"
+    told = rf"got the making of Dataset104_.* while process {child.pid} on \S+ runs the making of .*; expected one at"
     assert re.search(told, capsys.readouterr().err)
     assert hidden[0].is_dir()
     assert child.pid is not None
@@ -211,7 +210,7 @@ def test_what_another_machine_left_stays(raw):
     """Whether its process has ended cannot be told from here."""
     folder = raw / ".Dataset104_SmallThick4_abcdefgh"
     folder.mkdir()
-    (folder / WORKER).write_text("elsewhere 17\n")
+    (folder / ".filled.running.json").write_text('{"host": "elsewhere", "process": 17}')
     assert run("-d", 4, "-o", 104, "--factor", 4) == 0
     assert folder.is_dir()
 

@@ -87,7 +87,7 @@ def test_no_weight_lies_on_wrong_stored_slices(
         shown = columns.sum(axis=1) > 0
         assert np.isin(columns, (0, 1)).all()
         left = np.where(shown, share, 0)
-        told: np.ndarray = slabs.matrix.any(axis=1)
+        told = np.asarray(slabs.matrix.any(axis=1))
         assert told.sum() >= len(told) / 2
         expected = left[told] * (share[told].sum(axis=1) / left[told].sum(axis=1))[:, None]
         np.testing.assert_allclose(of_stored[told], expected, atol=1e-6)
