@@ -1,15 +1,12 @@
 """The raw files of a data set, and what the fingerprint and the preprocessed data were made from, in `sources.json`."""
 
 import filecmp
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
-
+from nnunetv2_ext.data.cases import find_cases
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FileState, file_state, is_unchanged, read_json, unwritable, write_json
@@ -23,20 +20,9 @@ Sources = Mapping[str, tuple[Path, ...]]
 
 def find_sources(raw: Path, dataset_json: Mapping[str, Any]) -> dict[str, tuple[Path, ...]]:
     """The files of each training case as nnU-Net lists them; none where no raw data lie on this machine."""
-    if "dataset" in dataset_json:
-        listed = get_filenames_of_train_images_and_targets(str(raw), deepcopy(dict(dataset_json)))
-        found = {case: (Path(of["label"]), *map(Path, of["images"])) for case, of in listed.items()}
-        return found if any(path.exists() for paths in found.values() for path in paths) else {}
-    # nnU-Net's function gives the same, with a pool of twelve processes and in quadratic time
-    ending = dataset_json["file_ending"]
-    images: dict[str, list[Path]] = {}
-    for path in sorted((raw / "imagesTr").glob("*")):
-        if path.is_file() and path.name.endswith(ending):
-            name = path.name.removesuffix(ending)
-            of_case = images.setdefault(name[:-5], [])
-            if re.fullmatch(r"_\d{4}", name[-5:]):
-                of_case.append(path)
-    return {case: (raw / "labelsTr" / f"{case}{ending}", *paths) for case, paths in images.items()}
+    if not raw.is_dir():
+        return {}
+    return {name: (case.label, *case.images) for name, case in find_cases(raw, dataset_json)[0].items()}
 
 
 def is_copy(path: Path, original: Path | None) -> bool:
