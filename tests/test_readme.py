@@ -219,7 +219,11 @@ def rows(text: str) -> dict[str, list[str]]:
     return {cells[0].strip("`"): cells[1:] for cells in lines if cells[0].startswith("`")}
 
 
-REFERENCE = {**dict.fromkeys(COMMANDS, "reference-commands.md"), "profile": "reference-profile.md"}
+REFERENCE = {
+    **dict.fromkeys(COMMANDS, "reference-commands.md"),
+    **dict.fromkeys(("import_weights", "safe_export"), "reference-weights.md"),
+    "profile": "reference-profile.md",
+}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
