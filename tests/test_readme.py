@@ -216,6 +216,7 @@ def rows(text: str) -> dict[str, list[str]]:
 REFERENCE = {
     **dict.fromkeys(COMMANDS, "reference-commands.md"),
     **dict.fromkeys(("make_thick", "convert_thin_thick"), "reference-volumes.md"),
+    **dict.fromkeys(("import_weights", "safe_export"), "reference-weights.md"),
     "profile": "reference-profile.md",
 }
 

@@ -124,11 +124,7 @@ class CheckpointTrainer(StepTrainer):
             if self.goes_on or not any((fold / name).is_file() for name in FALLBACKS):
                 return
             finished = (fold / FINAL).is_file()
-            aside = _new_folder(fold.parent, f"before-{datetime.now():%Y%m%d-%H%M}")
-            for name in BESIDE:
-                if (fold.parent / name).is_file():
-                    shutil.copyfile(fold.parent / name, aside / name)
-            moved = fold.rename(aside / fold.name)
+            moved = _move_aside(fold)
             fold.mkdir(exist_ok=True)
             for name in (Path(self.log_file).name, "wandb"):  # what this training has begun
                 if (moved / name).exists():
@@ -304,6 +300,25 @@ def _dice_in(path: Path) -> float:
 
 def _finite(dice: float) -> float | None:
     return dice if math.isfinite(dice) else None
+
+
+def _move_aside(fold: Path) -> Path:
+    """Move a fold into a new model folder beside it; returns where it is.
+
+    Raises:
+        OSError: it is where it was.
+    """
+    aside = _new_folder(fold.parent, f"before-{datetime.now():%Y%m%d-%H%M}")
+    try:
+        for name in BESIDE:
+            if (fold.parent / name).is_file():
+                shutil.copyfile(fold.parent / name, aside / name)
+        return fold.rename(aside / fold.name)
+    except OSError:
+        for name in BESIDE:  # no tree is removed here: the fold could be in it
+            (aside / name).unlink(missing_ok=True)
+        aside.rmdir()
+        raise
 
 
 def _new_folder(parent: Path, name: str) -> Path:

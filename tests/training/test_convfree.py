@@ -12,7 +12,7 @@ from nnunetv2_ext.block import NNUNET_BLOCK
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.trainers.convfree import ConvFreeTrainer
 from nnunetv2_ext.training.scheduler import WarmupPolyScheduler
-from tests.training.conftest import MNET, UNET, Build, hand_made_plans
+from tests.training.conftest import MNET, UNET, Build, hand_made_plans, log_epoch
 
 CONVFREE: dict[str, Any] = {
     "network_class_name": "nnunetv2_ext.architectures.ConvFreeTransformer",
@@ -126,6 +126,7 @@ def test_resuming_as_another_network_is_refused(build: Build, edit: dict[str, An
     """Most of them have the same weights, so that nothing else would tell."""
     trainer = build.initialized(hand_made_plans(CONVFREE), trainer=ConvFreeTrainer)
     path = str(Path(trainer.output_folder) / "checkpoint_latest.pth")
+    log_epoch(trainer)
     trainer.save_checkpoint(path)
     edited = {**CONVFREE, "arch_kwargs": {**CONVFREE["arch_kwargs"], **edit}}
     another = build.initialized(hand_made_plans(edited), resume=True, trainer=ConvFreeTrainer)

@@ -17,7 +17,7 @@ from nnunetv2_ext.training.scheduler import (
     build_optimizer,
     build_scheduler,
 )
-from tests.training.conftest import Build
+from tests.training.conftest import Build, log_epoch
 from tests.training.test_trainer import RefinedTrainer, batch
 
 NAN = float("nan")
@@ -206,6 +206,7 @@ def iterate(trainer: Any, epochs: range) -> list[float]:
             rates.append(trainer.optimizer.param_groups[0]["lr"])
         trainer.on_validation_epoch_start()
         trainer.validation_step(samples)
+        log_epoch(trainer)
         trainer.save_checkpoint(f"{trainer.output_folder}/after_{epoch}.pth")
         trainer.current_epoch += 1
     return rates

@@ -18,7 +18,7 @@ from nnunetv2_ext.geometry.slabs import CaseSlabs, slice_edges
 from nnunetv2_ext.losses import ThinThickLoss
 from nnunetv2_ext.trainers.thin_thick import ThinThickTrainer
 from nnunetv2_ext.training.thin_thick import PICTURE
-from tests.training.conftest import DATASET, LABELS, MNET, REGIONS, UNET, Build, hand_made_plans
+from tests.training.conftest import DATASET, LABELS, MNET, REGIONS, UNET, Build, hand_made_plans, log_epoch
 
 SLICES, SIZE, PATCH = 20, 24, [16, 16, 16]
 RATIOS = {"a": 4.0, "b": 3.7, "c": 4.0, "d": 5.0, "e": 4.0}
@@ -285,6 +285,7 @@ def test_a_resumed_training_keeps_its_terms_and_refuses_others(boxes: Any) -> No
     logged = trainer.logger.local_logger.my_fantastic_logging
     logged |= {key: [0.5] for key in [*logged, "features_losses"]}
     path = Path(trainer.output_folder) / "checkpoint_latest.pth"
+    log_epoch(trainer)
     trainer.save_checkpoint(str(path))
     resumed = boxes(resume=True)
     resumed.load_checkpoint(str(path))

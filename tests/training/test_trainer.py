@@ -20,7 +20,7 @@ from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.scheduler import PlateauScheduler
 from nnunetv2_ext.training.trainer import ExtTrainer
 from nnunetv2_ext.training.workers import EndWithTraining
-from tests.training.conftest import LABELS, MNET, REGIONS, UNET, Build, hand_made_plans
+from tests.training.conftest import LABELS, MNET, REGIONS, UNET, Build, hand_made_plans, log_epoch
 
 PUBLISHED_WEIGHTS = np.array([1, 1 / 2, 1 / 2, 1 / 4, 1 / 4, 1 / 8, 1 / 8])
 
@@ -359,6 +359,7 @@ def test_what_is_frozen_is_not_trained(build_refined: Build, freeze: bool, optim
 def test_a_frozen_training_is_resumed(build_refined: Build) -> None:
     trainer = build_refined.initialized(training={"freeze_backbone": True, "epochs": 3})
     trainer.train_step(batch())
+    log_epoch(trainer)
     trainer.save_checkpoint(str(build_refined.folder / "checkpoint_latest.pth"))
     trainer = build_refined.initialized(training={"freeze_backbone": True, "epochs": 3}, resume=True)
     trainer.load_checkpoint(str(build_refined.folder / "checkpoint_latest.pth"))

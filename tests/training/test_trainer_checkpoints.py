@@ -2,7 +2,6 @@
 
 import pickle
 import shutil
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from nnunetv2_ext.trainers.mnet import MNetTrainer
 from nnunetv2_ext.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS
 from nnunetv2_ext.weights.checkpoint import read_checkpoint
 from nnunetv2_ext.weights.files import ForeignObject
-from tests.training.conftest import DATASET, Build
+from tests.training.conftest import DATASET, Build, log_epoch
 from tests.training.test_checkpoints import Marker
 
 EPOCHS = {"training": {"epochs": 5}}
@@ -25,16 +24,7 @@ EPOCHS = {"training": {"epochs": 5}}
 
 def end_epoch(trainer: MNetTrainer, dice: float) -> None:
     """Log what an epoch of nnU-Net logs and end it, which saves."""
-    epoch = trainer.current_epoch
-    for key, value in {
-        "epoch_start_timestamps": time.time(),
-        "lrs": 0.01,
-        "train_losses": -0.1,
-        "val_losses": -0.1,
-        "dice_per_class_or_region": [dice, dice],
-        "mean_fg_dice": dice,
-    }.items():
-        trainer.logger.log(key, value, epoch)
+    log_epoch(trainer, dice)
     trainer.on_epoch_end()
 
 
@@ -116,6 +106,7 @@ def test_a_folder_that_cannot_be_moved_is_left_as_it_is(stopped: Build, monkeypa
     with pytest.raises(InputError, match=r"No space left on device.*make room there"):
         trainer.make_room()
     assert files(stopped) == [BEST, LATEST, PREVIOUS]
+    assert not aside(stopped)
 
 
 def test_only_the_previous_one_is_left(stopped: Build, monkeypatch: pytest.MonkeyPatch) -> None:
