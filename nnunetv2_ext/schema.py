@@ -61,6 +61,9 @@ def _or_null(values: Values) -> Values:
 
 
 _FROM_ONE = Values("a whole number from 1", is_whole, int)
+_MOST = 1_000_000
+"""Epochs, or iterations of an epoch, beyond which a number is a slip of the pen."""
+_LENGTH = Values(f"a whole number from 1 to {_MOST}", lambda value: is_whole(value) and value <= _MOST, int)
 _FROM_ZERO = Values("a whole number from 0", lambda value: is_whole(value, 0), int)
 _WEIGHT = Values("a number from 0", _is_weight, float)
 _POSITIVE = Values("a number above 0", _is_positive, float)
@@ -113,10 +116,10 @@ SCHEDULERS: dict[str, dict[str, Setting]] = {
 NAMED = {"optimizer": OPTIMIZERS, "scheduler": SCHEDULERS}
 
 SCHEMA: dict[str, Setting | dict[str, Any]] = {
-    "epochs": Setting(1000, _FROM_ONE, "number of epochs", "--epochs"),
-    "iterations_per_epoch": Setting(250, _FROM_ONE, "training iterations per epoch", "--iterations"),
+    "epochs": Setting(1000, _LENGTH, "number of epochs", "--epochs"),
+    "iterations_per_epoch": Setting(250, _LENGTH, "training iterations per epoch", "--iterations"),
     "val_iterations_per_epoch": Setting(
-        50, _FROM_ONE, "validation iterations per epoch, for the pseudo Dice", "--val-iterations"
+        50, _LENGTH, "validation iterations per epoch, for the pseudo Dice", "--val-iterations"
     ),
     **NAMED,
     # the training step clips at that itself, so a looser bound would be a lie
