@@ -93,8 +93,8 @@ def test_lines_stand_under_headings(prepared, capsys):
     [
         (OURS, "ready: nnUNetv2_train 901 3d_fullres 0 -tr MNetTrainer -p MNetPlans -device cpu"),
         (
-            ["-d", DATASET, "-f", "all"],
-            f"ready: nnUNetv2_train {DATASET} 3d_fullres all -tr nnUNetTrainer -p nnUNetPlans",
+            ["-d", DATASET, "-f", "all", "-device", "cpu"],
+            f"ready: nnUNetv2_train {DATASET} 3d_fullres all -tr nnUNetTrainer -p nnUNetPlans -device cpu",
         ),
     ],
 )
