@@ -80,7 +80,7 @@ FAULTS = {
         ("lacks channel_names, numTraining, file_ending",),
     ),
     "dataset.json is a list": (
-        lambda p: p.write(p.preprocessed / "dataset.json", []), STOCK, FAIL, "dataset.json", ("lacks",),
+        lambda p: p.write(p.preprocessed / "dataset.json", []), STOCK, FAIL, "dataset.json", ("a list in",),
     ),
     "raw dataset.json changed": (
         lambda p: p.write(p.raw / "dataset.json", {**DATASET_JSON, "numTraining": 9}), STOCK, WARN, "dataset.json",
