@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from types import FrameType
@@ -93,13 +93,15 @@ def _run(arguments: list[str]) -> int:
     except InputError as error:
         print(f"nnunetv2_ext: {error}", file=sys.stderr)
         return 2
+    flags: set[str] = set()
     for name, summary in COMMANDS.items():
         command_parser = commands.add_parser(name, help=summary, description=summary, formatter_class=Help)
         if name == asked:
             command = importlib.import_module(f"nnunetv2_ext.cli.{name}")
             command.add_arguments(command_parser)
             command_parser.set_defaults(run=command.run, refuse=command_parser.error)
-    args, unknown = parser.parse_known_args(arguments)
+            flags = {flag for action in command_parser._actions for flag in action.option_strings}
+    args, unknown = parser.parse_known_args([_spelled(argument, flags) for argument in arguments])
     if unknown:
         args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     try:
@@ -110,6 +112,13 @@ def _run(arguments: list[str]) -> int:
         return 2
     except KeyboardInterrupt:
         return 130
+
+
+def _spelled(argument: str, flags: Collection[str]) -> str:
+    """An argument, its flag as the command spells it: nnU-Net's have underscores, ours dashes, and either will do."""
+    flag, equals, value = argument.partition("=")
+    other = next((known for known in flags if known.replace("_", "-") == flag.replace("_", "-")), flag)
+    return argument if flag in flags or not flag.startswith("--") else other + equals + value
 
 
 @contextmanager

@@ -32,16 +32,18 @@ class Collected:
 
     def __init__(self, noun: str) -> None:
         self.noun = noun
-        self._where: dict[tuple[str, str, str, bool], list[str]] = defaultdict(list)
+        self._where: dict[tuple[str, str, str, bool, bool], list[str]] = defaultdict(list)
 
-    def add(self, what: str, where: str, expected: str, remedy: str, *, fatal: bool = True) -> None:
+    def add(
+        self, what: str, where: str, expected: str, remedy: str, *, fatal: bool = True, doubtful: bool = False
+    ) -> None:
         """One more of them: `what` is wrong in the case or file `where`."""
-        self._where[what, expected, remedy, fatal].append(where)
+        self._where[what, expected, remedy, fatal, doubtful].append(where)
 
     def faults(self) -> list[Fault]:
         return [
-            Fault(f"{what} in {counted(where, self.noun)}", expected, remedy, fatal)
-            for (what, expected, remedy, fatal), where in self._where.items()
+            Fault(f"{what} in {counted(where, self.noun)}", expected, remedy, fatal, doubtful)
+            for (what, expected, remedy, fatal, doubtful), where in self._where.items()
         ]
 
 

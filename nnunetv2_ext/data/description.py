@@ -24,6 +24,8 @@ class Fault(NamedTuple):
     remedy: str
     fatal: bool = True
     """nnU-Net stops at it or trains on something else than what the files mean; otherwise it is only worth a word."""
+    doubtful: bool = False
+    """nnU-Net goes on with it, as other readers would not: worth a word when planning, but in doctor a fault."""
 
 
 def description_faults(content: Mapping[str, Any], path: Path) -> list[Fault]:

@@ -199,8 +199,8 @@ def _read_headers(raw: Raw, processes: int) -> list[Fault]:
             )
         if odd is not None:
             got, expected, remedy = odd.args
-            what = "a header that our other commands refuse"
-            collected.add(what, got.replace(str(path), name), expected, remedy, fatal=False)
+            what = "a header that nnU-Net reads, but others read otherwise"
+            collected.add(what, got.replace(str(path), name), expected, remedy, fatal=False, doubtful=True)
     return collected.faults()
 
 

@@ -48,9 +48,11 @@ def check_raw(subject: Subject) -> Iterator[Check]:
         unread = [path.name for path, _ in files_of(raw.cases) if path not in seen and path not in raw.unusable]
         faults += voxel_faults(raw, seen)
     for fault in faults:
-        yield Check(FAIL if fault.fatal else WARN, f"{fault.got}; expected {fault.expected}", fault.remedy)
+        yield Check(
+            FAIL if fault.fatal or fault.doubtful else WARN, f"{fault.got}; expected {fault.expected}", fault.remedy
+        )
     if unread:
         what = f"the voxels of {counted(unread, 'file')} were not looked at since the files are as they are"
         yield Check(WARN, what, "run this with --deep, which reads them")
-    if not any(fault.fatal for fault in faults):
+    if not any(fault.fatal or fault.doubtful for fault in faults):
         yield Check(OK, f"{len(raw.cases)} cases in {folder}")

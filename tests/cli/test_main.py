@@ -54,10 +54,18 @@ def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_flag_is_told_by_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
-        main(["schedule", "-d", "42", "--batch_size", "4"])
+        main(["schedule", "-d", "42", "--batches", "4"])
     error = capsys.readouterr().err
     assert error.startswith("usage: nnunetv2_ext schedule")
-    assert "nnunetv2_ext schedule: error: unrecognized arguments: --batch_size 4" in error
+    assert "nnunetv2_ext schedule: error: unrecognized arguments: --batches 4" in error
+
+
+@pytest.mark.parametrize("flags", [["--val_iterations", "5"], ["--val_iterations=5"], ["--val-iterations", "5"]])
+def test_underscores_and_dashes_of_flags_are_one(
+    flags: list[str], nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["schedule", "-d", "42", "-p", "MNetPlans", *flags]) == 2
+    assert "got no data set 42" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)
