@@ -124,7 +124,7 @@ def read_plans(path: Path, remedy: str) -> dict[str, Any]:
     if not isinstance(configurations, dict) or not configurations:
         raise InputError(f"no configurations in {path}", "nnU-Net's plans", remedy)
     for name, of_it in configurations.items():
-        if not isinstance(of_it, dict) or not isinstance(of_it.get("training") or {}, dict):
+        if not isinstance(of_it, dict) or not isinstance(of_it.get("training"), dict | None):
             what = "training of " if isinstance(of_it, dict) else ""
             raise InputError(f"no object as {what}configuration {name} in {path}", "nnU-Net's plans", remedy)
         line = [name]  # of those that inherit from each other

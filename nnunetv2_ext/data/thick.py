@@ -46,6 +46,7 @@ from nnunetv2_ext.files import (
 )
 from nnunetv2_ext.geometry.slabs import average, majority, slab_matrix, slice_edges
 from nnunetv2_ext.locks import complete_or_absent, remove_left_behind
+from nnunetv2_ext.text import counted
 
 # Slabs over arrays.
 
@@ -178,6 +179,14 @@ def make_thick(
             outcome.dropped[key] = rest
         jobs.append((case, grid, file_axis, case_factor))
     outcome.left_out = _left_out(source, cases)
+    ending = dataset_json["file_ending"]
+    lost = [path for path in outcome.left_out if path.startswith("labelsTr/") and path.endswith(ending)]
+    if lost:
+        raise InputError(
+            f"{counted(lost, 'label file')} without an image",
+            "the image of each training case, in imagesTr",
+            "restore the image, or remove the label file",
+        )
     outcome.names = {value: label for label, value in dataset_json["labels"].items() if isinstance(value, int)}
 
     outcome.removed = remove_left_behind(target)

@@ -129,10 +129,6 @@ def check_configuration(subject: Subject) -> Iterator[Check]:
     except Exception as error:
         yield Check(FAIL, f"{subject.configuration} is incomplete or damaged ({said(error)})", replan(subject))
         return
-    if not isinstance(configuration.batch_size, int) or configuration.batch_size < 1:
-        what = f"batch_size {configuration.batch_size!r} in {subject.configuration} of {subject.plans}.json"
-        yield Check(FAIL, what, f"set it to 1 or more, or {replan(subject)}")
-        return
     our_network = architecture.startswith("nnunetv2_ext.")
     three = [n for n in manager.available_configurations if len(_patch_size(manager, n)) == 3]
     if len(patch) != 3 and (subject.found["ours"] or our_network):

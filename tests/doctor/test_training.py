@@ -79,7 +79,7 @@ def one_stage() -> dict:
 FAULTS = {
     "a batch of none": (
         lambda p: p.change_plans("nnUNetPlans", batch_size=0), STOCK, FAIL, "configuration",
-        ("batch_size 0 in 3d_fullres of nnUNetPlans.json", "set it to 1 or more"),
+        ("the batch_size 0 of 3d_fullres", "a whole number from 1"),
     ),
     "labels without background": (
         lambda p: [
