@@ -82,6 +82,8 @@ class CheckpointTrainer(StepTrainer):
     """Whether the training is to go on from a checkpoint."""
     goes_on = False
     """Whether a checkpoint was loaded that the training goes on from."""
+    begins = False
+    """Whether the training is about to begin, if its data are sound."""
     current_epoch: int
 
     @property
@@ -104,9 +106,15 @@ class CheckpointTrainer(StepTrainer):
         previous = Path(self.output_folder) / PREVIOUS
         if self.resuming and not self.goes_on and previous.is_file():  # nnU-Net does not know this one
             self.load_checkpoint(str(previous))
-        if self.local_rank == 0:
-            self.make_room()
+        self.begins = True
         super().on_train_start()
+
+    def get_dataloaders(self) -> tuple[Any, Any]:
+        loaders = super().get_dataloaders()  # the fold and its data are sound if this returns
+        if self.begins and self.local_rank == 0:
+            self.make_room()
+        self.begins = False
+        return loaders
 
     def make_room(self) -> None:
         """Remove what a kill left half-written; move aside an earlier training that this one does not go on from.
