@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +33,12 @@ def nnunet_folder(variable: str) -> Path:
     if not folder.is_dir():
         raise InputError(f"{variable}={value}", "an existing folder", f"run mkdir -p '{value}' or correct the variable")
     return folder
+
+
+def raw_folder(dataset: str) -> Path | None:
+    """Where the raw data of a data set lie, by its name; None on a machine that has none, which can train too."""
+    raw = os.environ.get("nnUNet_raw")
+    return Path(raw) / dataset if raw and (Path(raw) / dataset).is_dir() else None
 
 
 def dataset_name(dataset: int | str) -> str:
@@ -186,11 +193,18 @@ def file_state(path: Path) -> FileState:
         OSError: it cannot be read.
     """
     status = path.stat()
+    times = (status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+    return FileState(*times, _digest(path, times))
+
+
+@cache
+def _digest(path: Path, times: tuple[int, int, int]) -> str:
+    """Of the content that a file has at these times; read once by a process."""
+    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as stream:
-        digest = hashlib.blake2b(digest_size=16)
         while block := stream.read(1 << 20):
             digest.update(block)
-    return FileState(status.st_size, status.st_mtime_ns, status.st_ctime_ns, digest.hexdigest())
+    return digest.hexdigest()
 
 
 def is_unchanged(path: Path, state: FileState) -> bool:

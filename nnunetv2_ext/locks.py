@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -29,7 +30,8 @@ def hold(folder: Path, name: str, doing: str) -> None:
     """Close `name` of a folder to other processes until `let_go`, or until this process ends, be it killed.
 
     The operating system keeps the lock, so that one of a process that is gone never stands in the way, and on a shared
-    file system other machines see it. `.NAME.running.json` beside it tells who holds it.
+    file system other machines see it. Where there are no locks, a warning says so. `.NAME.running.json` beside it tells
+    who holds it.
 
     Args:
         name: of what is closed, a file or folder in `folder`, there already or not.
@@ -50,17 +52,14 @@ def hold(folder: Path, name: str, doing: str) -> None:
             "one at a time",
             "wait until it has ended, or end it",
         ) from None
+    except OSError as error:
+        warning = f"{path} cannot be locked ({error.strerror}): see to it that nothing else works there meanwhile"
+        warnings.warn(warning, stacklevel=2)
+        return
     _HELD[path] = lock
-    write_json(
-        told,
-        {
-            "host": platform.node(),
-            "process": os.getpid(),
-            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "doing": doing,
-            "command": " ".join(sys.argv),
-        },
-    )
+    who = {"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "doing": doing}
+    with suppress(OSError):  # a full disk; the lock does without
+        write_json(told, {**who, "command": " ".join(sys.argv)})
 
 
 def let_go(folder: Path, name: str) -> None:
@@ -73,12 +72,14 @@ def let_go(folder: Path, name: str) -> None:
 
 @contextmanager
 def held(folder: Path, name: str, doing: str) -> Iterator[None]:
-    """`hold` for the length of a block."""
+    """`hold` for the length of a block, or of the one around it that holds the same."""
+    mine = folder / f".{name}.lock" not in _HELD
     hold(folder, name, doing)
     try:
         yield
     finally:
-        let_go(folder, name)
+        if mine:
+            let_go(folder, name)
 
 
 def _told(folder: Path, name: str) -> Path:

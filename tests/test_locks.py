@@ -47,6 +47,27 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, other, how):
         pass
 
 
+def test_an_inner_block_leaves_the_lock_to_the_outer(tmp_path):
+    with held(tmp_path, "fold_0", "the outer"):
+        with held(tmp_path, "fold_0", "the inner"):
+            pass
+        program = HOLD.replace("time.sleep(600)", "")
+        ended = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False
+        )
+        assert f"while process {os.getpid()} on " in ended.stderr and ended.returncode == 1
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
+    def acquire(self, **options):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("filelock.FileLock.acquire", acquire)
+    with pytest.warns(UserWarning, match=r"fold_0.lock cannot be locked \(No locks available\)"):
+        hold(tmp_path, "fold_0", "a training")
+    let_go(tmp_path, "fold_0")
+
+
 def test_a_process_takes_its_own_lock_again_and_lets_it_go(tmp_path):
     for _ in range(2):
         hold(tmp_path, "fold_0", "a training of fold 0")

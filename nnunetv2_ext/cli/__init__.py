@@ -88,8 +88,9 @@ def _run(arguments: list[str]) -> int:
         print(f"nnunetv2_ext: {_unknown(asked)}", file=sys.stderr)
         return 2
     try:
-        for variable in LEAST if asked != "doctor" else ():  # nnU-Net reads them when it is imported
-            check_processes(variable)
+        if asked not in (None, "doctor", "env", "list"):  # nnU-Net reads them when it is imported
+            for variable in LEAST:
+                check_processes(variable)
     except InputError as error:
         print(f"nnunetv2_ext: {error}", file=sys.stderr)
         return 2

@@ -13,7 +13,7 @@ from nnunetv2_ext.registry import PLANNERS
 from nnunetv2_ext.text import listed
 
 EXAMPLE = """examples:
-  nnunetv2_ext plan_and_preprocess -d 42 -pl MNetPlanner --verify_dataset_integrity
+  nnunetv2_ext plan_and_preprocess -d 42 -pl MNetPlanner
   nnunetv2_ext plan_and_preprocess -d 42 -pl MNetPlanner -gpu_memory_target 24 -overwrite_plans_name MNetPlans24GB
   nnunetv2_ext plan_and_preprocess -d 42 -pl PaRPlanner --backbone SwinUNETR --backbone-kwargs '{"feature_size": 24}'
   nnunetv2_ext plan_and_preprocess -d 42 -pl ConvFreePlanner --size B -gpu_memory_target 24
@@ -70,7 +70,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="plans identifier, so that plans can stand side by side (default: the planner's)",
     )
-    parser.add_argument("--verify_dataset_integrity", action="store_true", help="check the raw data first")
+    parser.add_argument(
+        "--verify_dataset_integrity", action="store_true", help="nnU-Net's own check of the raw data, besides ours"
+    )
     parser.add_argument("--no_pp", action="store_true", help="plan only")
     parser.add_argument("--clean", action="store_true", help="make fingerprint and preprocessed data anew in any case")
     parser.add_argument("--verbose", action="store_true", help="print what nnU-Net does")

@@ -10,6 +10,7 @@ from typing import Any
 from nnunetv2_ext.block import PRESETS, all_settings, check_block, merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, write_json
+from nnunetv2_ext.locks import held
 from nnunetv2_ext.schema import METHODS, Setting
 
 EXAMPLE = """examples:
@@ -78,7 +79,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if Path(args.p).name != args.p:
         raise InputError(f"the plans identifier '{args.p}'", "a name, such as MNetPlans", "correct -p")
-    path = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.d) / f"{args.p}.json"
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(args.d)
+    with held(folder.parent, folder.name, "a change of plans"):
+        return _write(args, folder / f"{args.p}.json")
+
+
+def _write(args: argparse.Namespace, path: Path) -> int:
     plans = read_plans(path, "run nnunetv2_ext plan_and_preprocess or correct -p")
     block = block_from_arguments(args)
     if not block:

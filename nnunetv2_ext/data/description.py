@@ -39,9 +39,9 @@ def description_faults(content: Mapping[str, Any], path: Path) -> list[Fault]:
         *_channel_faults(content, path),
         *label_faults(content, path),
         *_number_faults(content, path),
-        *_ending_faults(content, path),
+        *ending_faults(content, path),
         *_reader_faults(content, path),
-        *_listing_faults(content, path),
+        *listing_faults(content, path),
     ]
 
 
@@ -203,7 +203,7 @@ def _training_cases(content: Mapping[str, Any], path: Path) -> int:
     return len(list((path.parent / "labelsTr").glob(f"*{content.get('file_ending', '')}")))
 
 
-def _ending_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
+def ending_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
     ending = content.get("file_ending")
     if isinstance(ending, str) and ending.startswith(".") and ending.strip() == ending:
         if ending.lower() in ENDINGS or overwriting_reader(content):
@@ -226,7 +226,7 @@ def _reader_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
         )
 
 
-def _listing_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
+def listing_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
     """The entry "dataset", which may name the files of each case."""
     listing = content.get("dataset")
     if "dataset" not in content:

@@ -11,7 +11,7 @@ import numpy as np
 import pydicom
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.faults import unreadable
+from nnunetv2_ext.data.damage import unreadable
 from nnunetv2_ext.data.volumes import Grid, Volume, check_grid, check_name
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line

@@ -1,7 +1,6 @@
 """The slabs of a thin-thick data set in what nnU-Net's preprocessing made of its images."""
 
 import inspect
-import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_ext.data.sidecar import SIDECAR, Sidecar, read_sidecar, refuse_thin_annotations
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import raw_folder
 from nnunetv2_ext.geometry.patches import PreprocessedSlabs
 from nnunetv2_ext.geometry.slabs import COVERED, CaseSlabs, preprocessed_slices
 
@@ -69,12 +69,6 @@ def find_sidecar(preprocessed: Path, dataset: str) -> Sidecar:
             "plan and preprocess it again with ThinThickPlanner",
         )
     return sidecar
-
-
-def raw_folder(dataset: str) -> Path | None:
-    """Where the raw data set lies; None on a machine that has none, which can train all the same."""
-    raw = os.environ.get("nnUNet_raw")
-    return Path(raw) / dataset if raw else None
 
 
 def takes_nearest_slices(configuration: ConfigurationManager, spacing: Sequence[float]) -> bool:

@@ -20,16 +20,18 @@ from nnunetv2.imageio.reader_writer_registry import LIST_OF_IO_CLASSES, determin
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from nnunetv2_ext.data.cases import Case, Collected, files_of, find_cases, name_within
+from nnunetv2_ext.data.damage import unreadable
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.description import (
     Fault,
     channel_names,
     description_faults,
+    ending_faults,
     label_faults,
     label_values,
+    listing_faults,
     overwriting_reader,
 )
-from nnunetv2_ext.data.faults import unreadable
 from nnunetv2_ext.data.volumes import Grid, check_complete, read_grid
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import read_json
@@ -79,7 +81,7 @@ def examine(folder: Path, *, processes: int = 8) -> Raw:
     raw.faults += description_faults(raw.description, path)
     if not any(label_faults(raw.description, path)):
         raw.labels = label_values(raw.description)
-    if any(entry in fault.got for fault in raw.faults for entry in ("file_ending", '"dataset"')):
+    if [*ending_faults(raw.description, path), *listing_faults(raw.description, path)]:
         return raw
     raw.cases, faults = find_cases(folder, raw.description)
     raw.faults += faults

@@ -8,7 +8,7 @@ import nibabel
 import numpy as np
 import SimpleITK as sitk
 
-from nnunetv2_ext.data.faults import check_length, unreadable
+from nnunetv2_ext.data.damage import check_length, unreadable
 from nnunetv2_ext.data.nifti import (
     STRAIGHT,
     TWO_PLACES,
@@ -314,10 +314,7 @@ def _check_complete(path: Path, image: sitk.Image) -> None:
     name = path.name.removesuffix(".gz")
     voxels = image.GetNumberOfPixels() * image.GetSizeOfPixelComponent()
     if is_nifti(path):
-        # ITK may tell a wider type than the file's, and a pair keeps its voxels in the other file.
-        if (header := read_header(path)) is not None:
-            data, offset, length = data_place(path, header)
-            check_length(data, offset + length)
+        check_complete(path, unpack=True)
     elif name.endswith(tuple(HEADER_LENGTHS)):
         check_length(path, HEADER_LENGTHS[Path(name).suffix] + voxels)
     elif name.endswith(".vtk"):

@@ -48,13 +48,10 @@ class Seen(NamedTuple):
 
 
 def look_at(path: Path, reader: type[BaseReaderWriter], *, label: bool) -> Seen:
-    """Read a file as nnU-Net does, and tell where it is cut off, which nnU-Net's reader fills up with zeros.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    state, hidden = file_state(path), 0
+    """Read a file as nnU-Net does, and tell where it is cut off, which nnU-Net's reader fills up with zeros."""
+    state, hidden = FileState(0, 0, 0, ""), 0
     try:
+        state = file_state(path)
         array, _ = reader().read_seg(str(path)) if label else reader().read_images((str(path),))
         if is_nifti(path):
             check_complete(path, unpack=True)

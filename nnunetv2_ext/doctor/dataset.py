@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -13,11 +12,12 @@ import SimpleITK as sitk
 
 from nnunetv2_ext import registry
 from nnunetv2_ext.block import flags_from
+from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_split, read_splits
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, check_complete, unreadable
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import counted
 
@@ -118,10 +118,10 @@ def check_dataset_json(subject: Subject) -> Iterator[Check]:
         return
     subject.found["dataset_json"] = content
     yield Check(OK, f"{content['numTraining']} cases, labels {', '.join(map(str, content['labels']))}")
-    raw = _raw_description(subject)
-    if raw is None:
+    raw, folder = _raw_description(subject), raw_folder(subject.found["name"])
+    if raw is None or folder is None:
         return
-    file = _raw(subject) / "dataset.json"
+    file = folder / "dataset.json"
     changed = [key for key in TRAINED_KEYS if _meaning(raw, key) != _meaning(content, key)]
     if changed:
         yield Check(
@@ -133,15 +133,9 @@ def check_dataset_json(subject: Subject) -> Iterator[Check]:
 
 def _meaning(description: Mapping[str, Any], key: str) -> Any:
     """What an entry says; regions are outputs of the network in their order, labels are so by value."""
-    value: Any = description.get(key)
-    if key == "channel_names" and value is None:
-        value = description.get("modality")
+    value: Any = channel_names(description) if key == "channel_names" else description.get(key)
     regions = isinstance(value, dict) and any(isinstance(one, list) for one in value.values())
     return list(value.items()) if regions else value
-
-
-def _raw(subject: Subject) -> Path:
-    return Path(os.environ.get(RAW, "")) / str(subject.found["name"])
 
 
 def _raw_description(subject: Subject) -> dict[str, Any] | None:
@@ -150,18 +144,19 @@ def _raw_description(subject: Subject) -> dict[str, Any] | None:
     Raises:
         InputError: a damaged one.
     """
-    file = _raw(subject) / "dataset.json"
-    return read_json(file, "mend it") if file.is_file() else None
+    folder = raw_folder(subject.found["name"])
+    file = None if folder is None else folder / "dataset.json"
+    return read_json(file, "mend it") if file is not None and file.is_file() else None
 
 
 def _sources(subject: Subject) -> dict[str, tuple[Path, ...]]:
     """The raw files of each case; none where there are none, or nothing tells which they are."""
-    from nnunetv2_ext.planning.sources import find_sources
+    from nnunetv2_ext.planning.record import find_sources
 
     if "sources" not in subject.found:
         try:
-            description = _raw_description(subject)
-            subject.found["sources"] = find_sources(_raw(subject), description) if description else {}
+            description, folder = _raw_description(subject), raw_folder(subject.found["name"])
+            subject.found["sources"] = find_sources(folder, description) if description and folder else {}
         except (InputError, LookupError, TypeError, AttributeError):  # told elsewhere
             subject.found["sources"] = {}
     return subject.found["sources"]
@@ -169,12 +164,15 @@ def _sources(subject: Subject) -> dict[str, tuple[Path, ...]]:
 
 def _compared(subject: Subject) -> str:
     """The end of a line on what was compared with the raw data, if it could be."""
-    return "" if _sources(subject) else "; no raw data here to compare with"
+    if _sources(subject):
+        return ""
+    there = raw_folder(subject.found["name"]) is not None
+    return "; not compared with the raw data, see 'raw data'" if there else "; no raw data here to compare with"
 
 
 def check_fingerprint(subject: Subject) -> Iterator[Check]:
     """nnU-Net copies the fingerprint when training starts, and fails without it; planning reads it."""
-    from nnunetv2_ext.planning.sources import FINGERPRINT, stale_fingerprint
+    from nnunetv2_ext.planning.record import FINGERPRINT, stale_fingerprint
 
     file = subject.found["folder"] / FINGERPRINT
     # planning refuses a damaged one
@@ -270,7 +268,7 @@ def check_slabs(subject: Subject) -> Iterator[Check]:
 
 def check_references(subject: Subject) -> Iterator[Check]:
     """The validation that ends a training compares with gt_segmentations, copies of the labels."""
-    from nnunetv2_ext.planning.sources import is_copy
+    from nnunetv2_ext.planning.record import is_copy
 
     folder, sources = subject.found["folder"] / "gt_segmentations", _sources(subject)
     ending = subject.found["dataset_json"]["file_ending"]

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.doctor.examination import FAIL, MODEL, OK, WARN, Check, Examination, Subject, said
 from nnunetv2_ext.doctor.installation import ENV_COMMAND
 from nnunetv2_ext.doctor.training import check_network, check_trainer
@@ -86,7 +87,7 @@ def check_description(subject: Subject) -> Iterator[Check]:
     manager = PlansManager(plans)
     try:
         labels = manager.get_label_manager(description)
-        channels = description.get("channel_names", description.get("modality"))
+        channels = channel_names(description)
         if not isinstance(channels, dict) or not isinstance(description.get("file_ending"), str):
             raise ValueError("no channel_names or file_ending")
     except Exception as error:
@@ -228,7 +229,7 @@ def check_safe(subject: Subject) -> Iterator[Check]:
     from nnunetv2_ext.weights.safe import read_safe_model
 
     folder = _folder(subject)
-    model = read_safe_model(folder)
+    model = read_safe_model(folder, None if subject.fold is None else [subject.fold])
     made_with = {"plans": model.plans, "configuration": model.configuration, "dataset_json": model.dataset_json}
     subject.found.update(
         folder=folder,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name
+from nnunetv2_ext.files import dataset_name, raw_folder
 from nnunetv2_ext.text import counted
 
 QUICK_VOXELS = 5e8
@@ -26,9 +26,8 @@ def check_raw(subject: Subject) -> Iterator[Check]:
         name = dataset_name(subject.dataset or "")
     except InputError:  # the next examination tells it
         return
-    raw_root, preprocessed_root = (Path(os.environ.get(variable) or os.devnull) for variable in FOLDER_VARIABLES[:2])
-    folder, preprocessed = raw_root / name, preprocessed_root / name
-    if not (folder / "dataset.json").is_file() and preprocessed.is_dir():
+    folder, preprocessed = raw_folder(name), Path(os.environ.get("nnUNet_preprocessed") or os.devnull) / name
+    if folder is None or (not (folder / "dataset.json").is_file() and preprocessed.is_dir()):
         yield Check(OK, "none on this machine, which a training does not need")
         return
     raw = examine(folder, processes=default_num_processes)
@@ -52,7 +51,7 @@ def check_raw(subject: Subject) -> Iterator[Check]:
             FAIL if fault.fatal or fault.doubtful else WARN, f"{fault.got}; expected {fault.expected}", fault.remedy
         )
     if unread:
-        what = f"the voxels of {counted(unread, 'file')} were not looked at since the files are as they are"
+        what = f"the voxels of {counted(unread, 'file')} have not been read since the files last changed"
         yield Check(WARN, what, "run this with --deep, which reads them")
     if not any(fault.fatal or fault.doubtful for fault in faults):
         yield Check(OK, f"{len(raw.cases)} cases in {folder}")

@@ -28,8 +28,7 @@ from nnunetv2_ext.planning.guards import (
     refuse_unwritable,
 )
 from nnunetv2_ext.planning.planner import with_options
-from nnunetv2_ext.planning.sharing import STOCK_PLANS, faults_of_data, settings
-from nnunetv2_ext.planning.sources import (
+from nnunetv2_ext.planning.record import (
     FINGERPRINT,
     Sources,
     find_sources,
@@ -38,6 +37,7 @@ from nnunetv2_ext.planning.sources import (
     recording,
     stale_fingerprint,
 )
+from nnunetv2_ext.planning.sharing import STOCK_PLANS, faults_of_data, settings
 from nnunetv2_ext.planning.summary import blocks_in
 from nnunetv2_ext.registry import PLANNERS, find
 

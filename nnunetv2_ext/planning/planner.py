@@ -13,8 +13,9 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from nnunetv2_ext import __version__
 from nnunetv2_ext.architectures.contract import Freezable
 from nnunetv2_ext.block import check_block, merge_blocks, resolve_block
+from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import nnunet_folder, read_json
+from nnunetv2_ext.files import nnunet_folder, read_plans
 from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.options import Option, flag_of, options_of
 from nnunetv2_ext.planning.search import PatchSearch
@@ -192,7 +193,7 @@ class ExtPlanner(PatchSearch):
         if len(spacing) == 2:  # nnU-Net plans a 2d configuration in any case; `save_plans` drops it
             self._in_plane = (list(median_shape), approximate_n_voxels_dataset)
             return {}
-        channels = self.dataset_json.get("channel_names", self.dataset_json.get("modality"))
+        channels = channel_names(self.dataset_json)
         sizes = (len(channels), len(self.dataset_json["labels"]))
         spacing_mm, median = np.asarray(spacing, float), np.asarray(median_shape, float)
         if self.patch_size is None:
@@ -271,7 +272,7 @@ class ExtPlanner(PatchSearch):
 
     def _plans_on_disk(self, identifier: str) -> dict[str, Any]:
         path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{identifier}.json"
-        return read_json(path, "remove it and plan again") if path.is_file() else {"configurations": {}}
+        return read_plans(path, "remove it and plan again") if path.is_file() else {"configurations": {}}
 
     def shares_data(self, name: str, configuration: dict[str, Any], stock: dict[str, Any] | None) -> bool:
         """Whether nnU-Net's own plans, those on disk or those it would make, ask for the same preprocessed data."""

@@ -12,7 +12,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_pickle
-from nnunetv2_ext.planning.sources import Sources, changed_sources, newer_sources, other_cases, read_record
+from nnunetv2_ext.planning.record import Sources, changed_sources, newer_sources, other_cases, read_record
 from nnunetv2_ext.text import counted, one_line
 
 STOCK_PLANS = "nnUNetPlans"

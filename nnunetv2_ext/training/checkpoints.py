@@ -13,6 +13,7 @@ from torch._dynamo import OptimizedModule
 from torch.nn.parallel import DistributedDataParallel
 
 from nnunetv2_ext.block import differences, flags_from, resolve_block
+from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import unwritable, write_beside
 from nnunetv2_ext.locks import hold, let_go
@@ -66,8 +67,11 @@ def network_changes(before: Mapping[str, Any], now: Mapping[str, Any], name: str
 
 def task_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """In what the task of a dataset.json was changed: what goes in, and what the outputs mean."""
-    keys = ("channel_names", "labels", "regions_class_order")
-    held, wanted = ({key: content.get(key) for key in keys} for content in (before, now))
+    keys = ("labels", "regions_class_order")
+    held, wanted = (
+        {"channel_names": channel_names(content), **{key: content.get(key) for key in keys}}
+        for content in (before, now)
+    )
     return differences(held, wanted, "dataset.json")
 
 
@@ -99,6 +103,24 @@ class CheckpointTrainer(StepTrainer):
         if self.local_rank == 0:
             hold(fold.parent, fold.name, "a training")
         super().initialize()
+
+    def run_training(self) -> None:
+        try:
+            super().run_training()
+        except BaseException:
+            self._let_go()
+            raise
+
+    def perform_actual_validation(self, save_probabilities: bool = False) -> None:
+        try:
+            super().perform_actual_validation(save_probabilities)
+        finally:  # with it a training ends
+            self._let_go()
+
+    def _let_go(self) -> None:
+        fold = Path(self.output_folder)
+        if self.local_rank == 0:
+            let_go(fold.parent, fold.name)
 
     def on_train_start(self) -> None:
         if not self.was_initialized:  # what fails there fails before anything is moved
@@ -145,9 +167,7 @@ class CheckpointTrainer(StepTrainer):
     def on_train_end(self) -> None:
         super().on_train_end()
         if self.local_rank == 0:
-            fold = Path(self.output_folder)
-            (fold / PREVIOUS).unlink(missing_ok=True)
-            let_go(fold.parent, fold.name)
+            (Path(self.output_folder) / PREVIOUS).unlink(missing_ok=True)
 
     def save_checkpoint(self, filename: str) -> None:
         if self.local_rank != 0 or self.disable_checkpointing:

@@ -7,7 +7,7 @@ from typing import Any
 import nnunetv2_ext
 from nnunetv2_ext.block import merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
 
 # what nnU-Net's own trainers, which know no `training` block, call these settings
 _NNUNET_ATTRIBUTES = {
@@ -71,7 +71,7 @@ def make_trainer(
 
     folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
     remedy = "run nnunetv2_ext plan_and_preprocess"
-    content = read_json(folder / f"{plans}.json", remedy)
+    content = read_plans(folder / f"{plans}.json", remedy)
     settings = dict(training or {})
     trainer_class = recursive_find_trainer_class_by_name(trainer) if isinstance(trainer, str) else trainer
     ours = issubclass(trainer_class, ExtTrainer)

@@ -19,6 +19,7 @@ from torch import Tensor
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.schema import NNUNET_CLIP
 from nnunetv2_ext.text import listed
+from nnunetv2_ext.weights.checkpoint import not_finite, of_optimizer
 
 
 @dataclass
@@ -135,10 +136,11 @@ class StepTrainer(nnUNetTrainer):
         """Stop before weights without a value go into a checkpoint.
 
         Raises:
-            InputError: no loss of the epoch, or a weight, that is finite.
+            InputError: no loss of the epoch that is finite, or a weight or moment of the optimizer that is not.
         """
         lost = not any(np.isfinite(output["loss"]) for output in train_outputs)
-        without = [name for name, tensor in self.network.named_parameters() if not torch.isfinite(tensor).all()]
+        moments = of_optimizer(self.optimizer.state_dict()["state"])
+        without = not_finite(self.network.state_dict()) or not_finite(moments)
         if not lost and not without:
             return
         what = "no finite loss" if lost else f"NaN or infinite weights ({listed(without, shown=1)})"

@@ -18,10 +18,11 @@ from torch import Tensor
 
 from nnunetv2_ext.architectures import BackboneNetwork
 from nnunetv2_ext.architectures.measure import thick_slices
-from nnunetv2_ext.data.preprocessed import find_sidecar, raw_folder, read_slabs
+from nnunetv2_ext.data.preprocessed import find_sidecar, read_slabs
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.slabs import THIN_TRUTH, summarize_slabs, summarize_thin
 from nnunetv2_ext.evaluation.terms import save_terms
+from nnunetv2_ext.files import raw_folder
 from nnunetv2_ext.geometry.patches import slabs_per_patch
 from nnunetv2_ext.losses.thin_thick import TERMS, ThinThickLoss, mark_ignored, slab_features, slab_logits, take
 from nnunetv2_ext.memory import passes

@@ -359,7 +359,8 @@ class ExtTrainer(CheckpointTrainer):
     def get_dataloaders(self) -> tuple[Any, Any]:
         voxels = np.prod(self.configuration_manager.patch_size, dtype=float)
         # targets of all outputs have less than twice the voxels of the largest, of two bytes each
-        check_shared_memory(self.batch_size * voxels * 4 * (self.num_input_channels + 1))
+        ranks = torch.distributed.get_world_size() if self.is_ddp else 1
+        check_shared_memory(ranks * self.batch_size * voxels * 4 * (self.num_input_channels + 1))
         training, validation = super().get_dataloaders()
         seed = self.block["seed"]
         if seed is not None:

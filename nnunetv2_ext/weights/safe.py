@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def read_safe_model(folder: Path, folds: Sequence[str] | None = None) -> SafeModel:
+def read_safe_model(folder: Path | str, folds: Sequence[str] | None = None) -> SafeModel:
     """What `write_safe_model` wrote.
 
     Args:
@@ -166,6 +166,7 @@ def read_safe_model(folder: Path, folds: Sequence[str] | None = None) -> SafeMod
     """
     from safetensors.torch import load_file
 
+    folder = Path(folder)
     told, plans, description = (read_json(folder / name, AGAIN) for name in (DESCRIPTION, "plans.json", "dataset.json"))
     if told.get("format") != FORMAT:
         raise InputError(f"{folder / DESCRIPTION} of the format {told.get('format')!r}", repr(FORMAT), AGAIN)

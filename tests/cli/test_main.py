@@ -128,5 +128,6 @@ def test_a_wrong_number_of_processes(
     variable: str, value: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv(variable, value)
-    assert main(["list"]) == 2
+    assert main(["list"]) == 0
+    assert main(["schedule", "-d", "42"]) == 2
     assert f"got {variable}={value}; expected a number of processes from" in capsys.readouterr().err

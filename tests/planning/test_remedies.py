@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import preproc
 
 from nnunetv2_ext.cli import main
 from tests.planning.conftest import Blocks, faults
-from tests.planning.test_sources import (
+from tests.planning.test_record import (
     CHANGES,
     add,
     age_reference,

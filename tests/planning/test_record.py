@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from nnunetv2.utilities.utils import get_filenames_of_train_images_and_targets
 
-from nnunetv2_ext.planning.sources import FINGERPRINT, RECORD, find_sources, read_record, recording
+from nnunetv2_ext.planning.record import FINGERPRINT, RECORD, find_sources, read_record, recording
 from tests.planning.conftest import CASES, Blocks, faults
 
 

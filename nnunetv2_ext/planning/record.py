@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from nnunetv2_ext.data.cases import find_cases
 from nnunetv2_ext.data.dataset import for_each
+from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FileState, file_state, is_unchanged, read_json, unwritable, write_json
 from nnunetv2_ext.text import counted
@@ -194,7 +195,7 @@ def stale_fingerprint(
     cases, channels = (len(part) if isinstance(part, list | dict) else 0 for part in parts)
     if cases != len(sources):
         return f"it is of {cases} cases and the raw data have {len(sources)}"
-    if channels != len(stated := dataset_json.get("channel_names", dataset_json.get("modality", {}))):
+    if channels != len(stated := channel_names(dataset_json) or {}):
         return f"it is of {channels} channels and the raw data have {len(stated)}"
     made = read_record(folder).get(FINGERPRINT)
     if made is None or not made.speaks_of(folder):
