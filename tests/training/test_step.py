@@ -126,6 +126,7 @@ def test_an_epoch_without_a_number_ends_the_training(build: Build, spoiled: str 
     if spoiled == "half":  # a loss that is lost where the weights stay, as a GPU's scaler keeps them
         for parameter in trainer.network.parameters():
             parameter.data.fill_(0.1)
+        trainer.optimizer.state.clear()
         trainer.on_train_epoch_end(results)
         return
     cause = {
