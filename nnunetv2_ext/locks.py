@@ -7,13 +7,16 @@ import glob
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -96,6 +99,33 @@ def _holder(told: Path) -> str:
 
 
 @contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a block as Ctrl-C does, so that nothing half made stays: exit status 128 + signal.
+
+    Not for blocks in which processes are forked: in a new one, the signal can be lost before Python is there to take
+    it, and nnU-Net's pools, which end their processes so, would wait for ever.
+    """
+    here, before = os.getpid(), {}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != here:  # a process forked from here
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for name in ("SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
+                before[number] = signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextmanager
 def complete_or_absent(target: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
 
@@ -112,7 +142,8 @@ def complete_or_absent(target: Path) -> Iterator[Path]:
         ):
             unfinished = Path(parent, target.name)
             unfinished.mkdir()
-            yield unfinished
+            with _ended_in_order():
+                yield unfinished
             unfinished.rename(target)
     except OSError as error:
         raise unwritable(target, error) from None

@@ -6,14 +6,11 @@ asked for, so that light commands stay light.
 
 import argparse
 import importlib
+import io
 import os
-import signal
 import sys
-import threading
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from importlib.metadata import entry_points
-from types import FrameType
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.cli.options import Help
@@ -53,6 +50,9 @@ CLOSED = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; bad input ends in one sentence on stderr and exit status 2, as do words that find no room."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show is shown by its code
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return _run([*(sys.argv[1:] if argv is None else argv)])
@@ -106,8 +106,7 @@ def _run(arguments: list[str]) -> int:
     if unknown:
         args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
     try:
-        with _ended_in_order():
-            return args.run(args)
+        return args.run(args)
     except InputError as error:
         print(f"nnunetv2_ext {args.command}: {error}", file=sys.stderr)
         return 2
@@ -120,29 +119,6 @@ def _spelled(argument: str, flags: Collection[str]) -> str:
     flag, equals, value = argument.partition("=")
     other = next((known for known in flags if known.replace("_", "-") == flag.replace("_", "-")), flag)
     return argument if flag in flags or not flag.startswith("--") else other + equals + value
-
-
-@contextmanager
-def _ended_in_order() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a command as Ctrl-C does, so that nothing half made stays: status 128 + signal."""
-    here, before = os.getpid(), {}
-
-    def end(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != here:  # a process forked from here
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        raise SystemExit(128 + number)
-
-    if threading.current_thread() is threading.main_thread():
-        for name in ("SIGTERM", "SIGHUP"):
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores one
-                before[number] = signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _unknown(command: str) -> InputError:

@@ -114,6 +114,15 @@ def test_a_reader_that_went_away(unbuffered: str) -> None:
     assert (ended.returncode, ended.stderr) == (141, b"")
 
 
+def test_names_that_the_terminal_cannot_show(nnunet_folders: Path) -> None:
+    (nnunet_folders / "nnUNet_raw" / "Dataset042_L\u00e4sion").mkdir()
+    command = [sys.executable, "-m", "nnunetv2_ext", "make_thick", "-d", "43", "-o", "44", "--factor", "2"]
+    ascii_only = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    ended = subprocess.run(command, capture_output=True, env=ascii_only, check=False)
+    assert ended.returncode == 2
+    assert b"Dataset042_L" in ended.stderr and b"Traceback" not in ended.stderr
+
+
 def test_an_error_of_a_file_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
     def run(args: argparse.Namespace) -> int:
         raise FileNotFoundError("a file of the command's own")
