@@ -4,9 +4,11 @@ import argparse
 import importlib
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -121,6 +123,19 @@ def test_names_that_the_terminal_cannot_show(nnunet_folders: Path) -> None:
     ended = subprocess.run(command, capture_output=True, env=ascii_only, check=False)
     assert ended.returncode == 2
     assert b"Dataset042_L" in ended.stderr and b"Traceback" not in ended.stderr
+
+
+def test_signals_keep_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that nnU-Net forks and ends at once can lose a signal that Python is to handle, and is waited for."""
+    found: list[Any] = []
+
+    def run(args: argparse.Namespace) -> int:
+        found.extend(map(signal.getsignal, (signal.SIGTERM, signal.SIGHUP)))
+        return 0
+
+    monkeypatch.setattr("nnunetv2_ext.cli.list.run", run)
+    assert main(["list"]) == 0
+    assert found == [signal.SIG_DFL] * 2
 
 
 def test_an_error_of_a_file_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
