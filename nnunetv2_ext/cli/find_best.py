@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
 from nnunetv2_ext.text import counted, listed, told_apart
+from nnunetv2_ext.weights.files import FINAL
 
 if TYPE_CHECKING:
     from nnunetv2_ext.evaluation.report import Row
@@ -214,7 +215,7 @@ def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabiliti
     validation = folder / "validation"
     train = f"nnUNetv2_train {dataset_folder.name} {model.configuration} {fold} -tr {model.trainer} -p {model.plans}"
     train += " --npz" * probabilities + flags
-    trained = (folder / "checkpoint_final.pth").is_file()
+    trained = (folder / FINAL).is_file()
     if not folder.is_dir():
         return Fault(f"{name} was not trained", train)
     if not trained and not validation.is_dir():

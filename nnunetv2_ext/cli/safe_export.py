@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+from nnunetv2_ext.weights.files import FINAL
+
 EXAMPLE = """example:
   nnunetv2_ext safe_export "$nnUNet_results"/Dataset042_Liver/MNetTrainer__MNetPlans__3d_fullres liver_mnet"""
 
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", dest="folds", nargs="+", metavar="FOLD", help="folds (default: those that have the checkpoint)"
     )
-    parser.add_argument("-chk", dest="checkpoint", default="checkpoint_final.pth", help="which checkpoint of each fold")
+    parser.add_argument("-chk", dest="checkpoint", default=FINAL, help="which checkpoint of each fold")
     parser.add_argument(
         "--trust",
         action="store_true",

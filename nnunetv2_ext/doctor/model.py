@@ -13,11 +13,10 @@ from nnunetv2_ext.doctor.training import check_network, check_trainer
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, read_pickle
 from nnunetv2_ext.text import counted, listed
-from nnunetv2_ext.weights.files import ForeignObject
+from nnunetv2_ext.weights.files import FINAL, ForeignObject
 
 AGAIN = "export or copy the model again"
 FOLD = re.compile(r"fold_(all|\d+)")
-FINAL = "checkpoint_final.pth"
 LIBRARIES = ("nnunetv2_ext", "dynamic_network_architectures", "nnunetv2", "torch", "monai", "timm")
 """Where the names in an architecture may come from; building the network imports and calls what they name."""
 

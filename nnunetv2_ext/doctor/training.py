@@ -39,7 +39,7 @@ from nnunetv2_ext.doctor.raw import check_raw
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, read_json, why_not_writable
 from nnunetv2_ext.text import counted, listed
-from nnunetv2_ext.weights.files import ForeignObject
+from nnunetv2_ext.weights.files import FINAL, ForeignObject
 
 
 def check_plans(subject: Subject) -> Iterator[Check]:
@@ -232,7 +232,6 @@ def check_results(subject: Subject) -> Iterator[Check]:
 
 def check_checkpoints(subject: Subject) -> Iterator[Check]:
     """Checkpoints of earlier trainings of the fold are whole, and no surprise to who goes on or starts anew."""
-    from nnunetv2_ext.training.checkpoints import FINAL
 
     model, ours = results_folder(subject, subject.configuration), subject.found["ours"]
     files = sorted(model.glob(f"fold_{subject.fold or '*'}/checkpoint_*.pth"))

@@ -18,6 +18,7 @@ from nnunetv2_ext.data.phantom import write_phantoms
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES
 from nnunetv2_ext.weights.checkpoint import read_checkpoint
+from nnunetv2_ext.weights.files import FINAL
 
 EPOCHS = 2
 SHORT = f"--epochs {EPOCHS} --iterations 2 --val-iterations 1 --batch-size 2"
@@ -126,7 +127,7 @@ def check_trainer(
     assert "ok" in commands.run(f"nnunetv2_ext doctor {examined} -device cpu")
 
     model = commands.folder / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres"
-    fold, final = model / "fold_0", model / "fold_0" / "checkpoint_final.pth"
+    fold, final = model / "fold_0", model / "fold_0" / FINAL
     train = f"nnUNetv2_train {number} 3d_fullres 0 -tr {trainer} -p {plans} --npz -device cpu"
     kill_at_first_checkpoint(commands, train, fold)
     assert "next epoch 1" in commands.run(f"{train} --c"), "the killed training did not go on at its second epoch"
@@ -165,7 +166,7 @@ def kill_at_first_checkpoint(commands: Commands, train: str, fold: Path) -> None
 
 
 def _check_finished(fold: Path) -> None:
-    content = read_checkpoint(fold / "checkpoint_final.pth")
+    content = read_checkpoint(fold / FINAL)
     assert content["current_epoch"] == EPOCHS
     lengths = [len(content["logging"][key]) for key in ("train_losses", "val_losses", "lrs")]
     assert lengths == [EPOCHS] * 3, f"logs of {lengths} epochs"

@@ -26,9 +26,8 @@ from nnunetv2_ext.weights.checkpoint import (
     optimizer_faults,
     read_checkpoint,
 )
-from nnunetv2_ext.weights.files import ForeignObject, restricted_unpickling
+from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS, ForeignObject, restricted_unpickling
 
-FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "previous", "best"))
 FALLBACKS = (FINAL, LATEST, PREVIOUS, BEST)
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 """What a model's folder holds beside its folds."""

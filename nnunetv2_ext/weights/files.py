@@ -13,6 +13,9 @@ from typing import Any
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line
 
+FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "previous", "best"))
+"""The checkpoints of a fold."""
+
 
 class ForeignObject(InputError):
     """A file names more than tensors, numbers, texts and containers of them; making such an object can run code."""

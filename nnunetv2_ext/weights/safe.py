@@ -20,6 +20,7 @@ from nnunetv2_ext.files import file_state, read_json, write_json
 from nnunetv2_ext.locks import complete_or_absent
 from nnunetv2_ext.text import listed, one_line
 from nnunetv2_ext.weights.checkpoint import not_finite, read_checkpoint
+from nnunetv2_ext.weights.files import FINAL
 
 FORMAT = "nnunetv2_ext safe model 1"
 DESCRIPTION, WEIGHTS, TRAINING = "model.json", "weights.safetensors", "training.json"
@@ -44,7 +45,7 @@ def write_safe_model(
     output: Path,
     *,
     folds: Sequence[str] | None = None,
-    checkpoint: str = "checkpoint_final.pth",
+    checkpoint: str = FINAL,
     trust: bool = False,
 ) -> list[str]:
     """Write a model folder of nnU-Net, a trainer's of ours or any other, anew; whole or not at all.

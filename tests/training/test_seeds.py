@@ -11,8 +11,8 @@ import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 
 from nnunetv2_ext.trainers.backbone import BackboneTrainer
-from nnunetv2_ext.training.checkpoints import LATEST
 from nnunetv2_ext.training.seeds import SeededBatches, seed_all, seeded
+from nnunetv2_ext.weights.files import LATEST
 from tests.training.conftest import UNET, Build, hand_made_plans
 
 SHAPE, CASES, EPOCHS = (8, 20, 20), "abcde", 3

@@ -13,9 +13,8 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.trainers.mnet import MNetTrainer
-from nnunetv2_ext.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS
 from nnunetv2_ext.weights.checkpoint import read_checkpoint
-from nnunetv2_ext.weights.files import ForeignObject
+from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS, ForeignObject
 from tests.training.conftest import DATASET, Build, log_epoch
 from tests.training.test_checkpoints import Marker
 

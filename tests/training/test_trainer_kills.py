@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from nnunetv2_ext.training.checkpoints import BEST, FINAL, LATEST, PREVIOUS
 from nnunetv2_ext.weights.checkpoint import read_checkpoint
+from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS
 from tests.training.conftest import DATASET, UNET, Build
 from tests.training.test_trainer import RefinedTrainer
 from tests.training.test_trainer_checkpoints import end_epoch
