@@ -9,6 +9,7 @@ ROOMS = [
     "testing",
     "profiling",
     "doctor",
+    "inference",
     "planning",
     "training",
     "evaluation",

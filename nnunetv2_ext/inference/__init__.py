@@ -1,0 +1,1 @@
+"""Prediction: many models at once, inside a region of interest, exported in slabs."""
