@@ -104,14 +104,21 @@ def read_grid(path: Path) -> Grid:
             remedy = "split it along its last axis into a file per channel (_0000, _0001, ...)"
         shape = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
         raise InputError(f"{path} with {shape}", "3D volumes of one value per voxel", remedy)
-    doubt = doubt or _check_told(path)
+    doubt = doubt or check_told(path)
     grid = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), doubt)
     check_grid(grid, path)
     return grid
 
 
-def _check_told(path: Path) -> str:
-    """Refuse an NRRD or MetaImage header that tells no spacing, which ITK takes as 1 mm; returns what is in doubt."""
+def check_told(path: Path) -> str:
+    """Refuse an NRRD or MetaImage header that tells no spacing, which ITK takes as 1 mm.
+
+    Returns:
+        What it leaves in doubt, in words.
+
+    Raises:
+        InputError: no spacing.
+    """
     keys = {".nrrd": (b"space directions", b"spacings"), ".mha": (b"ElementSpacing", b"ElementSize")}
     keys |= {".nhdr": keys[".nrrd"], ".mhd": keys[".mha"]}
     if path.suffix not in keys:
