@@ -357,13 +357,13 @@ def refuse_doubt(grid: Grid, path: Path) -> None:
     raise InputError(f"{path} with {grid.doubt}", "a header that tells once where its voxels lie", remedy)
 
 
-def refuse_differences(grid: Grid, other: Grid, *, of: str, beside: str) -> None:
+def refuse_differences(
+    grid: Grid, other: Grid, *, of: str, beside: str, remedy: str = "resample it or correct its header"
+) -> None:
     """Refuse `other`, the grid of the file that `of` tells, unless it is that of the file `beside`.
 
     Raises:
         InputError: with what differs.
     """
     if different := grid.differences(other):
-        raise InputError(
-            f"{of} with {', '.join(different)}", f"the grid of {beside}", "resample it or correct its header"
-        )
+        raise InputError(f"{of} with {', '.join(different)}", f"the grid of {beside}", remedy)
