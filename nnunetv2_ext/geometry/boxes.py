@@ -32,6 +32,10 @@ class Box(NamedTuple):
         low, high = np.subtract(self.low, voxels), np.add(self.high, voxels)
         return _box(low, high)
 
+    def seen_from(self, origin: Sequence[int]) -> "Box":
+        """The same box where voxels are counted from another one."""
+        return _box(np.subtract(self.low, origin), np.subtract(self.high, origin))
+
     def clipped(self, shape: Sequence[int]) -> "Box | None":
         """What of it lies in an image of that shape, None where nothing does."""
         low, high = np.maximum(self.low, 0), np.minimum(self.high, shape)
@@ -105,7 +109,7 @@ def merged(boxes: Iterable[Box], most: int = MOST_BOXES) -> list[Box]:
 def around(box: Box, patch: Sequence[int], shape: Sequence[int]) -> Box:
     """What is predicted for a box: a quarter of the patch around it, at least a patch, all in the image.
 
-    Where the image is smaller than the patch, all of it.
+    Where the image is smaller than the patch, all of it. A patch of one voxel sees no others.
 
     Args:
         box: in the image.
@@ -113,7 +117,7 @@ def around(box: Box, patch: Sequence[int], shape: Sequence[int]) -> Box:
         shape: of the image.
     """
     limits = np.array(shape)
-    quarter = -(-np.array(patch) // 4)
+    quarter = np.where(np.array(patch) > 1, -(-np.array(patch) // 4), 0)
     low = np.maximum(np.array(box.low) - quarter, 0)
     high = np.minimum(np.array(box.high) + quarter, limits)
     lacking = np.maximum(np.minimum(patch, limits) - (high - low), 0)
@@ -135,8 +139,8 @@ class Preprocessing(NamedTuple):
 
     def forward(self, box: Box) -> Box | None:
         """A box of the image in voxels of the preprocessed one, rounded outwards; None where nothing of it is kept."""
-        low, high = ([corner[axis] for axis in self.transpose] for corner in box)
-        moved = _box(np.subtract(low, self.crop.low), np.subtract(high, self.crop.low)).clipped(self.crop.shape)
+        low, high = (tuple(corner[axis] for axis in self.transpose) for corner in box)
+        moved = Box(low, high).seen_from(self.crop.low).clipped(self.crop.shape)
         return None if moved is None else _scaled(moved, self.crop.shape, self.shape)
 
     def backward(self, box: Box) -> Box:

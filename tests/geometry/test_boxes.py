@@ -115,6 +115,8 @@ def test_merged_boxes_hold_all_and_never_overlap_in_any_order(boxes, random):
         (((1, 10), (2, 30)), (16, 16), (3, 64), ((0, 6), (3, 34))),
         # a quarter of an odd patch is rounded up
         (((10, 20), (30, 40)), (5, 7), (64, 64), ((8, 18), (32, 42))),
+        # a window of a single slice sees no other
+        (((10, 20), (12, 40)), (1, 8), (64, 64), ((10, 18), (12, 42))),
     ],
 )
 def test_around(box, patch, shape, expected):
@@ -132,7 +134,7 @@ def test_around_lies_in_the_image_and_holds_the_box(box, patch, shape):
     assert np.less_equal(window.low, inside.low).all() and np.less_equal(inside.high, window.high).all()
     assert np.greater_equal(window.shape, np.minimum(patch, shape)).all()
     # each voxel of the box is a quarter of the patch from the window's border, unless that is the image's
-    quarter = np.ceil(np.array(patch) / 4)
+    quarter = np.ceil(np.array(patch) / 4) * (np.array(patch) > 1)
     assert ((np.subtract(inside.low, window.low) >= quarter) | (np.array(window.low) == 0)).all()
     assert ((np.subtract(window.high, inside.high) >= quarter) | (np.array(window.high) == shape)).all()
 
