@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
+from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.text import counted, listed, told_apart
 from nnunetv2_ext.weights.files import FINAL
 
@@ -19,22 +20,6 @@ if TYPE_CHECKING:
 
 EXAMPLE = """example:
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
-
-
-class Model(NamedTuple):
-    """One trained model as users name it, `TRAINER:PLANS:CONFIG`."""
-
-    trainer: str
-    plans: str
-    configuration: str
-
-    @property
-    def folder_name(self) -> str:
-        """Its folder in a data set's results, as nnU-Net names it."""
-        return f"{self.trainer}__{self.plans}__{self.configuration}"
-
-    def __str__(self) -> str:
-        return ":".join(self)
 
 
 class Fault(NamedTuple):
@@ -138,26 +123,6 @@ def _row(title: str, folder: Path) -> "Row":
 def _summary_keys(labels: Mapping[str, Any]) -> dict[str, str]:
     """The name of each label or region in nnU-Net's summaries."""
     return {name: str(tuple(value) if isinstance(value, list) else value) for name, value in labels.items()}
-
-
-def parse_models(triples: Sequence[str]) -> list[Model]:
-    """The models named by `TRAINER:PLANS:CONFIG`, without repetitions.
-
-    Raises:
-        InputError: not three names, or a name that nnU-Net could not take apart again.
-    """
-    models = []
-    for triple in triples:
-        names = triple.split(":")
-        # nnU-Net joins the three names by "__" and two models by "___", and splits them there again
-        if len(names) != 3 or any(not n or "__" in n or "/" in n or n != n.strip("_ ") for n in names):
-            raise InputError(
-                f"the model '{triple}'",
-                "TRAINER:PLANS:CONFIG, names without '__'",
-                "write, for instance, MNetTrainer:MNetPlans:3d_fullres",
-            )
-        models.append(Model(*names))
-    return list(dict.fromkeys(models))
 
 
 def check_models(

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,25 +71,18 @@ def _find_in_folders(folder: Path, ending: str, cases: dict[str, Case]) -> Itera
             return
     files = sorted(path.name for path in (folder / IMAGES).iterdir() if path.is_file())
     ours = [name for name in files if name.endswith(ending)]
-    others = [name for name in files if not name.endswith(ending) and _ending_of(name)]
+    others = [name for name in files if not name.endswith(ending) and ending_of(name)]
     if not ours:
         got, remedy = f"no files *{ending} in {folder / IMAGES}", "put the images there"
         if others:
-            most, number = Counter(map(_ending_of, others)).most_common(1)[0]
+            most, number = Counter(map(ending_of, others)).most_common(1)[0]
             got, remedy = f"{got}, but {number} of *{most}", f'write "file_ending": "{most}" in dataset.json'
         yield Fault(got, "those that file_ending names", remedy)
         return
     if others:
         what = f"{counted(others, 'file')} of another ending than {ending} in {IMAGES}, which nnU-Net passes over"
         yield Fault(what, f"images *{ending}", "convert or remove them", fatal=False)
-    channels: dict[str, dict[int, Path]] = defaultdict(dict)
-    unnumbered = []
-    for name in ours:
-        match = re.fullmatch(r"(.+)_(\d{4})", name.removesuffix(ending))
-        if match:
-            channels[match[1]][int(match[2])] = folder / IMAGES / name
-        else:
-            unnumbered.append(name)
+    channels, unnumbered = by_channel((folder / IMAGES / name for name in ours), ending)
     if unnumbered:
         first = unnumbered[0]
         yield Fault(
@@ -108,7 +101,20 @@ def _find_in_folders(folder: Path, ending: str, cases: dict[str, Case]) -> Itera
     yield from _label_file_faults(folder / LABELS, ending, cases, {name.removesuffix(ending) for name in unnumbered})
 
 
-def _ending_of(name: str) -> str:
+def by_channel(files: Iterable[Path], ending: str) -> tuple[dict[str, dict[int, Path]], list[str]]:
+    """The files of each case by the number of their channel, and the names of those that have none."""
+    channels: dict[str, dict[int, Path]] = defaultdict(dict)
+    unnumbered = []
+    for path in files:
+        match = re.fullmatch(r"(.+)_(\d{4})", path.name.removesuffix(ending))
+        if match:
+            channels[match[1]][int(match[2])] = path
+        else:
+            unnumbered.append(path.name)
+    return channels, unnumbered
+
+
+def ending_of(name: str) -> str:
     """The longest ending of a file that is one of those that nnU-Net knows, or nothing."""
     return next((ending for ending in sorted(ENDINGS, key=len, reverse=True) if name.lower().endswith(ending)), "")
 

@@ -104,14 +104,21 @@ def read_grid(path: Path) -> Grid:
             remedy = "split it along its last axis into a file per channel (_0000, _0001, ...)"
         shape = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
         raise InputError(f"{path} with {shape}", "3D volumes of one value per voxel", remedy)
-    doubt = doubt or _check_told(path)
+    doubt = doubt or check_told(path)
     grid = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), doubt)
     check_grid(grid, path)
     return grid
 
 
-def _check_told(path: Path) -> str:
-    """Refuse an NRRD or MetaImage header that tells no spacing, which ITK takes as 1 mm; returns what is in doubt."""
+def check_told(path: Path) -> str:
+    """Refuse an NRRD or MetaImage header that tells no spacing, which ITK takes as 1 mm.
+
+    Returns:
+        What it leaves in doubt, in words.
+
+    Raises:
+        InputError: no spacing.
+    """
     keys = {".nrrd": (b"space directions", b"spacings"), ".mha": (b"ElementSpacing", b"ElementSize")}
     keys |= {".nhdr": keys[".nrrd"], ".mhd": keys[".mha"]}
     if path.suffix not in keys:
@@ -350,13 +357,13 @@ def refuse_doubt(grid: Grid, path: Path) -> None:
     raise InputError(f"{path} with {grid.doubt}", "a header that tells once where its voxels lie", remedy)
 
 
-def refuse_differences(grid: Grid, other: Grid, *, of: str, beside: str) -> None:
+def refuse_differences(
+    grid: Grid, other: Grid, *, of: str, beside: str, remedy: str = "resample it or correct its header"
+) -> None:
     """Refuse `other`, the grid of the file that `of` tells, unless it is that of the file `beside`.
 
     Raises:
         InputError: with what differs.
     """
     if different := grid.differences(other):
-        raise InputError(
-            f"{of} with {', '.join(different)}", f"the grid of {beside}", "resample it or correct its header"
-        )
+        raise InputError(f"{of} with {', '.join(different)}", f"the grid of {beside}", remedy)

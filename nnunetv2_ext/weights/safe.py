@@ -27,7 +27,7 @@ DESCRIPTION, WEIGHTS, TRAINING = "model.json", "weights.safetensors", "training.
 AGAIN = "export the model again with nnunetv2_ext safe_export"
 
 
-class SafeModel(NamedTuple):
+class TrainedModel(NamedTuple):
     """What prediction needs of a trained model."""
 
     trainer_name: str
@@ -72,7 +72,7 @@ def write_safe_model(
     beside = {name: read_json(model / f"{name}.json", remedy) for name in ("plans", "dataset")}
     if (fingerprint := model / "dataset_fingerprint.json").is_file():
         beside["dataset_fingerprint"] = read_json(fingerprint, remedy)
-    names = _folds(model, folds, checkpoint)
+    names = trained_folds(model, folds, checkpoint)
     made: dict[str, tuple[str, str, Any]] = {}
     with complete_or_absent(output) as folder:
         digests = {}
@@ -124,8 +124,8 @@ def write_safe_model(
     return names
 
 
-def _folds(model: Path, asked: Sequence[str] | None, checkpoint: str) -> list[str]:
-    """The folds to write.
+def trained_folds(model: Path, asked: Sequence[str] | None, checkpoint: str) -> list[str]:
+    """The folds that are asked for, by default all that have the checkpoint (`all` where it stands alone).
 
     Raises:
         InputError: none, or one that is asked for and lacks the checkpoint.
@@ -156,7 +156,7 @@ def _plain(value: Any) -> Any:
     return str(value)
 
 
-def read_safe_model(folder: Path | str, folds: Sequence[str] | None = None) -> SafeModel:
+def read_safe_model(folder: Path | str, folds: Sequence[str] | None = None) -> TrainedModel:
     """What `write_safe_model` wrote.
 
     Args:
@@ -194,4 +194,4 @@ def read_safe_model(folder: Path | str, folds: Sequence[str] | None = None) -> S
             raise InputError(what, "the weights that were exported", AGAIN) from None
         if broken := not_finite(weights[name]):
             raise InputError(f"{path}, where {listed(broken, shown=3)} are no finite numbers", "weights", AGAIN)
-    return SafeModel(trainer, configuration, plans, description, None if axes is None else tuple(axes), weights)
+    return TrainedModel(trainer, configuration, plans, description, None if axes is None else tuple(axes), weights)

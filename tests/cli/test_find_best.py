@@ -10,8 +10,9 @@ import pytest
 import SimpleITK as sitk
 
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.cli.find_best import Model, _print_table, parse_models
+from nnunetv2_ext.cli.find_best import _print_table
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.inference.models import Model, parse_models
 
 DATASET = "Dataset901_Boxes"
 OURS, STOCK = Model("MNetTrainer", "MNetPlans", "3d_fullres"), Model("nnUNetTrainer", "nnUNetPlans", "3d_fullres")
