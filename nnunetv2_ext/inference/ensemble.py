@@ -242,8 +242,8 @@ class _Run:
             return
         try:
             self.unfinished.mkdir(exist_ok=True)
-            for case in cases:
-                self.record["cases"].pop(case, None)
+            # Told before they are made, so that after a kill no file is taken for a stranger's.
+            self.record["cases"].update({case: {} for case in cases})
             write_json(self.output / RECORD, self.record)
             write_json(self.output / "dataset.json", self.members[0].dataset_json)
             write_json(self.output / "plans.json", self.members[0].plans)

@@ -38,6 +38,27 @@ class Pair:
         self.a.describe(**entries)
         self.b.describe(**entries)
 
+    def regions(self, **entries: Any) -> None:
+        """Both of regions, B with other entries."""
+        self.both(**REGIONS)
+        self.describe(**{**REGIONS, **entries})
+
+    def reader(self, of: str, name: str) -> None:
+        for one in (self.a, self.b):
+            if one.folder.name in of:
+                one.plans["image_reader_writer"] = name
+                one.describe()
+
+    def empty(self, pattern: str) -> None:
+        for path in self.b.folder.glob(pattern):
+            path.unlink()
+
+    def instead(self, name: str, *, folder: bool = False) -> None:
+        """A file of B becomes a folder, or the folder B a file."""
+        path = self.b.path(name)
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        path.mkdir() if folder else path.touch()
+
 
 Change = Callable[[Pair], object]
 IN = ["-i", "A", "B", "-o", "out"]
@@ -65,13 +86,13 @@ REFUSED: list[tuple[str, Change, list[str], str]] = [
     ),
     (
         "order_of_regions",
-        lambda p: (p.both(**REGIONS), p.describe(**{**REGIONS, "labels": TURNED})),
+        lambda p: p.regions(labels=TURNED),
         IN,
         "the order of regions = whole, core, rim in A, but whole, rim, core in B",
     ),
     (
         "regions_class_order",
-        lambda p: (p.both(**REGIONS), p.describe(**{**REGIONS, "regions_class_order": [2, 1, 1]})),
+        lambda p: p.regions(regions_class_order=[2, 1, 1]),
         IN,
         "regions_class_order = [1, 2, 1] in A, but [2, 1, 1] in B",
     ),
@@ -79,25 +100,25 @@ REFUSED: list[tuple[str, Change, list[str], str]] = [
     ("file_ending", lambda p: p.describe(file_ending=".nrrd"), IN, "file_ending = .nii.gz in A, but .nrrd in B"),
     (
         "reader",
-        lambda p: (p.b.plans.update(image_reader_writer="NibabelIO"), p.describe()),
+        lambda p: p.reader("B", "NibabelIO"),
         IN,
         "image_reader_writer = SimpleITKIO in A, but NibabelIO in B",
     ),
     (
         "unknown_reader",
-        lambda p: [(one.plans.update(image_reader_writer="MyIO"), one.describe()) for one in (p.a, p.b)],
+        lambda p: p.reader("AB", "MyIO"),
         IN,
         "image_reader_writer = 'MyIO' in the plans.json of A",
     ),
     ("no_folder", lambda p: shutil.rmtree(p.b.folder), IN, "no folder B"),
-    ("a_file", lambda p: (shutil.rmtree(p.b.folder), p.b.folder.touch()), IN, "no folder B"),
-    ("empty_folder", lambda p: [path.unlink() for path in p.b.folder.iterdir()], IN, "no file B/dataset.json"),
+    ("a_file", lambda p: p.instead(""), IN, "no folder B"),
+    ("empty_folder", lambda p: p.empty("*"), IN, "no file B/dataset.json"),
     ("no_plans", lambda p: p.b.path("plans.json").unlink(), IN, "no file B/plans.json"),
     ("cut_json", lambda p: p.b.path("dataset.json").write_text("{"), IN, "a damaged file B/dataset.json"),
     ("no_labels", lambda p: p.describe(labels=None), IN, "no labels in the dataset.json of B"),
     (
         "no_probabilities",
-        lambda p: [path.unlink() for path in p.b.folder.glob("*.npz")],
+        lambda p: p.empty("*.npz"),
         IN,
         "no probabilities, CASE.npz, in B; expected one file per case; predict with --save_probabilities",
     ),
@@ -209,7 +230,7 @@ OF_CASE: list[tuple[str, Change, str]] = [
     ("empty", lambda p: p.b.path("b.npz").write_bytes(b""), "a damaged file B/b.npz"),
     ("a_byte", lambda p: _flip_a_byte(p.b.path("b.npz")), "a damaged file B/b.npz"),
     ("text", lambda p: p.b.path("b.npz").write_text("x" * 500), "a damaged file B/b.npz (File is not a zip file)"),
-    ("a_folder", lambda p: (p.b.path("b.npz").unlink(), p.b.path("b.npz").mkdir()), "a damaged file B/b.npz"),
+    ("a_folder", lambda p: p.instead("b.npz", folder=True), "a damaged file B/b.npz"),
     ("key", lambda p: np.savez(p.b.path("b.npz"), softmax=p.b.probabilities("b")), "a damaged file B/b.npz"),
     ("whole_numbers", lambda p: _npz(p, np.zeros((3, 5, 6, 7), np.uint8)), "bytes for uint8 of shape (3, 5, 6, 7)"),
     ("objects", lambda p: _npz(p, np.full((3, 5, 6, 7), None)), "bytes for object of shape (3, 5, 6, 7)"),

@@ -154,6 +154,23 @@ def test_a_full_disk_leaves_whole_cases(tmp_path: Path, monkeypatch: pytest.Monk
     assert (outcome.written, outcome.kept) == (["b", "c"], ["a"])
 
 
+def test_a_case_that_no_record_tells_as_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders, out = [Predictions(tmp_path / str(seed), seed).folder for seed in range(2)], tmp_path / "out"
+    write = ensemble.write_json
+
+    def full(path: Path, content: Any) -> None:
+        if path.name == RECORD and any(content["cases"].values()):
+            raise OSError(28, "No space left on device")
+        write(path, content)
+
+    monkeypatch.setattr(ensemble, "write_json", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        ensemble_folders(folders, out, processes=1, progress=False)
+    assert names(out) == ["a.nii.gz", "dataset.json", RECORD, "plans.json"]
+    monkeypatch.setattr(ensemble, "write_json", write)
+    assert ensemble_folders(folders, out, progress=False).written == [*CASES]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
 def test_ended_from_outside_nothing_half_made_stays(
     error: type[BaseException], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
