@@ -1,7 +1,7 @@
 """Peak memory of one network on CPU, measured in the process that runs this module.
 
 Two steps (forward, backward; no optimizer), network, input and gradients included, as
-`nnunetv2_ext.profiling.resident_memory` defines it.
+`nnunetv2_ext.resident_memory` defines it.
 """
 
 import argparse
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks._networks import TOKEN_SIZE, build, builder, step
-from nnunetv2_ext.profiling.resident_memory import rise
+from nnunetv2_ext.resident_memory import rise
 
 
 def peak_bytes(name: str, shape: Sequence[int], classes: int, token_size: Sequence[int] = TOKEN_SIZE) -> int:

@@ -99,7 +99,7 @@ def _holder(told: Path) -> str:
 
 
 @contextmanager
-def _ended_in_order() -> Iterator[None]:
+def ended_in_order() -> Iterator[None]:
     """Let SIGTERM and SIGHUP end a block as Ctrl-C does, so that nothing half made stays: exit status 128 + signal.
 
     Not for blocks in which processes are forked: in a new one, the signal can be lost before Python is there to take
@@ -142,7 +142,7 @@ def complete_or_absent(target: Path) -> Iterator[Path]:
         ):
             unfinished = Path(parent, target.name)
             unfinished.mkdir()
-            with _ended_in_order():
+            with ended_in_order():
                 yield unfinished
             unfinished.rename(target)
     except OSError as error:

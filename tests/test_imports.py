@@ -16,7 +16,7 @@ ROOMS = [
     "data weights registry",
     "architectures losses geometry",
     "locks",
-    "files memory block processes",
+    "files memory block processes resident_memory",
     "schema text entry",
     "errors",
 ]

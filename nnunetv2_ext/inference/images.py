@@ -62,6 +62,18 @@ def find_images(source: Path, ending: str) -> dict[str, list[Path]]:
     return {case: [numbers[number] for number in sorted(numbers)] for case, numbers in sorted(channels.items())}
 
 
+def check_channels(files: Sequence[Path], ending: str) -> None:
+    """Refuse a case whose files leave a channel out.
+
+    Raises:
+        InputError: a gap in _0000, _0001, ...
+    """
+    numbers = [path.name.removesuffix(ending)[-4:] for path in files]
+    if len(files) > 1 and numbers != [f"{number:04d}" for number in range(len(files))]:
+        told = listed(path.name for path in files)
+        raise InputError(f"the files {told}", "channels _0000, _0001, ... without a gap", "restore the missing one")
+
+
 def read_image(
     files: Sequence[Path], reader: BaseReaderWriter, description: Mapping[str, Any], *, dimensions: int = 2
 ) -> Image:
@@ -77,10 +89,6 @@ def read_image(
             another number of channels, or of too few dimensions.
     """
     names = channel_names(description)
-    numbers = [path.name.removesuffix(description["file_ending"])[-4:] for path in files]
-    if len(files) > 1 and numbers != [f"{number:04d}" for number in range(len(files))]:
-        told = listed(path.name for path in files)
-        raise InputError(f"the files {told}", "channels _0000, _0001, ... without a gap", "restore the missing one")
     headers = [_header(path, type(reader), dimensions) for path in files]
     held = [header.channels for header in headers if header is not None]
     if len(held) == len(files) and sum(held) != len(names):

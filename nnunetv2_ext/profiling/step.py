@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.profiling.count import WHOLE, Watch, on_meta, run_forward, tabulated_names, with_those_below
-from nnunetv2_ext.profiling.resident_memory import rise
 from nnunetv2_ext.profiling.subject import Subject, find_subject
+from nnunetv2_ext.resident_memory import rise
 
 WARM_UP_STEPS = {"cpu": 1, "cuda": 3}
 

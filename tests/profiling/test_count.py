@@ -16,9 +16,9 @@ from nnunetv2_ext.architectures.par import PaR
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.profiling import step as profiled_step
 from nnunetv2_ext.profiling.count import Watch, count, on_meta
-from nnunetv2_ext.profiling.resident_memory import rise
 from nnunetv2_ext.profiling.step import loss, measure
 from nnunetv2_ext.profiling.subject import Subject, architecture_subject
+from nnunetv2_ext.resident_memory import rise
 
 MEBIBYTE = 2**20
 HEADS, TOKENS, FEATURES = 2, 40, 8

@@ -40,11 +40,20 @@ def rise(run: Callable[[], object]) -> int:
     gc.collect()
     if give_back := getattr(ctypes.CDLL(None), "malloc_trim", None):
         give_back(0)
+    highest = highest_from_now()
+    baseline = highest()
+    run()
+    return highest() - baseline
+
+
+def highest_from_now() -> Callable[[], int]:
+    """A function that tells the highest resident memory in bytes since this call.
+
+    Where the system keeps no such figure it is the highest since the process began.
+    """
     try:
         (PROC / "clear_refs").write_text("5")  # VmHWM starts again from what is resident now
-        baseline, peak = resident("VmRSS"), lambda: resident("VmHWM")
+        resident("VmHWM")
     except OSError:
-        # no such file: the imports' own peak is the baseline, which can only lower the figure
-        baseline, peak = highest_ever(), highest_ever
-    run()
-    return peak() - baseline
+        return highest_ever
+    return lambda: resident("VmHWM")

@@ -1,0 +1,351 @@
+"""From a network's logits to labels and probabilities on the image's grid, block by block.
+
+The result is that of nnU-Net 2.8's `convert_predicted_logits_to_segmentation_with_correct_shape`, and for several
+members that of its `average_probabilities`, without ever holding every class on the whole grid:
+
+* Linear interpolation is separable, so that a block of the image needs a block of logits, an axis at a time.
+* Interpolated values lie between those that they come from. So a class that is below another in a whole block of
+  logits wins nowhere in it, and most blocks of most images are left with one class or two.
+* Where nnU-Net takes the nearest slice, neighbours that took the same one are computed once.
+
+Across thick slices (spacing along one axis above three times that of the others, in the plans or in the image) nnU-Net
+takes the nearest slice of logits. Where the slice distance of the image is smaller than the plans', neighbours then get
+the same labels, where it is larger, slices are left out. `linear_z` interpolates between slices as within them, which
+moves the borders smoothly from slice to slice, but is no longer what nnU-Net's figures were measured with.
+"""
+
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from nnunetv2.configuration import ANISO_THRESHOLD
+from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.slabs import nearest_slices
+
+BLOCK = 2**16
+"""Voxels of the image in a block, for which one class fits into a processor's cache."""
+VALUES = 2**21
+"""Values in a block of all classes: 8 MiB."""
+
+Block = tuple[slice, slice, slice]
+
+
+class Prediction(NamedTuple):
+    """What one member of an ensemble predicts for one case."""
+
+    logits: torch.Tensor
+    """(heads, *grid of the preprocessed image), float16 or float32, in the axes' order of the plans."""
+    properties: dict[str, Any]
+    """nnU-Net's, from this member's preprocessing."""
+    plans_manager: PlansManager
+    configuration_manager: ConfigurationManager
+    weight: float = 1.0
+
+
+def labels_of(predictions: Sequence[Prediction], label_manager: LabelManager, *, linear_z: bool = False) -> np.ndarray:
+    """The labels of one case on the grid of its image.
+
+    Args:
+        predictions: of every member. One alone is decided by its logits, several by the mean of their probabilities.
+        label_manager: of the data set.
+        linear_z: interpolate across thick slices, too, where nnU-Net takes the nearest one.
+
+    Returns:
+        uint8, from 255 foreground labels on uint16, (*image) in the order of axes of nnU-Net's reader.
+
+    Raises:
+        InputError: members that differ in heads, image or crop, or logits that are not finite.
+    """
+    grid = _Grid(predictions, label_manager, linear_z=linear_z)
+    dtype = np.dtype(np.uint8 if len(label_manager.foreground_labels) < 255 else np.uint16)
+    labels = np.zeros(grid.image, dtype)
+    decide = _regions if label_manager.has_regions else _labels
+    several = len(grid.members) > 1
+    for block in grid.blocks(VALUES // grid.heads if several else BLOCK):
+        grid.put(labels, block, decide(grid, block, label_manager, dtype))
+    return labels
+
+
+def write_probabilities(
+    predictions: Sequence[Prediction], label_manager: LabelManager, path: Path, *, linear_z: bool = False
+) -> None:
+    """Write the probabilities of one case on the grid of its image as nnU-Net's `.npz`, class by class.
+
+    The file holds `probabilities`, float32 (heads, *image). Outside the crop the background has 1, every region 0.
+    Memory holds the largest logit and the sum of the exponentials of every voxel and member, whatever the classes.
+
+    Args:
+        predictions: of every member, whose probabilities are averaged.
+        label_manager: of the data set.
+        path: of the file, which is overwritten.
+        linear_z: interpolate across thick slices, too, where nnU-Net takes the nearest one.
+
+    Raises:
+        InputError: as `labels_of`.
+    """
+    grid = _Grid(predictions, label_manager, linear_z=linear_z)
+    sums = [] if label_manager.has_regions else [_exponentials(grid, member) for member in grid.members]
+    header = {"descr": "<f4", "fortran_order": False, "shape": (grid.heads, *grid.image)}
+    rows, columns = grid.crop[1:]
+    with (
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("probabilities.npy", "w", force_zip64=True) as stream,
+    ):
+        np.lib.format.write_array_header_1_0(stream, header)
+        for head in range(grid.heads):
+            outside = float(head == 0 and not label_manager.has_regions)
+            plane = np.full(grid.image[1:], outside, "<f4")
+            above, below = grid.crop[0].start, grid.image[0] - grid.crop[0].stop
+            empty = plane.tobytes() if above or below else b""
+            for _ in range(above):
+                stream.write(empty)
+            for number, repeat in enumerate(grid.repeats[0]):
+                block = (slice(number, number + 1), slice(0, grid.size[1]), slice(0, grid.size[2]))
+                values = _head_probability(grid, head, block, sums)
+                plane[rows, columns] = values[0].repeat(grid.repeats[1], 0).repeat(grid.repeats[2], 1)
+                for _ in range(repeat):
+                    stream.write(plane.data)
+            for _ in range(below):
+                stream.write(empty)
+
+
+class _Member:
+    """The logits of one member in the image's order of axes, and where the voxels of its crop lie among them."""
+
+    def __init__(self, prediction: Prediction, *, linear_z: bool):
+        properties, plans = prediction.properties, prediction.plans_manager
+        backward = plans.transpose_backward
+        shape = [int(size) for size in properties["shape_after_cropping_and_before_resampling"]]
+        logits, interpolated = _resampling(prediction, shape, linear_z=linear_z)
+        self.logits = logits.permute(0, *(axis + 1 for axis in backward))
+        self.weight = prediction.weight
+        self.image = tuple(int(properties["shape_before_cropping"][axis]) for axis in backward)
+        box = [properties["bbox_used_for_cropping"][axis] for axis in backward]
+        self.crop = tuple(slice(int(first), int(last)) for first, last in box)
+        self.positions = [
+            _positions(self.logits.shape[1 + number], shape[axis], interpolated=interpolated[axis])
+            for number, axis in enumerate(backward)
+        ]
+
+    def source(self, head: int, block: Block) -> tuple[np.ndarray, list[np.ndarray]]:
+        """Logits around a block of the crop, float32, and the block's positions among them."""
+        positions = [positions[part] for positions, part in zip(self.positions, block, strict=True)]
+        first = [int(np.floor(position[0])) for position in positions]
+        last = [int(np.ceil(position[-1])) for position in positions]
+        box = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
+        part = self.logits[head][box].cpu().to(torch.float32, memory_format=torch.contiguous_format)
+        return part.numpy(), [position - low for position, low in zip(positions, first, strict=True)]
+
+    def bounds(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and the highest logit of every head around a block: float32 (heads,)."""
+        bounds = np.empty((2, len(self.logits)), np.float32)
+        for head in range(len(self.logits)):
+            logits, _ = self.source(head, block)
+            bounds[:, head] = logits.min(), logits.max()
+        if not np.isfinite(bounds).all():
+            raise InputError(
+                "logits that are not finite",
+                "finite ones from every network",
+                "check the checkpoint and the image for values that are too large, or predict in full precision",
+            )
+        return bounds[0], bounds[1]
+
+    def head(self, head: int, block: Block) -> np.ndarray:
+        """One head's logits in a block of the crop, float32, rounded to the type that the network's have."""
+        values, positions = self.source(head, block)
+        for axis in (2, 1, 0):
+            values = _along(values, axis, positions[axis])
+        return torch.from_numpy(values).to(self.logits.dtype).float().numpy()
+
+    def heads(self, block: Block) -> torch.Tensor:
+        """All heads' logits in a block of the crop, float32 (heads, *block)."""
+        return torch.from_numpy(np.stack([self.head(head, block) for head in range(len(self.logits))]))
+
+
+class _Grid:
+    """The image's grid, the part of it that was predicted (`crop`), and what members say on it.
+
+    Neighbours for which every member takes the same logits are one voxel of the blocks, `repeats` counts them.
+    """
+
+    def __init__(self, predictions: Sequence[Prediction], label_manager: LabelManager, *, linear_z: bool):
+        self.members = [_Member(prediction, linear_z=linear_z) for prediction in predictions]
+        first = self.members[0]
+        self.image, self.crop, self.heads = first.image, first.crop, label_manager.num_segmentation_heads
+        for member in self.members:
+            found = (len(member.logits), member.image, member.crop)
+            if found != (self.heads, self.image, self.crop):
+                raise InputError(
+                    "{} heads for an image of {}, cropped to {}".format(*found),
+                    f"{self.heads} heads for {self.image}, cropped to {self.crop}, as the first member and the labels",
+                    "predict with members of the same labels and crop",
+                )
+        self.weight = sum(member.weight for member in self.members)
+        self.starts: list[np.ndarray] = []
+        for axis in range(3):
+            every = np.stack([member.positions[axis] for member in self.members])  # (members, voxels)
+            new = np.flatnonzero(np.diff(every, axis=1).any(axis=0)) + 1
+            self.starts.append(np.concatenate([[0], new, [every.shape[1]]]))
+            for member in self.members:
+                member.positions[axis] = member.positions[axis][self.starts[axis][:-1]]
+        self.repeats = [np.diff(starts) for starts in self.starts]
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Different voxels of the crop along every axis."""
+        return tuple(len(repeats) for repeats in self.repeats)
+
+    def blocks(self, voxels: int) -> Iterator[Block]:
+        """Blocks that hold at most so many voxels each, as near to cubes as the grid allows."""
+        parts, left = [[0]] * 3, max(voxels, 1)
+        for rank, axis in enumerate(np.argsort(self.size)):
+            side = min(self.size[axis], int(left ** (1 / (3 - rank))) or 1)
+            left //= side
+            number = -(-self.size[axis] // side)
+            parts[axis] = [self.size[axis] * part // number for part in range(number + 1)]
+        for block in product(*(list(map(slice, edges[:-1], edges[1:])) for edges in parts)):
+            yield block[0], block[1], block[2]
+
+    def put(self, target: np.ndarray, block: Block, values: np.ndarray) -> None:
+        """Write what a block holds to all voxels of the image, `target`, that it stands for."""
+        places = []
+        for axis, part in enumerate(block):
+            starts, crop = self.starts[axis], self.crop[axis]
+            places.append(slice(crop.start + starts[part.start], crop.start + starts[part.stop]))
+            if (self.repeats[axis][part] > 1).any():
+                values = values.repeat(self.repeats[axis][part], axis)
+        target[tuple(places)] = values
+
+    def probabilities(self, block: Block, label_manager: LabelManager) -> np.ndarray:
+        """The weighted mean of the members' probabilities in a block: float32 (heads, *block)."""
+        mean = torch.zeros(())
+        for member in self.members:
+            mean = mean + member.weight * label_manager.apply_inference_nonlin(member.heads(block))
+        return (mean / self.weight).numpy()
+
+
+def _resampling(prediction: Prediction, shape: Sequence[int], *, linear_z: bool) -> tuple[torch.Tensor, Sequence[bool]]:
+    """Logits, and for each axis whether they are to be interpolated: where not, the nearest slice is taken.
+
+    What nnU-Net's default function does is left to the blocks. Logits that another one resamples come resampled.
+    """
+    properties, plans, configuration = prediction.properties, prediction.plans_manager, prediction.configuration_manager
+    spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
+    current = list(configuration.spacing)
+    if len(current) < len(shape):  # a 2D configuration keeps the slices
+        current = [spacing[0], *current]
+    options = {
+        "is_seg": False,
+        "order": 3,
+        "order_z": 0,
+        "force_separate_z": False,
+        "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
+        **configuration.configuration["resampling_fn_probabilities_kwargs"],
+    }
+    known = {"is_seg": (False,), "order": (1,), "order_z": (0, 1)}
+    if (
+        configuration.configuration["resampling_fn_probabilities"] != "resample_data_or_seg_to_shape"
+        or len(options) > 5
+        or any(options[name] not in values for name, values in known.items())
+    ):
+        resampled = configuration.resampling_fn_probabilities(prediction.logits.cpu(), shape, current, spacing)
+        return torch.as_tensor(resampled), [True] * 3
+    separate, axis = determine_do_sep_z_and_axis(
+        options["force_separate_z"], current, spacing, options["separate_z_anisotropy_threshold"]
+    )
+    nearest = axis if separate and not linear_z and options["order_z"] == 0 else None
+    return prediction.logits, [number != nearest for number in range(3)]
+
+
+def _positions(count: int, resampled: int, *, interpolated: bool) -> np.ndarray:
+    """Where the centres of `resampled` voxels lie among `count` that cover the same length: float64, from 0."""
+    if not interpolated:
+        return nearest_slices(count, resampled).astype(np.float64)
+    return np.clip(count / resampled * (np.arange(resampled) + 0.5) - 0.5, 0, count - 1)
+
+
+def _along(values: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
+    """Interpolate linearly along one axis: float32."""
+    lower = np.floor(positions).astype(np.intp)
+    weight = (positions - lower).astype(np.float32)
+    if not weight.any():
+        same = np.array_equal(lower, np.arange(values.shape[axis]))
+        return values if same else values.take(lower, axis)
+    result = values.take(lower, axis)
+    step = values.take(np.minimum(lower + 1, values.shape[axis] - 1), axis)
+    step -= result
+    step *= weight.reshape([-1] + [1] * (values.ndim - 1 - axis))
+    result += step
+    return result
+
+
+def _labels(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.dtype) -> np.ndarray:
+    """The head with the highest value in every voxel of a block, the first of those that are equal."""
+    bounds = [member.bounds(block) for member in grid.members]
+    able = np.flatnonzero(np.any([highest >= lowest.max() for lowest, highest in bounds], axis=0)).tolist()
+    shape = [part.stop - part.start for part in block]
+    labels = np.full(shape, able[0], dtype)
+    if len(able) == 1:
+        return labels
+    values: Iterable[tuple[int, np.ndarray]]
+    if len(grid.members) == 1:
+        values = ((head, grid.members[0].head(head, block)) for head in able)
+    else:
+        values = enumerate(grid.probabilities(block, label_manager))
+    best = np.full(shape, -np.inf, np.float32)
+    for head, value in values:
+        # ascending numbers: the maximum is the last head that was above those before it
+        np.maximum(labels, (value > best) * dtype.type(head), out=labels)
+        np.maximum(best, value, out=best)
+    return labels
+
+
+def _regions(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.dtype) -> np.ndarray:
+    """Regions with a probability above 0.5, those later in the order over the earlier."""
+    labels = np.zeros([part.stop - part.start for part in block], dtype)
+    likely = np.any([member.bounds(block)[1] > 0 for member in grid.members], axis=0)
+    if not likely.any():
+        return labels
+    several = grid.probabilities(block, label_manager) if len(grid.members) > 1 else None
+    for head in np.flatnonzero(likely).tolist():
+        if several is not None:
+            value = several[head]
+        else:
+            logits = torch.from_numpy(grid.members[0].head(head, block))
+            value = label_manager.apply_inference_nonlin(logits).numpy()
+        labels[value > 0.5] = label_manager.regions_class_order[head]
+    return labels
+
+
+def _exponentials(grid: _Grid, member: _Member) -> tuple[np.ndarray, np.ndarray]:
+    """The largest of a member's logits and the sum of all heads' exponentials above it, of each voxel of the crop."""
+    largest, total = np.empty((2, *grid.size), np.float32)
+    for block in grid.blocks(VALUES // grid.heads):
+        logits = member.heads(block)
+        largest[block] = logits.amax(0)
+        total[block] = (logits - logits.amax(0)).exp_().sum(0)
+    return largest, total
+
+
+def _head_probability(
+    grid: _Grid, head: int, block: Block, sums: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> np.ndarray:
+    """The weighted mean of the members' probabilities of one head in a block; without sums of a region."""
+    mean: Any = 0
+    for number, member in enumerate(grid.members):
+        value = member.head(head, block)
+        if sums:
+            largest, total = sums[number]
+            value = np.exp(value - largest[block]) / total[block]
+        else:
+            value = torch.sigmoid(torch.from_numpy(value)).numpy()
+        mean = mean + member.weight * value
+    return mean / grid.weight

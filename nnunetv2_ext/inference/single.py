@@ -1,0 +1,83 @@
+"""One trained model: how its window goes over an image, from the image to the logits."""
+
+import json
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
+from torch import Tensor
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.inference.images import Image
+from nnunetv2_ext.inference.models import Loaded
+from nnunetv2_ext.inference.windows import SlidingWindow
+from nnunetv2_ext.planning.sharing import settings
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a sliding window goes over an image; nnU-Net's defaults."""
+
+    step_size: float = 0.5
+    """Of the window, in shares of the patch."""
+    mirroring: bool = True
+    """Average over mirrored copies, along the axes that the training mirrored along."""
+    on_device: bool = True
+    """Keep the logits of the whole image on the GPU."""
+    skip_empty: bool = False
+    """Windows of one value throughout are background, without asking the network."""
+    linear_z: bool = False
+    """Interpolate between slices where nnU-Net takes the nearest one."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.step_size <= 1:
+            raise InputError(f"a step size of {self.step_size:g}", "above 0, at most 1", "choose 0.5")
+
+
+class ModelPredictor:
+    """One trained model: from an image to the logits on the grid of its plans."""
+
+    def __init__(self, model: Loaded, device: torch.device, options: Options, previous: "ModelPredictor | None" = None):
+        self.model = model
+        self.previous = previous
+        """Of a cascade, the first stage, whose labels this one reads; None where they are passed."""
+        trained, manager, configuration = model.trained, model.plans_manager, model.configuration_manager
+        self.preprocessing = json.dumps(settings(manager.plans, configuration.configuration), default=str)
+        """What tells preprocessed data apart: those of models with the same text are the same."""
+        self.window = SlidingWindow(
+            model.network(),
+            manager,
+            configuration,
+            trained.dataset_json,
+            trained.trainer_name,
+            trained.mirroring_axes,
+            list(trained.weights.values()),
+            device=device,
+            step_size=options.step_size,
+            mirroring=options.mirroring,
+            on_device=options.on_device,
+            skip_empty=options.skip_empty,
+        )
+
+    def preprocess(self, image: Image, labels: np.ndarray | None = None) -> tuple[Tensor, dict[str, Any]]:
+        """An image as the network reads it, (channels, z, y, x), and nnU-Net's properties of it.
+
+        Args:
+            labels: (z, y, x), those of the stage before, which become channels.
+        """
+        manager, configuration = self.model.plans_manager, self.model.configuration_manager
+        data, segmentation, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
+            image.voxels,
+            None if labels is None else labels[None].astype(np.float32),
+            deepcopy(image.properties),
+            manager,
+            configuration,
+            self.model.trained.dataset_json,
+        )
+        if labels is not None:
+            foreground = self.model.label_manager.foreground_labels
+            data = np.vstack((data, convert_labelmap_to_one_hot(segmentation[0], foreground, data.dtype)))
+        return torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties
