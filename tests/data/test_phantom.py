@@ -56,7 +56,7 @@ def test_a_larger_field_holds_the_same_abdomen_somewhere(phantoms):
         around[tuple(slice(low, high + 1) for low, high in zip(found.min(axis=0), found.max(axis=0), strict=True))] = 0
         low, high = np.quantile(phantom.image[phantom.labels == LABELS["kidney"]], (0.25, 0.75))
         alike = around & (phantom.image > low) & (phantom.image < high)
-        assert alike.sum() > (phantom.labels == LABELS["kidney"]).sum()
+        assert alike.sum() > 0.5 * (phantom.labels == LABELS["kidney"]).sum()
         assert (np.abs(phantom.image[around] + 800) < 80).mean() > 0.01
     assert np.abs(places[0] - places[1]).max() > 1
 
