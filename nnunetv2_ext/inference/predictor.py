@@ -159,7 +159,7 @@ class Predictor:
             case = self.prepare(self.read(files), previous, mask)
             labels = self.labels(self.logits(case))
             target = Path(folder, f"labels{self.file_ending}")
-            self.write_labels(labels, target, case.image.properties)
+            write_label_file(self.reader, labels, target, case.image.properties)
             written = sitk.ReadImage(str(target))
         # the file may hold its place with fewer digits
         origin = parts[0] if isinstance(parts[0], sitk.Image) else None
@@ -197,10 +197,6 @@ class Predictor:
         shapes = [image.voxels.shape[1:], labels.shape[1:]]
         check_geometry(name, ["its image", str(path)], [image.properties, properties], shapes)
         return labels[0]
-
-    def write_labels(self, labels: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
-        """Write labels (z, y, x) as nnU-Net does, and look whether the file is whole; raises as `write_label_file`."""
-        write_label_file(self.reader, labels, path, properties)
 
     def description(self) -> dict[str, Any]:
         """What decides the labels, as JSON has it: models with the digests of their files, weights and options."""
