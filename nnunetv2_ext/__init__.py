@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nnunetv2_ext.architectures import BackboneNetwork, ConvFreeTransformer, MNet, PaR, PaRNetwork
     from nnunetv2_ext.errors import InputError
+    from nnunetv2_ext.inference.predictor import Predictor
     from nnunetv2_ext.losses import ThinThickLoss
     from nnunetv2_ext.planning.api import plan_and_preprocess
     from nnunetv2_ext.testing import check_network, check_trainer
@@ -25,6 +26,7 @@ __all__ = [
     "MNet",
     "PaR",
     "PaRNetwork",
+    "Predictor",
     "ThinThickLoss",
     "check_network",
     "check_trainer",
@@ -36,6 +38,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(("BackboneNetwork", "ConvFreeTransformer", "MNet", "PaR", "PaRNetwork"), "architectures"),
     "InputError": "errors",
+    "Predictor": "inference.predictor",
     "ThinThickLoss": "losses",
     **dict.fromkeys(("check_network", "check_trainer"), "testing"),
     "plan_and_preprocess": "planning.api",

@@ -27,6 +27,7 @@ COMMANDS = {
     "convert_thin_thick": "make a data set of thin images with thick annotations",
     "import_weights": "turn published weights into a file for -pretrained_weights",
     "safe_export": "turn a trained model into safetensors and JSON, which can run no code",
+    "predict": "the labels of new images, by one model or an ensemble, inside a region of interest",
     "find_best": "find the best model or pair of models among trained ones",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",

@@ -22,6 +22,7 @@ from nnunetv2_ext.inference.export import write_probabilities
 from nnunetv2_ext.inference.images import check_channels, find_images
 from nnunetv2_ext.inference.predictor import Case, Predictor
 from nnunetv2_ext.inference.record import WHOLE, Part, Record
+from nnunetv2_ext.inference.roi import check_mask
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.resident_memory import highest_from_now
 from nnunetv2_ext.text import counted, one_line
@@ -126,7 +127,7 @@ class _Run:
         self.predictor, self.output, self.record, self.tell = predictor, output, record, tell
         self.previous, self.probabilities = previous, probabilities
         self.outcome = Outcome()
-        self.cases = self.waiting = 0
+        self.cases = 0
         self.begun = self.last = time.perf_counter()
 
     def look(self, images: Mapping[str, list[Path]], *, keep: bool, overwrite: bool) -> dict[str, list[Path]]:
@@ -157,12 +158,21 @@ class _Run:
                 "a new folder, or one that this command wrote with the same models",
                 "choose another -o, keep them with --continue_prediction, or replace them with --overwrite",
             )
-        self.waiting = len(todo)
+        region = self.predictor.region
+        if region is not None and region.folder is not None:
+            for case, files in todo.items():
+                check_mask(case, region.folder / f"{case}{self.predictor.file_ending}", files[0])
         return todo
 
-    def _inputs(self, case: str, files: Sequence[Path]) -> list[Path]:
-        before = [] if self.previous is None else [self.previous / f"{case}{self.predictor.file_ending}"]
-        return [*files, *before]
+    def _inputs(self, case: str, files: Sequence[Path]) -> dict[str, Path]:
+        """The files that decide what a case becomes."""
+        name, region = f"{case}{self.predictor.file_ending}", self.predictor.region
+        inputs = {path.name: path for path in files}
+        if self.previous is not None:
+            inputs[f"previous/{name}"] = self.previous / name
+        if region is not None and region.folder is not None:
+            inputs[f"roi/{name}"] = region.folder / name
+        return inputs
 
     def _is_whole(self, label: Path) -> bool:
         try:
@@ -242,17 +252,15 @@ class _Run:
     def _read(self, name: str, files: Sequence[Path]) -> _Read:
         check_channels(files, self.predictor.file_ending)
         start = time.perf_counter()
-        inputs = {}
-        for path in self._inputs(name, files):
-            if not path.is_file():
-                raise InputError(f"no file {path}", "the labels of the stage before", "predict that stage first")
-            inputs[path.name] = file_state(path)
+        paths = self._inputs(name, files)
+        inputs = {key: file_state(path) for key, path in paths.items() if path.is_file()}
         image = self.predictor.read(files)
-        labels = None
-        if self.previous is not None:
-            labels = self.predictor.read_labels(self.previous / f"{name}{self.predictor.file_ending}", name, image)
+        previous, mask = (
+            self.predictor.read_labels(path, name, image) if path else None
+            for path in (paths.get(f"{part}/{name}{self.predictor.file_ending}") for part in ("previous", "roi"))
+        )
         seconds = time.perf_counter() - start
-        case = self.predictor.prepare(image, labels)
+        case = self.predictor.prepare(image, previous, mask)
         case.seconds["read"] = seconds
         return _Read(case, inputs)
 
@@ -262,25 +270,34 @@ class _Run:
         Raises:
             OSError: a file cannot be written.
         """
-        case, predictor = read.case, self.predictor
+        case, predictor, label = read.case, self.predictor, f"{name}{self.predictor.file_ending}"
         labels = predictor.labels(case)
-        outputs = []
         with case.timed("write"):
+            outputs = []
+            if case.region is not None and case.mask is not None:
+                outputs.append(f"roi/{label}")
+                (unfinished / "roi").mkdir(exist_ok=True)
+                predictor.write_labels(case.mask, unfinished / outputs[0], case.image.properties)
             if self.probabilities:
-                outputs += [unfinished / f"{name}.npz", unfinished / f"{name}.pkl"]
-                write_probabilities(predictor.votes(case), predictor.label_manager, outputs[0])
-                save_pickle(next(iter(case.predictions.values())).properties, str(outputs[1]))
-            outputs.append(unfinished / f"{name}{predictor.file_ending}")
-            predictor.write_labels(labels, outputs[-1], case.image.properties)
-            for path in outputs:
+                outputs += [f"{name}.npz", f"{name}.pkl"]
+                linear_z = predictor.options.linear_z
+                votes = predictor.votes(case)
+                write_probabilities(votes, predictor.label_manager, unfinished / outputs[-2], linear_z=linear_z)
+                save_pickle(votes[0].properties, str(unfinished / outputs[-1]))
+            outputs.append(label)
+            predictor.write_labels(labels, unfinished / label, case.image.properties)
+            paths = {output: unfinished / output for output in outputs}
+            for path in paths.values():
                 _to_disk(path)
         measured: dict[str, Any] = {
             "seconds": {stage: round(seconds, 3) for stage, seconds in case.seconds.items()},
             "peak_memory_mib": round(highest() / 2**20),
+            "roi": predictor.region_report(case),
         }
-        self.record.add(name, read.inputs, outputs, measured)
-        for path in outputs:
-            path.replace(self.output / path.name)
+        self.record.add(name, read.inputs, paths, measured)
+        for output, path in paths.items():
+            (self.output / output).parent.mkdir(exist_ok=True)
+            path.replace(self.output / output)
 
     def _write_descriptions(self) -> None:
         """What nnU-Net's commands look for beside predictions."""

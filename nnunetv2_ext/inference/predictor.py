@@ -3,7 +3,7 @@
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +18,13 @@ from nnunetv2_ext.data.damage import unreadable
 from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.data.volumes import check_complete
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.boxes import Box
 from nnunetv2_ext.inference.export import Prediction, labels_of
 from nnunetv2_ext.inference.images import Image, read_image
 from nnunetv2_ext.inference.members import Member, check_geometry, check_members
 from nnunetv2_ext.inference.models import Loaded, load_model, model_folder
+from nnunetv2_ext.inference.region import Region, check_region
+from nnunetv2_ext.inference.roi import Inside, boxes_in_image, predict_inside, report
 from nnunetv2_ext.inference.single import ModelPredictor, Options
 from nnunetv2_ext.text import listed, one_line
 from nnunetv2_ext.weights.files import FINAL
@@ -39,6 +42,13 @@ class Case:
     predictions: dict[ModelPredictor, Prediction] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage."""
+    mask: np.ndarray | None = None
+    """(z, y, x), of a region of interest."""
+    region: "Case | None" = None
+    """The image on its way through the model of the region."""
+    boxes: list[Box] | None = None
+    """Of the region, on the image's grid."""
+    inside: dict[ModelPredictor, Inside] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -65,6 +75,7 @@ class Predictor:
         checkpoint: which file of each fold.
         previous: labels of a cascade's first stage are passed with each image; else its model is loaded too.
         options: see `Options`.
+        region: of interest, in which alone the models predict.
 
     Raises:
         InputError: a model is missing or damaged, or the models do not agree.
@@ -81,6 +92,7 @@ class Predictor:
         checkpoint: str = FINAL,
         previous: bool = False,
         options: Options | None = None,
+        region: Region | None = None,
     ):
         names = [str(models)] if isinstance(models, str | Path) else list(map(str, models))
         if not names:
@@ -111,6 +123,9 @@ class Predictor:
         self.label_manager = first.label_manager
         self.dataset_json: dict[str, Any] = first.trained.dataset_json
         self.file_ending: str = self.dataset_json["file_ending"]
+        self.region = region
+        if region is not None:
+            check_region(region, self)
         self.needs_previous = any(one.model.previous_stage is not None and one.previous is None for one in self.models)
 
     def predict(
@@ -119,6 +134,7 @@ class Predictor:
         *,
         spacing: Sequence[float] | None = None,
         previous: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
     ) -> Any:
         """The labels of one image.
 
@@ -127,6 +143,7 @@ class Predictor:
                 in the order in which the models' reader gives it, with `spacing`.
             spacing: mm along z, y, x, of an array.
             previous: (z, y, x), labels of a cascade's first stage, where the predictor was told that they come.
+            mask: (z, y, x), of a region of interest whose masks come with the images.
 
         Returns:
             A SimpleITK image of the labels in the place of the image; of an array an array (z, y, x).
@@ -135,11 +152,11 @@ class Predictor:
             InputError: an image that cannot be read or is no image for these models.
         """
         if isinstance(image, np.ndarray):
-            return self.labels(self.logits(self.prepare(self._of_array(image, spacing), previous)))
+            return self.labels(self.logits(self.prepare(self._of_array(image, spacing), previous, mask)))
         parts = [image] if isinstance(image, str | Path | sitk.Image) else list(image)
         with tempfile.TemporaryDirectory() as folder:
             files = [_file_of(part, Path(folder, f"image_{n:04d}{self.file_ending}")) for n, part in enumerate(parts)]
-            case = self.prepare(self.read(files), previous)
+            case = self.prepare(self.read(files), previous, mask)
             labels = self.labels(self.logits(case))
             target = Path(folder, f"labels{self.file_ending}")
             self.write_labels(labels, target, case.image.properties)
@@ -211,23 +228,36 @@ class Predictor:
             for one, weight in zip(self.models, self.weights, strict=True)
         ]
         options = {key: value for key, value in vars(self.options).items() if key != "on_device"}
-        return {"models": models, "options": options}
+        region = {} if self.region is None else {"roi": self.region.description()}
+        return {"models": models, "options": options, **region}
 
-    def prepare(self, image: Image, previous: np.ndarray | None = None) -> Case:
+    def prepare(self, image: Image, previous: np.ndarray | None = None, mask: np.ndarray | None = None) -> Case:
         """Preprocess an image for every model that does not wait for another's labels.
 
+        Args:
+            previous: (z, y, x), labels of a cascade's first stage, where they do not come from its model.
+            mask: (z, y, x), of a region of interest, where it does not come from a model.
+
         Raises:
-            InputError: labels of the stage before are missing, or are of another size.
+            InputError: labels or a mask are missing, or of another size.
         """
-        case = Case(image, previous)
-        if self.needs_previous and (previous is None or previous.shape != image.voxels.shape[1:]):
-            got = "no labels of the stage before" if previous is None else f"labels of {listed(previous.shape)} voxels"
-            raise InputError(got, f"labels of {listed(image.voxels.shape[1:])} voxels", "predict that stage first")
+        case = Case(image, previous, mask=mask)
+        wanted = image.voxels.shape[1:]
+        of_mask = self.region is not None and self.region.folder is not None
+        for what, needed, given in (
+            ("labels of the stage before", self.needs_previous, previous),
+            ("mask of the region", of_mask, mask),
+        ):
+            if needed and (given is None or given.shape != wanted):
+                got = f"no {what}" if given is None else f"{what} of {listed(given.shape)} voxels"
+                raise InputError(got, f"one of {listed(wanted)} voxels", "pass it with the image")
         with case.timed("preprocess"):
+            if self.region is not None and self.region.predictor is not None:
+                case.region = self.region.predictor.prepare(image)
             for one in self.models:
-                while one.previous is not None:
-                    one = one.previous
-                self._preprocessed(one, case)
+                first = one if one.previous is None else one.previous
+                if first.model.previous_stage is None:
+                    self._preprocessed(first, case)
         return case
 
     def _preprocessed(self, one: ModelPredictor, case: Case) -> tuple[Tensor, dict[str, Any]]:
@@ -235,34 +265,67 @@ class Predictor:
             if one.preprocessing not in case.preprocessed:
                 case.preprocessed[one.preprocessing] = one.preprocess(case.image)
             return case.preprocessed[one.preprocessing]
-        labels = case.previous
-        if one.previous is not None:
-            labels = labels_of([self._predicted(one.previous, case)], one.previous.model.label_manager)
+        labels = self._previous_labels(one, case)
         with case.timed("preprocess"):
             return one.preprocess(case.image, labels)
 
-    def logits(self, case: Case, progress: Callable[[int, int], None] | None = None) -> Case:
-        """Fill in the predictions of every model; one case at a time, others wait.
+    def _previous_labels(self, one: ModelPredictor, case: Case) -> np.ndarray | None:
+        """Those of a cascade's first stage."""
+        if one.previous is None:
+            return case.previous
+        return labels_of([self._predicted(one.previous, case)], one.previous.model.label_manager)
 
-        Args:
-            progress: called with the number of models that are done and of all.
-        """
+    def logits(self, case: Case) -> Case:
+        """Fill in the predictions of every model; one case at a time, others wait."""
         with self._lock:
-            for number, one in enumerate(self.models):
-                if progress is not None:
-                    progress(number, len(self.models))
+            if self.region is not None:
+                case.boxes = self._boxes(self.region, case)
+            for one in self.models:
                 self._predicted(one, case)
         case.preprocessed.clear()
         return case
 
+    def _boxes(self, region: Region, case: Case) -> list[Box]:
+        """The region of interest on the image's grid."""
+        if region.predictor is not None:
+            assert case.region is not None
+            case.mask = region.predictor.labels(region.predictor.logits(case.region))
+        elif region.folder is None:
+            case.mask = self._previous_labels(next(one for one in self.models if one.model.previous_stage), case)
+        assert case.mask is not None
+        return boxes_in_image(case.mask, case.image.properties["spacing"], region.roi)
+
     def _predicted(self, one: ModelPredictor, case: Case) -> Prediction:
         if one not in case.predictions:
             data, properties = self._preprocessed(one, case)
-            with case.timed("network"):
-                logits = one.window.logits(data)
             model = one.model
+            with case.timed("network"):
+                if case.boxes is None or self.region is None:
+                    logits = one.window.logits(data)
+                else:
+                    inside = predict_inside(
+                        one.window, data, case.boxes, properties, model.plans_manager, self.region.roi
+                    )
+                    case.inside[one], logits = inside, inside.logits
             case.predictions[one] = Prediction(logits, properties, model.plans_manager, model.configuration_manager)
         return case.predictions[one]
+
+    def region_report(self, case: Case) -> dict[str, Any]:
+        """What became of a case inside its region, by model: its entry in `roi.json`; empty without a region."""
+        if self.region is None:
+            return {}
+        of_region = sum(case.region.seconds.values()) if case.region is not None else None
+        return {
+            one.model.name: report(
+                inside,
+                case.predictions[one].properties,
+                one.model.plans_manager,
+                self.region.roi,
+                seconds=case.seconds["network"],
+                roi_seconds=of_region,
+            )
+            for one, inside in case.inside.items()
+        }
 
     def votes(self, case: Case) -> list[Prediction]:
         """The predictions of the models, with their weights."""

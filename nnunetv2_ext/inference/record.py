@@ -4,7 +4,7 @@ By it, a later run knows what is done, and refuses to mix the predictions of oth
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +74,7 @@ class Record:
             raise InputError(told, "those of the same models, folds and options", remedy)
         (self.cases if path == self.path else self.others).update(cases)
 
-    def is_whole(self, case: str, inputs: Iterable[Path], outputs: Iterable[str]) -> bool:
+    def is_whole(self, case: str, inputs: Mapping[str, Path], outputs: Iterable[str]) -> bool:
         """Whether a case was predicted from these files as they are now, and its outputs are as they were written."""
         entry = self.cases.get(case) or self.others.get(case) or {}
         try:
@@ -82,23 +82,22 @@ class Record:
             written = {name: FileState(*state) for name, state in entry["outputs"].items()}
         except (LookupError, TypeError, AttributeError):
             return False
-        paths = {path.name: path for path in inputs}
         return (
-            read.keys() == paths.keys()
+            read.keys() == inputs.keys()
             and written.keys() >= set(outputs)
-            and all(is_unchanged(paths[name], state) for name, state in read.items())
+            and all(is_unchanged(inputs[name], state) for name, state in read.items())
             and all(is_unchanged(self.folder / name, state) for name, state in written.items())
         )
 
     def add(
-        self, case: str, inputs: Mapping[str, FileState], outputs: Sequence[Path], measured: Mapping[str, Any]
+        self, case: str, inputs: Mapping[str, FileState], outputs: Mapping[str, Path], measured: Mapping[str, Any]
     ) -> None:
         """Tell of a case before its outputs, which are whole, are renamed into the folder.
 
         Raises:
             OSError: as `files.write_json`.
         """
-        written = {path.name: file_state(path) for path in outputs}
+        written = {name: file_state(path) for name, path in outputs.items()}
         with self._lock:
             self.cases[case] = {"inputs": dict(inputs), "outputs": written, **measured}
             self.failed.pop(case, None)
@@ -122,3 +121,6 @@ class Record:
         """
         content = {"version": __version__, **self._made_by, "cases": self.cases, "failed": self.failed}
         write_json(self.path, content, indent=1)
+        regions = {case: entry["roi"] for case, entry in self.cases.items() if entry.get("roi")}
+        if regions:
+            write_json(self.folder / self.path.name.replace("predict", "roi"), regions, indent=1)
