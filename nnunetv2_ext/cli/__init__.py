@@ -28,6 +28,7 @@ COMMANDS = {
     "import_weights": "turn published weights into a file for -pretrained_weights",
     "safe_export": "turn a trained model into safetensors and JSON, which can run no code",
     "predict": "the labels of new images, by one model or an ensemble, inside a region of interest",
+    "calibrate_roi": "the margin that the boxes of a region-of-interest model need, from its validation",
     "find_best": "find the best model or pair of models among trained ones",
     "ensemble": "labels from the saved probabilities of several models, once these were seen to agree",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
