@@ -51,6 +51,11 @@ PLANNERS = (
         "nnunetv2_ext.plans.thin_thick.ThinThickPlanner",
         "plans for thin images with thick annotations and the --backbone of your choice",
     ),
+    Entry(
+        "ROIPlanner",
+        "nnunetv2_ext.plans.roi.ROIPlanner",
+        "plans for a coarse look at the whole image, which tells where to predict",
+    ),
 )
 KINDS: dict[str, Sequence[Entry]] = {
     "architecture": ARCHITECTURES,

@@ -29,6 +29,7 @@ COMMANDS = {
     "safe_export": "turn a trained model into safetensors and JSON, which can run no code",
     "predict": "the labels of new images, by one model or an ensemble, inside a region of interest",
     "find_best": "find the best model or pair of models among trained ones",
+    "ensemble": "labels from the saved probabilities of several models, once these were seen to agree",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }

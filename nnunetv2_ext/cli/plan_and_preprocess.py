@@ -18,6 +18,7 @@ EXAMPLE = """examples:
   nnunetv2_ext plan_and_preprocess -d 42 -pl PaRPlanner --backbone SwinUNETR --backbone-kwargs '{"feature_size": 24}'
   nnunetv2_ext plan_and_preprocess -d 42 -pl ConvFreePlanner --size B -gpu_memory_target 24
   nnunetv2_ext plan_and_preprocess -d 42 -pl ThinThickPlanner --backbone MNet
+  nnunetv2_ext plan_and_preprocess -d 42 -pl ROIPlanner --grid 64
 
 Flags with one dash, and --verify_dataset_integrity, --no_pp, --clean, --verbose, --no_pbar are those of nnU-Net's
 nnUNetv2_plan_and_preprocess; the others, --with-dashes, are ours.
@@ -33,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-c",
         metavar="CONFIG",
         nargs="+",
-        default=["3d_fullres", "3d_lowres"],
-        help="configurations to preprocess; those that the plans lack are left out",
+        help="configurations to preprocess; those that the plans lack are left out (default: 3d_fullres 3d_lowres; "
+        "3d_roi with ROIPlanner)",
     )
     parser.add_argument(
         "-np",
@@ -128,8 +129,11 @@ def _given_options(args: argparse.Namespace) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> int:
     from nnunetv2.configuration import default_num_processes
 
-    from nnunetv2_ext.planning.api import plan_and_preprocess
+    from nnunetv2_ext.planning.api import plan_and_preprocess, planner_class
+    from nnunetv2_ext.planning.guards import usual_configurations
 
+    if args.c is None:
+        args.c = usual_configurations(planner_class(args.pl))
     options = _given_options(args)
     for dataset in args.d:  # a wrong one is told before the others are worked on
         dataset_name(dataset)

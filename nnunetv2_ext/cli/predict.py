@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.inference.models import model_folder
 from nnunetv2_ext.text import duration, listed, markdown_table
 from nnunetv2_ext.weights.files import FINAL
 
@@ -108,7 +109,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, words: Any) -> int:
-    models = _models(args)
+    # what can be told before PyTorch is there, which takes seconds
+    models = [model_folder(name, args.dataset) for name in _models(args)]
+    if not args.input.exists():
+        raise InputError(f"no {args.input}", "a folder of images, or an image", "check the path")
     counts = {
         flag: value_of(getattr(args, name), int, flag)
         for flag, name in (("-npp", "readers"), ("-nps", "writers"), ("-num_parts", "parts"), ("-part_id", "part"))
@@ -132,7 +136,6 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     from nnunetv2_ext.inference.single import Options
 
     shared: dict[str, Any] = {
-        "dataset": args.dataset,
         "device": args.device,
         "options": Options(
             step_size=value_of(args.step_size, float, "-step_size"),
@@ -148,7 +151,7 @@ def _run(args: argparse.Namespace, words: Any) -> int:
         weights=weights,
         checkpoint=args.checkpoint,
         previous=args.previous is not None,
-        region=_region(args, models, shared),
+        region=_region(args, shared),
         **shared,
     )
     with tqdm(unit="case", disable=args.disable_progress_bar or args.json, file=sys.stderr) as bar:
@@ -201,7 +204,7 @@ def _models(args: argparse.Namespace) -> list[str]:
     return [f"{args.trainer or 'nnUNetTrainer'}:{args.plans or 'nnUNetPlans'}:{args.configuration}"]
 
 
-def _region(args: argparse.Namespace, models: list[str], shared: dict[str, Any]) -> "Region | None":
+def _region(args: argparse.Namespace, shared: dict[str, Any]) -> "Region | None":
     """The region of interest that is asked for."""
     if args.roi is None:
         asked = [f"--roi_{name}" for name in ("labels", "margin") if getattr(args, f"roi_{name}") is not None]
@@ -225,5 +228,5 @@ def _region(args: argparse.Namespace, models: list[str], shared: dict[str, Any])
     folder = Path(args.roi)
     if folder.is_dir() and not (folder / "plans.json").is_file():
         return Region(roi, folder=folder)
-    of_region: Predictor = Predictor(args.roi, **shared)
+    of_region: Predictor = Predictor(args.roi, dataset=args.dataset, **shared)
     return region_of_model(roi, of_region, margin)

@@ -4,6 +4,9 @@ Each case is drawn in 1 mm slices and averaged in slabs, so that edges between s
 Liver, kidneys and a lesion in the liver are labelled. Look-alikes are not: a spleen as bright as the liver, often with
 a cyst as dark as the lesion, bowel as bright as the kidneys, muscle as dark as the lesion. What tells them apart is
 where they lie (kidneys beside the spine, the lesion in the liver) and what is in them (vessels run through the liver).
+
+A larger field of view holds that abdomen at a random place of a larger body, with lungs, a heart and more bowel around
+it: an image of which most is not worth a look.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,16 +41,18 @@ class Phantom:
     labels: np.ndarray
 
 
-def make_phantom(seed: int, *, slices: int = 12, size: int = 56) -> Phantom:
+def make_phantom(seed: int, *, slices: int = 12, size: int = 56, field: tuple[int, int, int] | None = None) -> Phantom:
     """Draw one phantom; the same seed gives the same case.
 
     Args:
         seed: case number.
         slices: thick slices of 5 mm, at least 12, so that all organs fit in.
         size: rows and columns of 1 mm, at least 48.
+        field: makes an image so many times as large along each axis (slices, rows, columns), in which the abdomen of
+            `slices` and `size` lies somewhere.
 
     Raises:
-        InputError: too few slices or pixels.
+        InputError: too few slices or pixels, or a field that is not larger.
     """
     if slices < 12 or size < 48:
         raise InputError(
@@ -55,9 +60,14 @@ def make_phantom(seed: int, *, slices: int = 12, size: int = 56) -> Phantom:
             "at least 12 slices of 48 x 48",
             "choose more slices or pixels",
         )
+    if field is not None and (min(field) < 1 or max(field) < 2):
+        raise InputError(f"a field of {field}", "whole numbers from 1, one of them larger", "choose a larger one")
     random = np.random.default_rng(seed)
     canvas = _Canvas(random, (slices * THIN_SLICES, size, size))
-    image, labels = _draw(canvas, random)
+    image, labels, cavity = _draw(canvas, random)
+    if field is not None:
+        canvas, image, labels = _laid_into(field, image, labels, cavity, random)
+    image = _scanned(canvas, image, random)
     return Phantom(average_slabs(image, axis=0, factor=THIN_SLICES), majority_slabs(labels, axis=0, factor=THIN_SLICES))
 
 
@@ -67,6 +77,7 @@ def write_phantoms(
     training: int = 24,
     test: int = 8,
     seed: int = 0,
+    field: tuple[int, int, int] | None = None,
     processes: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
@@ -77,6 +88,7 @@ def write_phantoms(
         training: number of training cases.
         test: number of test cases, with labels.
         seed: another seed gives other cases throughout.
+        field: see `make_phantom`.
         processes: cases drawn at the same time (in threads; the drawing is in numpy and scipy).
         progress: called after each case with the number done and the number of all.
 
@@ -94,7 +106,7 @@ def write_phantoms(
     seeds = np.random.SeedSequence(seed).generate_state(len(cases))
 
     def write(part: str, case: str, case_seed: int) -> None:
-        phantom = make_phantom(int(case_seed))
+        phantom = make_phantom(int(case_seed), field=field)
         rows, columns = phantom.image.shape[1:]
         thin = Grid(
             (columns, rows, phantom.image.shape[0] * THIN_SLICES),
@@ -158,8 +170,8 @@ class _Canvas:
         return regions == 1 + np.bincount(regions.ravel())[1:].argmax()
 
 
-def _draw(canvas: _Canvas, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Image in Hounsfield units and labels on the thin grid, both (thin slices, rows, columns)."""
+def _draw(canvas: _Canvas, random: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Image in Hounsfield units, labels, and the inside of the body: all (thin slices, rows, columns)."""
 
     def jitter(*values: float, by: float = 0.06) -> tuple[float, ...]:
         return tuple(value + random.uniform(-by, by) for value in values)
@@ -225,10 +237,71 @@ def _draw(canvas: _Canvas, random: np.random.Generator) -> tuple[np.ndarray, np.
         cyst = _lesion_in(canvas, spleen & (labels == 0), random, radius=0.19)
         image[cyst] = hounsfield(DARK)
 
-    # The scanner: blur in the plane, then noise that is correlated as after filtered back projection.
+    return image, labels, cavity
+
+
+def _scanned(canvas: _Canvas, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """The scanner: blur in the plane, then noise that is correlated as after filtered back projection."""
     image = ndimage.gaussian_filter(image, (0.0, 0.6, 0.6))
     noise = canvas.field((0.8, 0.8, 0.8)) * random.uniform(20, 30) + canvas.field(12.0) * 6
-    return image + noise, labels
+    return image + noise
+
+
+def _laid_into(
+    field: tuple[int, int, int],
+    abdomen: np.ndarray,
+    abdomen_labels: np.ndarray,
+    cavity: np.ndarray,
+    random: np.random.Generator,
+) -> tuple[_Canvas, np.ndarray, np.ndarray]:
+    """A larger body with the inside of an abdomen somewhere in it: its canvas, image and labels."""
+    shape = tuple(length * times for length, times in zip(abdomen.shape, field, strict=True))
+    canvas = _Canvas(random, shape)
+    image = np.full(shape, AIR, dtype=np.float32)
+    body = canvas.blob((0, 0, 0), (9, 0.84, 0.94))
+    inside = ndimage.binary_erosion(body, iterations=4)
+    image[body] = DARK + random.normal(0, 4)
+    image[inside] = FAT + random.normal(0, 4)
+
+    # Anywhere along the body; in the plane, half of the way that would press it against the wall.
+    way = np.subtract(shape, abdomen.shape)
+    place = [int(random.integers(0, way[0] + 1))]
+    place += [int(length * (0.5 + random.uniform(-0.25, 0.25))) for length in way[1:]]
+    part = tuple(slice(start, start + length) for start, length in zip(place, abdomen.shape, strict=True))
+
+    def along(axis: int, share: float) -> float:
+        """A place in the abdomen's field of view, (-1, 1), in units of the larger one."""
+        return 2 * (place[axis] + (share + 1) / 2 * abdomen.shape[axis]) / shape[axis] - 1
+
+    radii = [0.15 * small / large for small, large in zip(abdomen.shape[1:], shape[1:], strict=True)]
+    image[canvas.blob((0, along(1, 0.58), along(2, 0.0)), (9, *radii), power=3) & inside] = BONE
+    # Lungs and heart on the side where there is more room, at a distance from the abdomen.
+    above, below = place[0] / shape[0], 1 - (place[0] + abdomen.shape[0]) / shape[0]
+    room = max(above, below)
+    centre = (room if above >= below else 2 - room) - 1
+    for side in (-1, 1):
+        image[canvas.blob((centre, 0, 0.45 * side), (0.8 * room, 0.55, 0.35)) & inside] = -800 + random.normal(0, 20)
+    image[canvas.blob((centre, -0.1, 0.1), (0.45 * room, 0.3, 0.25)) & inside] = PARENCHYMA + random.normal(0, 6)
+    # Look-alikes everywhere: coils as bright as kidneys, stomachs as bright as the liver, cysts as dark as the lesion.
+    for number in range(8 * max(1, int(np.prod(field)) // 4)):
+        value = (BRIGHT, PARENCHYMA, BRIGHT, DARK)[number % 4] + random.normal(0, 4)
+        _scatter(image, inside, abdomen.shape, value, random)
+    labels = np.zeros(shape, dtype=np.uint8)
+    image[part][cavity] = abdomen[cavity]
+    labels[part] = abdomen_labels
+    return canvas, image, labels
+
+
+def _scatter(
+    image: np.ndarray, inside: np.ndarray, shape: Sequence[int], value: float, random: np.random.Generator
+) -> None:
+    """Paint one blob, drawn in a small field of view, at a random place of the body."""
+    small = _Canvas(random, (shape[0], shape[1] // 2, shape[2] // 2))
+    radii = [radius * random.uniform(0.7, 1.3) for radius in (0.4, 0.4, 0.4)]
+    blob = small.blob((0, 0, 0), radii, roughness=0.4, lean=tuple(random.uniform(-0.4, 0.4, 2)))
+    start = [random.integers(0, length - own + 1) for length, own in zip(image.shape, small.shape, strict=True)]
+    part = tuple(slice(first, first + own) for first, own in zip(start, small.shape, strict=True))
+    image[part][blob & inside[part]] = value
 
 
 def _lesion_in(canvas: _Canvas, organ: np.ndarray, random: np.random.Generator, *, radius: float) -> np.ndarray:

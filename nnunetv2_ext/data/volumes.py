@@ -1,12 +1,15 @@
 """Volumes in files: their voxel grid, reading that notices damaged files, writing that notices a full disk."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
 import SimpleITK as sitk
+from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 
 from nnunetv2_ext.data.damage import check_length, unreadable
 from nnunetv2_ext.data.nifti import (
@@ -22,7 +25,7 @@ from nnunetv2_ext.data.nifti import (
 )
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import unwritable
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import listed, one_line
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".mha", ".gipl")
 TOLERANCE = 0.01
@@ -289,6 +292,28 @@ def write_volume(array: np.ndarray, grid: Grid, path: Path) -> None:
         raise InputError(
             f"a file {path} that holds {', '.join(different)}", "a format that holds the grid", "choose .nii.gz"
         )
+
+
+def write_label_file(writer: BaseReaderWriter, labels: np.ndarray, path: Path, properties: Mapping[str, Any]) -> None:
+    """Write labels (Z, Y, X) with one of nnU-Net's writers, and look whether the file is whole.
+
+    Args:
+        properties: of the image, as that writer's reader gave them.
+
+    Raises:
+        OSError: the file cannot be written, for instance on a full disk.
+        InputError: the properties are not this writer's.
+    """
+    try:
+        writer.write_seg(labels, str(path), dict(properties))
+        if path.name.lower().endswith(VOLUME_ENDINGS):
+            # On a full disk ITK writes half a file, or an empty one, without an error.
+            read_volume(path)
+    except (RuntimeError, OSError, InputError) as error:
+        raise OSError(f"could not write {path}: {one_line(error, last=True)}") from None
+    except (LookupError, TypeError, ValueError, AssertionError) as error:
+        got = f"properties for {path.name} that {type(writer).__name__} cannot write ({one_line(error)})"
+        raise InputError(got, "those of an image that it read", "predict the case again") from None
 
 
 def check_complete(path: Path, *, unpack: bool = False) -> None:

@@ -62,10 +62,11 @@ def _planner_of(subject: Subject, plans: Mapping[str, Any]) -> tuple[str, str]:
         with contextlib.suppress(InputError):  # a planner of another installation
             return planner_class(used).__name__, ""
     if not plans and subject.plans != STOCK_PLANS:
-        for entry in registry.PLANNERS:
-            planner = entry.load()
-            if planner.trainer == subject.trainer:
-                return entry.name, planner.plans_name
+        planners = {entry.name: entry.load() for entry in registry.PLANNERS}
+        fitting = [name for name, planner in planners.items() if planner.trainer == subject.trainer]
+        if fitting:  # of several, that of these plans
+            name = min(fitting, key=lambda name: planners[name].plans_name != subject.plans)
+            return name, planners[name].plans_name
     return "ExperimentPlanner", STOCK_PLANS
 
 

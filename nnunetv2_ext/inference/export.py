@@ -32,8 +32,8 @@ from nnunetv2_ext.geometry.slabs import nearest_slices
 
 BLOCK = 2**16
 """Voxels of the image in a block, for which one class fits into a processor's cache."""
-VALUES = 2**21
-"""Values in a block of all classes: 8 MiB."""
+VALUES = 2**20
+"""Values in a block of all classes: 4 MiB."""
 
 Block = tuple[slice, slice, slice]
 
@@ -69,7 +69,7 @@ def labels_of(predictions: Sequence[Prediction], label_manager: LabelManager, *,
     labels = np.zeros(grid.image, dtype)
     decide = _regions if label_manager.has_regions else _labels
     several = len(grid.members) > 1
-    for block in grid.blocks(VALUES // grid.heads if several else BLOCK):
+    for block in grid.blocks(_voxels(grid.heads) if several else BLOCK):
         grid.put(labels, block, decide(grid, block, label_manager, dtype))
     return labels
 
@@ -141,8 +141,14 @@ class _Member:
         first = [int(np.floor(position[0])) for position in positions]
         last = [int(np.ceil(position[-1])) for position in positions]
         box = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
-        part = self.logits[head][box].cpu().to(torch.float32, memory_format=torch.contiguous_format)
-        return part.numpy(), [position - low for position, low in zip(positions, first, strict=True)]
+        logits = self.logits[head][box].cpu().to(torch.float32, memory_format=torch.contiguous_format).numpy()
+        if not np.isfinite(logits).all():
+            raise InputError(
+                "logits that are not finite",
+                "finite ones from every network",
+                "check the checkpoint and the image for values that are too large, or predict in full precision",
+            )
+        return logits, [position - low for position, low in zip(positions, first, strict=True)]
 
     def bounds(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
         """The lowest and the highest logit of every head around a block: float32 (heads,)."""
@@ -150,24 +156,24 @@ class _Member:
         for head in range(len(self.logits)):
             logits, _ = self.source(head, block)
             bounds[:, head] = logits.min(), logits.max()
-        if not np.isfinite(bounds).all():
-            raise InputError(
-                "logits that are not finite",
-                "finite ones from every network",
-                "check the checkpoint and the image for values that are too large, or predict in full precision",
-            )
         return bounds[0], bounds[1]
 
     def head(self, head: int, block: Block) -> np.ndarray:
         """One head's logits in a block of the crop, float32, rounded to the type that the network's have."""
-        values, positions = self.source(head, block)
+        logits, positions = self.source(head, block)
+        values = logits.astype(np.float64)
         for axis in (2, 1, 0):
             values = _along(values, axis, positions[axis])
-        return torch.from_numpy(values).to(self.logits.dtype).float().numpy()
+        # by numpy, as in nnU-Net: PyTorch rounds float64 to float32 before it rounds to half
+        rounded = values.astype(np.float16 if self.logits.dtype == torch.half else np.float32)
+        return torch.from_numpy(rounded).float().numpy()
 
     def heads(self, block: Block) -> torch.Tensor:
         """All heads' logits in a block of the crop, float32 (heads, *block)."""
-        return torch.from_numpy(np.stack([self.head(head, block) for head in range(len(self.logits))]))
+        values = np.empty((len(self.logits), *(part.stop - part.start for part in block)), np.float32)
+        for head, value in enumerate(values):
+            value[:] = self.head(head, block)
+        return torch.from_numpy(values)
 
 
 class _Grid:
@@ -226,7 +232,7 @@ class _Grid:
 
     def probabilities(self, block: Block, label_manager: LabelManager) -> np.ndarray:
         """The weighted mean of the members' probabilities in a block: float32 (heads, *block)."""
-        mean = torch.zeros(())
+        mean: Any = 0
         for member in self.members:
             mean = mean + member.weight * label_manager.apply_inference_nonlin(member.heads(block))
         return (mean / self.weight).numpy()
@@ -265,6 +271,11 @@ def _resampling(prediction: Prediction, shape: Sequence[int], *, linear_z: bool)
     return prediction.logits, [number != nearest for number in range(3)]
 
 
+def _voxels(heads: int) -> int:
+    """Voxels in a block of all heads."""
+    return min(BLOCK, VALUES // heads)
+
+
 def _positions(count: int, resampled: int, *, interpolated: bool) -> np.ndarray:
     """Where the centres of `resampled` voxels lie among `count` that cover the same length: float64, from 0."""
     if not interpolated:
@@ -273,9 +284,9 @@ def _positions(count: int, resampled: int, *, interpolated: bool) -> np.ndarray:
 
 
 def _along(values: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
-    """Interpolate linearly along one axis: float32."""
+    """Interpolate linearly along one axis."""
     lower = np.floor(positions).astype(np.intp)
-    weight = (positions - lower).astype(np.float32)
+    weight = positions - lower
     if not weight.any():
         same = np.array_equal(lower, np.arange(values.shape[axis]))
         return values if same else values.take(lower, axis)
@@ -328,7 +339,7 @@ def _regions(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.d
 def _exponentials(grid: _Grid, member: _Member) -> tuple[np.ndarray, np.ndarray]:
     """The largest of a member's logits and the sum of all heads' exponentials above it, of each voxel of the crop."""
     largest, total = np.empty((2, *grid.size), np.float32)
-    for block in grid.blocks(VALUES // grid.heads):
+    for block in grid.blocks(_voxels(grid.heads)):
         logits = member.heads(block)
         largest[block] = logits.amax(0)
         total[block] = (logits - logits.amax(0)).exp_().sum(0)

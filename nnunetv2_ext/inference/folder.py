@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
 
+from nnunetv2_ext.data.volumes import write_label_file
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FileState, file_state, unwritable, write_json
 from nnunetv2_ext.inference.export import write_probabilities
@@ -277,7 +278,7 @@ class _Run:
             if case.region is not None and case.mask is not None:
                 outputs.append(f"roi/{label}")
                 (unfinished / "roi").mkdir(exist_ok=True)
-                predictor.write_labels(case.mask, unfinished / outputs[0], case.image.properties)
+                write_label_file(predictor.reader, case.mask, unfinished / outputs[0], case.image.properties)
             if self.probabilities:
                 outputs += [f"{name}.npz", f"{name}.pkl"]
                 linear_z = predictor.options.linear_z
@@ -285,7 +286,7 @@ class _Run:
                 write_probabilities(votes, predictor.label_manager, unfinished / outputs[-2], linear_z=linear_z)
                 save_pickle(votes[0].properties, str(unfinished / outputs[-1]))
             outputs.append(label)
-            predictor.write_labels(labels, unfinished / label, case.image.properties)
+            write_label_file(predictor.reader, labels, unfinished / label, case.image.properties)
             paths = {output: unfinished / output for output in outputs}
             for path in paths.values():
                 _to_disk(path)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnunetv2_ext.data.damage import unreadable
 from nnunetv2_ext.data.description import channel_names
-from nnunetv2_ext.data.volumes import check_complete
+from nnunetv2_ext.data.volumes import write_label_file
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.boxes import Box
 from nnunetv2_ext.inference.export import Prediction, labels_of
@@ -26,7 +26,7 @@ from nnunetv2_ext.inference.models import Loaded, load_model, model_folder
 from nnunetv2_ext.inference.region import Region, check_region
 from nnunetv2_ext.inference.roi import Inside, boxes_in_image, predict_inside, report
 from nnunetv2_ext.inference.single import ModelPredictor, Options
-from nnunetv2_ext.text import listed, one_line
+from nnunetv2_ext.text import listed
 from nnunetv2_ext.weights.files import FINAL
 
 
@@ -159,7 +159,7 @@ class Predictor:
             case = self.prepare(self.read(files), previous, mask)
             labels = self.labels(self.logits(case))
             target = Path(folder, f"labels{self.file_ending}")
-            self.write_labels(labels, target, case.image.properties)
+            write_label_file(self.reader, labels, target, case.image.properties)
             written = sitk.ReadImage(str(target))
         # the file may hold its place with fewer digits
         origin = parts[0] if isinstance(parts[0], sitk.Image) else None
@@ -197,23 +197,6 @@ class Predictor:
         shapes = [image.voxels.shape[1:], labels.shape[1:]]
         check_geometry(name, ["its image", str(path)], [image.properties, properties], shapes)
         return labels[0]
-
-    def write_labels(self, labels: np.ndarray, path: Path, properties: dict[str, Any]) -> None:
-        """Write labels (z, y, x) as nnU-Net does, and look whether the file holds them.
-
-        Raises:
-            OSError: it does not. On a full disk ITK writes half a file without an error.
-        """
-        try:
-            self.reader.write_seg(labels, str(path), properties)
-            check_complete(path, unpack=True)
-            written, _ = self.reader.read_seg(str(path))
-        except OSError:
-            raise
-        except Exception as error:  # of ITK and of our own checks
-            raise OSError(f"{path.name} could not be written: {one_line(error, last=True)}") from None
-        if not np.array_equal(written.reshape(labels.shape), labels):
-            raise OSError(f"{path.name} could not be written whole")
 
     def description(self) -> dict[str, Any]:
         """What decides the labels, as JSON has it: models with the digests of their files, weights and options."""

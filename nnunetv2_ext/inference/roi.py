@@ -13,18 +13,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.data.volumes import read_grid, refuse_differences
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.boxes import Box, Preprocessing, around, component_boxes, margin_in_voxels, merged
+from nnunetv2_ext.inference.windows import SURE, Progress, SlidingWindow
 from nnunetv2_ext.text import listed
 
 GRIDS = ("box", "image")
 EMPTY = ("whole", "background")
-SURE = 10.0
-"""The logit of background where nothing was predicted, and minus that of everything else."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +138,14 @@ def preprocessing_of(properties: Mapping[str, Any], plans_manager: PlansManager,
 
 @torch.inference_mode()
 def predict_inside(
-    window: nnUNetPredictor,
+    window: SlidingWindow,
     data: torch.Tensor,
     boxes_image: Sequence[Box],
     properties: Mapping[str, Any],
     plans_manager: PlansManager,
     roi: ROI,
+    *,
+    progress: Progress | None = None,
 ) -> Inside:
     """The logits of one preprocessed case inside boxes, all folds, background elsewhere.
 
@@ -157,6 +157,7 @@ def predict_inside(
         data: (channels, *shape) as `window` takes it, with the previous stage's channels in a cascade.
         boxes_image: see `boxes_in_image`.
         properties: as nnU-Net's preprocessor completed them.
+        progress: as of `SlidingWindow.logits`, anew for each box.
     """
     way = preprocessing_of(properties, plans_manager, data.shape[1:])
     moved = [box for box in map(way.forward, boxes_image) if box is not None]
@@ -164,17 +165,16 @@ def predict_inside(
     if not moved:
         where = "the mask is empty" if not boxes_image else "the mask lies where the image is 0"
         if roi.empty == "background":
-            logits = _background(window, way.shape, torch.half)
-            return Inside(logits, [], 0, of_all, 0, f"{where}; all is background")
-        return _whole(window, data, 0, of_all, 0, f"{where}; the whole image was predicted")
+            return Inside(_background(window, way.shape), [], 0, of_all, 0, f"{where}; all is background")
+        return _whole(window, data, progress, 0, of_all, 0, f"{where}; the whole image was predicted")
     boxes = merged(moved)
-    prediction = (_BoxGrid if roi.grid == "box" else _ImageGrid)(window, data)
+    prediction = (_BoxGrid if roi.grid == "box" else _ImageGrid)(window, data, progress)
     fresh, rounds = boxes, 0
     while True:
         cost = prediction.cost(fresh)
         if cost > of_all or prediction.computed + cost > 2 * of_all:
             why = f"the boxes cost {cost} windows, the whole image {of_all}; it was predicted instead"
-            return _whole(window, data, prediction.computed, of_all, rounds, why)
+            return _whole(window, data, progress, prediction.computed, of_all, rounds, why)
         prediction.predict(fresh)
         grown = merged(prediction.grown(box) for box in boxes) if roi.growth else boxes
         fresh = [box for box in grown if box not in boxes]
@@ -214,34 +214,40 @@ def report(
     }
 
 
-def _patch(window: nnUNetPredictor) -> tuple[int, ...]:
+def _patch(window: SlidingWindow) -> tuple[int, ...]:
     """Voxels of a window along z, y, x; a 2D model takes one slice after the other."""
     patch = tuple(int(size) for size in window.configuration_manager.patch_size)
     return (1,) * (3 - len(patch)) + patch
 
 
-def _windows(window: nnUNetPredictor, shape: Sequence[int]) -> list[tuple[Any, ...]]:
+def _windows(window: SlidingWindow, shape: Sequence[int]) -> list[tuple[Any, ...]]:
     """nnU-Net's windows of an image, padded to a patch where it is smaller: what cuts them out of all channels."""
     return window._internal_get_sliding_window_slicers(tuple(np.maximum(shape, _patch(window)).tolist()))
 
 
-def _count(window: nnUNetPredictor, shape: Sequence[int]) -> int:
+def _count(window: SlidingWindow, shape: Sequence[int]) -> int:
     return len(_windows(window, shape))
 
 
-def _background(window: nnUNetPredictor, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+def _background(window: SlidingWindow, shape: Sequence[int]) -> torch.Tensor:
     """Logits of an image of background: of labels for the first head, of regions against all."""
     manager = window.label_manager
-    logits = torch.full((manager.num_segmentation_heads, *shape), -SURE, dtype=dtype)
+    logits = torch.full((manager.num_segmentation_heads, *shape), -SURE, dtype=torch.half)
     if not manager.has_regions:
         logits[0] = SURE
     return logits
 
 
 def _whole(
-    window: nnUNetPredictor, data: torch.Tensor, computed: int, of_all: int, rounds: int, fallback: str
+    window: SlidingWindow,
+    data: torch.Tensor,
+    progress: Progress | None,
+    computed: int,
+    of_all: int,
+    rounds: int,
+    fallback: str,
 ) -> Inside:
-    logits = window.predict_logits_from_preprocessed_data(data)
+    logits = window.logits(data, progress=progress)
     shape = tuple(data.shape[1:])
     return Inside(logits, [Box((0,) * len(shape), shape)], computed + of_all, of_all, rounds, fallback)
 
@@ -260,10 +266,10 @@ def _all_of(box: Box) -> tuple[slice, ...]:
 class _BoxGrid:
     """Boxes that are predicted with a quarter of the patch around them, each as if that were the image."""
 
-    def __init__(self, window: nnUNetPredictor, data: torch.Tensor):
-        self.window, self.data = window, data
+    def __init__(self, window: SlidingWindow, data: torch.Tensor, progress: Progress | None):
+        self.window, self.data, self.progress = window, data, progress
         self.shape, self.patch = tuple(data.shape[1:]), _patch(window)
-        self.logits = _background(window, self.shape, torch.half)
+        self.logits = _background(window, self.shape)
         self.computed = 0
 
     def cost(self, boxes: Sequence[Box]) -> int:
@@ -273,9 +279,8 @@ class _BoxGrid:
     def predict(self, boxes: Sequence[Box]) -> None:
         for box in boxes:
             crop = self._surroundings(box)
-            predicted = self.window.predict_logits_from_preprocessed_data(self.data[_all_of(crop)])
+            predicted = self.window.logits(self.data[_all_of(crop)], progress=self.progress)
             self.computed += _count(self.window, crop.shape)
-            self.logits = self.logits.to(predicted.dtype)
             self.logits[_all_of(box)] = predicted[_all_of(box.seen_from(crop.low))]
 
     def _surroundings(self, box: Box) -> Box:
@@ -309,8 +314,8 @@ class _BoxGrid:
 class _ImageGrid(_BoxGrid):
     """Boxes in the windows of the whole image; logits are kept where all windows of a voxel were computed."""
 
-    def __init__(self, window: nnUNetPredictor, data: torch.Tensor):
-        super().__init__(window, data)
+    def __init__(self, window: SlidingWindow, data: torch.Tensor, progress: Progress | None):
+        super().__init__(window, data, progress)
         self.padded = tuple(np.maximum(self.shape, self.patch).tolist())
         padding = [(after - before) // 2 for before, after in zip(self.shape, self.padded, strict=True)]
         self.image = Box(tuple(padding), tuple(np.add(padding, self.shape).tolist()))
@@ -350,13 +355,12 @@ class _ImageGrid(_BoxGrid):
         assert crop is not None
         predicted = self._predict_windows(crop, covered, chosen)
         self.computed += len(chosen)
-        self.logits = self.logits.to(predicted.dtype)
         part = self.logits[_all_of(crop)]
         part.copy_(torch.where(complete[self.image.slices][crop.slices], predicted, part))
         self.complete |= complete
 
     def _predict_windows(self, crop: Box, covered: Box, chosen: Sequence[Box]) -> torch.Tensor:
-        """The mean logits of these windows alone, in a crop of the image; not a number where there is none of them."""
+        """The logits of these windows alone, in a crop of the image."""
         moved = []
         for one in chosen:
             here = one.seen_from(covered.low)
@@ -366,4 +370,4 @@ class _ImageGrid(_BoxGrid):
             moved.append(tuple(slices))
         window = copy.copy(self.window)  # which keeps its own windows
         window._internal_get_sliding_window_slicers = lambda image_size: moved  # type: ignore[method-assign]
-        return window.predict_logits_from_preprocessed_data(self.data[_all_of(crop)])
+        return window.logits(self.data[_all_of(crop)], progress=self.progress)

@@ -26,6 +26,7 @@ from nnunetv2_ext.planning.guards import (
     refuse_plans_name,
     refuse_processes,
     refuse_unwritable,
+    usual_configurations,
 )
 from nnunetv2_ext.planning.planner import with_options
 from nnunetv2_ext.planning.record import (
@@ -75,7 +76,7 @@ def plan_and_preprocess(
     planner: str,
     training: Mapping[str, Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    configurations: Sequence[str] = ("3d_fullres", "3d_lowres"),
+    configurations: Sequence[str] | None = None,
     processes: Sequence[int] = (default_num_processes,),
     fingerprint_processes: int = default_num_processes,
     fingerprint_extractor: str = "DatasetFingerprintExtractor",
@@ -95,6 +96,7 @@ def plan_and_preprocess(
         dataset: id or name of a data set in nnUNet_raw.
         training: keys of the `training` block.
         options: what the planner lets the user choose, patch_size or backbone, for instance.
+        configurations: to preprocess, those of them that the plans have; None: see `usual_configurations`.
         processes: for preprocessing, one number or one per configuration.
         gpu_memory_target: GB.
         target_spacing: mm, in the order of the axes as nnU-Net reads them (z, y, x).
@@ -112,6 +114,7 @@ def plan_and_preprocess(
     folder = preprocessed / name
     dataset_json = read_json(raw / name / "dataset.json", "put the data set into nnUNet_raw")
     chosen = with_options(planner_class(planner), training or {}, options or {})
+    configurations = usual_configurations(chosen) if configurations is None else configurations
     refuse_plans_name(plans_name, chosen, folder)
     refuse_configurations(configurations, chosen, _planned(folder))
     refuse_processes(processes, configurations, fingerprint_processes)

@@ -21,8 +21,6 @@ from nnunetv2_ext.planning.planner import ExtPlanner
 from nnunetv2_ext.planning.sharing import STOCK_PLANS
 from nnunetv2_ext.text import listed
 
-THREE_D = ("3d_fullres", "3d_lowres", "3d_cascade_fullres")
-"""The configurations of nnU-Net's planners and ours, but for `2d`, which ours do not plan."""
 TAKEN_NAMES = ("dataset", "dataset_fingerprint", "splits_final", "sources", Path(RECORD).stem)
 """Of other files that lie beside the plans."""
 MOST_VOXELS = 1e9
@@ -48,6 +46,16 @@ def refuse_processes(processes: Sequence[int], configurations: Sequence[str], fi
         )
 
 
+def usual_configurations(planner: type[ExperimentPlanner]) -> list[str]:
+    """What is preprocessed unless the user says otherwise; a cascade's second stage has no data of its own."""
+    return [name for name in _of_planner(planner) if name != "3d_cascade_fullres"]
+
+
+def _of_planner(planner: type[ExperimentPlanner]) -> tuple[str, ...]:
+    """The 3D configurations that a planner may plan."""
+    return planner.configurations if issubclass(planner, ExtPlanner) else ExtPlanner.configurations
+
+
 def refuse_configurations(
     configurations: Sequence[str], planner: type[ExperimentPlanner], planned: Collection[str]
 ) -> None:
@@ -62,7 +70,8 @@ def refuse_configurations(
     ours = issubclass(planner, ExtPlanner)
     if not ours and not planner.__module__.startswith("nnunetv2."):
         return  # whatever a planner of the user's own may plan
-    known = [*THREE_D, *(() if ours else ("2d",)), *(name for name in planned if name not in (*THREE_D, "2d"))]
+    own, nnunets = _of_planner(planner), (*ExtPlanner.configurations, "2d")
+    known = [*own, *(() if ours else ("2d",)), *(name for name in planned if name not in (*own, *nnunets))]
     for name in configurations:
         if name in known:
             continue

@@ -39,6 +39,8 @@ class ExtPlanner(PatchSearch):
     """The plans identifier, see `default_plans_name`."""
     min_patch: ClassVar[tuple[int, int, int]] = (1, 32, 32)
     """Below this the search does not shrink a patch (voxels)."""
+    configurations: ClassVar[tuple[str, ...]] = ("3d_fullres", "3d_lowres", "3d_cascade_fullres")
+    """What its plans may hold, see `kept`."""
     patch_divisor: ClassVar[tuple[int, int, int]] = (1, 1, 1)
     """Patches are rounded up to multiples of this."""
 
@@ -161,6 +163,10 @@ class ExtPlanner(PatchSearch):
         """The configuration's `training` block, from the resolved block that all configurations share."""
         return deepcopy(dict(block))
 
+    def kept(self, configurations: dict[str, Any]) -> dict[str, Any]:
+        """What of nnU-Net's 3D configurations goes into the plans, and under which names."""
+        return configurations
+
     def further_entries(self, arch_kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """What a method adds to a configuration, from the network's keyword arguments."""
         return {}
@@ -248,6 +254,7 @@ class ExtPlanner(PatchSearch):
                 spacing, [1, *median_shape], self.generate_data_identifier("3d_fullres"), voxels, {}
             )
             configurations["3d_fullres"] = {**planned, "batch_dice": False}
+        configurations = plans["configurations"] = self.kept(configurations)
         stock = self._plans_on_disk(STOCK_PLANS)
         self._plans_on_disk(self.plans_identifier)  # nnU-Net keeps the user's own configurations in them
         resolved = resolve_block(self.training, self.published_block())

@@ -135,11 +135,13 @@ class PlannerOfSlabs(ExtPlanner):
         resolved["thin_thick"] |= {"thick_image": shown, "slabs": slices}
         return resolved
 
-    def save_plans(self, plans: dict[str, Any]) -> None:
-        configurations = plans["configurations"]
+    def kept(self, configurations: dict[str, Any]) -> dict[str, Any]:
         configurations.pop("3d_cascade_fullres", None)  # the loader has one place, for slabs or for the previous stage
         for configuration in configurations.values():
             configuration.pop("next_stage", None)
+        return configurations
+
+    def save_plans(self, plans: dict[str, Any]) -> None:
         super().save_plans(plans)
         write_sidecar(nnunet_folder("nnUNet_preprocessed") / self.dataset_name, self.sidecar)
 

@@ -1,3 +1,4 @@
+import hashlib
 import json
 
 import numpy as np
@@ -20,6 +21,50 @@ def test_the_seed_decides(phantoms):
     np.testing.assert_array_equal(again.image, phantoms[1].image)
     np.testing.assert_array_equal(again.labels, phantoms[1].labels)
     assert (phantoms[0].labels != phantoms[1].labels).any()
+
+
+@pytest.mark.parametrize(
+    ("seed", "options", "digest", "column"),
+    [
+        (0, {}, "1b7aa0e436ecd473", [-100.7718, -87.4776, -79.0225]),
+        (7, {}, "1a5057e2b0a667f9", [-105.8005, -106.5643, -100.1373]),
+        (3, {"slices": 16, "size": 48}, "18d2f51fbda742e2", [-98.3585, -87.1135, -77.9667]),
+    ],
+)
+def test_cases_stay_what_they_were(seed, options, digest, column):
+    """What was measured on phantoms holds for those of every version."""
+    phantom = make_phantom(seed, **options)
+    assert hashlib.sha256(phantom.labels.tobytes()).hexdigest()[:16] == digest
+    np.testing.assert_allclose(phantom.image[5, 20:23, 30], column, atol=1e-2)
+
+
+def test_a_larger_field_holds_the_same_abdomen_somewhere(phantoms):
+    large = [make_phantom(seed, field=(2, 2, 2)) for seed in (0, 1)]
+    places = []
+    for phantom, small in zip(large, phantoms, strict=False):
+        assert phantom.image.shape == phantom.labels.shape == (24, 112, 112)
+        assert phantom.image.dtype == np.float32 and np.isfinite(phantom.image).all()
+        assert set(np.unique(phantom.labels)) == set(LABELS.values())
+        # the place along the body is none of whole slabs, so slices are averaged otherwise
+        volumes = [(one.labels > 0).sum() for one in (phantom, small)]
+        assert volumes[0] == pytest.approx(volumes[1], rel=0.1)
+        found = np.argwhere(phantom.labels)
+        assert (np.ptp(found, axis=0) < (12, 56, 56)).all()
+        places.append(found.mean(axis=0))
+        # look-alikes of the kidneys elsewhere in the body, lungs
+        around = np.ones_like(phantom.labels, bool)
+        around[tuple(slice(low, high + 1) for low, high in zip(found.min(axis=0), found.max(axis=0), strict=True))] = 0
+        low, high = np.quantile(phantom.image[phantom.labels == LABELS["kidney"]], (0.25, 0.75))
+        alike = around & (phantom.image > low) & (phantom.image < high)
+        assert alike.sum() > 0.5 * (phantom.labels == LABELS["kidney"]).sum()
+        assert (np.abs(phantom.image[around] + 800) < 80).mean() > 0.01
+    assert np.abs(places[0] - places[1]).max() > 1
+
+
+@pytest.mark.parametrize("field", [(1, 1, 1), (0, 2, 2)])
+def test_no_larger_field(field):
+    with pytest.raises(InputError, match="a field of"):
+        make_phantom(0, field=field)
 
 
 @pytest.mark.parametrize(("slices", "size"), [(12, 56), (16, 48)])

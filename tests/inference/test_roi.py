@@ -1,4 +1,4 @@
-"""Prediction inside boxes against nnU-Net's own predictor, bit for bit."""
+"""Prediction inside boxes: of the whole image or of the crop alone, bit for bit, and against nnU-Net's predictor."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -9,7 +9,6 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
@@ -24,6 +23,7 @@ from nnunetv2_ext.inference.roi import (
     predict_inside,
     report,
 )
+from nnunetv2_ext.inference.windows import SlidingWindow
 
 LABELS = {"background": 0, "a": 1, "b": 2}
 REGIONS = {"background": 0, "whole": [1, 2], "core": 2}
@@ -62,8 +62,8 @@ class Threshold(nn.Module):
         return logits
 
 
-class Watched(nnUNetPredictor):
-    """nnU-Net's predictor; notes the shapes of the images that it moves to the device."""
+class Watched(SlidingWindow):
+    """Notes the shapes of the images that it moves to the device."""
 
     shapes: list[tuple[int, ...]]
 
@@ -98,17 +98,17 @@ def predictor(
     torch.manual_seed(0)
     networks = [Counted(channels, heads, len(patch)) for _ in range(folds)]
     network = Threshold(heads, regions) if threshold else networks[0]
-    made = Watched(use_mirroring=mirrored, device=torch.device("cpu"), allow_tqdm=False)
-    made.shapes = []
-    made.manual_initialization(
+    made = Watched(
         network,
         plans,
         plans.get_configuration("made"),
-        [{}] if threshold else [deepcopy(one.state_dict()) for one in networks],
         description,
         "nnUNetTrainer",
         tuple(range(len(patch))) if mirrored else None,
+        [{}] if threshold else [deepcopy(one.state_dict()) for one in networks],
+        device=torch.device("cpu"),
     )
+    made.shapes = []
     return made
 
 
@@ -177,7 +177,7 @@ def made(case: dict[str, Any]) -> tuple[Watched, torch.Tensor, list[Box], bool]:
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_grid_image_equals_the_whole_prediction_where_all_windows_were_computed(case):
     window, data, boxes, regions = made(case)
-    whole = window.predict_logits_from_preprocessed_data(data)
+    whole = window.logits(data)
     inside = predicted(window, data, boxes, ROI(grid="image", growth=False))
     patch, shape = (1, *case["patch"])[-3:], data.shape[1:]
     padded = np.maximum(patch, shape)
@@ -207,12 +207,15 @@ def test_grid_image_equals_the_whole_prediction_where_all_windows_were_computed(
 def test_grid_box_equals_the_prediction_of_the_crop(case):
     window, data, boxes, regions = made(case)
     patch = (1, *case["patch"])[-3:]
-    expected = background(torch.empty_like(window.predict_logits_from_preprocessed_data(data)), regions)
+    expected = background(torch.empty_like(window.logits(data)), regions)
     windows = 0
     for box in boxes:
         crop = around(box, patch, data.shape[1:])
-        alone = window.predict_logits_from_preprocessed_data(data[cut(crop)].clone())
+        alone = window.logits(data[cut(crop)].clone())
         expected[cut(box)] = alone[cut(box.seen_from(crop.low))]
+        torch.testing.assert_close(
+            alone, window.predict_logits_from_preprocessed_data(data[cut(crop)])
+        )  # nnU-Net's own
         windows += int(np.prod([len(starts(max(size, one), one)) for size, one in zip(crop.shape, patch, strict=True)]))
     window.shapes.clear()
     inside = predicted(window, data, boxes, ROI(growth=False))
@@ -235,14 +238,14 @@ def test_a_box_as_large_as_the_image(grid):
     window, data, _, _ = made(CASES["padded"])
     box = Box((0, 0, 0), tuple(data.shape[1:]))
     inside = predicted(window, data, [box], ROI(grid=grid))
-    assert torch.equal(inside.logits, window.predict_logits_from_preprocessed_data(data))
+    assert torch.equal(inside.logits, window.logits(data))
     assert inside.computed == inside.of_all and inside.fallback is None
 
 
 @pytest.mark.parametrize("labels", [LABELS, REGIONS])
 def test_nothing_found(labels):
     window, data = predictor((4, 8, 8), labels=labels), image((7, 19, 21))
-    whole = window.predict_logits_from_preprocessed_data(data)
+    whole = window.logits(data)
     inside = predicted(window, data, [], ROI())
     assert torch.equal(inside.logits, whole)
     assert (inside.computed, inside.rounds) == (inside.of_all, 0)
@@ -266,7 +269,7 @@ def test_boxes_that_cost_more_than_the_image():
     window, data = predictor((4, 8, 8)), image((4, 20, 20))
     boxes = [Box((0, row, column), (4, row + 5, column + 5)) for row in (0, 6, 12) for column in (0, 6, 12)]
     inside = predicted(window, data, boxes, ROI(growth=False))
-    assert torch.equal(inside.logits, window.predict_logits_from_preprocessed_data(data))
+    assert torch.equal(inside.logits, window.logits(data))
     assert inside.computed == inside.of_all == 16
     assert inside.fallback == "the boxes cost 25 windows, the whole image 16; it was predicted instead"
     assert predicted(window, data, boxes, ROI(grid="image", growth=False)).fallback is None
@@ -302,7 +305,7 @@ def test_growth_finds_an_organ_whose_box_was_too_small(grid, labels, patch, orga
     assert inside.rounds == rounds and inside.fallback is None
     if grid == "image":
         assert inside.computed <= inside.of_all
-        whole = window.predict_logits_from_preprocessed_data(data)
+        whole = window.logits(data)
         assert all(torch.equal(inside.logits[cut(box)], whole[cut(box)]) for box in inside.boxes)
     mask, inside = found(ROI(grid=grid, growth=False))
     assert mask.sum() < np.prod(Box(*organ).shape) and inside.rounds == 0
