@@ -42,8 +42,9 @@ EPILOG = """the way, with data set 42 and MNet:
   nnunetv2_ext doctor -d 42 -c 3d_fullres -tr MNetTrainer -p MNetPlans    # is the training in order?
   nnUNetv2_train 42 3d_fullres 0 -tr MNetTrainer -p MNetPlans --npz       # and folds 1 to 4
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres        # and other models that were trained
+  nnunetv2_ext predict -d 42 -m MNetTrainer:MNetPlans:3d_fullres -i images -o labels    # several are an ensemble
 
-train, predict, ensemble are nnU-Net's: nnUNetv2_train, nnUNetv2_predict, nnUNetv2_ensemble.
+Training is nnU-Net's: nnUNetv2_train. nnUNetv2_predict and nnUNetv2_ensemble take our models too, and check less.
 """
 
 
@@ -132,5 +133,5 @@ def _unknown(command: str) -> InputError:
     return InputError(
         f"the command '{command}'",
         f"one of {', '.join(COMMANDS)}",
-        f"train, predict, ensemble are nnU-Net's: run {theirs}",
+        f"other commands are nnU-Net's: run {theirs}",
     )

@@ -224,15 +224,16 @@ def _name(contender: Contender, folds: Sequence[int]) -> str:
 
 def _predict(contender: Contender, folds: Sequence[int], output: Path, device: str) -> None:
     """Predict the unseen cases with one fold, or with the mean of several."""
-    import torch
-    from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+    from nnunetv2_ext.inference.folder import predict_folder
+    from nnunetv2_ext.inference.predictor import Predictor
 
-    predictor = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
     model = output / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
-    predictor.initialize_from_trained_model_folder(str(model), use_folds=tuple(folds))
-    target = output / "predictions" / _name(contender, folds)
-    target.mkdir(parents=True)
-    predictor.predict_from_files_sequential(str(output / "nnUNet_raw" / DATASET / "imagesTs"), str(target))
+    predictor = Predictor(model, folds=folds, device=device)
+    outcome = predict_folder(
+        predictor, output / "nnUNet_raw" / DATASET / "imagesTs", output / "predictions" / _name(contender, folds)
+    )
+    for case, sentence in outcome.failed.items():
+        raise InputError(f"{case}, which was not predicted ({sentence})", "labels of every case", "see log.txt")
 
 
 def _report(

@@ -4,13 +4,10 @@ nnU-Net's own command holds the probabilities of two members at once, and all la
 averaged after the other, from pieces of every member's file, so that memory grows neither with members nor with labels.
 """
 
-import json
 import os
 import shutil
-import threading
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,40 +16,18 @@ from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.reader_writer_registry import recursive_find_reader_writer_by_name
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
-from nnunetv2_ext import __version__
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.volumes import write_label_file
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import (
-    FileState,
-    file_state,
-    is_unchanged,
-    read_json,
-    read_pickle,
-    read_plans,
-    unwritable,
-    write_json,
-)
+from nnunetv2_ext.files import FileState, file_state, read_json, read_pickle, read_plans, unwritable, write_json
+from nnunetv2_ext.inference.folder import Outcome
 from nnunetv2_ext.inference.members import Member, check_geometry, check_members
+from nnunetv2_ext.inference.record import RECORD, Record
 from nnunetv2_ext.inference.saved import Saved, averages, damaged, labels_of, opened, writing
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.text import counted, listed
 
-RECORD = "ensemble.json"
-"""In the output folder: the members with their weights, and of each case its inputs and outputs."""
-MUST_AGREE = ("members", "labels", "regions_class_order")
-"""What a record must have in common with the ensemble that goes on with it, to the order of entries."""
 PREDICT = "predict with --save_probabilities, which writes it"
-
-
-@dataclass
-class Outcome:
-    """What a run did, by names of cases."""
-
-    written: list[str] = field(default_factory=list)
-    kept: list[str] = field(default_factory=list)
-    failed: dict[str, str] = field(default_factory=dict)
-    """With the sentence of each."""
 
 
 def ensemble_folders(
@@ -90,14 +65,15 @@ def ensemble_folders(
     members = [_member(folder) for folder in folders]
     check_members(members)
     cases = _common_cases(folders)
-    run = _Run(folders, members, shares, output, probabilities)
+    writer = _writer(members[0])
     try:
         output.mkdir(parents=True, exist_ok=True)
+        with held(output, RECORD, "an ensemble"), ended_in_order():
+            record = Record(output, _made_by(members, shares), anew=overwrite)
+            run = _Run(members, shares, writer, output, record, probabilities=probabilities)
+            run.work(run.look(cases, overwrite=overwrite), processes=processes, progress=progress)
     except OSError as error:
         raise unwritable(output, error) from None
-    with held(output, RECORD, "an ensemble"), ended_in_order():
-        todo = run.look(cases, overwrite=overwrite)
-        run.work(todo, processes=processes, progress=progress)
     return run.outcome
 
 
@@ -129,6 +105,16 @@ def _member(folder: Path) -> Member:
     return Member(str(folder), description, read_plans(folder / "plans.json", PREDICT))
 
 
+def _made_by(members: Sequence[Member], shares: Sequence[float]) -> dict[str, Any]:
+    """What decides the labels beside the files of a case, as JSON has it; the order of members and labels counts."""
+    description = members[0].dataset_json
+    return {
+        "models": [[str(Path(member.name).resolve()), share] for member, share in zip(members, shares, strict=True)],
+        "labels": [list(entry) for entry in description["labels"].items()],
+        "regions_class_order": description.get("regions_class_order"),
+    }
+
+
 def _common_cases(folders: Sequence[Path]) -> list[str]:
     """The names of the cases, which every folder must hold."""
     names = [{path.stem for path in folder.glob("*.npz") if not path.name.startswith(".")} for folder in folders]
@@ -151,109 +137,72 @@ class _Run:
 
     def __init__(
         self,
-        folders: Sequence[Path],
         members: Sequence[Member],
         shares: Sequence[float],
+        writer: BaseReaderWriter,
         output: Path,
+        record: Record,
+        *,
         probabilities: bool,
     ):
-        first = members[0]
-        self.folders, self.members, self.shares, self.output = folders, members, shares, output
+        description = members[0].dataset_json
+        self.members, self.shares, self.writer, self.output, self.record = members, shares, writer, output, record
+        self.folders = [Path(member.name) for member in members]
+        self.label_manager = LabelManager(description["labels"], description.get("regions_class_order"))
+        self.ending = description["file_ending"]
         self.probabilities = probabilities
-        self.outcome = Outcome()
-        self.label_manager = LabelManager(first.dataset_json["labels"], first.dataset_json.get("regions_class_order"))
-        self.ending = first.dataset_json["file_ending"]
-        self.writer = _writer(first)
         self.unfinished = output / ".unfinished"
-        self.record: dict[str, Any] = {
-            "made_by": f"nnunetv2_ext {__version__}",
-            "members": {str(folder.resolve()): share for folder, share in zip(folders, shares, strict=True)},
-            "labels": first.dataset_json["labels"],
-            "regions_class_order": first.dataset_json.get("regions_class_order"),
-            "cases": {},
-        }
-        self._recording = threading.Lock()
-
-    # What is there already
+        self.outcome = Outcome()
 
     def look(self, cases: Sequence[str], *, overwrite: bool) -> list[str]:
         """The cases that are to be made.
 
         Raises:
-            InputError: the folder holds other predictions.
+            InputError: the folder holds label files of which no record tells.
         """
         shutil.rmtree(self.unfinished, ignore_errors=True)
-        there = {} if overwrite else self._recorded()
         labels = [path.name for path in self.output.glob(f"*{self.ending}") if not path.name.startswith(".")]
-        strangers = sorted(name for name in labels if name.removesuffix(self.ending) not in there)
+        strangers = sorted(name for name in labels if name.removesuffix(self.ending) not in self.record.cases)
         if strangers and not overwrite:
             raise InputError(
                 f"{counted(strangers, 'file')} in {self.output} of which no {RECORD} tells",
                 "a new folder, or one that this command wrote of the same members",
                 "choose another -o, or replace what is there with --overwrite",
             )
-        self.record["cases"] = there
-        self.outcome.kept = [case for case in cases if self._is_whole(case)]
+        made = [".npz", ".pkl"] if self.probabilities else []
+        for case in cases:
+            outputs = [f"{case}{ending}" for ending in (self.ending, *made)]
+            if self.record.is_whole(case, self._inputs(case), outputs):
+                self.outcome.kept.append(case)
         return [case for case in cases if case not in self.outcome.kept]
 
-    def _recorded(self) -> dict[str, Any]:
-        """The cases of an earlier run."""
-        path = self.output / RECORD
-        if not path.exists():
-            return {}
-        remedy = "choose another -o, or replace what is there with --overwrite"
-        content = read_json(path, remedy)
-        cases = content.get("cases")
-        if not isinstance(cases, dict):
-            raise InputError(f"a damaged {path}", "what this command writes", remedy)
-        told = [key for key in MUST_AGREE if json.dumps(content.get(key)) != json.dumps(self.record[key])]
-        if told:
-            raise InputError(
-                f"another ensemble in {self.output} ({listed(told)} differ)",
-                "one of the same members, weights and labels",
-                remedy,
-            )
-        return cases
-
-    def _is_whole(self, case: str) -> bool:
-        """Whether an earlier run made this case of the same files, and nothing has changed since."""
-        try:
-            entry = self.record["cases"][case]
-            states = {Path(name): FileState(*state) for name, state in entry["inputs"].items()}
-            states |= {self.output / name: FileState(*state) for name, state in entry["outputs"].items()}
-        except (LookupError, TypeError, AttributeError):
-            return False
-        if self.probabilities and self.output / f"{case}.npz" not in states:
-            return False
-        return all(is_unchanged(path, state) for path, state in states.items())
-
-    # The work
+    def _inputs(self, case: str) -> dict[str, Path]:
+        """The files that decide what a case becomes."""
+        paths = [folder / f"{case}{ending}" for folder in self.folders for ending in (".npz", ".pkl")]
+        return {str(path): path for path in map(Path.absolute, paths)}
 
     def work(self, cases: Sequence[str], *, processes: int, progress: bool) -> None:
         """Make the cases that are left.
 
         Raises:
-            InputError: the output cannot be written.
+            OSError: the output cannot be written.
         """
         looked = for_each(self._look_at, cases, processes=processes, label="checked", progress=False)
-        self.outcome.failed = {case: told for case, told in zip(cases, looked, strict=True) if told}
-        sound = [case for case in cases if case not in self.outcome.failed]
-        if not sound:
-            return
+        failed = {case: told for case, told in zip(cases, looked, strict=True) if told}
+        sound = [case for case in cases if case not in failed]
         try:
-            self.unfinished.mkdir(exist_ok=True)
-            # Told before they are made, so that after a kill no file is taken for a stranger's.
-            self.record["cases"].update({case: {} for case in cases})
-            write_json(self.output / RECORD, self.record)
-            write_json(self.output / "dataset.json", self.members[0].dataset_json)
-            write_json(self.output / "plans.json", self.members[0].plans)
+            if sound:
+                self.unfinished.mkdir(exist_ok=True)
+                write_json(self.output / "dataset.json", self.members[0].dataset_json)
+                write_json(self.output / "plans.json", self.members[0].plans)
             made = for_each(self._make, sound, processes=processes, label="ensembled", progress=progress)
-        except OSError as error:
-            raise unwritable(self.output, error) from None
         finally:
             shutil.rmtree(self.unfinished, ignore_errors=True)
-        self.outcome.failed |= {case: told for case, told in zip(sound, made, strict=True) if told}
-        self.outcome.written = [case for case in sound if case not in self.outcome.failed]
+        failed |= {case: told for case, told in zip(sound, made, strict=True) if told}
+        for case in sorted(failed):
+            self.record.fail(case, failed[case])
+            self.outcome.failed[case] = failed[case]
+        self.outcome.written = [case for case in sound if case not in failed]
 
     def _look_at(self, case: str) -> str:
         """What is wrong with a case, as far as it is told without reading its probabilities."""
@@ -276,11 +225,13 @@ class _Run:
         properties = read_pickle(path, "predict the case again")
         if not isinstance(properties, dict):
             raise InputError(f"no properties in {path}", "nnU-Net's properties of a case", "predict the case again")
-        before = properties.get("shape_before_cropping", saved.shape[1:])  # in the order of the plans' axes
-        if sorted(before) != sorted(saved.shape[1:]):
-            told = f"{path} of an image of {listed(before, separator=' x ')} voxels"
-            size = listed(saved.shape[1:], separator=" x ")
-            raise InputError(told, f"{size} as in {saved.path.name} beside it", "predict the case again")
+        size, before = saved.shape[1:], properties.get("shape_before_cropping", saved.shape[1:])
+        # In the order of the plans' axes.
+        if not isinstance(before, list | tuple) or sorted(map(str, before)) != sorted(map(str, size)):
+            shape = listed(before, separator=" x ") if isinstance(before, list | tuple) else before
+            told = f"{path} of an image of {shape} voxels"
+            beside = f"{listed(size, separator=' x ')} as in {saved.path.name} beside it"
+            raise InputError(told, beside, "predict the case again")
         return properties
 
     def _make(self, case: str) -> str:
@@ -289,34 +240,26 @@ class _Run:
         Raises:
             OSError: it cannot be written.
         """
-        unfinished = self.unfinished / case
-        try:
-            unfinished.mkdir()
-            files = [folder / f"{case}{ending}" for folder in self.folders for ending in (".npz", ".pkl")]
-            states = {str(path.resolve()): file_state(path) for path in files}
-            labels = self._labels(case, unfinished / f"{case}.npz")
-        except InputError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            return str(error)
-        properties = read_pickle(files[1], "predict the case again")
-        if self.probabilities:
-            shutil.copyfile(files[1], unfinished / f"{case}.pkl")
+        unfinished, inputs = self.unfinished / case, self._inputs(case)
+        unfinished.mkdir()
         label_file = unfinished / f"{case}{self.ending}"
         try:
-            write_label_file(self.writer, labels, label_file, properties)
+            states = {name: _state(path) for name, path in inputs.items()}
+            properties = self.folders[0] / f"{case}.pkl"
+            labels = self._labels(case, unfinished / f"{case}.npz")
+            write_label_file(self.writer, labels, label_file, read_pickle(properties, "predict the case again"))
         except InputError as error:
             return str(error)
+        if self.probabilities:
+            shutil.copyfile(properties, unfinished / properties.name)
         # The label file last: where it is, the others are too.
-        outputs = sorted(unfinished.iterdir(), key=lambda path: path == label_file)
-        for path in outputs:
+        paths = sorted(unfinished.iterdir(), key=lambda path: path == label_file)
+        for path in paths:
             with path.open("rb") as stream:
                 os.fsync(stream.fileno())
+        self.record.add(case, states, {path.name: path for path in paths}, {})
+        for path in paths:
             path.replace(self.output / path.name)
-        entry = {"inputs": states, "outputs": {path.name: file_state(self.output / path.name) for path in outputs}}
-        with self._recording:
-            self.record["cases"][case] = entry
-            write_json(self.output / RECORD, self.record)
-        unfinished.rmdir()
         return ""
 
     def _labels(self, case: str, target: Path) -> np.ndarray:
@@ -332,6 +275,13 @@ class _Run:
             keep = stack.enter_context(writing(target, shape)).write if self.probabilities else None
             regions = self.label_manager.regions_class_order if self.label_manager.has_regions else None
             return labels_of(averages(saved, self.shares, keep), shape, regions)
+
+
+def _state(path: Path) -> FileState:
+    try:
+        return file_state(path)
+    except OSError as error:
+        raise InputError(f"an unreadable file {path} ({error.strerror})", "a file of the case", PREDICT) from None
 
 
 def _writer(member: Member) -> BaseReaderWriter:

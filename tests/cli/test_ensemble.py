@@ -267,7 +267,7 @@ def test_a_damaged_case_leaves_the_others(
     assert out.startswith("out: 2 cases of 2 members, 1 failed\n| failed | why |\n| --- | --- |\n| b | got ")
     assert told in out and re.search(r"; expected .*; .*\. \|\n$", out)
     made = [f"{case}{ending}" for case in "ac" for ending in (".nii.gz", ".npz", ".pkl")]
-    assert names(pair.out) == sorted([*made, "dataset.json", "ensemble.json", "plans.json"])
+    assert names(pair.out) == sorted([*made, "dataset.json", "predict.json", "plans.json"])
     assert not (tmp_path / "made_by_a_pickle").exists()
 
 
@@ -279,24 +279,24 @@ def test_all_is_well_at_once_and_again(tmp_path: Path, monkeypatch: Any, capsys:
 
 
 OTHERS: list[tuple[str, Change, list[str], str]] = [
-    ("members", lambda p: None, ["-i", "A", "-o", "out"], "another ensemble in out (members differ)"),
-    ("order", lambda p: None, ["-i", "B", "A", "-o", "out"], "another ensemble in out (members differ)"),
-    ("weights", lambda p: None, [*IN, "-w", "1", "2"], "another ensemble in out (members differ)"),
+    ("members", lambda p: None, ["-i", "A", "-o", "out"], "predictions of another model in out"),
+    ("order", lambda p: None, ["-i", "B", "A", "-o", "out"], "predictions of another model in out"),
+    ("weights", lambda p: None, [*IN, "-w", "1", "2"], "predictions of another model in out"),
     (
         "labels",
         lambda p: p.both(labels={"background": 0, "l": 1, "r": 2}),
         IN,
-        "another ensemble in out (labels differ)",
+        "predictions with other labels in out",
     ),
     (
         "strangers",
         lambda p: (p.out / "d.nii.gz").touch(),
         IN,
-        "1 file (d.nii.gz) in out of which no ensemble.json tells",
+        "1 file (d.nii.gz) in out of which no predict.json tells",
     ),
-    ("no_record", lambda p: (p.out / "ensemble.json").unlink(), IN, "3 files (a.nii.gz, b.nii.gz, c.nii.gz) in out of"),
-    ("cut_record", lambda p: (p.out / "ensemble.json").write_text("{"), IN, "a damaged file out/ensemble.json"),
-    ("wrong_record", lambda p: (p.out / "ensemble.json").write_text('{"cases": 5}'), IN, "a damaged out/ensemble.json"),
+    ("no_record", lambda p: (p.out / "predict.json").unlink(), IN, "3 files (a.nii.gz, b.nii.gz, c.nii.gz) in out of"),
+    ("cut_record", lambda p: (p.out / "predict.json").write_text("{"), IN, "a damaged file out/predict.json"),
+    ("wrong_record", lambda p: (p.out / "predict.json").write_text('{"cases": 5}'), IN, "a damaged out/predict.json"),
 ]
 
 
@@ -323,13 +323,13 @@ def test_other_predictions_stay(
     assert len(label_files(pair.out)) == 3
 
 
-@pytest.mark.parametrize("entry", [None, 5, {}, {"inputs": 5}, {"inputs": {"x": [1]}, "outputs": {}}])
+@pytest.mark.parametrize("entry", [{}, {"inputs": 5}, {"inputs": {"x": [1]}, "outputs": {}}])
 def test_an_entry_of_the_record_that_tells_nothing_counts_for_none(
     entry: Any, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pair = Pair(tmp_path)
     assert run(pair, IN, capsys, monkeypatch)[0] == 0
-    record = pair.out / "ensemble.json"
+    record = pair.out / "predict.json"
     content = json.loads(record.read_text())
     content["cases"]["b"] = entry
     record.write_text(json.dumps(content))
@@ -341,7 +341,7 @@ def test_one_at_a_time(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureF
     pair.out.mkdir()
     process = os.fork()
     if not process:  # holds the folder until it is read from
-        with held(pair.out, "ensemble.json", "an ensemble"):
+        with held(pair.out, "predict.json", "an ensemble"):
             (tmp_path / "held").touch()
             while not (tmp_path / "end").exists():
                 time.sleep(0.01)

@@ -13,8 +13,9 @@ from nnunetv2.ensembling.ensemble import ensemble_folders as nnunet_ensemble
 
 from nnunetv2_ext.data import volumes
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.inference import ensemble, saved
-from nnunetv2_ext.inference.ensemble import RECORD, ensemble_folders
+from nnunetv2_ext.inference import ensemble, record, saved
+from nnunetv2_ext.inference.ensemble import ensemble_folders
+from nnunetv2_ext.inference.record import RECORD
 from tests.inference.predictions import CASES, SHAPE, Predictions, label_files, names
 
 REGIONS = {
@@ -148,26 +149,23 @@ def test_a_full_disk_leaves_whole_cases(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(volumes.sitk, "WriteImage", full)
     with pytest.raises(InputError, match=rf"^got an error on writing {out} \(.*; make room there\.$"):
         ensemble_folders(folders, out, processes=1, progress=False)
-    assert names(out) == ["a.nii.gz", "dataset.json", RECORD, "plans.json"]
+    assert names(out) == ["a.nii.gz", "dataset.json", "plans.json", RECORD]
     monkeypatch.setattr(volumes.sitk, "WriteImage", write)
     outcome = ensemble_folders(folders, out, progress=False)
     assert (outcome.written, outcome.kept) == (["b", "c"], ["a"])
 
 
-def test_a_case_that_no_record_tells_as_made_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_label_file_appears_without_its_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folders, out = [Predictions(tmp_path / str(seed), seed).folder for seed in range(2)], tmp_path / "out"
-    write = ensemble.write_json
 
-    def full(path: Path, content: Any) -> None:
-        if path.name == RECORD and any(content["cases"].values()):
-            raise OSError(28, "No space left on device")
-        write(path, content)
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ensemble, "write_json", full)
-    with pytest.raises(InputError, match="No space left on device"):
-        ensemble_folders(folders, out, processes=1, progress=False)
-    assert names(out) == ["a.nii.gz", "dataset.json", RECORD, "plans.json"]
-    monkeypatch.setattr(ensemble, "write_json", write)
+    with monkeypatch.context() as patch:
+        patch.setattr(record, "write_json", full)
+        with pytest.raises(InputError, match="No space left on device"):
+            ensemble_folders(folders, out, processes=1, progress=False)
+    assert names(out) == ["dataset.json", "plans.json"]
     assert ensemble_folders(folders, out, progress=False).written == [*CASES]
 
 
@@ -187,7 +185,7 @@ def test_ended_from_outside_nothing_half_made_stays(
     monkeypatch.setattr(ensemble, "write_label_file", end)
     with pytest.raises(error):
         ensemble_folders(folders, out, processes=1, progress=False)
-    assert names(out) == ["a.nii.gz", "dataset.json", RECORD, "plans.json"]
+    assert names(out) == ["a.nii.gz", "dataset.json", "plans.json", RECORD]
     assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
 
 

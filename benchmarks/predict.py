@@ -1,0 +1,242 @@
+"""`nnunetv2_ext predict` beside `nnUNetv2_predict`: the same weights and images, whole commands in fresh processes.
+
+    python -m benchmarks.predict --demo demo
+    python -m benchmarks.predict --demo demo --cases 40 --rounds 1
+    python -m benchmarks.predict --demo demo --models MNet -device cuda --json predict.json
+    python -m benchmarks.predict --network --export --roi --no-commands
+
+The models are those of a finished `nnunetv2_ext demo` (MNet and nnU-Net's network, two folds each), which is only read;
+without --demo a short one is made first. Images are the demo's unseen phantoms, or with --cases as many new ones.
+Every round runs nnU-Net's command as it is, nnU-Net's with -npp 1 -nps 1, and ours, in turns forwards and backwards.
+Times are medians over the rounds, memory is the highest of all. Labels are compared voxel by voxel, in the last round.
+
+Parts of the work on their own: --network the sliding window, --export from logits to labels, --roi the region of
+interest.
+"""
+
+import argparse
+import dataclasses
+import importlib
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from tqdm import tqdm
+
+from benchmarks._commands import Cost
+from benchmarks._commands import run as run_command
+from benchmarks._report import exit_status, machine, markdown_facts
+from nnunetv2_ext.cli.demo import CONFIGURATION, CONTENDERS, DATASET, FOLDS, Contender
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import check_output_file, write_json
+from nnunetv2_ext.testing.trainer import Shell
+from nnunetv2_ext.text import listed, markdown_table
+
+STOCK, FEW_PROCESSES, OURS = "nnUNetv2_predict", "nnUNetv2_predict -npp 1 -nps 1", "nnunetv2_ext predict"
+SIDES = (STOCK, FEW_PROCESSES, OURS)
+ENDING = ".nii.gz"
+# what ours may cost, as shares of nnU-Net's: of up to so many cases, and of more
+FEW = 8
+TIME = {True: {STOCK: 0.65, FEW_PROCESSES: 0.8}, False: {STOCK: 0.85}}
+FIRST = 0.5
+EQUAL = 0.99999
+# a part's flag: its file here, and the function in it that returns the rows of its table
+PARTS = {"network": "network_table", "export": "export_table", "roi": "roi_table"}
+FILES = {"network": "benchmarks._windows", "export": "benchmarks._export", "roi": "benchmarks._roi"}
+SHORT = "--epochs 3 --iterations 20 --training-cases 10"
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """One model: what every side cost in every round, and how alike the labels are."""
+
+    model: str
+    costs: dict[str, list[Cost]]
+    equal: dict[str, float]
+    """Share of voxels whose labels are those of nnU-Net's command as it is."""
+
+    def median(self, side: str, what: str) -> float:
+        return statistics.median(getattr(cost, what) for cost in self.costs[side])
+
+    def ratio(self, side: str, what: str) -> float:
+        """Ours as a share of a side's."""
+        return self.median(OURS, what) / self.median(side, what)
+
+
+def compare(shell: Shell, contender: Contender, images: Path, *, rounds: int, device: str, work: Path) -> Compared:
+    """Run every side on a model so many times."""
+    flags = f"-i {images} -d {DATASET} -tr {contender.trainer} -p {contender.plans} -c {CONFIGURATION}"
+    flags += f" -f {' '.join(map(str, FOLDS))} -device {device}"
+    costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
+    outputs = {side: work / f"{contender.trainer}_{number}" for number, side in enumerate(SIDES)}
+    for n in tqdm(range(rounds), desc=contender.title, file=sys.stderr):
+        for side in SIDES[:: -1 if n % 2 else 1]:
+            shutil.rmtree(outputs[side], ignore_errors=True)
+            command = f"{side} {flags} -o {outputs[side]}"
+            costs[side].append(run_command(shell, command, output=outputs[side], ending=ENDING))
+    equal = {side: share_of_equal_labels(outputs[STOCK], outputs[side], images) for side in SIDES}
+    return Compared(contender.title, costs, equal)
+
+
+def share_of_equal_labels(first: Path, second: Path, images: Path) -> float:
+    """The share of voxels, of all cases together, that have the same label in two folders of predictions."""
+    equal = voxels = 0
+    for image in sorted(images.glob(f"*_0000{ENDING}")):
+        name = image.name.replace(f"_0000{ENDING}", ENDING)
+        one, other = (sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name))) for folder in (first, second))
+        equal += np.count_nonzero(one == other)
+        voxels += one.size
+    return equal / voxels
+
+
+def table(compared: Sequence[Compared]) -> str:
+    """A row per model and side; ratios are ours to that side."""
+    header = ["model, command", "s", "x", "first case, s", "x", "processor, s", "x", "memory, MiB", "x", "equal labels"]
+    rows = []
+    for one in compared:
+        for side in SIDES:
+            seconds = [cost.seconds for cost in one.costs[side]]
+            row = [f"{one.model}, {side}", f"{one.median(side, 'seconds'):.1f}"]
+            row[1] += f" ({min(seconds):.1f}-{max(seconds):.1f})" if len(seconds) > 1 else ""
+            peak, our_peak = (max(cost.memory for cost in one.costs[name]) for name in (side, OURS))
+            ours = side == OURS
+            row += ["" if ours else f"{one.ratio(side, 'seconds'):.2f}"]
+            for what in ("first", "processor"):
+                row += [f"{one.median(side, what):.1f}", "" if ours else f"{one.ratio(side, what):.2f}"]
+            row += [f"{peak / 2**20:.0f}", "" if ours or not peak else f"{our_peak / peak:.2f}"]
+            rows.append([*row, f"{100 * one.equal[side]:.4f} %"])
+    return markdown_table(header, rows)
+
+
+def verdicts(compared: Sequence[Compared], cases: int) -> str:
+    """What was to be reached, and whether it was, as a Markdown table."""
+    rows = []
+    for one in compared:
+        wanted = [(f"time, of {side}", one.ratio(side, "seconds"), goal) for side, goal in TIME[cases <= FEW].items()]
+        wanted.append((f"first case, of {STOCK}", one.ratio(STOCK, "first"), FIRST))
+        for what, ratio, goal in wanted:
+            rows.append(
+                [f"{one.model}: {what}", f"at most {goal:.2f}", f"{ratio:.2f}", "yes" if ratio <= goal else "no"]
+            )
+        equal = one.equal[OURS]
+        shown = (f"at least {100 * EQUAL:.3f} %", f"{100 * equal:.4f} %")
+        rows.append([f"{one.model}: equal labels", *shown, "yes" if equal >= EQUAL else "no"])
+    return markdown_table(["figure", "expected", "measured", "reached"], rows)
+
+
+def table_of_part(rows: Sequence[dict[str, Any]]) -> str:
+    """The rows of a part's own measurement, numbers with three digits."""
+    cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    return markdown_table([*rows[0]], cells)
+
+
+def make_demo(work: Path) -> Path:
+    """A demo with short trainings, in a folder of the benchmark's."""
+    print("a short demo is made first; give the folder of a finished one with --demo", file=sys.stderr, flush=True)
+    demo = work / "demo"
+    Shell(work).run(f"nnunetv2_ext demo --output {demo} --unseen-cases {FEW} {SHORT}")
+    return demo
+
+
+def images_of(args: argparse.Namespace, demo: Path, work: Path) -> Path:
+    """The folder of images: the demo's unseen phantoms, or so many drawn with another seed."""
+    if args.cases is None:
+        return demo / "nnUNet_raw" / DATASET / "imagesTs"
+    from nnunetv2_ext.data.phantom import write_phantoms
+
+    write_phantoms(work / "Dataset998_Drawn", training=1, test=args.cases, seed=args.seed)
+    return work / "Dataset998_Drawn" / "imagesTs"
+
+
+def check(args: argparse.Namespace) -> None:
+    """Refuse what would fail only later.
+
+    Raises:
+        InputError: a number out of range, no finished demo, an output file that cannot be written.
+    """
+    check_output_file(args.json, "--json")
+    for flag, value in (("--rounds", args.rounds), ("--cases", 1 if args.cases is None else args.cases)):
+        if value < 1:
+            raise InputError(f"{flag} {value}", "a positive number", "correct it")
+    if args.demo is None:
+        return
+    for contender in chosen(args.models):
+        model = args.demo / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
+        for fold in FOLDS:
+            checkpoint = model / f"fold_{fold}" / "checkpoint_final.pth"
+            if not checkpoint.is_file():
+                remedy = f"run nnunetv2_ext demo --output {args.demo}, or leave --demo away"
+                raise InputError(f"no file {checkpoint}", "the folder of a finished demo", remedy)
+
+
+def chosen(titles: Sequence[str]) -> list[Contender]:
+    """The demo's models of these names."""
+    return [contender for contender in CONTENDERS if contender.title in titles]
+
+
+def compare_commands(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the tables of the whole commands; what stands in the JSON file of them."""
+    with tempfile.TemporaryDirectory(dir=args.output) as folder:
+        work = Path(folder)
+        demo = make_demo(work) if args.demo is None else args.demo.resolve()
+        images = images_of(args, demo, work)
+        cases = len(list(images.glob(f"*_0000{ENDING}")))
+        shell = Shell(demo)
+        if "OMP_WAIT_POLICY" not in os.environ:
+            del shell.environment["OMP_WAIT_POLICY"]  # as a user's, who does not know of it
+        compared = [
+            compare(shell, contender, images, rounds=args.rounds, device=args.device, work=work)
+            for contender in chosen(args.models)
+        ]
+    about = {"cases": cases, "folds": listed(FOLDS, separator=" "), "rounds": args.rounds, "device": args.device}
+    print(f"{markdown_facts(about)}\n\n{table(compared)}\n\n{verdicts(compared, cases)}")
+    return {**about, "models": [dataclasses.asdict(one) for one in compared]}
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure what was asked for, print the tables, write the JSON."""
+    check(args)
+    about = machine(args.device)
+    print(f"{markdown_facts(about)}\n")
+    content: dict[str, Any] = {"machine": about}
+    if args.commands:
+        content["commands"] = compare_commands(args)
+    for part in PARTS:
+        if getattr(args, part):
+            content[part] = getattr(importlib.import_module(FILES[part]), PARTS[part])(rounds=args.rounds)
+            print(f"\n{part}\n\n{table_of_part(content[part])}")
+    if args.json is not None:
+        write_json(args.json, content)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Bad input ends in one sentence on stderr and exit status 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    titles = [contender.title for contender in CONTENDERS]
+    parser.add_argument("--demo", type=Path, metavar="FOLDER", help="a finished demo (default: a short one is made)")
+    parser.add_argument("--models", nargs="+", choices=titles, default=titles, help=f"default {listed(titles)}")
+    parser.add_argument("--cases", type=int, metavar="N", help="draw N phantoms (default: the demo's unseen ones)")
+    parser.add_argument("--seed", type=int, default=1, help="of drawn phantoms (default 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("-device", default="cpu", help="default cpu")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to make a folder for the time it takes")
+    parser.add_argument("--no-commands", dest="commands", action="store_false", help="only the parts asked for")
+    parser.add_argument("--network", action="store_true", help="also the sliding window on its own")
+    parser.add_argument("--export", action="store_true", help="also from logits to labels on their own")
+    parser.add_argument("--roi", action="store_true", help="also the region of interest")
+    parser.add_argument("--json", type=Path, help="file for the same figures, of every round")
+    return exit_status(parser, argv, run)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
