@@ -101,7 +101,7 @@ def check_mask(case: str, mask: Path, image: Path) -> None:
         raise InputError(
             f"no mask {mask} of the case {case}",
             "one mask per case, named as the case",
-            "put it there, or leave -i's case out",
+            "put it there, or take the case out of the images",
         )
     refuse_differences(read_grid(image), read_grid(mask), of=f"the mask {mask} of the case {case}", beside=image.name)
 
