@@ -50,6 +50,7 @@ def test_killed_at_random_moments(tmp_path: Path, warm: WarmProcess, capsys: pyt
     write_model(tmp_path, folds=(0, 1))
     images = write_images(tmp_path / "images", CASES)
     command = f"nnunetv2_ext predict -i {images} -d {NUMBER} -c 3d_fullres -device cpu -o "
+    commands.run("nnunetv2_ext list")  # once the warm process has imported everything
     start = time.monotonic()
     commands.run(command + str(tmp_path / "unbroken"))
     length = time.monotonic() - start
