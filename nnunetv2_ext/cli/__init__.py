@@ -28,6 +28,7 @@ COMMANDS = {
     "import_weights": "turn published weights into a file for -pretrained_weights",
     "safe_export": "turn a trained model into safetensors and JSON, which can run no code",
     "predict": "the labels of new images, by one model or an ensemble, inside a region of interest",
+    "calibrate_roi": "the margin that the boxes of a region-of-interest model need, from its validation",
     "find_best": "find the best model or pair of models among trained ones",
     "ensemble": "labels from the saved probabilities of several models, once these were seen to agree",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
@@ -41,8 +42,9 @@ EPILOG = """the way, with data set 42 and MNet:
   nnunetv2_ext doctor -d 42 -c 3d_fullres -tr MNetTrainer -p MNetPlans    # is the training in order?
   nnUNetv2_train 42 3d_fullres 0 -tr MNetTrainer -p MNetPlans --npz       # and folds 1 to 4
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres        # and other models that were trained
+  nnunetv2_ext predict -d 42 -m MNetTrainer:MNetPlans:3d_fullres -i images -o labels    # several are an ensemble
 
-train, predict, ensemble are nnU-Net's: nnUNetv2_train, nnUNetv2_predict, nnUNetv2_ensemble.
+Training is nnU-Net's: nnUNetv2_train. nnUNetv2_predict and nnUNetv2_ensemble take our models too, and check less.
 """
 
 
@@ -131,5 +133,5 @@ def _unknown(command: str) -> InputError:
     return InputError(
         f"the command '{command}'",
         f"one of {', '.join(COMMANDS)}",
-        f"train, predict, ensemble are nnU-Net's: run {theirs}",
+        f"other commands are nnU-Net's: run {theirs}",
     )

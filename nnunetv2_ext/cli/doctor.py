@@ -82,9 +82,9 @@ def run(args: argparse.Namespace) -> int:
         device = f" -device {args.device}" if args.device in ("cpu", "mps") else ""
         train = f"nnUNetv2_train {args.dataset} {args.configuration} {fold} -tr {args.trainer} -p {args.plans}"
         print(f"ready: {train}{device}")
-    if args.model is not None and not counts[FAIL] and not safe:
+    if args.model is not None and not counts[FAIL]:
         folds = " ".join(sorted(fold.removeprefix("fold_") for fold in subject.found["contents"]))
-        print(f"ready: nnUNetv2_predict_from_modelfolder -m {args.model} -f {folds} -i IMAGES -o PREDICTIONS")
+        print(f"ready: nnunetv2_ext predict -m {args.model} -f {folds} -i IMAGES -o PREDICTIONS")
     return 1 if counts[FAIL] else 0
 
 

@@ -77,8 +77,19 @@ def run(args: argparse.Namespace) -> int:
         folds=folds,
     )
     print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}\n")
+    _print_prediction(dataset, found, folds)
     _print_table(results / dataset, models, folds, found["all_results"])
     return 0
+
+
+def _print_prediction(dataset: str, found: Mapping[str, Any], folds: Sequence[int]) -> None:
+    """The one command in place of nnU-Net's instructions where several models are best."""
+    keys = ("trainer", "plans_identifier", "configuration")
+    best = [":".join(one[key] for key in keys) for one in found["best_model_or_ensemble"]["selected_model_or_models"]]
+    if len(best) > 1:
+        named = f"-d {dataset} -f {listed(folds, separator=' ')} -m {listed(best, separator=' ')}"
+        print(f"nnunetv2_ext predict {named} -i INPUT_FOLDER -o OUTPUT_FOLDER")
+        print("does in one step what these instructions do before the postprocessing, and checks that models agree.\n")
 
 
 def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], results: Mapping[str, float]) -> None:
@@ -240,11 +251,14 @@ def _validation_cases(dataset_folder: Path, model: Model, fold: int) -> list[str
 
 
 def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequence[int]) -> None:
-    """Every model must have seen the same labels and predict each case once; nnU-Net does not look at either."""
-    first: tuple[Model, object, set[str]] | None = None
+    """Every model must mean the same by its labels and predict each case once; nnU-Net does not look at either."""
+    from nnunetv2_ext.inference.members import Member, check_members
+
+    again = "train the model again"
+    folders = [dataset_folder / model.folder_name for model in models]
+    check_members([Member(f.name, _description(f, again), read_plans(f / "plans.json", again)) for f in folders])
+    first: tuple[Model, set[str]] | None = None
     for model in models:
-        description = _description(dataset_folder / model.folder_name, "train the model again")
-        labels = {key: description.get(key) for key in ("labels", "regions_class_order") if description.get(key)}
         counts = Counter(case for fold in folds for case in _validation_cases(dataset_folder, model, fold))
         twice = [case for case, times in counts.items() if times > 1]
         if twice:
@@ -254,15 +268,9 @@ def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequ
                 "leave out folds that splits_final.json does not hold, or remove stale files from their validation",
             )
         if first is None:
-            first = (model, labels, set(counts))
-        elif labels != first[1]:
-            raise InputError(
-                f"{model.folder_name} with {labels}",
-                f"those of {first[0].folder_name}: {first[1]}",
-                "train both on the same dataset.json",
-            )
-        elif set(counts) != first[2]:
-            differing = sorted(set(counts) ^ first[2])
+            first = (model, set(counts))
+        elif set(counts) != first[1]:
+            differing = sorted(set(counts) ^ first[1])
             raise InputError(
                 f"{counted(differing, 'case')} that only one of {first[0].folder_name} and "
                 f"{model.folder_name} validated in folds {' '.join(map(str, folds))}",

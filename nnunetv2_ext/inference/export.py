@@ -80,7 +80,7 @@ def write_probabilities(
     """Write the probabilities of one case on the grid of its image as nnU-Net's `.npz`, class by class.
 
     The file holds `probabilities`, float32 (heads, *image). Outside the crop the background has 1, every region 0.
-    Memory holds the largest logit and the sum of the exponentials of every voxel and member, whatever the classes.
+    Memory holds every member's largest logit of each voxel and its probability, whatever the number of classes.
 
     Args:
         predictions: of every member, whose probabilities are averaged.
@@ -92,7 +92,7 @@ def write_probabilities(
         InputError: as `labels_of`.
     """
     grid = _Grid(predictions, label_manager, linear_z=linear_z)
-    sums = [] if label_manager.has_regions else [_exponentials(grid, member) for member in grid.members]
+    winners = [] if label_manager.has_regions else [_winners(grid, member, label_manager) for member in grid.members]
     header = {"descr": "<f4", "fortran_order": False, "shape": (grid.heads, *grid.image)}
     rows, columns = grid.crop[1:]
     with (
@@ -109,7 +109,7 @@ def write_probabilities(
                 stream.write(empty)
             for number, repeat in enumerate(grid.repeats[0]):
                 block = (slice(number, number + 1), slice(0, grid.size[1]), slice(0, grid.size[2]))
-                values = _head_probability(grid, head, block, sums)
+                values = _head_probability(grid, head, block, winners)
                 plane[rows, columns] = values[0].repeat(grid.repeats[1], 0).repeat(grid.repeats[2], 1)
                 for _ in range(repeat):
                     stream.write(plane.data)
@@ -135,44 +135,50 @@ class _Member:
             for number, axis in enumerate(backward)
         ]
 
-    def source(self, head: int, block: Block) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Logits around a block of the crop, float32, and the block's positions among them."""
-        positions = [positions[part] for positions, part in zip(self.positions, block, strict=True)]
-        first = [int(np.floor(position[0])) for position in positions]
-        last = [int(np.ceil(position[-1])) for position in positions]
-        box = tuple(slice(low, high + 1) for low, high in zip(first, last, strict=True))
-        logits = self.logits[head][box].cpu().to(torch.float32, memory_format=torch.contiguous_format).numpy()
+
+class _Part:
+    """A member's logits around one block of the crop."""
+
+    def __init__(self, member: _Member, block: Block):
+        positions = [positions[part] for positions, part in zip(member.positions, block, strict=True)]
+        box = [slice(int(np.floor(along[0])), int(np.ceil(along[-1])) + 1) for along in positions]
+        self.shape = [len(along) for along in positions]
+        self.logits = member.logits[:, box[0], box[1], box[2]]
+        self.positions = [along - part.start for along, part in zip(positions, box, strict=True)]
+
+    def source(self, head: int) -> np.ndarray:
+        """One head's logits as the network has them: float32."""
+        logits = self.logits[head].cpu().to(torch.float32, memory_format=torch.contiguous_format).numpy()
         if not np.isfinite(logits).all():
             raise InputError(
                 "logits that are not finite",
                 "finite ones from every network",
                 "check the checkpoint and the image for values that are too large, or predict in full precision",
             )
-        return logits, [position - low for position, low in zip(positions, first, strict=True)]
+        return logits
 
-    def bounds(self, block: Block) -> tuple[np.ndarray, np.ndarray]:
-        """The lowest and the highest logit of every head around a block: float32 (heads,)."""
-        bounds = np.empty((2, len(self.logits)), np.float32)
+    def bounds(self) -> tuple[np.ndarray, np.ndarray]:
+        """The lowest and the highest logit of every head: float32 (heads,)."""
+        lowest, highest = np.empty((2, len(self.logits)), np.float32)
         for head in range(len(self.logits)):
-            logits, _ = self.source(head, block)
-            bounds[:, head] = logits.min(), logits.max()
-        return bounds[0], bounds[1]
+            logits = self.source(head)
+            lowest[head], highest[head] = logits.min(), logits.max()
+        return lowest, highest
 
-    def head(self, head: int, block: Block) -> np.ndarray:
-        """One head's logits in a block of the crop, float32, rounded to the type that the network's have."""
-        logits, positions = self.source(head, block)
-        values = logits.astype(np.float64)
+    def head(self, head: int) -> np.ndarray:
+        """One head's logits in the block, float32, rounded to the type that the network's have."""
+        values = self.source(head).astype(np.float64)
         for axis in (2, 1, 0):
-            values = _along(values, axis, positions[axis])
+            values = _along(values, axis, self.positions[axis])
         # by numpy, as in nnU-Net: PyTorch rounds float64 to float32 before it rounds to half
         rounded = values.astype(np.float16 if self.logits.dtype == torch.half else np.float32)
         return torch.from_numpy(rounded).float().numpy()
 
-    def heads(self, block: Block) -> torch.Tensor:
-        """All heads' logits in a block of the crop, float32 (heads, *block)."""
-        values = np.empty((len(self.logits), *(part.stop - part.start for part in block)), np.float32)
+    def heads(self) -> torch.Tensor:
+        """All heads' logits in the block, float32 (heads, *block)."""
+        values = np.empty((len(self.logits), *self.shape), np.float32)
         for head, value in enumerate(values):
-            value[:] = self.head(head, block)
+            value[:] = self.head(head)
         return torch.from_numpy(values)
 
 
@@ -229,13 +235,6 @@ class _Grid:
             if (self.repeats[axis][part] > 1).any():
                 values = values.repeat(self.repeats[axis][part], axis)
         target[tuple(places)] = values
-
-    def probabilities(self, block: Block, label_manager: LabelManager) -> np.ndarray:
-        """The weighted mean of the members' probabilities in a block: float32 (heads, *block)."""
-        mean: Any = 0
-        for member in self.members:
-            mean = mean + member.weight * label_manager.apply_inference_nonlin(member.heads(block))
-        return (mean / self.weight).numpy()
 
 
 def _resampling(prediction: Prediction, shape: Sequence[int], *, linear_z: bool) -> tuple[torch.Tensor, Sequence[bool]]:
@@ -298,20 +297,28 @@ def _along(values: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
     return result
 
 
+def _probabilities(grid: _Grid, parts: Sequence[_Part], label_manager: LabelManager) -> np.ndarray:
+    """The weighted mean of the members' probabilities in a block: float32 (heads, *block)."""
+    mean: Any = 0
+    for member, part in zip(grid.members, parts, strict=True):
+        mean = mean + member.weight * label_manager.apply_inference_nonlin(part.heads())
+    return (mean / grid.weight).numpy()
+
+
 def _labels(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.dtype) -> np.ndarray:
     """The head with the highest value in every voxel of a block, the first of those that are equal."""
-    bounds = [member.bounds(block) for member in grid.members]
+    parts = [_Part(member, block) for member in grid.members]
+    bounds = [part.bounds() for part in parts]
     able = np.flatnonzero(np.any([highest >= lowest.max() for lowest, highest in bounds], axis=0)).tolist()
-    shape = [part.stop - part.start for part in block]
-    labels = np.full(shape, able[0], dtype)
+    labels = np.full(parts[0].shape, able[0], dtype)
     if len(able) == 1:
         return labels
     values: Iterable[tuple[int, np.ndarray]]
-    if len(grid.members) == 1:
-        values = ((head, grid.members[0].head(head, block)) for head in able)
+    if len(parts) == 1:
+        values = ((head, parts[0].head(head)) for head in able)
     else:
-        values = enumerate(grid.probabilities(block, label_manager))
-    best = np.full(shape, -np.inf, np.float32)
+        values = enumerate(_probabilities(grid, parts, label_manager))
+    best = np.full(labels.shape, -np.inf, np.float32)
     for head, value in values:
         # ascending numbers: the maximum is the last head that was above those before it
         np.maximum(labels, (value > best) * dtype.type(head), out=labels)
@@ -321,41 +328,42 @@ def _labels(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.dt
 
 def _regions(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.dtype) -> np.ndarray:
     """Regions with a probability above 0.5, those later in the order over the earlier."""
-    labels = np.zeros([part.stop - part.start for part in block], dtype)
-    likely = np.any([member.bounds(block)[1] > 0 for member in grid.members], axis=0)
-    if not likely.any():
-        return labels
-    several = grid.probabilities(block, label_manager) if len(grid.members) > 1 else None
-    for head in np.flatnonzero(likely).tolist():
+    parts = [_Part(member, block) for member in grid.members]
+    labels = np.zeros(parts[0].shape, dtype)
+    likely = np.flatnonzero(np.any([part.bounds()[1] > 0 for part in parts], axis=0)).tolist()
+    several = _probabilities(grid, parts, label_manager) if likely and len(parts) > 1 else None
+    for head in likely:
         if several is not None:
             value = several[head]
         else:
-            logits = torch.from_numpy(grid.members[0].head(head, block))
-            value = label_manager.apply_inference_nonlin(logits).numpy()
+            value = label_manager.apply_inference_nonlin(parts[0].head(head)).numpy()
         labels[value > 0.5] = label_manager.regions_class_order[head]
     return labels
 
 
-def _exponentials(grid: _Grid, member: _Member) -> tuple[np.ndarray, np.ndarray]:
-    """The largest of a member's logits and the sum of all heads' exponentials above it, of each voxel of the crop."""
-    largest, total = np.empty((2, *grid.size), np.float32)
+def _winners(grid: _Grid, member: _Member, label_manager: LabelManager) -> tuple[np.ndarray, np.ndarray]:
+    """The largest of a member's logits in every voxel of the crop and its probability, both float32 (*crop).
+
+    Any other's probability is exp(its logit - the largest) times that.
+    """
+    largest, probability = np.empty((2, *grid.size), np.float32)
     for block in grid.blocks(_voxels(grid.heads)):
-        logits = member.heads(block)
+        logits = _Part(member, block).heads()
         largest[block] = logits.amax(0)
-        total[block] = (logits - logits.amax(0)).exp_().sum(0)
-    return largest, total
+        probability[block] = label_manager.apply_inference_nonlin(logits).amax(0)
+    return largest, probability
 
 
 def _head_probability(
-    grid: _Grid, head: int, block: Block, sums: Sequence[tuple[np.ndarray, np.ndarray]]
+    grid: _Grid, head: int, block: Block, winners: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray:
-    """The weighted mean of the members' probabilities of one head in a block; without sums of a region."""
+    """The weighted mean of the members' probabilities of one head in a block; without winners of a region."""
     mean: Any = 0
     for number, member in enumerate(grid.members):
-        value = member.head(head, block)
-        if sums:
-            largest, total = sums[number]
-            value = np.exp(value - largest[block]) / total[block]
+        value = _Part(member, block).head(head)
+        if winners:
+            largest, probability = winners[number]
+            value = np.exp(value - largest[block]) * probability[block]
         else:
             value = torch.sigmoid(torch.from_numpy(value)).numpy()
         mean = mean + member.weight * value

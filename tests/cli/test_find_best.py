@@ -132,6 +132,8 @@ def test_the_pair_wins_and_the_instructions_name_the_commands(results, capfd):
     ):
         assert command in printed
         assert command in (results / "inference_instructions.txt").read_text()
+    models = "MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres"
+    assert f"nnunetv2_ext predict -d {DATASET} -f 0 1 -m {models} -i INPUT_FOLDER -o OUTPUT_FOLDER\n" in printed
     assert table(printed) == {
         "MNetTrainer:MNetPlans:3d_fullres": ["0.857", "0.857", "0.857"],
         "nnUNetTrainer:nnUNetPlans:3d_fullres": ["0.667", "0.667", "0.667"],
@@ -157,7 +159,7 @@ def test_without_ensembling_no_probabilities_are_needed(results, capfd):
     assert find_best("--disable_ensembling") == 0
     printed = capfd.readouterr().out
     assert f"*Best*: {OURS.folder_name}" in printed
-    assert "nnUNetv2_ensemble" not in printed
+    assert "nnUNetv2_ensemble" not in printed and "nnunetv2_ext predict" not in printed
     assert len(table(printed)) == 2
     assert "ensemble helped" not in printed
 
@@ -283,7 +285,7 @@ FAULTS = {
     "a case twice": (repeat_a_case, ["1 case (a) in the validation of several folds"]),
     "other labels": (
         change_the_labels,
-        [f"{STOCK.folder_name} with {{'labels': {{'background': 0, 'right': 1", "'left': 1", "same dataset.json"],
+        [f"the label 'left' = 1 in {OURS.folder_name}, but 2 in {STOCK.folder_name}", "leave one of them out"],
     ),
     "a label of which nothing is left": (
         lose_a_label,

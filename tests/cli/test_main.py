@@ -28,15 +28,17 @@ def test_help_tells_every_command_and_their_order(capsys: pytest.CaptureFixture[
         "plan_and_preprocess -d 42",
         "doctor -d 42",
         "nnUNetv2_train 42",
+        "find_best -d 42",
+        "nnunetv2_ext predict -d 42",
     ]
-    places = [printed.index(command) for command in [*order, "find_best -d 42"]]
+    places = [printed.index(command) for command in order]
     assert places == sorted(places)
 
 
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("train", "train, predict, ensemble are nnU-Net's: run nnUNetv2_train."),
+        ("train", "other commands are nnU-Net's: run nnUNetv2_train."),
         ("evaluate_folder", "are nnU-Net's: run nnUNetv2_evaluate_folder."),
         ("plan", "expected one of env, doctor, list, plan_and_preprocess"),
     ],
@@ -86,6 +88,7 @@ def test_every_flag_tells_its_meaning_and_default(command: str) -> None:
 def test_our_flags_have_dashes(command: str) -> None:
     """nnU-Net's own are spelled as nnU-Net spells them."""
     nnunets = {"--verify_dataset_integrity", "--no_pp", "--no_pbar", "--disable_ensembling", "--no_overwrite"}
+    nnunets |= {"--save_probabilities", "--save_npz"}
     parser = argparse.ArgumentParser()
     importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
     ours = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - nnunets

@@ -142,9 +142,9 @@ CASES: dict[str, tuple[Prediction, LabelManager]] = {
     "regions and labels": (made((6, 16, 14), (10, 21, 23), **THICK, heads=2), MIXED),
     "regions, float32": (made((9, 16, 14), (14, 21, 23), dtype=torch.float32), REGIONS),
     "an ignore label": (made((9, 16, 14), (14, 21, 23)), IGNORED),
-    "254 labels": (made((4, 8, 7), (6, 9, 9), heads=255, noise=3), labels(255)),
-    "255 labels": (made((4, 8, 7), (6, 9, 9), heads=256, noise=3), labels(256)),
-    "300 labels": (made((4, 8, 7), (6, 9, 9), heads=300, noise=3), labels(300)),
+    "254 labels": (made((4, 8, 7), (6, 9, 9), heads=255, noise=2), labels(255)),
+    "255 labels": (made((4, 8, 7), (6, 9, 9), heads=256, noise=2), labels(256)),
+    "300 labels": (made((4, 8, 7), (6, 9, 9), heads=300, noise=2), labels(300)),
     "ties": (made((9, 16, 14), (14, 21, 23), noise=0), labels(3)),
     "PyTorch's resampling": (
         made((9, 16, 14), (14, 21, 23), order=(2, 0, 1), function="resample_torch_fornnunet", options=TORCH),
@@ -256,7 +256,7 @@ def test_blocks_leave_no_seam(name: str, many: bool, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(export, "BLOCK", 100)
     monkeypatch.setattr(export, "VALUES", 200)
     np.testing.assert_array_equal(labels_of(predictions, manager), whole[0])
-    np.testing.assert_array_equal(written(predictions, manager, tmp_path), whole[1])
+    np.testing.assert_allclose(written(predictions, manager, tmp_path), whole[1], rtol=0, atol=3e-7)
 
 
 @pytest.mark.parametrize(("axis", "order"), [(0, (0, 1, 2)), (1, (0, 1, 2)), (2, (0, 1, 2)), (0, (2, 0, 1))], ids=str)
@@ -284,14 +284,14 @@ def test_nearest_slices_are_repeated() -> None:
 def test_a_class_that_wins_nowhere_in_a_block_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     prediction = made((9, 16, 14), (14, 21, 23), heads=20, noise=0.1)
     prediction.logits[3:] -= 40
-    expected, head = stock(prediction, labels(20)), export._Member.head
+    expected, head = stock(prediction, labels(20)), export._Part.head
     taken = set()
 
-    def noting(member: Any, number: int, block: Any) -> np.ndarray:
+    def noting(part: Any, number: int) -> np.ndarray:
         taken.add(number)
-        return head(member, number, block)
+        return head(part, number)
 
-    monkeypatch.setattr(export._Member, "head", noting)
+    monkeypatch.setattr(export._Part, "head", noting)
     np.testing.assert_array_equal(labels_of([prediction], labels(20)), expected)
     assert taken == {0, 1, 2}
 
@@ -306,30 +306,25 @@ def peak(run: Any) -> int:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("members", [1, 2])
 @pytest.mark.parametrize("regions", [False, True])
-def test_memory_does_not_grow_with_the_classes(
-    members: int, regions: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_memory_does_not_grow_with_the_classes(regions: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(export, "BLOCK", 2**9)
     monkeypatch.setattr(export, "VALUES", 2**12)
     peaks = []
-    for classes in (8, 64):
-        prediction = made((4, 6, 6), (8, 16, 16), heads=classes)
-        manager = labels(classes)
+    for classes in (8, 40):
+        prediction, manager = made((4, 6, 6), (8, 16, 16), heads=classes), labels(classes)
         if regions:
             names = {f"region {k}": [k, k + 1] for k in range(1, classes + 1)}
             manager = LabelManager({"background": 0, **names}, list(range(1, classes + 1)))
-        predictions = [prediction] * members
-        for run in (
-            lambda: labels_of(predictions, manager),  # noqa: B023
-            lambda: write_probabilities(predictions, manager, tmp_path / "case.npz"),  # noqa: B023
-        ):
-            peaks.append(peak(run))
-    few_labels, few, many_labels, many = peaks
-    assert many_labels < 1.2 * few_labels
-    assert many < 1.2 * few
-    assert max(peaks) < 64 * 8 * 16 * 16 * 4 / 2  # half of all classes
+        several = [prediction, prediction._replace(logits=-prediction.logits)]
+        peaks.append(peak(lambda: labels_of([prediction], manager)))  # noqa: B023
+        peaks.append(peak(lambda: labels_of(several, manager)))  # noqa: B023
+        peaks.append(peak(lambda: write_probabilities(several, manager, tmp_path / "case.npz")))  # noqa: B023
+    one, two, file, one_of_many, two_of_many, file_of_many = peaks
+    assert one_of_many < 1.2 * one
+    assert two_of_many < 1.2 * two
+    assert file_of_many < 1.2 * file
+    assert two_of_many < 40 * 8 * 16 * 16 * 4 / 2  # half of the classes in float32
 
 
 def test_threads_do_not_disturb_each_other() -> None:

@@ -58,8 +58,12 @@ def test_folds_to_ensemble(pipeline: Pipeline) -> None:
     ours = f"nnUNetv2_predict -i {images} -tr MNetTrainer -p MNetPlans {options}"
     run(f"{ours} -o {folder / 'ours'}", fresh=True)
     run(f"nnUNetv2_predict -i {images} -tr nnUNetTrainer -p nnUNetPlans {options} -o {folder / 'stock'}")
-    run(f"nnUNetv2_ensemble -i {folder / 'ours'} {folder / 'stock'} -o {folder / 'ensemble'} -np 1", fresh=True)
-    assert len(predictions(folder / "ensemble")) == 2
+    members = f"-i {folder / 'ours'} {folder / 'stock'} -np 1"
+    run(f"nnunetv2_ext ensemble {members} -o {folder / 'ensemble'}", fresh=True)
+    run(f"nnUNetv2_ensemble {members} -o {folder / 'theirs'}", fresh=True)
+    ensemble, theirs = predictions(folder / "ensemble"), predictions(folder / "theirs")
+    assert len(ensemble) == 2 and ensemble.keys() == theirs.keys()
+    assert all(np.array_equal(ensemble[name], theirs[name]) for name in ensemble)
 
     archive = folder / "m.zip"
     export = f"nnUNetv2_export_model_to_zip -d 104 -o {archive} -c 3d_fullres -tr MNetTrainer -p MNetPlans"

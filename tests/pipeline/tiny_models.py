@@ -142,9 +142,7 @@ def write_model(
 def write_image(path: Path, seed: int, shape: Sequence[int] = (7, 26, 28), spacing: Sequence[float] = SPACING) -> None:
     """One channel: blocks of different brightness and noise, so that every label occurs."""
     random = np.random.default_rng(seed)
-    blocks = random.normal(0, 100, [-(-length // 4) for length in shape])
-    for axis in range(len(shape)):
-        blocks = blocks.repeat(4, axis)
+    blocks = np.kron(random.normal(0, 100, [-(-length // 4) for length in shape]), np.ones([4] * len(shape)))
     voxels = blocks[tuple(map(slice, shape))] + random.normal(0, 10, shape)
     image = sitk.GetImageFromArray(voxels.astype(np.float32))
     image.SetSpacing([float(length) for length in spacing[::-1]])

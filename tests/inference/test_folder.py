@@ -1,0 +1,247 @@
+"""A folder of images: what is done stays, what fails is told, nothing half made is left."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from nnunetv2_ext.data import volumes
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.inference import folder as of_folder
+from nnunetv2_ext.inference.folder import Event, Outcome, predict_folder
+from nnunetv2_ext.inference.predictor import Predictor
+from nnunetv2_ext.inference.record import Part
+from nnunetv2_ext.inference.single import Options
+from tests.inference.predictions import label_files, names
+from tests.pipeline.tiny_models import write_image, write_images, write_model
+
+CASES = ["c0", "c1", "c2"]
+FAST = Options(mirroring=False, step_size=1.0)
+DESCRIPTIONS = ["dataset.json", "plans.json", "predict.json"]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def predictor(model: Path) -> Predictor:
+    return Predictor(model, device="cpu", options=FAST)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return write_images(tmp_path / "images", 3, shape=(4, 24, 20))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path / "output"
+    assert not [path for path in tmp_path.rglob("*") if path.name.endswith(".part") or "unfinished" in path.name]
+
+
+def of(outcome: Outcome) -> tuple[list[str], list[str], list[str]]:
+    return outcome.written, outcome.kept, list(outcome.failed)
+
+
+def test_a_second_run_does_what_is_left(predictor: Predictor, images: Path, output: Path) -> None:
+    def run(**options: Any) -> tuple[list[str], list[str], list[str]]:
+        return of(predict_folder(predictor, images, output, **options))
+
+    assert run() == (CASES, [], [])
+    assert names(output) == sorted([*(f"{case}.nii.gz" for case in CASES), *DESCRIPTIONS])
+    before = label_files(output)
+    assert run() == ([], CASES, [])
+    (output / "c1.nii.gz").unlink()
+    assert run() == (["c1"], ["c0", "c2"], [])
+    (output / "c1.nii.gz").write_bytes((output / "c1.nii.gz").read_bytes()[:-5])
+    assert run() == (["c1"], ["c0", "c2"], [])
+    (images / "c2_0000.nii.gz").touch()
+    assert run() == ([], CASES, []), "the same content at another time"
+    shutil.copy(images / "c0_0000.nii.gz", images / "c2_0000.nii.gz")
+    assert run() == (["c2"], ["c0", "c1"], [])
+    assert np.array_equal(label_files(output)["c2.nii.gz"], before["c0.nii.gz"])
+    assert run(probabilities=True) == (CASES, [], [])
+    assert run() == ([], CASES, [])
+    assert run(overwrite=True) == (CASES, [], [])
+    record = json.loads((output / "predict.json").read_text())
+    assert list(record["cases"]) == CASES and not record["failed"]
+    assert record["cases"]["c0"]["seconds"].keys() == {"read", "preprocess", "network", "export", "write"}
+    assert record["cases"]["c0"]["peak_memory_mib"] > 100
+
+
+@pytest.mark.parametrize("options", [{"options": Options(mirroring=True)}, {"folds": [0], "options": Options()}])
+def test_other_models_and_options_do_not_mix(
+    predictor: Predictor, model: Path, images: Path, output: Path, options: dict[str, Any]
+) -> None:
+    predict_folder(predictor, images, output)
+    other = Predictor(model, device="cpu", **options)
+    with pytest.raises(InputError, match=r"with other options in .*; replace all predictions there with --overwrite"):
+        predict_folder(other, images, output)
+    changed = write_model(output.parent, "2d")
+    with pytest.raises(InputError, match="of another model"):
+        predict_folder(Predictor(changed, device="cpu", options=FAST), images, output)
+    assert of(predict_folder(other, images, output, overwrite=True)) == (CASES, [], [])
+
+
+def test_files_of_which_no_record_tells(predictor: Predictor, images: Path, output: Path) -> None:
+    predict_folder(predictor, images, output)
+    (output / "predict.json").unlink()
+    with pytest.raises(InputError, match=r"3 files .* of which no predict.json tells.*--continue_prediction"):
+        predict_folder(predictor, images, output)
+    (output / "c1.nii.gz").write_bytes(b"")  # as nnU-Net leaves it on a full disk
+    (output / "c2.nii.gz").unlink()
+    assert of(predict_folder(predictor, images, output, keep=True)) == (["c1", "c2"], ["c0"], [])
+
+
+def nan(path: Path) -> None:
+    image = sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    image[0, 0, 0] = np.nan
+    sitk.WriteImage(sitk.GetImageFromArray(image), str(path))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "told"),
+    [
+        (nan, "1 voxels of c1_0000.nii.gz that are NaN"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-30]), "unreadable file"),
+        (lambda path: write_image(path.with_name("c1_0001.nii.gz"), 0, (4, 24, 20)), "2 files .* of 2 channels"),
+        (lambda path: path.rename(path.with_name("c1_0001.nii.gz")), ""),
+        (lambda path: write_image(path, 0, (24, 20), (1.0, 1.0)), "of 2 dimensions"),
+    ],
+)
+def test_a_bad_image_stops_no_other(
+    predictor: Predictor, images: Path, output: Path, spoil: Callable[[Path], Any], told: str
+) -> None:
+    spoil(images / "c1_0000.nii.gz")
+    events: list[Event] = []
+    outcome = predict_folder(predictor, images, output, tell=events.append)
+    if not told:  # one channel under another number is the one channel
+        assert of(outcome) == (CASES, [], [])
+        return
+    assert of(outcome) == (["c0", "c2"], [], ["c1"])
+    assert re.search(told, outcome.failed["c1"])
+    assert not (output / "c1.nii.gz").exists()
+    assert json.loads((output / "predict.json").read_text())["failed"].keys() == {"c1"}
+    assert sorted((event.case, event.status) for event in events) == [
+        ("c0", "written"),
+        ("c1", "failed"),
+        ("c2", "written"),
+    ]
+    assert [event.done for event in events] == [1, 2, 3] and events[-1].left == 0
+
+
+def test_a_case_that_the_network_fails_on(
+    model: Path, images: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, calls = Predictor(model, device="cpu", options=FAST), []
+    logits = predictor.models[0].window.logits
+
+    def fail(data: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise RuntimeError("CUDA out of memory. Tried to allocate\n9 GB")
+        return logits(data, **options)
+
+    monkeypatch.setattr(predictor.models[0].window, "logits", fail)
+    outcome = predict_folder(predictor, images, output)
+    assert of(outcome) == (["c0", "c2"], [], ["c1"])
+    assert outcome.failed["c1"] == "RuntimeError: CUDA out of memory. Tried to allocate"
+
+
+def test_a_full_disk_leaves_whole_cases(
+    predictor: Predictor, images: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = volumes.sitk.WriteImage
+
+    def full(image: Any, name: str, packed: bool) -> None:
+        """What ITK does on a full disk: a short file, and no error."""
+        write(image, name, packed)
+        if Path(name).name == "c1.nii.gz":
+            Path(name).write_bytes(Path(name).read_bytes()[:40])
+
+    monkeypatch.setattr(volumes.sitk, "WriteImage", full)
+    with pytest.raises(InputError, match=rf"^got an error on writing {output} \(.*; make room there\.$"):
+        predict_folder(predictor, images, output)
+    assert "c1.nii.gz" not in names(output) and "c0.nii.gz" in names(output)
+    monkeypatch.setattr(volumes.sitk, "WriteImage", write)
+    outcome = predict_folder(predictor, images, output)
+    assert "c0" in outcome.kept and "c1" in outcome.written and not outcome.failed
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_ended_from_outside(
+    model: Path, images: Path, output: Path, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor, calls = Predictor(model, device="cpu", options=FAST), []
+    logits = predictor.models[0].window.logits
+
+    def end(data: torch.Tensor, **options: Any) -> torch.Tensor:
+        calls.append(1)
+        if len(calls) == 2:
+            raise error
+        return logits(data, **options)
+
+    monkeypatch.setattr(predictor.models[0].window, "logits", end)
+    with pytest.raises(error):
+        predict_folder(predictor, images, output)
+    assert names(output) == sorted(["c0.nii.gz", *DESCRIPTIONS])
+    assert of(predict_folder(predictor, images, output)) == (["c1", "c2"], ["c0"], [])
+
+
+def test_killed_between_record_and_file(
+    predictor: Predictor, images: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record tells of a case before its file is there, so that no file is taken for a stranger's."""
+    replace = Path.replace
+
+    def kill(path: Path, target: Path) -> Path:
+        if path.name == "c1.nii.gz":
+            raise SystemExit  # which no handler of errors takes
+        return replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(of_folder.Path, "replace", kill)
+        with pytest.raises(SystemExit):
+            predict_folder(predictor, images, output)
+    assert "c1" in json.loads((output / "predict.json").read_text())["cases"]
+    (output / ".unfinished").mkdir()  # which a killed process leaves
+    assert "c1" in predict_folder(predictor, images, output).written
+
+
+def test_parts_fill_one_folder(predictor: Predictor, images: Path, output: Path) -> None:
+    assert of(predict_folder(predictor, images, output, part=Part(1, 2))) == (["c1"], [], [])
+    assert of(predict_folder(predictor, images, output, part=Part(0, 2))) == (["c0", "c2"], [], [])
+    assert {"predict_0_of_2.json", "predict_1_of_2.json"} <= set(names(output))
+    assert of(predict_folder(predictor, images, output)) == ([], CASES, []), "the parts' records are read"
+
+
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [(lambda images: images, "as input and output"), (lambda images: images / "c0_0000.nii.gz", "a file")],
+)
+def test_no_place_to_write(predictor: Predictor, images: Path, place: Callable[[Path], Path], told: str) -> None:
+    before = names(images)
+    with pytest.raises(InputError, match=told):
+        predict_folder(predictor, images, place(images))
+    assert names(images) == before
+
+
+def test_one_file(predictor: Predictor, images: Path, output: Path) -> None:
+    assert of(predict_folder(predictor, images / "c1_0000.nii.gz", output)) == (["c1"], [], [])
+
+
+def test_threads_write_the_same(predictor: Predictor, images: Path, output: Path) -> None:
+    predict_folder(predictor, images, output)
+    several = output.with_name("several")
+    predict_folder(predictor, images, several, readers=3, writers=2)
+    one, other = label_files(output), label_files(several)
+    assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
