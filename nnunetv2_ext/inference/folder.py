@@ -28,6 +28,13 @@ from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.resident_memory import highest_from_now
 from nnunetv2_ext.text import counted, one_line
 
+FOLDERS_OF_NNUNET = {
+    **dict.fromkeys(("imagesTr", "imagesTs", "gt_segmentations"), "a data set"),
+    "fold_*": "a trained model",
+    "Dataset[0-9]*": "data sets",
+}
+"""What lies in folders whose own dataset.json and plans.json a prediction would replace."""
+
 
 class Event(NamedTuple):
     """What became of a case."""
@@ -101,6 +108,9 @@ def predict_folder(
         raise InputError(f"{output} as input and output", "two folders", "choose another -o")
     if output.exists() and not output.is_dir():
         raise InputError(f"-o {output}, a file", "a folder", "choose another name")
+    for pattern, what in FOLDERS_OF_NNUNET.items():
+        if any(output.glob(pattern)):
+            raise InputError(f"-o {output}, which holds {what}", "a folder of predictions", "choose another")
     try:
         output.mkdir(parents=True, exist_ok=True)
         with held(output, part.record, "a prediction"), ended_in_order():
