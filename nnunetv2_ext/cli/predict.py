@@ -54,9 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-chk", dest="checkpoint", default=FINAL, help="which checkpoint of each fold")
     parser.add_argument("-step_size", default="0.5", metavar="SHARE", help="of the sliding window, of its patch")
     parser.add_argument("--disable_tta", action="store_true", help="no mirrored copies: faster, less accurate")
-    parser.add_argument("--skip_empty", action="store_true", help="windows of one value throughout are background")
+    parser.add_argument("--skip-empty", action="store_true", help="windows of one value throughout are background")
     parser.add_argument(
-        "--linear_z", action="store_true", help="interpolate between slices where nnU-Net takes the nearest one"
+        "--linear-z", action="store_true", help="interpolate between slices where nnU-Net takes the nearest one"
     )
     parser.add_argument("--save_probabilities", action="store_true", help="write CASE.npz and CASE.pkl too")
     parser.add_argument(
@@ -87,17 +87,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     region.add_argument(
         "--roi", metavar="WHAT", help="MODEL, a FOLDER of masks, or 'previous': a cascade's first stage"
     )
-    region.add_argument("--roi_labels", nargs="+", metavar="LABEL", help="labels that make the region (default: all)")
+    region.add_argument("--roi-labels", nargs="+", metavar="LABEL", help="labels that make the region (default: all)")
     region.add_argument(
-        "--roi_grid",
+        "--roi-grid",
         default="box",
         metavar="GRID",
         help="box: each box as if it were the image; image: windows of the whole image that meet a box",
     )
-    region.add_argument("--roi_margin", metavar="MM", help="around the boxes (default: the calibrated one; masks: 0)")
-    region.add_argument("--no_roi_growth", action="store_true", help="boxes that foreground touches stay as they are")
+    region.add_argument("--roi-margin", metavar="MM", help="around the boxes (default: the calibrated one; masks: 0)")
+    region.add_argument("--no-roi-growth", action="store_true", help="boxes that foreground touches stay as they are")
     region.add_argument(
-        "--roi_empty", default="whole", metavar="WHAT", help="where no region is found: 'whole' image, or 'background'"
+        "--roi-empty", default="whole", metavar="WHAT", help="where no region is found: 'whole' image, or 'background'"
     )
 
 
@@ -207,7 +207,7 @@ def _models(args: argparse.Namespace) -> list[str]:
 def _region(args: argparse.Namespace, shared: dict[str, Any]) -> "Region | None":
     """The region of interest that is asked for."""
     if args.roi is None:
-        asked = [f"--roi_{name}" for name in ("labels", "margin") if getattr(args, f"roi_{name}") is not None]
+        asked = [f"--roi-{name}" for name in ("labels", "margin") if getattr(args, f"roi_{name}") is not None]
         if asked:
             raise InputError(f"{listed(asked)} without --roi", "both", "add --roi, or leave it out")
         return None
@@ -215,9 +215,9 @@ def _region(args: argparse.Namespace, shared: dict[str, Any]) -> "Region | None"
     from nnunetv2_ext.inference.region import PREVIOUS, Region, region_of_model
     from nnunetv2_ext.inference.roi import ROI
 
-    margin = None if args.roi_margin is None else value_of(args.roi_margin, float, "--roi_margin")
+    margin = None if args.roi_margin is None else value_of(args.roi_margin, float, "--roi-margin")
     roi = ROI(
-        labels=None if args.roi_labels is None else value_of(args.roi_labels, int, "--roi_labels"),
+        labels=None if args.roi_labels is None else value_of(args.roi_labels, int, "--roi-labels"),
         grid=args.roi_grid,
         margin=margin or 0.0,
         growth=not args.no_roi_growth,

@@ -232,7 +232,7 @@ def _validated(model: Path, folds: Sequence[int], ending: str, commands: str) ->
         raise InputError(
             f"{len(cases)} validated cases in fold{'s' * (len(folds) > 1)} {listed(folds, separator=' ')}",
             f"{FEWEST} or more, best {FEW}",
-            "train and validate more folds and name them with -f, or give --roi_margin to predict instead",
+            "train and validate more folds and name them with -f, or give --roi-margin to predict instead",
         )
     return cases
 

@@ -201,7 +201,7 @@ class _Run:
         if not todo:
             return
         unfinished.mkdir()
-        self._write_descriptions()
+        self._write_descriptions(unfinished)
         self.begun = self.last = time.perf_counter()
         coming: deque[tuple[str, Future[_Read]]] = deque()
         going: deque[tuple[str, Future[None]]] = deque()
@@ -310,11 +310,12 @@ class _Run:
             (self.output / output).parent.mkdir(exist_ok=True)
             path.replace(self.output / output)
 
-    def _write_descriptions(self) -> None:
+    def _write_descriptions(self, unfinished: Path) -> None:
         """What nnU-Net's commands look for beside predictions."""
         trained = self.predictor.models[0].model.trained
-        write_json(self.output / "dataset.json", trained.dataset_json)
-        write_json(self.output / "plans.json", trained.plans)
+        for name, content in (("dataset.json", trained.dataset_json), ("plans.json", trained.plans)):
+            write_json(unfinished / name, content)  # other processes may write the same
+            (unfinished / name).replace(self.output / name)
 
 
 @contextmanager

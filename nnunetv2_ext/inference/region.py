@@ -50,10 +50,10 @@ def region_of_model(roi: ROI, predictor: "Predictor", margin: float | None) -> R
     known = margin_of(model.trained.plans, model.trained.configuration) if margin is None else margin
     if known is None:
         raise InputError(
-            f"no roi block in {model.folder / 'plans.json'} and no --roi_margin",
+            f"no roi block in {model.folder / 'plans.json'} and no --roi-margin",
             "the margin in mm that a model of a region needs",
             f"run nnunetv2_ext calibrate_roi -d {model.trained.plans['dataset_name']} -m {model.name}, "
-            "or give --roi_margin",
+            "or give --roi-margin",
         )
     return Region(replace(roi, margin=known), predictor)
 

@@ -47,12 +47,12 @@ class ROI:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.margin) and self.margin >= 0):
-            raise InputError(f"--roi_margin {self.margin:g}", "mm, 0 or more", "correct it")
-        for flag, value, known in (("--roi_grid", self.grid, GRIDS), ("--roi_empty", self.empty, EMPTY)):
+            raise InputError(f"--roi-margin {self.margin:g}", "mm, 0 or more", "correct it")
+        for flag, value, known in (("--roi-grid", self.grid, GRIDS), ("--roi-empty", self.empty, EMPTY)):
             if value not in known:
                 raise InputError(f"{flag} {value}", " or ".join(known), "correct it")
         if self.labels is not None and not len(self.labels):
-            raise InputError("no value for --roi_labels", "one label or more", "name some, or drop the flag")
+            raise InputError("no value for --roi-labels", "one label or more", "name some, or drop the flag")
 
 
 class Inside(NamedTuple):
@@ -101,13 +101,13 @@ def check_mask(case: str, mask: Path, image: Path) -> None:
         raise InputError(
             f"no mask {mask} of the case {case}",
             "one mask per case, named as the case",
-            "put it there, or leave -i's case out",
+            "put it there, or take the case out of the images",
         )
     refuse_differences(read_grid(image), read_grid(mask), of=f"the mask {mask} of the case {case}", beside=image.name)
 
 
 def check_labels(labels: Sequence[int], known: Mapping[str, Any], *, of: str) -> None:
-    """Refuse values of --roi_labels that the ROI model does not predict.
+    """Refuse values of --roi-labels that the ROI model does not predict.
 
     Args:
         known: `labels` of its dataset.json.
@@ -120,7 +120,7 @@ def check_labels(labels: Sequence[int], known: Mapping[str, Any], *, of: str) ->
     unknown = [label for label in labels if label not in values]
     if unknown:
         raise InputError(
-            f"--roi_labels {listed(unknown, separator=' ')}", f"labels of {of}: {listed(sorted(values))}", "correct it"
+            f"--roi-labels {listed(unknown, separator=' ')}", f"labels of {of}: {listed(sorted(values))}", "correct it"
         )
 
 

@@ -88,7 +88,8 @@ def test_every_flag_tells_its_meaning_and_default(command: str) -> None:
 def test_our_flags_have_dashes(command: str) -> None:
     """nnU-Net's own are spelled as nnU-Net spells them."""
     nnunets = {"--verify_dataset_integrity", "--no_pp", "--no_pbar", "--disable_ensembling", "--no_overwrite"}
-    nnunets |= {"--save_probabilities", "--save_npz"}
+    nnunets |= {"--save_probabilities", "--save_npz", "--disable_tta", "--continue_prediction", "--not_on_device"}
+    nnunets |= {"--disable_progress_bar"}
     parser = argparse.ArgumentParser()
     importlib.import_module(f"nnunetv2_ext.cli.{command}").add_arguments(parser)
     ours = {flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")} - nnunets

@@ -180,7 +180,7 @@ def test_regions_that_cannot_be(models: dict[str, Path], images: Path, tmp_path:
     of_region = Predictor(models["3d_lowres"], device="cpu", options=FAST)
     with pytest.raises(InputError, match=r"no roi block .*calibrate_roi"):
         region_of_model(ROI(), of_region, None)
-    with pytest.raises(InputError, match="--roi_labels 7"):
+    with pytest.raises(InputError, match="--roi-labels 7"):
         region_of_model(ROI(labels=[7]), of_region, 0.0)
     other = described(tmp_path, "Dataset711_Other", channel_names={"0": "CT"}, labels=LABELS)
     with pytest.raises(InputError, match=r"the model of the region .* of ct"):

@@ -381,11 +381,11 @@ def test_boxes_in_image(roi, expected):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"margin": -1.0}, "--roi_margin -1"),
-        ({"margin": float("nan")}, "--roi_margin nan"),
-        ({"grid": "boxes"}, "--roi_grid boxes"),
-        ({"empty": "none"}, "--roi_empty none"),
-        ({"labels": ()}, "no value for --roi_labels"),
+        ({"margin": -1.0}, "--roi-margin -1"),
+        ({"margin": float("nan")}, "--roi-margin nan"),
+        ({"grid": "boxes"}, "--roi-grid boxes"),
+        ({"empty": "none"}, "--roi-empty none"),
+        ({"labels": ()}, "no value for --roi-labels"),
     ],
 )
 def test_wrong_options(options, message):
@@ -398,8 +398,8 @@ def test_wrong_options(options, message):
     [
         ([1, 2], LABELS, None),
         ([2], REGIONS, None),
-        ([3], LABELS, "--roi_labels 3; expected labels of Coarse: 1, 2"),
-        ([0, 1], REGIONS, "--roi_labels 0"),
+        ([3], LABELS, "--roi-labels 3; expected labels of Coarse: 1, 2"),
+        ([0, 1], REGIONS, "--roi-labels 0"),
     ],
 )
 def test_labels_of_the_roi_model(labels, known, message):
