@@ -22,8 +22,7 @@ from tests.warm import Running, WarmProcess
 
 KILLS = int(os.environ.get("NNUNETV2_EXT_KILLS", "3"))
 CASES = max(4, 3 * KILLS // 5)
-SIGNALS = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 128 + signal.SIGTERM, signal.SIGINT: 128 + signal.SIGINT}
-"""With the exit status of a command that one ends."""
+SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 
 
 class Commands(Shell):
@@ -56,11 +55,11 @@ def test_killed_at_random_moments(tmp_path: Path, warm: WarmProcess, capsys: pyt
     length = time.monotonic() - start
     expected, output = labels_in(tmp_path / "unbroken"), tmp_path / "output"
     assert len(expected) == CASES
-    moments, began = random.Random(0), 0
-    for kill in range(KILLS):
-        number = list(SIGNALS)[kill % len(SIGNALS)]
-        before = len(labels_in(output))
-        if before > CASES // 2:  # so that there is something to do
+    moments, kills, runs = random.Random(0), 0, 0
+    while kills < KILLS:
+        runs += 1
+        number = SIGNALS[kills % len(SIGNALS)]
+        if len(labels_in(output)) > CASES // 2:  # so that there is something to do
             for name in moments.sample(sorted(expected), CASES // 2):
                 (output / name).unlink(missing_ok=True)
         running = commands.start(command + str(output))
@@ -70,9 +69,10 @@ def test_killed_at_random_moments(tmp_path: Path, warm: WarmProcess, capsys: pyt
         printed = running.communicate(timeout=60)[0]
         assert not survivors(running.pid)
         status = running.wait()
-        assert status in (0, SIGNALS[number]), printed
+        assert status in (0, 128 + number, -number), printed  # -number: before anything was begun
         assert number == signal.SIGKILL or not half_made(output), printed
-        began += status != 0
+        kills += status != 0
+        length *= 1 if status else 0.7  # the machine got faster
         for name, labels in labels_in(output).items():
             assert np.array_equal(labels, expected[name]), name
         if (output / "predict.json").exists():
@@ -88,4 +88,4 @@ def test_killed_at_random_moments(tmp_path: Path, warm: WarmProcess, capsys: pyt
     assert f"0 cases predicted, {CASES} were there already" in commands.run(command + str(output))
     assert kept == {path: path.stat().st_mtime_ns for path in output.glob("*.nii.gz")}
     with capsys.disabled():
-        print(f"\n{KILLS} kills, {began} of them before the end, {CASES} cases in {length:.1f} s")
+        print(f"\n{kills} kills in {runs} runs of {CASES} cases")
