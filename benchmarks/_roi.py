@@ -30,7 +30,13 @@ COARSE_FOLD, FINE_FOLD = 0, 1
 FINE_FLAGS = (
     """-pl BackbonePlanner --patch-size 12 56 56 --backbone-kwargs '{"features_per_stage": [16, 32, 64, 96]}'"""
 )
-ADAM = {"name": "AdamW", "lr": 1e-3, "weight_decay": 1e-2}  # in so few steps nnU-Net's optimizer finds nothing
+BRIEF = {
+    "epochs": 8,
+    "val_iterations_per_epoch": 1,
+    "batch_size": 3,
+    "oversample_foreground": 0.5,
+    "optimizer": {"name": "AdamW", "lr": 1e-3, "weight_decay": 1e-2},  # in so few steps nnU-Net's finds nothing
+}
 WAYS: dict[str, ROI | None] = {
     "whole image": None,
     "grid box": ROI(),
@@ -61,7 +67,7 @@ def train(folder: Path, *, device: str = "cpu", training: int = 24, unseen: int 
     write_phantoms(folder / "nnUNet_raw" / DATASET, training=training, test=unseen, field=FIELD)
     for command, plans, configuration, iterations in (
         ("-pl ROIPlanner --grid 64", "ROIPlans", "3d_roi", 40),
-        (FINE_FLAGS, "BackbonePlans", "3d_fullres", 50),
+        (FINE_FLAGS, "BackbonePlans", "3d_fullres", 60),
     ):
         shell.run(f"nnunetv2_ext plan_and_preprocess -d {NUMBER} {command} --no_pbar")
         preprocessed = folder / "nnUNet_preprocessed" / DATASET
@@ -70,8 +76,7 @@ def train(folder: Path, *, device: str = "cpu", training: int = 24, unseen: int 
         write_json(preprocessed / "splits_final.json", splits)
         content = read_json(preprocessed / f"{plans}.json", "plan again")
         block = content["configurations"][configuration]["training"]
-        brief = {"epochs": 8, "iterations_per_epoch": iterations, "val_iterations_per_epoch": 1}
-        content["configurations"][configuration]["training"] = {**block, **brief, "optimizer": ADAM}
+        content["configurations"][configuration]["training"] = {**block, **BRIEF, "iterations_per_epoch": iterations}
         write_json(preprocessed / f"{plans}.json", content)
     for model, fold in ((COARSE, COARSE_FOLD), (FINE, FINE_FOLD)):
         trainer, plans, configuration = model.split("__")
