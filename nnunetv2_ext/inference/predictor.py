@@ -241,6 +241,8 @@ class Predictor:
                 first = one if one.previous is None else one.previous
                 if first.model.previous_stage is None:
                     self._preprocessed(first, case)
+        if all(one.model.previous_stage is None for one in self.models):  # nothing reads the image once more
+            case.image = image._replace(voxels=image.voxels[:, :0])
         return case
 
     def _preprocessed(self, one: ModelPredictor, case: Case) -> tuple[Tensor, dict[str, Any]]:
