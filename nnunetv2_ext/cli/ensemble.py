@@ -56,9 +56,11 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         processes=processes(args),
     )
+    made, of = (len(outcome.written), "case"), (len(args.folders), "member")
     kept = f", {len(outcome.kept)} were there already" if outcome.kept else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    print(f"{args.output}: {len(outcome.written)} cases of {len(args.folders)} members{kept}{failed}")
+    cases, members = (f"{count} {noun}{'s' * (count != 1)}" for count, noun in (made, of))
+    print(f"{args.output}: {cases} of {members}{kept}{failed}")
     if outcome.failed:
         print(markdown_table(["failed", "why"], outcome.failed.items(), aligned=False))
     return 1 if outcome.failed else 0
