@@ -112,7 +112,7 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     # what can be told before PyTorch is there, which takes seconds
     models = [model_folder(name, args.dataset) for name in _models(args)]
     if not args.input.exists():
-        raise InputError(f"no {args.input}", "a folder of images, or an image", "check the path")
+        raise InputError(f"no folder or file {args.input}", "a folder of images, or an image", "check the path")
     counts = {
         flag: value_of(getattr(args, name), int, flag)
         for flag, name in (("-npp", "readers"), ("-nps", "writers"), ("-num_parts", "parts"), ("-part_id", "part"))

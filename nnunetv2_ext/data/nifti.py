@@ -58,6 +58,24 @@ def read_header(path: Path) -> Any | None:
     return nibabel.Nifti1Header(block, check=False)
 
 
+def check_spacing(path: Path) -> None:
+    """Refuse a header whose pixdim is 0 along an axis of several voxels, which SimpleITK and nibabel take as 1 mm.
+
+    Raises:
+        InputError: no spacing.
+    """
+    header = read_header(path)
+    if header is None:
+        return
+    axes = range(1, 1 + int(np.clip(header["dim"][0], 0, 3)))
+    if any(header["pixdim"][axis] == 0 and header["dim"][axis] > 1 for axis in axes):
+        raise InputError(
+            f"{path} with no spacing in its header (pixdim {listed(map(float, header['pixdim'][1:4]))})",
+            "a header that tells the spacing along each axis",
+            "its header is at fault: write the right one into it",
+        )
+
+
 def data_place(path: Path, header: Any) -> tuple[Path, int, int]:
     """Where the voxels of the file `path` lie: in which file, from which byte on, how many bytes."""
     sizes = (max(int(size), 1) for size in header["dim"][1 : 1 + max(int(header["dim"][0]), 0)])

@@ -18,6 +18,7 @@ from nnunetv2_ext.data.nifti import (
     UNPACKING,
     angle,
     check_header,
+    check_spacing,
     data_place,
     is_nifti,
     missing_values,
@@ -107,14 +108,14 @@ def read_grid(path: Path) -> Grid:
             remedy = "split it along its last axis into a file per channel (_0000, _0001, ...)"
         shape = f"{reader.GetDimension()} dimensions and {reader.GetNumberOfComponents()} values per voxel"
         raise InputError(f"{path} with {shape}", "3D volumes of one value per voxel", remedy)
-    doubt = doubt or check_told(path)
+    doubt = check_told(path) or doubt
     grid = Grid(reader.GetSize(), reader.GetSpacing(), reader.GetOrigin(), reader.GetDirection(), doubt)
     check_grid(grid, path)
     return grid
 
 
 def check_told(path: Path) -> str:
-    """Refuse an NRRD or MetaImage header that tells no spacing, which ITK takes as 1 mm.
+    """Refuse a header that tells no spacing, which ITK takes as 1 mm.
 
     Returns:
         What it leaves in doubt, in words.
@@ -122,6 +123,9 @@ def check_told(path: Path) -> str:
     Raises:
         InputError: no spacing.
     """
+    if is_nifti(path):
+        check_spacing(path)
+        return ""
     keys = {".nrrd": (b"space directions", b"spacings"), ".mha": (b"ElementSpacing", b"ElementSize")}
     keys |= {".nhdr": keys[".nrrd"], ".mhd": keys[".mha"]}
     if path.suffix not in keys:

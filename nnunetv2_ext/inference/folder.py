@@ -28,6 +28,13 @@ from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.resident_memory import highest_from_now
 from nnunetv2_ext.text import counted, one_line
 
+FOLDERS_OF_NNUNET = {
+    **dict.fromkeys(("imagesTr", "imagesTs", "gt_segmentations"), "a data set"),
+    "fold_*": "a trained model",
+    "Dataset[0-9]*": "data sets",
+}
+"""What lies in folders whose own dataset.json and plans.json a prediction would replace."""
+
 
 class Event(NamedTuple):
     """What became of a case."""
@@ -101,6 +108,9 @@ def predict_folder(
         raise InputError(f"{output} as input and output", "two folders", "choose another -o")
     if output.exists() and not output.is_dir():
         raise InputError(f"-o {output}, a file", "a folder", "choose another name")
+    for pattern, what in FOLDERS_OF_NNUNET.items():
+        if any(output.glob(pattern)):
+            raise InputError(f"-o {output}, which holds {what}", "a folder of predictions", "choose another")
     try:
         output.mkdir(parents=True, exist_ok=True)
         with held(output, part.record, "a prediction"), ended_in_order():
@@ -191,7 +201,7 @@ class _Run:
         if not todo:
             return
         unfinished.mkdir()
-        self._write_descriptions()
+        self._write_descriptions(unfinished)
         self.begun = self.last = time.perf_counter()
         coming: deque[tuple[str, Future[_Read]]] = deque()
         going: deque[tuple[str, Future[None]]] = deque()
@@ -300,11 +310,12 @@ class _Run:
             (self.output / output).parent.mkdir(exist_ok=True)
             path.replace(self.output / output)
 
-    def _write_descriptions(self) -> None:
+    def _write_descriptions(self, unfinished: Path) -> None:
         """What nnU-Net's commands look for beside predictions."""
         trained = self.predictor.models[0].model.trained
-        write_json(self.output / "dataset.json", trained.dataset_json)
-        write_json(self.output / "plans.json", trained.plans)
+        for name, content in (("dataset.json", trained.dataset_json), ("plans.json", trained.plans)):
+            write_json(unfinished / name, content)  # other processes may write the same
+            (unfinished / name).replace(self.output / name)
 
 
 @contextmanager

@@ -47,7 +47,7 @@ def find_images(source: Path, ending: str) -> dict[str, list[Path]]:
         return {case: [channels[case][number] for number in sorted(channels[case])]}
     if not source.is_dir():
         raise InputError(f"no folder {source}", "a folder of images, or an image", "check the path")
-    files = sorted(path for path in source.iterdir() if path.is_file())
+    files = sorted(source.iterdir())  # a folder or a dead link in the place of an image is told when it is read
     ours = [path for path in files if path.name.endswith(ending)]
     if not ours:
         others = sorted({ending_of(path.name) for path in files} - {""})

@@ -3,6 +3,7 @@
 By it, a later run knows what is done, and refuses to mix the predictions of other models in.
 """
 
+import re
 import threading
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,9 @@ from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FileState, file_state, is_unchanged, read_json, write_json
 
-RECORD = "predict.json"
+RECORD, RECORDS = "predict.json", re.compile(r"predict(_\d+_of_\d+)?\.json")
+TOLD = {"version", "cases", "failed"}
+"""What a record holds beside what decides the labels."""
 
 
 class Part(NamedTuple):
@@ -57,8 +60,9 @@ class Record:
         self.failed: dict[str, str] = {}
         self._made_by = dict(made_by)
         self._lock = threading.Lock()
-        for path in [] if anew else sorted(folder.glob(RECORD.replace(".json", "*.json"))):
-            self._take_over(path)
+        for path in [] if anew else sorted(folder.glob("*.json")):
+            if RECORDS.fullmatch(path.name):
+                self._take_over(path)
 
     def _take_over(self, path: Path) -> None:
         remedy = "replace all predictions there with --overwrite, or choose another -o"
@@ -66,7 +70,8 @@ class Record:
         cases = there.get("cases")
         if not isinstance(cases, dict) or not all(isinstance(entry, dict) for entry in cases.values()):
             raise InputError(f"a damaged {path}", "what nnunetv2_ext predict writes", remedy)
-        differing = [key for key, value in self._made_by.items() if there.get(key) != value]
+        keys = [key for key in {**there, **self._made_by} if key not in TOLD]
+        differing = [key for key in keys if there.get(key) != self._made_by.get(key)]
         if cases and differing:
             told = f"predictions of another model in {self.folder}"
             if "models" not in differing:

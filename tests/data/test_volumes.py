@@ -244,6 +244,10 @@ NO_GRID = {
         rewritten(".nrrd", (r"space: .*\n", ""), (r"space dir.*\n", ""), (r"space or.*\n", "")),
         "no spacing",
     ),
+    "NIfTI without spacing": (
+        holding(NIFTI[:84] + bytes(4) + NIFTI[88:252] + bytes(4) + NIFTI[256:], "volume.nii"),
+        r"no spacing in its header \(pixdim 1, 0, 1\)",
+    ),
     "MetaImage without spacing": (rewritten(".mha", (r"ElementSpacing.*\n", "")), "no spacing in its header"),
     "MetaImage without voxels": (
         without_voxels(".mhd", "volume.raw"),

@@ -90,11 +90,15 @@ def test_other_models_and_options_do_not_mix(
     with pytest.raises(InputError, match="of another model"):
         predict_folder(Predictor(changed, device="cpu", options=FAST), images, output)
     assert of(predict_folder(other, images, output, overwrite=True)) == (CASES, [], [])
+    record = json.loads((output / "predict.json").read_text())
+    (output / "predict.json").write_text(json.dumps({**record, "roi": {"grid": "box"}}))
+    with pytest.raises(InputError, match="with other roi in"):
+        predict_folder(other, images, output)
 
 
 def test_files_of_which_no_record_tells(predictor: Predictor, images: Path, output: Path) -> None:
     predict_folder(predictor, images, output)
-    (output / "predict.json").unlink()
+    (output / "predict.json").rename(output / "predict_from_raw_data_args.json")  # a file of nnU-Net's
     with pytest.raises(InputError, match=r"3 files .* of which no predict.json tells.*--continue_prediction"):
         predict_folder(predictor, images, output)
     (output / "c1.nii.gz").write_bytes(b"")  # as nnU-Net leaves it on a full disk
