@@ -97,8 +97,8 @@ def check_trainer(
 ) -> None:
     """Take a trainer the whole way on the CPU, with a training block of two short epochs; some minutes.
 
-    Plan, preprocess, doctor, train, kill, resume, validate again, predict with nnU-Net's command and with ours; then what
-    it has to refuse: to go on with another training block, and a damaged checkpoint.
+    Plan, preprocess, doctor, train, kill, resume, validate again, predict with nnU-Net's command and with ours; then
+    what it has to refuse: to go on with another training block, and a damaged checkpoint.
 
     Args:
         trainer: its name, as nnU-Net finds it.
