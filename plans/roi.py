@@ -56,7 +56,9 @@ class ROIPlanner(PlannerOfBackbones):
         if self.overwrite_target_spacing is not None:
             return full
         extents = self._extents()
-        coarse = np.percentile(extents, EXTENT, axis=0).max() / self.grid
+        # how thick a single slice is says nothing, 999 mm of a picture for instance
+        seen = np.where(np.array(self.dataset_fingerprint["shapes_after_crop"]) > 1, extents, 0)
+        coarse = np.percentile(seen, EXTENT, axis=0).max() / self.grid
         return np.maximum(full, np.minimum(coarse, extents.min(axis=0)))
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:

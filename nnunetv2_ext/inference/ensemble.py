@@ -21,7 +21,7 @@ from nnunetv2_ext.data.volumes import write_label_file
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FileState, file_state, read_json, read_pickle, read_plans, unwritable, write_json
 from nnunetv2_ext.inference.folder import Outcome
-from nnunetv2_ext.inference.members import Member, check_geometry, check_members
+from nnunetv2_ext.inference.members import Member, check_geometry, check_members, checked_weights
 from nnunetv2_ext.inference.record import RECORD, Record
 from nnunetv2_ext.inference.saved import Saved, averages, damaged, labels_of, opened, writing
 from nnunetv2_ext.locks import ended_in_order, held
@@ -61,7 +61,7 @@ def ensemble_folders(
     if processes < 1:
         raise InputError(f"-np {processes}", "1 or more", "correct it")
     _check_folders(folders, output)
-    shares = _shares(folders, weights)
+    shares = checked_weights(weights, len(folders))
     members = [_member(folder) for folder in folders]
     check_members(members)
     cases = _common_cases(folders)
@@ -87,17 +87,6 @@ def _check_folders(folders: Sequence[Path], output: Path) -> None:
             raise InputError(f"{output} as input and output", "a folder of its own", "choose another -o")
     if output.exists() and not output.is_dir():
         raise InputError(f"-o {output}, a file", "a folder", "choose another name")
-
-
-def _shares(folders: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
-    shares = [1.0] * len(folders) if weights is None else [float(weight) for weight in weights]
-    if len(shares) != len(folders):
-        raise InputError(f"{len(shares)} weights for {len(folders)} folders", "one per folder", "correct -w")
-    if not all(np.isfinite(share) and share > 0 for share in shares):
-        raise InputError(
-            f"-w {listed(shares, separator=' ')}", "weights above 0", "leave out members that do not count"
-        )
-    return shares
 
 
 def _member(folder: Path) -> Member:

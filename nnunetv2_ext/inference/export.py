@@ -8,10 +8,7 @@ members that of its `average_probabilities`, without ever holding every class on
   logits wins nowhere in it, and most blocks of most images are left with one class or two.
 * Where nnU-Net takes the nearest slice, neighbours that took the same one are computed once.
 
-Across thick slices (spacing along one axis above three times that of the others, in the plans or in the image) nnU-Net
-takes the nearest slice of logits. Where the slice distance of the image is smaller than the plans', neighbours then get
-the same labels, where it is larger, slices are left out. `linear_z` interpolates between slices as within them, which
-moves the borders smoothly from slice to slice, but is no longer what nnU-Net's figures were measured with.
+See `nnunetv2_ext.inference.resampling` for what happens across thick slices.
 """
 
 import zipfile
@@ -22,13 +19,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from nnunetv2.configuration import ANISO_THRESHOLD
-from nnunetv2.preprocessing.resampling.default_resampling import determine_do_sep_z_and_axis
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.geometry.slabs import nearest_slices
+from nnunetv2_ext.inference.resampling import along, resampling
 
 BLOCK = 2**16
 """Voxels of the image in a block, for which one class fits into a processor's cache."""
@@ -56,16 +51,17 @@ def labels_of(predictions: Sequence[Prediction], label_manager: LabelManager, *,
     Args:
         predictions: of every member. One alone is decided by its logits, several by the mean of their probabilities.
         label_manager: of the data set.
-        linear_z: interpolate across thick slices, too, where nnU-Net takes the nearest one.
+        linear_z: interpolate slices that the network was not shown, where nnU-Net takes the nearest one.
 
     Returns:
-        uint8, from 255 foreground labels on uint16, (*image) in the order of axes of nnU-Net's reader.
+        uint8, or uint16 from 255 foreground labels on, (*image) in the order of axes of nnU-Net's reader.
 
     Raises:
         InputError: members that differ in heads, image or crop, or logits that are not finite.
     """
     grid = _Grid(predictions, label_manager, linear_z=linear_z)
-    dtype = np.dtype(np.uint8 if len(label_manager.foreground_labels) < 255 else np.uint16)
+    wide = len(label_manager.foreground_labels) >= 255 or max(label_manager.regions_class_order or [0]) > 255
+    dtype = np.dtype(np.uint16 if wide else np.uint8)
     labels = np.zeros(grid.image, dtype)
     decide = _regions if label_manager.has_regions else _labels
     several = len(grid.members) > 1
@@ -86,7 +82,7 @@ def write_probabilities(
         predictions: of every member, whose probabilities are averaged.
         label_manager: of the data set.
         path: of the file, which is overwritten.
-        linear_z: interpolate across thick slices, too, where nnU-Net takes the nearest one.
+        linear_z: interpolate slices that the network was not shown, where nnU-Net takes the nearest one.
 
     Raises:
         InputError: as `labels_of`.
@@ -124,16 +120,17 @@ class _Member:
         properties, plans = prediction.properties, prediction.plans_manager
         backward = plans.transpose_backward
         shape = [int(size) for size in properties["shape_after_cropping_and_before_resampling"]]
-        logits, interpolated = _resampling(prediction, shape, linear_z=linear_z)
+        spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
+        logits, places = resampling(
+            prediction.logits, shape, prediction.configuration_manager, spacing, linear_z=linear_z
+        )
         self.logits = logits.permute(0, *(axis + 1 for axis in backward))
         self.weight = prediction.weight
         self.image = tuple(int(properties["shape_before_cropping"][axis]) for axis in backward)
         box = [properties["bbox_used_for_cropping"][axis] for axis in backward]
         self.crop = tuple(slice(int(first), int(last)) for first, last in box)
-        self.positions = [
-            _positions(self.logits.shape[1 + number], shape[axis], interpolated=interpolated[axis])
-            for number, axis in enumerate(backward)
-        ]
+        # along every axis, where the voxels' centres lie among those of the logits: float64, from 0
+        self.positions = [places[axis](logits.shape[1 + axis], shape[axis]) for axis in backward]
 
 
 class _Part:
@@ -141,10 +138,10 @@ class _Part:
 
     def __init__(self, member: _Member, block: Block):
         positions = [positions[part] for positions, part in zip(member.positions, block, strict=True)]
-        box = [slice(int(np.floor(along[0])), int(np.ceil(along[-1])) + 1) for along in positions]
-        self.shape = [len(along) for along in positions]
+        box = [slice(int(np.floor(places[0])), int(np.ceil(places[-1])) + 1) for places in positions]
+        self.shape = [len(places) for places in positions]
         self.logits = member.logits[:, box[0], box[1], box[2]]
-        self.positions = [along - part.start for along, part in zip(positions, box, strict=True)]
+        self.positions = [places - part.start for places, part in zip(positions, box, strict=True)]
 
     def source(self, head: int) -> np.ndarray:
         """One head's logits as the network has them: float32."""
@@ -169,7 +166,7 @@ class _Part:
         """One head's logits in the block, float32, rounded to the type that the network's have."""
         values = self.source(head).astype(np.float64)
         for axis in (2, 1, 0):
-            values = _along(values, axis, self.positions[axis])
+            values = along(values, axis, self.positions[axis])
         # by numpy, as in nnU-Net: PyTorch rounds float64 to float32 before it rounds to half
         rounded = values.astype(np.float16 if self.logits.dtype == torch.half else np.float32)
         return torch.from_numpy(rounded).float().numpy()
@@ -192,14 +189,11 @@ class _Grid:
         self.members = [_Member(prediction, linear_z=linear_z) for prediction in predictions]
         first = self.members[0]
         self.image, self.crop, self.heads = first.image, first.crop, label_manager.num_segmentation_heads
+        expected = _told(self.heads, self.image, self.crop)
         for member in self.members:
-            found = (len(member.logits), member.image, member.crop)
-            if found != (self.heads, self.image, self.crop):
-                raise InputError(
-                    "{} heads for an image of {}, cropped to {}".format(*found),
-                    f"{self.heads} heads for {self.image}, cropped to {self.crop}, as the first member and the labels",
-                    "predict with members of the same labels and crop",
-                )
+            found = _told(len(member.logits), member.image, member.crop)
+            if found != expected:
+                raise InputError(found, expected, "take members that were trained with the same labels and crop alike")
         self.weight = sum(member.weight for member in self.members)
         self.starts: list[np.ndarray] = []
         for axis in range(3):
@@ -237,64 +231,14 @@ class _Grid:
         target[tuple(places)] = values
 
 
-def _resampling(prediction: Prediction, shape: Sequence[int], *, linear_z: bool) -> tuple[torch.Tensor, Sequence[bool]]:
-    """Logits, and for each axis whether they are to be interpolated: where not, the nearest slice is taken.
-
-    What nnU-Net's default function does is left to the blocks. Logits that another one resamples come resampled.
-    """
-    properties, plans, configuration = prediction.properties, prediction.plans_manager, prediction.configuration_manager
-    spacing = [properties["spacing"][axis] for axis in plans.transpose_forward]
-    current = list(configuration.spacing)
-    if len(current) < len(shape):  # a 2D configuration keeps the slices
-        current = [spacing[0], *current]
-    options = {
-        "is_seg": False,
-        "order": 3,
-        "order_z": 0,
-        "force_separate_z": False,
-        "separate_z_anisotropy_threshold": ANISO_THRESHOLD,
-        **configuration.configuration["resampling_fn_probabilities_kwargs"],
-    }
-    known = {"is_seg": (False,), "order": (1,), "order_z": (0, 1)}
-    if (
-        configuration.configuration["resampling_fn_probabilities"] != "resample_data_or_seg_to_shape"
-        or len(options) > 5
-        or any(options[name] not in values for name, values in known.items())
-    ):
-        resampled = configuration.resampling_fn_probabilities(prediction.logits.cpu(), shape, current, spacing)
-        return torch.as_tensor(resampled), [True] * 3
-    separate, axis = determine_do_sep_z_and_axis(
-        options["force_separate_z"], current, spacing, options["separate_z_anisotropy_threshold"]
-    )
-    nearest = axis if separate and not linear_z and options["order_z"] == 0 else None
-    return prediction.logits, [number != nearest for number in range(3)]
+def _told(heads: int, image: Sequence[int], crop: Sequence[slice]) -> str:
+    box = ", ".join(f"{part.start}:{part.stop}" for part in crop)
+    return f"logits of {heads} heads for an image of {tuple(image)} voxels, cropped to [{box}]"
 
 
 def _voxels(heads: int) -> int:
     """Voxels in a block of all heads."""
     return min(BLOCK, VALUES // heads)
-
-
-def _positions(count: int, resampled: int, *, interpolated: bool) -> np.ndarray:
-    """Where the centres of `resampled` voxels lie among `count` that cover the same length: float64, from 0."""
-    if not interpolated:
-        return nearest_slices(count, resampled).astype(np.float64)
-    return np.clip(count / resampled * (np.arange(resampled) + 0.5) - 0.5, 0, count - 1)
-
-
-def _along(values: np.ndarray, axis: int, positions: np.ndarray) -> np.ndarray:
-    """Interpolate linearly along one axis."""
-    lower = np.floor(positions).astype(np.intp)
-    weight = positions - lower
-    if not weight.any():
-        same = np.array_equal(lower, np.arange(values.shape[axis]))
-        return values if same else values.take(lower, axis)
-    result = values.take(lower, axis)
-    step = values.take(np.minimum(lower + 1, values.shape[axis] - 1), axis)
-    step -= result
-    step *= weight.reshape([-1] + [1] * (values.ndim - 1 - axis))
-    result += step
-    return result
 
 
 def _probabilities(grid: _Grid, parts: Sequence[_Part], label_manager: LabelManager) -> np.ndarray:
@@ -310,14 +254,14 @@ def _labels(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.dt
     parts = [_Part(member, block) for member in grid.members]
     bounds = [part.bounds() for part in parts]
     able = np.flatnonzero(np.any([highest >= lowest.max() for lowest, highest in bounds], axis=0)).tolist()
-    labels = np.full(parts[0].shape, able[0], dtype)
     if len(able) == 1:
-        return labels
+        return np.full(parts[0].shape, able[0], dtype)
     values: Iterable[tuple[int, np.ndarray]]
     if len(parts) == 1:
         values = ((head, parts[0].head(head)) for head in able)
-    else:
+    else:  # on average another head may win than any member's
         values = enumerate(_probabilities(grid, parts, label_manager))
+    labels = np.zeros(parts[0].shape, dtype)
     best = np.full(labels.shape, -np.inf, np.float32)
     for head, value in values:
         # ascending numbers: the maximum is the last head that was above those before it

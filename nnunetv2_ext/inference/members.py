@@ -56,6 +56,21 @@ def check_members(members: Sequence[Member]) -> None:
         _refuse_difference(members[0], other)
 
 
+def checked_weights(weights: Sequence[float] | None, members: int) -> list[float]:
+    """The weight of each member, by default all the same.
+
+    Raises:
+        InputError: another number of them, or one that is not above 0.
+    """
+    shares = [1.0] * members if weights is None else [float(weight) for weight in weights]
+    if len(shares) != members:
+        raise InputError(f"{len(shares)} weights for {members} members", "one per member", "correct -w")
+    if not all(np.isfinite(share) and share > 0 for share in shares):
+        remedy = "leave out members that do not count"
+        raise InputError(f"-w {listed(shares, separator=' ')}", "weights above 0", remedy)
+    return shares
+
+
 def _check_description(member: Member) -> None:
     """Refuse entries that cannot be compared."""
     content, told = member.dataset_json, Path(f"the dataset.json of {member.name}")

@@ -125,7 +125,7 @@ class Loaded:
 
         from nnunetv2_ext.weights.checkpoint import differing_weights
 
-        trainer = find_trainer(self.trained.trainer_name)
+        trainer = trainer_class(self.trained.trainer_name)
         channels = determine_num_input_channels(
             self.plans_manager, self.configuration_manager, self.trained.dataset_json
         )
@@ -168,7 +168,7 @@ def load_model(folder: Path, folds: Sequence[str] | None = None, checkpoint: str
     Raises:
         InputError: a fold or a file is missing or damaged, or the folds are of several models.
     """
-    from nnunetv2_ext.weights.checkpoint import read_checkpoint
+    from nnunetv2_ext.weights.checkpoint import made_by, read_folds
     from nnunetv2_ext.weights.safe import DESCRIPTION, WEIGHTS, TrainedModel, read_safe_model, trained_folds
 
     beside = (folder / "plans.json", folder / "dataset.json")
@@ -179,26 +179,11 @@ def load_model(folder: Path, folds: Sequence[str] | None = None, checkpoint: str
         return Loaded(name, folder, trained, (*beside, *files))
     plans = read_plans(beside[0], "give the folder of a trained model, with plans.json, dataset.json and fold_*")
     description = read_json(beside[1], COPY)
-    weights, made = {}, {}
-    for fold in trained_folds(folder, folds, checkpoint):
-        content = read_checkpoint(folder / f"fold_{fold}" / checkpoint, resume=False, remedy=COPY)
-        axes = content.get("inference_allowed_mirroring_axes")
+    weights = {}
+    for fold, content in read_folds(folder, trained_folds(folder, folds, checkpoint), checkpoint, remedy=COPY):
         weights[fold] = {key.removeprefix("module."): value for key, value in content["network_weights"].items()}
-        made[fold] = (
-            content["trainer_name"],
-            content["init_args"]["configuration"],
-            None if axes is None else tuple(int(axis) for axis in axes),
-        )
-    first, *others = made
-    for fold in others:
-        if made[fold] != made[first]:
-            what = f"fold {fold} of {listed(made[fold])} and fold {first} of {listed(made[first])} in {folder}"
-            raise InputError(what, "folds of one model", "choose them with -f")
-    trainer, configuration, mirroring = made[first]
-    if configuration not in plans["configurations"]:
-        what = f"{beside[0]} without the configuration {configuration}, which was trained"
-        raise InputError(what, "the plans of the training", COPY)
-    trained = TrainedModel(trainer, configuration, plans, description, mirroring, weights)
+        made = made_by(content)
+    trained = TrainedModel(made.trainer_name, made.configuration, plans, description, made.mirroring_axes, weights)
     loaded = Loaded(name, folder, trained, (*beside, *(folder / f"fold_{fold}" / checkpoint for fold in weights)))
     try:
         _ = loaded.label_manager, loaded.configuration_manager
@@ -207,7 +192,7 @@ def load_model(folder: Path, folds: Sequence[str] | None = None, checkpoint: str
     return loaded
 
 
-def find_trainer(name: str) -> Any:
+def trainer_class(name: str) -> Any:
     """A trainer's class: ours at once, others as nnU-Net finds them.
 
     Raises:

@@ -21,7 +21,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.boxes import Box
 from nnunetv2_ext.inference.export import Prediction, labels_of
 from nnunetv2_ext.inference.images import Image, read_image
-from nnunetv2_ext.inference.members import Member, check_geometry, check_members
+from nnunetv2_ext.inference.members import Member, check_geometry, check_members, checked_weights
 from nnunetv2_ext.inference.models import Loaded, load_model, model_folder
 from nnunetv2_ext.inference.region import Region, check_region
 from nnunetv2_ext.inference.roi import Inside, boxes_in_image, predict_inside, report
@@ -241,6 +241,8 @@ class Predictor:
                 first = one if one.previous is None else one.previous
                 if first.model.previous_stage is None:
                     self._preprocessed(first, case)
+        if all(one.model.previous_stage is None for one in self.models):  # nothing reads the image once more
+            case.image = image._replace(voxels=image.voxels[:, :0])
         return case
 
     def _preprocessed(self, one: ModelPredictor, case: Case) -> tuple[Tensor, dict[str, Any]]:
@@ -355,15 +357,3 @@ def chosen_device(device: str | torch.device | None) -> torch.device:
     if backend is not None and not backend.is_available():
         raise InputError(f"-device {asked}", "a device that PyTorch finds here", "choose -device cpu")
     return asked
-
-
-def checked_weights(weights: Sequence[float] | None, models: int) -> list[float]:
-    """The weight of each model.
-
-    Raises:
-        InputError: another number of them, or one that is below 0 or no number.
-    """
-    shares = [1.0] * models if weights is None else [float(weight) for weight in weights]
-    if len(shares) != models or not all(np.isfinite(share) and share >= 0 for share in shares) or not sum(shares) > 0:
-        raise InputError(f"the weights {listed(shares)}", f"{models} numbers of 0 or more, not all 0", "correct -w")
-    return shares

@@ -1,14 +1,15 @@
 """nnU-Net's checkpoints, read so that they run no code, and checked before anything relies on what they hold."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nnunetv2_ext.errors import InputError, is_whole
+from nnunetv2_ext.files import read_plans
 from nnunetv2_ext.text import counted, listed
 from nnunetv2_ext.weights.files import read_torch_file
 
@@ -46,6 +47,50 @@ def read_checkpoint(
     if faults:
         raise InputError(f"the damaged checkpoint {path} ({faults[0]})", "what a trainer writes", remedy)
     return content
+
+
+class MadeBy(NamedTuple):
+    """What tells the model that a checkpoint is of."""
+
+    trainer_name: str
+    configuration: str
+    mirroring_axes: tuple[int, ...] | None
+    """Of `inference_allowed_mirroring_axes`."""
+
+
+def made_by(content: Mapping[str, Any]) -> MadeBy:
+    """Of a checkpoint as `read_checkpoint` returned it."""
+    axes = content.get("inference_allowed_mirroring_axes")
+    mirroring = None if axes is None else tuple(int(axis) for axis in axes)
+    return MadeBy(content["trainer_name"], content["init_args"]["configuration"], mirroring)
+
+
+def read_folds(
+    model: Path, folds: Sequence[str], checkpoint: str, **reading: Any
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The checkpoint of each fold in turn, for prediction.
+
+    Args:
+        model: folder of the model, with its plans.json.
+        folds: names after `fold_`.
+        reading: trust, remedy, trusted, as of `read_checkpoint`.
+
+    Raises:
+        InputError: as `read_checkpoint`, folds of several models, or plans without the configuration.
+    """
+    plans = read_plans(model / "plans.json", "give the folder of a trained model")
+    first: MadeBy | None = None
+    for fold in folds:
+        content = read_checkpoint(model / f"fold_{fold}" / checkpoint, resume=False, **reading)
+        made = made_by(content)
+        first = first or made
+        if made != first:
+            what = f"fold {fold} of {tuple(made)} and fold {folds[0]} of {tuple(first)} in {model}"
+            raise InputError(what, "folds of one model", "choose them with -f")
+        if made.configuration not in plans["configurations"]:
+            what = f"{model / 'plans.json'} without the configuration {made.configuration}, which was trained"
+            raise InputError(what, "the plans of the training", "copy them there")
+        yield fold, content
 
 
 def is_readable(path: Path) -> bool:

@@ -19,7 +19,7 @@ from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import file_state, read_json, write_json
 from nnunetv2_ext.locks import complete_or_absent
 from nnunetv2_ext.text import listed, one_line
-from nnunetv2_ext.weights.checkpoint import not_finite, read_checkpoint
+from nnunetv2_ext.weights.checkpoint import made_by, not_finite, read_folds
 from nnunetv2_ext.weights.files import FINAL
 
 FORMAT = "nnunetv2_ext safe model 1"
@@ -73,25 +73,12 @@ def write_safe_model(
     if (fingerprint := model / "dataset_fingerprint.json").is_file():
         beside["dataset_fingerprint"] = read_json(fingerprint, remedy)
     names = trained_folds(model, folds, checkpoint)
-    made: dict[str, tuple[str, str, Any]] = {}
     with complete_or_absent(output) as folder:
         digests = {}
-        for name in names:
-            path = model / f"fold_{name}" / checkpoint
-            trusted = "add --trust if you trust where the file comes from: its tensors, texts and numbers are kept"
-            content = read_checkpoint(path, resume=False, trust=trust, remedy="copy it again", trusted=trusted)
-            axes = content.get("inference_allowed_mirroring_axes")
-            made[name] = (
-                content["trainer_name"],
-                content["init_args"]["configuration"],
-                None if axes is None else [int(axis) for axis in axes],
-            )
-            if made[name] != made[names[0]]:
-                raise InputError(
-                    f"fold {name} of {made[name]} and fold {names[0]} of {made[names[0]]}",
-                    "folds of one model",
-                    "choose them with -f",
-                )
+        trusted = "add --trust if you trust where the file comes from: its tensors, texts and numbers are kept"
+        contents = read_folds(model, names, checkpoint, trust=trust, remedy="copy it again", trusted=trusted)
+        for name, content in contents:
+            made = made_by(content)
             fold = folder / f"fold_{name}"
             fold.mkdir()
             weights = {key: value.detach().clone().contiguous() for key, value in content["network_weights"].items()}
@@ -102,21 +89,14 @@ def write_safe_model(
             digests[name] = file_state(fold / WEIGHTS).digest
             known = {key: content.get(key) for key in ("current_epoch", "logging", "_best_ema", "init_args")}
             write_json(fold / TRAINING, _plain(known), indent=1)
-        trainer, configuration, mirroring = made[names[0]]
-        if configuration not in beside["plans"].get("configurations", {}):
-            raise InputError(
-                f"{model / 'plans.json'} without the configuration {configuration}, which was trained",
-                "the plans of the training",
-                "copy them there",
-            )
         for name, description in beside.items():
             write_json(folder / f"{name}.json", description)
         told = {
             "format": FORMAT,
             "made_by": f"nnunetv2_ext {nnunetv2_ext.__version__}",
-            "trainer_name": trainer,
-            "configuration": configuration,
-            "inference_allowed_mirroring_axes": mirroring,
+            "trainer_name": made.trainer_name,
+            "configuration": made.configuration,
+            "inference_allowed_mirroring_axes": made.mirroring_axes,
             "checkpoint": checkpoint,
             "folds": digests,
         }

@@ -134,7 +134,7 @@ REFUSED: list[tuple[str, Change, list[str], str]] = [
     ),
     ("output_is_a_file", lambda p: p.out.touch(), IN, "-o out, a file"),
     ("output_below_a_file", lambda p: p.out.touch(), ["-i", "A", "B", "-o", "out/below"], "writing out/below"),
-    ("no_weight", lambda p: None, [*IN, "-w", "1"], "1 weights for 2 folders; expected one per folder"),
+    ("no_weight", lambda p: None, [*IN, "-w", "1"], "1 weights for 2 members; expected one per member"),
     ("no_number", lambda p: None, [*IN, "-w", "1", "x"], "-w 1 x; expected 2 numbers"),
     ("weight_of_0", lambda p: None, [*IN, "-w", "1", "0"], "-w 1 0; expected weights above 0"),
     ("weight_below_0", lambda p: None, [*IN, "-w", "1", "-1"], "-w 1 -1; expected weights above 0"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.inference.models import find_trainer, load_model, model_folder
+from nnunetv2_ext.inference.models import load_model, model_folder, trainer_class
 from nnunetv2_ext.weights.safe import write_safe_model
 from tests.pipeline.tiny_models import NAME, NUMBER, write_model
 
@@ -111,6 +111,6 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
 
 def test_trainers() -> None:
     names = ("MNetTrainer", "nnUNetTrainer", "nnUNetTrainerNoMirroring")
-    assert [find_trainer(name).__name__ for name in names] == list(names)
+    assert [trainer_class(name).__name__ for name in names] == list(names)
     with pytest.raises(InputError, match="no trainer NoSuchTrainer"):
-        find_trainer("NoSuchTrainer")
+        trainer_class("NoSuchTrainer")

@@ -122,8 +122,8 @@ def test_models_that_do_not_agree(models: dict[str, Path], tmp_path: Path, chang
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"weights": [1.0, 1.0]}, "the weights 1, 1; expected 1 numbers"),
-        ({"weights": [-1.0]}, "the weights -1"),
+        ({"weights": [1.0, 1.0]}, "2 weights for 1 members"),
+        ({"weights": [-1.0]}, "-w -1; expected weights above 0"),
         ({"folds": ["3"]}, "fold_3"),
         ({"checkpoint": "checkpoint_best.pth"}, "no checkpoint_best.pth"),
         ({"region": Region(ROI())}, "--roi previous without a cascade"),

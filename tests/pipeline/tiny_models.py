@@ -11,7 +11,7 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
-from nnunetv2_ext.inference.models import find_trainer
+from nnunetv2_ext.inference.models import trainer_class
 
 NAME, NUMBER = "Dataset710_Small", 710
 LABELS: dict[str, Any] = {"background": 0, "liver": 1, "tumour": 2}
@@ -115,7 +115,7 @@ def write_model(
     labels, planned = manager.get_label_manager(description), manager.get_configuration(configuration)
     for fold in folds:
         torch.manual_seed(fold + sum(map(ord, configuration)))
-        network = find_trainer(trainer).build_network_architecture(
+        network = trainer_class(trainer).build_network_architecture(
             manager,
             planned,
             determine_num_input_channels(manager, planned, description),

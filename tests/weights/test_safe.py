@@ -122,7 +122,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     "no plans": (lambda model: (model / "plans.json").unlink(), [], "no file .*plans.json"),
     "damaged plans": (truncate("plans.json"), [], "damaged file .*plans.json"),
     "other plans": (
-        lambda model: (model / "plans.json").write_text('{"configurations": {}}'),
+        lambda model: (model / "plans.json").write_text('{"configurations": {"2d": {}}}'),
         [],
         "without the configuration 3d_fullres",
     ),
