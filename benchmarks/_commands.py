@@ -1,18 +1,20 @@
 """What a whole command costs, from the start of its process to its end: time, first result, processor time, memory."""
 
 import contextlib
+import math
 import os
 import resource
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from nnunetv2_ext.testing.trainer import Shell, finish
 
 PROC = Path("/proc")
 INTERVAL = 0.05
+MEMORY_INTERVAL = 0.25
+"""Longer, since the system counts pages for it: 10 to 30 ms for each process."""
 
 
 @dataclass(frozen=True)
@@ -25,15 +27,15 @@ class Cost:
     processor: float
     """Seconds of all cores."""
     memory: int
-    """Bytes, at the highest, that no file backs: anonymous and shared memory, summed over the processes; 0 where the
-    system does not tell. Libraries in memory, which processes share, are left out."""
+    """Bytes, at the highest; 0 where it was not measured."""
 
 
-def run(shell: Shell, command: str, *, output: Path, ending: str) -> Cost:
+def run(shell: Shell, command: str, *, output: Path, ending: str, memory: bool = False) -> Cost:
     """Run a command line in a fresh process.
 
     Args:
         output: the new folder that it writes files to which end with `ending`.
+        memory: measure that, which slows the command down.
 
     Raises:
         AssertionError: it failed; with the end of what it printed.
@@ -41,7 +43,7 @@ def run(shell: Shell, command: str, *, output: Path, ending: str) -> Cost:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start = time.perf_counter()
     process = shell.start(command)
-    watch = _Watch(process.pid, start, output, ending)
+    watch = _Watch(process.pid, start, output, ending, memory)
     watch.start()
     try:
         finish(process, command, 0)
@@ -57,20 +59,21 @@ def run(shell: Shell, command: str, *, output: Path, ending: str) -> Cost:
 class _Watch(threading.Thread):
     """Looks at a session of processes and at its output folder while it runs."""
 
-    def __init__(self, session: int, start: float, output: Path, ending: str):
+    def __init__(self, session: int, start: float, output: Path, ending: str, measures_memory: bool):
         super().__init__(daemon=True)
         self.session, self.began, self.output, self.ending = session, start, output, ending
-        self.first, self.memory = float("nan"), 0
+        self.interval = MEMORY_INTERVAL if measures_memory else INTERVAL
+        self.measures_memory = measures_memory
+        self.first, self.memory = math.nan, 0
         self.ended = threading.Event()
 
     def run(self) -> None:
         last = False
         while not last:
-            last = self.ended.wait(INTERVAL)  # looks once more after the end
-            self.memory = max(self.memory, memory_of(self.session))
-            if self.first != self.first and any(
-                path.name.endswith(self.ending) and not path.name.startswith(".") for path in _files(self.output)
-            ):
+            last = self.ended.wait(self.interval)  # looks once more after the end
+            if self.measures_memory:
+                self.memory = max(self.memory, memory_of(self.session))
+            if math.isnan(self.first) and any(path.name.endswith(self.ending) for path in _files(self.output)):
                 self.first = time.perf_counter() - self.began
 
 
@@ -79,14 +82,16 @@ def _files(folder: Path) -> list[Path]:
 
 
 def memory_of(session: int) -> int:
-    """Bytes of anonymous and shared memory of all processes of a session; 0 without Linux's /proc."""
+    """Bytes of anonymous and shared memory of the processes of a session, shared pages once; 0 without Linux's /proc.
+
+    Pages that files back, those of libraries, are left out.
+    """
     total = 0
     for folder in _files(PROC):
         # a process may end meanwhile
         with contextlib.suppress(OSError):
             if folder.name.isdecimal() and os.getsid(int(folder.name)) == session:
-                lines: dict[str, Any] = dict(
-                    line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
-                )
-                total += 1024 * sum(int(lines.get(key, "0").split()[0]) for key in ("RssAnon", "RssShmem"))
+                for line in (folder / "smaps_rollup").read_text().splitlines():
+                    if line.startswith(("Pss_Anon:", "Pss_Shmem:")):
+                        total += 1024 * int(line.split()[1])
     return total

@@ -8,7 +8,8 @@
 The models are those of a finished `nnunetv2_ext demo` (MNet and nnU-Net's network, two folds each), which is only read;
 without --demo a short one is made first. Images are the demo's unseen phantoms, or with --cases as many new ones.
 Every round runs nnU-Net's command as it is, nnU-Net's with -npp 1 -nps 1, and ours, in turns forwards and backwards.
-Times are medians over the rounds, memory is the highest of all. Labels are compared voxel by voxel, in the last round.
+Times are medians over the rounds. Labels are compared voxel by voxel, in the last round. --memory adds a round, without
+times, that measures it: the highest sum over the processes of a command, without what libraries take.
 
 Parts of the work on their own: --network the sliding window, --export from logits to labels, --roi the region of
 interest.
@@ -59,6 +60,8 @@ class Compared:
 
     model: str
     costs: dict[str, list[Cost]]
+    memory: dict[str, int]
+    """Bytes; empty where it was not measured."""
     equal: dict[str, float]
     """Share of voxels whose labels are those of nnU-Net's command as it is."""
 
@@ -70,19 +73,24 @@ class Compared:
         return self.median(OURS, what) / self.median(side, what)
 
 
-def compare(shell: Shell, contender: Contender, images: Path, *, rounds: int, device: str, work: Path) -> Compared:
+def compare(shell: Shell, contender: Contender, images: Path, args: argparse.Namespace, work: Path) -> Compared:
     """Run every side on a model so many times."""
     flags = f"-i {images} -d {DATASET} -tr {contender.trainer} -p {contender.plans} -c {CONFIGURATION}"
-    flags += f" -f {' '.join(map(str, FOLDS))} -device {device}"
+    flags += f" -f {' '.join(map(str, FOLDS))} -device {args.device}"
     costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
     outputs = {side: work / f"{contender.trainer}_{number}" for number, side in enumerate(SIDES)}
-    for n in tqdm(range(rounds), desc=contender.title, file=sys.stderr):
+
+    def cost(side: str, *, memory: bool = False) -> Cost:
+        shutil.rmtree(outputs[side], ignore_errors=True)
+        command = f"{side} {flags} -o {outputs[side]}"
+        return run_command(shell, command, output=outputs[side], ending=ENDING, memory=memory)
+
+    for n in tqdm(range(args.rounds), desc=contender.title, file=sys.stderr):
         for side in SIDES[:: -1 if n % 2 else 1]:
-            shutil.rmtree(outputs[side], ignore_errors=True)
-            command = f"{side} {flags} -o {outputs[side]}"
-            costs[side].append(run_command(shell, command, output=outputs[side], ending=ENDING))
+            costs[side].append(cost(side))
+    memory = {side: cost(side, memory=True).memory for side in SIDES} if args.memory else {}
     equal = {side: share_of_equal_labels(outputs[STOCK], outputs[side], images) for side in SIDES}
-    return Compared(contender.title, costs, equal)
+    return Compared(contender.title, costs, memory, equal)
 
 
 def share_of_equal_labels(first: Path, second: Path, images: Path) -> float:
@@ -98,19 +106,19 @@ def share_of_equal_labels(first: Path, second: Path, images: Path) -> float:
 
 def table(compared: Sequence[Compared]) -> str:
     """A row per model and side; ratios are ours to that side."""
-    header = ["model, command", "s", "x", "first case, s", "x", "processor, s", "x", "memory, MiB", "x", "equal labels"]
+    header = ["model, command", "s", "x", "first case, s", "x", "processor, s", "x"]
+    header += ["memory, MiB", "x"] * any(one.memory for one in compared) + ["equal labels"]
     rows = []
     for one in compared:
         for side in SIDES:
             seconds = [cost.seconds for cost in one.costs[side]]
-            row = [f"{one.model}, {side}", f"{one.median(side, 'seconds'):.1f}"]
+            row = [f"{one.model}, {side}"]
+            for what in ("seconds", "first", "processor"):
+                row += [f"{one.median(side, what):.1f}", "" if side == OURS else f"{one.ratio(side, what):.2f}"]
             row[1] += f" ({min(seconds):.1f}-{max(seconds):.1f})" if len(seconds) > 1 else ""
-            peak, our_peak = (max(cost.memory for cost in one.costs[name]) for name in (side, OURS))
-            ours = side == OURS
-            row += ["" if ours else f"{one.ratio(side, 'seconds'):.2f}"]
-            for what in ("first", "processor"):
-                row += [f"{one.median(side, what):.1f}", "" if ours else f"{one.ratio(side, what):.2f}"]
-            row += [f"{peak / 2**20:.0f}", "" if ours or not peak else f"{our_peak / peak:.2f}"]
+            if one.memory:
+                peak = one.memory[side]
+                row += [f"{peak / 2**20:.0f}", "" if side == OURS or not peak else f"{one.memory[OURS] / peak:.2f}"]
             rows.append([*row, f"{100 * one.equal[side]:.4f} %"])
     return markdown_table(header, rows)
 
@@ -191,10 +199,7 @@ def compare_commands(args: argparse.Namespace) -> dict[str, Any]:
         shell = Shell(demo)
         if "OMP_WAIT_POLICY" not in os.environ:
             del shell.environment["OMP_WAIT_POLICY"]  # as a user's, who does not know of it
-        compared = [
-            compare(shell, contender, images, rounds=args.rounds, device=args.device, work=work)
-            for contender in chosen(args.models)
-        ]
+        compared = [compare(shell, contender, images, args, work) for contender in chosen(args.models)]
     about = {"cases": cases, "folds": listed(FOLDS, separator=" "), "rounds": args.rounds, "device": args.device}
     print(f"{markdown_facts(about)}\n\n{table(compared)}\n\n{verdicts(compared, cases)}")
     return {**about, "models": [dataclasses.asdict(one) for one in compared]}
@@ -228,6 +233,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--cases", type=int, metavar="N", help="draw N phantoms (default: the demo's unseen ones)")
     parser.add_argument("--seed", type=int, default=1, help="of drawn phantoms (default 1)")
     parser.add_argument("--rounds", type=int, default=3, help="default 3")
+    parser.add_argument("--memory", action="store_true", help="one more round, for the memory")
     parser.add_argument("-device", default="cpu", help="default cpu")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="where to make a folder for the time it takes")
     parser.add_argument("--no-commands", dest="commands", action="store_false", help="only the parts asked for")

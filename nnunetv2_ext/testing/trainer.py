@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import SimpleITK as sitk
+
 from nnunetv2_ext import external_trainer_folders
 from nnunetv2_ext.data.phantom import write_phantoms
 from nnunetv2_ext.errors import InputError
@@ -95,8 +97,8 @@ def check_trainer(
 ) -> None:
     """Take a trainer the whole way on the CPU, with a training block of two short epochs; some minutes.
 
-    Plan, preprocess, doctor, train, kill, resume, validate again, predict; then what it has to refuse: to go on with
-    another training block, and a damaged checkpoint.
+    Plan, preprocess, doctor, train, kill, resume, validate again, predict with nnU-Net's command and with ours; then
+    what it has to refuse: to go on with another training block, and a damaged checkpoint.
 
     Args:
         trainer: its name, as nnU-Net finds it.
@@ -141,12 +143,16 @@ def check_trainer(
     images.mkdir()
     for path in sorted((commands.folder / "nnUNet_raw" / dataset / "imagesTr").iterdir())[:2]:
         shutil.copy(path, images)
-    commands.run(
-        f"nnUNetv2_predict -i {images} -o {predictions} -d {number} -c 3d_fullres -tr {trainer} -p {plans} -f 0"
-        " -device cpu -npp 1 -nps 1 --disable_tta"
-    )
+    predicted = f"-i {images} -d {number} -c 3d_fullres -tr {trainer} -p {plans} -f 0 -device cpu --disable_tta"
+    commands.run(f"nnUNetv2_predict {predicted} -o {predictions} -npp 1 -nps 1")
+    ours = commands.folder / f"predictions_of_{trainer}_by_nnunetv2_ext"
+    commands.run(f"nnunetv2_ext predict {predicted} -o {ours}")
     ending = json.loads((model / "dataset.json").read_text(encoding="utf-8"))["file_ending"]
-    assert len(list(predictions.glob(f"*{ending}"))) == 2, "two images, but not two predictions"
+    labels = sorted(path.name for path in predictions.glob(f"*{ending}"))
+    assert len(labels) == 2, "two images, but not two predictions"
+    for name in labels:
+        first, second = (sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name))) for folder in (predictions, ours))
+        assert (first != second).mean() < 1e-3, f"nnunetv2_ext predict and nnUNetv2_predict differ in {name}"
 
     commands.run(f"nnunetv2_ext schedule -d {number} -p {plans} -c 3d_fullres --epochs {EPOCHS + 1}")
     refused = commands.run(f"{train} --c", status=1)

@@ -15,8 +15,9 @@ MIB = 2**20
 
 
 def compared(seconds: dict[str, list[float]], equal: float = 1.0) -> predict.Compared:
-    costs = {side: [Cost(s, s / 2, 2 * s, 100 * MIB) for s in seconds[side]] for side in predict.SIDES}
-    return predict.Compared("MNet", costs, dict.fromkeys(predict.SIDES, equal))
+    costs = {side: [Cost(s, s / 2, 2 * s, 0) for s in seconds[side]] for side in predict.SIDES}
+    memory = dict.fromkeys(predict.SIDES, 100 * MIB)
+    return predict.Compared("MNet", costs, memory, dict.fromkeys(predict.SIDES, equal))
 
 
 def test_ratios_are_of_medians() -> None:
@@ -69,7 +70,9 @@ child.wait()
 def test_cost_of_a_command(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     output = tmp_path / "output"
-    cost = run(Shell(tmp_path), f"python {tmp_path / 'script.py'} {output}", output=output, ending=".nii.gz")
+    cost = run(
+        Shell(tmp_path), f"python {tmp_path / 'script.py'} {output}", output=output, ending=".nii.gz", memory=True
+    )
     assert 1 <= cost.first < cost.seconds < 60
     assert 64 * MIB < cost.memory < 200 * MIB
     assert 0 < cost.processor < cost.seconds

@@ -37,6 +37,7 @@ class Kind(NamedTuple):
     network: tuple[str, Mapping[str, Any]] | None = None
     image: Mapping[str, Any] = {}
     folds: Sequence[int] = (0,)
+    mirroring: bool = True
 
     @property
     def ending(self) -> str:
@@ -62,9 +63,9 @@ KINDS = {
     ),
 }  # fmt: skip
 OURS = {
-    entry.name: Kind(trainer=entry.name, network=("nnunetv2_ext.architectures.MNet", MNET))
+    entry.name: Kind(trainer=entry.name, network=("nnunetv2_ext.architectures.MNet", MNET), mirroring=False)
     if entry.name == "MNetTrainer"
-    else Kind(trainer=entry.name)
+    else Kind(trainer=entry.name, mirroring=False)
     for entry in TRAINERS
 }
 
@@ -84,11 +85,17 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def stock(
-    model: Path, images: Path, output: Path, *, folds: Sequence[int] = (0,), previous: Path | None = None
+    model: Path,
+    images: Path,
+    output: Path,
+    *,
+    folds: Sequence[int] = (0,),
+    previous: Path | None = None,
+    mirroring: bool = True,
 ) -> Path:
     """What nnUNetv2_predict --save_probabilities -npp 0 -nps 0 does, in this process."""
     with contextlib.redirect_stdout(io.StringIO()):
-        predictor = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        predictor = nnUNetPredictor(use_mirroring=mirroring, device=torch.device("cpu"), allow_tqdm=False)
         predictor.initialize_from_trained_model_folder(str(model), use_folds=tuple(folds))
         output.mkdir()
         predictor.predict_from_files_sequential(
@@ -166,8 +173,9 @@ def test_the_labels_of_nnunet(folder: Path, tmp_path: Path, name: str) -> None:
     number = 720 + [*KINDS, *OURS].index(name)
     model = model_of(folder, kind, f"Dataset{number}_Kind")
     images = write_images(tmp_path / "images", 1, ending=kind.ending, **kind.image)
-    expected = stock(model, images, tmp_path / "stock", folds=kind.folds)
+    expected = stock(model, images, tmp_path / "stock", folds=kind.folds, mirroring=kind.mirroring)
     flags = f"-d {number} -tr {kind.trainer} -c {kind.configuration} --save_probabilities"
+    flags += " --disable_tta" * (not kind.mirroring)
     given = ours(f"{flags} -f {' '.join(map(str, kind.folds))}", images, tmp_path / "ours")
     labels = sitk.GetArrayFromImage(sitk.ReadImage(str(expected / f"c0{kind.ending}")))
     assert len(np.unique(labels)) > 1, "a test of one label would show little"
