@@ -195,6 +195,15 @@ def test_on_average_another_head_may_win_than_any_members() -> None:
     assert not labels_of(predictions, labels(3)).any()
 
 
+def test_regions_of_labels_above_255() -> None:
+    # nnU-Net keeps 8 bits of them
+    manager = LabelManager({"background": 0, "whole": [1, 300], "core": 300}, [1, 300])
+    prediction = made((9, 16, 14), (14, 21, 23), heads=2)
+    result = labels_of([prediction], manager)
+    assert set(np.unique(result)) == {0, 1, 300}
+    np.testing.assert_array_equal(result.astype(np.uint8), stock(prediction, manager))
+
+
 def test_nearest_slices_are_repeated() -> None:
     prediction, manager = CASES["separate along 0"]
     once = export._Grid([prediction], manager, linear_z=False)
