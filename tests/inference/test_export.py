@@ -170,10 +170,13 @@ def test_any_grid(data: st.DataObject) -> None:
         seed=data.draw(st.integers(0, 99)),
     )
     manager = data.draw(st.sampled_from([labels(3), REGIONS]))
-    expected = stock(prediction, manager)
-    result = labels_of([prediction], manager)
-    # a value on the border of two numbers in half precision may be rounded either way
-    assert (result != expected).sum() <= expected.size // 1000
+    expected, probabilities = stock(prediction, manager, probabilities=True)
+    # half precision rounds values between two of its numbers, where the last bit before rounding decides
+    differing = probabilities[:, labels_of([prediction], manager) != expected]
+    best = np.sort(differing, axis=0)
+    margins = np.abs(best - 0.5).min(axis=0) if manager.has_regions else best[-1] - best[-2]
+    assert (margins < 1e-2).all()
+    assert margins.size <= 1 + expected.size // 1000
 
 
 @pytest.mark.parametrize("many", [False, True])
