@@ -1,7 +1,8 @@
 """A fine model on the whole image and inside the boxes of a coarse one, on phantoms in a large field of view.
 
 The same weights every way, in one process, ways in turns; seconds are of a whole case: reading, both preprocessings,
-both models, export; windows are not mirrored. Both are trained for some minutes by nnU-Net's command, unless a folder holds them already.
+both models, export; windows are not mirrored. Both are trained for some minutes by nnU-Net's command, unless a folder
+holds them already.
 """
 
 import statistics
