@@ -1,7 +1,8 @@
 """A fine model on the whole image and inside the boxes of a coarse one, on phantoms in a large field of view.
 
 The same weights every way, in one process, ways in turns; seconds are of a whole case: reading, both preprocessings,
-both models, export. Both are trained for some minutes by nnU-Net's command, unless a folder holds them already.
+both models, export; windows are not mirrored. Both are trained for some minutes by nnU-Net's command, unless a folder
+holds them already.
 """
 
 import statistics
@@ -21,6 +22,7 @@ from nnunetv2_ext.files import read_json, write_json
 from nnunetv2_ext.inference.predictor import Predictor
 from nnunetv2_ext.inference.region import Region, region_of_model
 from nnunetv2_ext.inference.roi import ROI
+from nnunetv2_ext.inference.single import Options
 from nnunetv2_ext.testing.trainer import Shell
 
 NUMBER, DATASET = 7, "Dataset007_Large"
@@ -87,11 +89,12 @@ def train(folder: Path, *, device: str = "cpu", training: int = 24, unseen: int 
 def predictors(folder: Path, device: str) -> dict[str, Predictor]:
     """The fine model every way, and the region that the coarse one draws."""
     results = folder / "nnUNet_results" / DATASET
-    coarse = Predictor(results / COARSE, folds=[COARSE_FOLD], device=device)
+    options = Options(mirroring=False)
+    coarse = Predictor(results / COARSE, folds=[COARSE_FOLD], device=device, options=options)
     made = {}
     for name, roi in WAYS.items():
         region: Region | None = None if roi is None else region_of_model(roi, coarse, None)
-        made[name] = Predictor(results / FINE, folds=[FINE_FOLD], device=device, region=region)
+        made[name] = Predictor(results / FINE, folds=[FINE_FOLD], device=device, options=options, region=region)
     return made
 
 

@@ -182,6 +182,8 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     else:
         kept = f", {len(outcome.kept)} were there already" * bool(outcome.kept)
         print(f"{len(outcome.written)} cases predicted{kept}, in {args.output}", file=words)
+    for case, why in outcome.fallbacks.items():
+        print(f"warning: {case}: {why}", file=sys.stderr)
     if outcome.failed:
         print(f"\n{markdown_table(['failed', 'why'], outcome.failed.items(), aligned=False)}", file=sys.stderr)
     return 1 if outcome.failed else 0

@@ -50,7 +50,7 @@ class Event(NamedTuple):
     left: float = 0.0
     """Seconds, estimated from the cases of this run."""
     message: str = ""
-    """Of a failed one."""
+    """Of a failed one, and of one that was not predicted inside its region of interest alone."""
 
 
 @dataclass
@@ -61,6 +61,8 @@ class Outcome:
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """With the sentence of each."""
+    fallbacks: dict[str, str] = field(default_factory=dict)
+    """Written cases that were not predicted inside their region of interest alone, and why."""
 
 
 class _Read(NamedTuple):
@@ -248,7 +250,7 @@ class _Run:
         except Exception as error:
             self._fail(case, error)
         else:
-            self._tell(case, "written")
+            self._tell(case, "written", self.outcome.fallbacks.get(case, ""))
 
     def _tell(self, case: str, status: str, message: str = "") -> None:
         if status != "failed":
@@ -300,10 +302,13 @@ class _Run:
             paths = {output: unfinished / output for output in outputs}
             for path in paths.values():
                 _to_disk(path)
+        of_region = predictor.region_report(case)
+        if why := [entry["fallback"] for entry in of_region.values() if entry["fallback"]]:
+            self.outcome.fallbacks[name] = why[0]
         measured: dict[str, Any] = {
             "seconds": {stage: round(seconds, 3) for stage, seconds in case.seconds.items()},
             "peak_memory_mib": round(highest() / 2**20),
-            "roi": predictor.region_report(case),
+            "roi": of_region,
         }
         self.record.add(name, read.inputs, paths, measured)
         for output, path in paths.items():

@@ -176,6 +176,22 @@ def test_in_a_region(models: dict[str, Path], images: Path, tmp_path: Path, kind
         assert np.array_equal(made, asked)
 
 
+def test_an_empty_mask_is_told(models: dict[str, Path], images: Path, tmp_path: Path) -> None:
+    for path in images.glob("*_0000.nii.gz"):
+        image = sitk.ReadImage(str(path))
+        mask = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+        mask.CopyInformation(image)
+        sitk.WriteImage(mask, str(tmp_path / path.name.replace("_0000", "")))
+    region = Region(ROI(), folder=tmp_path)
+    inside = Predictor(models["3d_fullres"], device="cpu", options=FAST, region=region)
+    messages = {}
+    outcome = predict_folder(inside, images, tmp_path / "o", tell=lambda event: messages.update({event[0]: event[-1]}))
+    why = "the mask is empty; the whole image was predicted"
+    assert outcome.fallbacks == messages == {"c0": why, "c1": why}
+    expected = Predictor(models["3d_fullres"], device="cpu", options=FAST).predict(images / "c0_0000.nii.gz")
+    assert np.array_equal(voxels(sitk.ReadImage(str(tmp_path / "o" / "c0.nii.gz"))), voxels(expected))
+
+
 def test_regions_that_cannot_be(models: dict[str, Path], images: Path, tmp_path: Path) -> None:
     of_region = Predictor(models["3d_lowres"], device="cpu", options=FAST)
     with pytest.raises(InputError, match=r"no roi block .*calibrate_roi"):
