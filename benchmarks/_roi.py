@@ -17,6 +17,7 @@ import torch
 
 from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences
 from nnunetv2_ext.data.phantom import LABELS, write_phantoms
+from nnunetv2_ext.files import read_json, write_json
 from nnunetv2_ext.inference.predictor import Predictor
 from nnunetv2_ext.inference.region import Region, region_of_model
 from nnunetv2_ext.inference.roi import ROI
@@ -25,7 +26,17 @@ from nnunetv2_ext.testing.trainer import Shell
 NUMBER, DATASET = 7, "Dataset007_Large"
 FIELD = (4, 2, 2)
 COARSE, FINE = "BackboneTrainer__ROIPlans__3d_roi", "BackboneTrainer__BackbonePlans__3d_fullres"
-COARSE_FOLDS, FINE_FOLDS = (0, 1), (0,)
+COARSE_FOLD, FINE_FOLD = 0, 1
+FINE_FLAGS = (
+    """-pl BackbonePlanner --patch-size 12 56 56 --backbone-kwargs '{"features_per_stage": [16, 32, 64, 96]}'"""
+)
+BRIEF = {
+    "epochs": 8,
+    "val_iterations_per_epoch": 1,
+    "batch_size": 3,
+    "oversample_foreground": 0.5,
+    "optimizer": {"name": "AdamW", "lr": 1e-3, "weight_decay": 1e-2},  # in so few steps nnU-Net's finds nothing
+}
 WAYS: dict[str, ROI | None] = {
     "whole image": None,
     "grid box": ROI(),
@@ -51,30 +62,36 @@ class Seen(NamedTuple):
 
 
 def train(folder: Path, *, device: str = "cpu", training: int = 24, unseen: int = 8) -> None:
-    """Draw the phantoms and train both models by real commands; the coarse one is calibrated."""
+    """Draw the phantoms and train both models by real commands; the coarse one is calibrated on ten of them."""
     shell = Shell(folder)
     write_phantoms(folder / "nnUNet_raw" / DATASET, training=training, test=unseen, field=FIELD)
-    brief = "--epochs 6 --iterations 25 --val-iterations 2"
-    shell.run(f"nnunetv2_ext plan_and_preprocess -d {NUMBER} -pl ROIPlanner {brief} --no_pbar")
-    fine = """--patch-size 12 56 56 --backbone-kwargs '{"features_per_stage": [16, 32, 64, 96]}' --no_pbar"""
-    brief = "--epochs 8 --iterations 40 --val-iterations 2"
-    shell.run(f"nnunetv2_ext plan_and_preprocess -d {NUMBER} -pl BackbonePlanner {fine} {brief}")
-    for model, folds in ((COARSE, COARSE_FOLDS), (FINE, FINE_FOLDS)):
+    for command, plans, configuration, iterations in (
+        ("-pl ROIPlanner --grid 64", "ROIPlans", "3d_roi", 40),
+        (FINE_FLAGS, "BackbonePlans", "3d_fullres", 60),
+    ):
+        shell.run(f"nnunetv2_ext plan_and_preprocess -d {NUMBER} {command} --no_pbar")
+        preprocessed = folder / "nnUNet_preprocessed" / DATASET
+        names = sorted(path.name.partition(".")[0] for path in (preprocessed / "gt_segmentations").iterdir())
+        splits = [{"train": names[held:], "val": names[:held]} for held in (10, 1)]
+        write_json(preprocessed / "splits_final.json", splits)
+        content = read_json(preprocessed / f"{plans}.json", "plan again")
+        block = content["configurations"][configuration]["training"]
+        content["configurations"][configuration]["training"] = {**block, **BRIEF, "iterations_per_epoch": iterations}
+        write_json(preprocessed / f"{plans}.json", content)
+    for model, fold in ((COARSE, COARSE_FOLD), (FINE, FINE_FOLD)):
         trainer, plans, configuration = model.split("__")
-        for fold in folds:
-            shell.run(f"nnUNetv2_train {NUMBER} {configuration} {fold} -tr {trainer} -p {plans} -device {device}")
-    named, folds_of_it = COARSE.replace("__", ":"), " ".join(map(str, COARSE_FOLDS))
-    shell.run(f"nnunetv2_ext calibrate_roi -d {NUMBER} -m {named} -f {folds_of_it}")
+        shell.run(f"nnUNetv2_train {NUMBER} {configuration} {fold} -tr {trainer} -p {plans} -device {device}")
+    shell.run(f"nnunetv2_ext calibrate_roi -d {NUMBER} -m {COARSE.replace('__', ':')} -f {COARSE_FOLD}")
 
 
 def predictors(folder: Path, device: str) -> dict[str, Predictor]:
     """The fine model every way, and the region that the coarse one draws."""
     results = folder / "nnUNet_results" / DATASET
-    coarse = Predictor(results / COARSE, folds=COARSE_FOLDS, device=device)
+    coarse = Predictor(results / COARSE, folds=[COARSE_FOLD], device=device)
     made = {}
     for name, roi in WAYS.items():
         region: Region | None = None if roi is None else region_of_model(roi, coarse, None)
-        made[name] = Predictor(results / FINE, folds=FINE_FOLDS, device=device, region=region)
+        made[name] = Predictor(results / FINE, folds=[FINE_FOLD], device=device, region=region)
     return made
 
 

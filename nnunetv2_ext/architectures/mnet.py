@@ -307,9 +307,9 @@ class MNet(nn.Module):
 
     def _logits(self, plane: dict[Node, Tensor], volume: dict[Node, Tensor]) -> Tensor | list[Tensor]:
         first, *others = self.heads.seg_layers
-        # the head is linear: its sum over both results is its result for their sum, without keeping that sum
-        final = _OUTPUT_NODES[0]
-        logits = [first(plane[final]) + first(volume[final])]
+        # the head is linear: its sum over both results is its result for their sum, which training need not keep then
+        one, other = plane[_OUTPUT_NODES[0]], volume[_OUTPUT_NODES[0]]
+        logits = [first(one) + first(other) if torch.is_grad_enabled() else first(one + other)]
         if not self.deep_supervision:
             return logits[0]
         for head, node in zip(others, _OUTPUT_NODES[1:], strict=True):

@@ -85,7 +85,7 @@ def _tell(calibration: "Calibration") -> None:
     rows = []
     for need in calibration.needs:
         texts = [f"{need.by_label[label]:.4g}" if label in need.by_label else "-" for label in labels]
-        rows.append([need.case, str(need.fold), f"{need.recall:.4f}", *texts, "missed" * need.missed])
-    print(markdown_table(["case", "fold", "in the boxes", *(f"{label}, mm" for label in labels), ""], rows))
+        rows.append([need.case, str(need.fold), f"{need.recall:.4f}", *texts])
+    print(markdown_table(["case", "fold", "in the boxes", *(f"{label}, mm" for label in labels)], rows))
     if calibration.misses:
         print(f"\nmissed, and left out: {counted([need.case for need in calibration.misses], 'case')}")

@@ -56,9 +56,10 @@ def run(args: argparse.Namespace) -> int:
         overwrite=args.overwrite,
         processes=processes(args),
     )
+    written = f"{len(outcome.written)} case{'s' * (len(outcome.written) != 1)}"
     kept = f", {len(outcome.kept)} were there already" if outcome.kept else ""
     failed = f", {len(outcome.failed)} failed" if outcome.failed else ""
-    print(f"{args.output}: {len(outcome.written)} cases of {len(args.folders)} members{kept}{failed}")
+    print(f"{args.output}: {written} of {len(args.folders)} members{kept}{failed}")
     if outcome.failed:
         print(markdown_table(["failed", "why"], outcome.failed.items(), aligned=False))
     return 1 if outcome.failed else 0

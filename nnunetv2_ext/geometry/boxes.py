@@ -8,6 +8,8 @@ import numpy as np
 
 MOST_BOXES = 32
 """More boxes than these become one."""
+_GIVEN_UP = 1000
+"""So many that lie apart, the largest first, will not become few: a mask of noise is to take seconds, not hours."""
 
 
 class Box(NamedTuple):
@@ -90,7 +92,7 @@ def merged(boxes: Iterable[Box], most: int = MOST_BOXES) -> list[Box]:
 
     Boxes that only touch stay apart. The order of the boxes does not matter; the result is sorted.
     """
-    given = list(boxes)
+    given = sorted(boxes, key=lambda box: (-int(np.prod(box.shape)), box))
     if not given:
         return []
     low = np.zeros((0, len(given[0].low)), int)
@@ -101,8 +103,10 @@ def merged(boxes: Iterable[Box], most: int = MOST_BOXES) -> list[Box]:
             first, last = np.minimum(first, low[meets].min(axis=0)), np.maximum(last, high[meets].max(axis=0))
             low, high = low[~meets], high[~meets]
         low, high = np.vstack([low, first]), np.vstack([high, last])
+        if len(low) > _GIVEN_UP:
+            break
     if len(low) > most:
-        return [_box(low.min(axis=0), high.max(axis=0))]
+        return [_box(np.min([box.low for box in given], axis=0), np.max([box.high for box in given], axis=0))]
     return sorted(map(_box, low, high))
 
 

@@ -24,6 +24,8 @@ MISSED = 0.5
 MOST_MISSES = 0.05
 FEWEST, FEW = 10, 50
 """Cases below which a calibration is refused, and below which it is told that they are few."""
+MOST_BOXES = 1000
+"""Of a prediction of noise the largest ones count alone: it is to take seconds, and can only need more."""
 BLOCK = "roi"
 """The key of a configuration that holds what was measured."""
 
@@ -114,7 +116,7 @@ def margins_needed(
 def _distances(places: np.ndarray, boxes: Sequence[Box], spacing: Sequence[float]) -> np.ndarray:
     """mm by which the nearest box must grow on every side to hold each voxel: (voxels,)."""
     nearest = np.full(len(places), np.inf)
-    for box in boxes:
+    for box in sorted(boxes, key=lambda box: -int(np.prod(box.shape)))[:MOST_BOXES]:
         gaps = np.maximum(np.subtract(box.low, places), places - np.array(box.high) + 1)  # (voxels, 3)
         nearest = np.minimum(nearest, (np.maximum(gaps, 0) * np.array(spacing)).max(axis=1))
     return nearest

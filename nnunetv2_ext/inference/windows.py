@@ -1,8 +1,14 @@
 """nnU-Net's sliding window, faster: the same logits but for the order in which float32 sums are taken."""
 
 import contextlib
+import ctypes
 import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+import platform
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain, combinations, islice
 from typing import Any
 
 import torch
@@ -11,25 +17,37 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from nnunetv2_ext.architectures.layers.memory_format import channels_last
+
 SURE = 10.0
 """The logit of what no window covered: background SURE, everything else -SURE."""
-BATCH = 4
-"""Windows at once on a GPU, halved where its memory ends."""
+PAIR = 2
+"""Copies in one call on the CPU: PyTorch sends a single small one to a convolution twice as slow."""
+VOXELS = 128**3
+"""On the CPU no more voxels are at work at once than nnU-Net's usual patch has, unless one patch has more."""
+BATCH = 8
+"""Copies in one call on a GPU, halved where its memory ends."""
 
 Progress = Callable[[int, int], None]
 Window = tuple[slice | int, ...]
 """The slices of a window in (channels, *grid); an int where a 2D patch slides over a volume."""
+Copy = tuple[Window, tuple[int, ...]]
+"""A window and the axes of (channels, *patch) along which it is mirrored."""
 
 
 class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
     """One model's logits of preprocessed cases, by all its folds.
 
-    The method that slides the window is written anew after nnU-Net's (nnunetv2 2.8.1), with its rounding: each fold's
-    windows are weighted, summed and divided in half precision, in the same order, and so is the mean of the folds.
-    Windows may be left out; a voxel that none covers is background.
+    The method that slides the window is written anew after nnU-Net's (nnunetv2 2.8.1), with its rounding: a window's
+    mirrored copies are summed in float32; each fold's windows are weighted, summed and divided in half precision, in
+    the same order, and so is the mean of the folds. Windows may be left out; a voxel that none covers is background.
+
+    On the CPU several threads each run a few copies with cores of their own, which wait for each other less than cores
+    that share one; instance norms become group norms, which take features channels last; memory stays with the process
+    from layer to layer. On a GPU copies go through the network in batches.
 
     Args:
-        network: without deep supervision; it holds the weights of the fold at work.
+        network: without deep supervision; it holds the weights of the fold at work. Its layout is changed, no output.
         trainer_name: of the model, for nnU-Net.
         mirroring_axes: spatial axes that the model was trained to mirror, or None.
         weights: a state dict for each fold.
@@ -37,7 +55,7 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         mirroring: average over mirrored copies of a window.
         on_device: keep image and sums on the GPU, where they fit.
         skip_empty: leave out windows in which each channel has one value throughout.
-        batch_size: windows at once; None: one on the CPU, several on a GPU.
+        batch_size: copies of windows in one call of the network; None: what suits the device.
 
     Attributes:
         windows: of the last case, the number of windows computed and of all.
@@ -78,10 +96,15 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
                 tuple(mirroring_axes) if mirroring_axes else None,
             )
         self.skip_empty = skip_empty
-        self.batch_size = batch_size or (BATCH if device.type == "cuda" else 1)
         self.windows = (0, 0)
+        at_once = max(1, VOXELS // math.prod(configuration_manager.patch_size))
+        self.batch_size = batch_size or (min(PAIR, at_once) if device.type == "cpu" else BATCH)
+        # a compiled network may be compiled again at its first call, which is not for several threads
+        several = device.type == "cpu" and not isinstance(self.network, OptimizedModule)
+        self.streams = max(1, at_once // self.batch_size) if several else 1
+        self.channels_last = several and _take_channels_last(network)
         self._progress: Progress | None = None
-        self._done = 0
+        self._fold = 0
 
     @torch.inference_mode()
     def logits(self, data: Tensor, *, progress: Progress | None = None) -> Tensor:
@@ -94,13 +117,15 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         Returns:
             (heads, *grid) in half precision, on the CPU.
         """
-        self._progress, self._done = progress, 0
+        self._progress = progress
         network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
         mean: Tensor | None = None
-        for weights in self.list_of_parameters:
-            network.load_state_dict(weights)
-            logits = self.predict_sliding_window_return_logits(data).to("cpu")
-            mean = logits if mean is None else mean.add_(logits)
+        with _memory_kept() if self.device.type == "cpu" else contextlib.nullcontext():
+            for fold, weights in enumerate(self.list_of_parameters):
+                self._fold = fold
+                network.load_state_dict(weights)
+                logits = self.predict_sliding_window_return_logits(data).to("cpu")
+                mean = logits if mean is None else mean.add_(logits)
         assert mean is not None, "a model has a fold"
         return mean if len(self.list_of_parameters) == 1 else mean.div_(len(self.list_of_parameters))
 
@@ -113,54 +138,121 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         data = data.to(place)
         windows = [window for window in slicers if not self.skip_empty or _varies(data[window])]
         self.windows = len(windows), len(slicers)
-        total = torch.zeros(
-            (self.label_manager.num_segmentation_heads, *data.shape[1:]), dtype=torch.half, device=place
-        )
+        heads = self.label_manager.num_segmentation_heads
+        total = torch.zeros((heads, *data.shape[1:]), dtype=torch.half, device=place)
         weight = torch.zeros(data.shape[1:], dtype=torch.half, device=place)
         gaussian = compute_gaussian(
             tuple(self.configuration_manager.patch_size), sigma_scale=1.0 / 8, value_scaling_factor=10, device=place
         )
-        for window, prediction in zip(windows, self._predictions(data, windows), strict=True):
+        before, folds = self._fold * len(windows), len(self.list_of_parameters)
+        for done, (window, prediction) in enumerate(self._predictions(data, windows), before + 1):
             total[window] += prediction.to(place).mul_(gaussian)
             weight[window[1:]] += gaussian
-            self._report(len(windows))
+            if self._progress is not None:
+                self._progress(done, folds * len(windows))
         torch.div(total, weight, out=total)
-        if len(windows) < len(slicers) or not windows or not weight.all():
-            self._fill(total, weight == 0)
+        uncovered = weight == 0
+        if uncovered.any():
+            total[:, uncovered] = -SURE
+            if not self.label_manager.has_regions:
+                total[0, uncovered] = SURE
         if torch.isinf(total).any():
-            raise RuntimeError("the logits overflow half precision: nnU-Net stops there, too")
+            raise RuntimeError("a model's logits overflow half precision, where nnU-Net stops, too")
         return total
 
-    def _predictions(self, data: Tensor, windows: Sequence[Window]) -> Iterator[Tensor]:
-        """The network's logits (heads, *patch) of each window in turn."""
-        start = 0
-        while start < len(windows):
-            batch = windows[start : start + self.batch_size]
-            try:
-                predicted = self._internal_maybe_mirror_and_predict(
-                    torch.stack([data[window] for window in batch]).to(self.device)
-                )
-            except torch.OutOfMemoryError:
-                if len(batch) == 1:
-                    raise
-                self.batch_size = len(batch) // 2
-                continue
-            yield from predicted
-            start += len(batch)
+    def _predictions(self, data: Tensor, windows: Sequence[Window]) -> Iterator[tuple[Window, Tensor]]:
+        """Each window in turn with the network's logits (heads, *patch), the mean of its mirrored copies."""
+        axes = [axis + 1 for axis in (self.allowed_mirroring_axes or ()) if self.use_mirroring]
+        mirrored = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))  # nnU-Net's order
+        copies = [(window, flips) for window in windows for flips in mirrored]
+        batches = (copies[start : start + self.batch_size] for start in range(0, len(copies), self.batch_size))
+        logits = chain.from_iterable(self._logits_of_batches(data, batches, math.ceil(len(copies) / self.batch_size)))
+        for window in windows:
+            prediction, *others = islice(logits, len(mirrored))
+            for other in others:
+                prediction += other
+            yield window, prediction.div_(len(mirrored)) if others else prediction
 
-    def _fill(self, logits: Tensor, where: Tensor) -> None:
-        """Background, in place."""
-        logits[:, where] = -SURE
-        if not self.label_manager.has_regions:
-            logits[0, where] = SURE
+    def _logits_of_batches(
+        self, data: Tensor, batches: Iterable[Sequence[Copy]], count: int
+    ) -> Iterator[Sequence[Tensor]]:
+        """The logits of each batch, in order; batches run at the same time, with a share of the cores each."""
+        cores = torch.get_num_threads()
+        streams = min(self.streams, count, cores)
+        if streams <= 1:
+            yield from (self._logits_of(data, batch) for batch in batches)
+            return
+        pool = ThreadPoolExecutor(streams, initializer=torch.set_num_threads, initargs=(cores // streams,))
+        running: deque[Future[Sequence[Tensor]]] = deque()
+        try:
+            for batch in batches:
+                running.append(pool.submit(self._logits_of, data, batch))
+                if len(running) > 2 * streams:
+                    yield running.popleft().result()
+            while running:
+                yield running.popleft().result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)  # threads that are born later take over the number set last
 
-    def _report(self, windows: int) -> None:
-        self._done += 1
-        if self._progress is not None:
-            self._progress(self._done, windows * len(self.list_of_parameters))
+    @torch.inference_mode()
+    def _logits_of(self, data: Tensor, copies: Sequence[Copy]) -> Sequence[Tensor]:
+        """The logits (heads, *patch) of each copy, mirrored back."""
+        x = torch.stack([data[window].flip(axes) for window, axes in copies]).to(self.device)
+        try:
+            logits = self.network(channels_last(x) if self.channels_last else x)
+        except torch.OutOfMemoryError:
+            if len(copies) == 1:
+                raise
+        else:
+            return [one.flip(axes) for one, (_, axes) in zip(logits, copies, strict=True)]
+        half = self.batch_size = len(copies) // 2
+        torch.cuda.empty_cache()
+        return [*self._logits_of(data, copies[:half]), *self._logits_of(data, copies[half:])]
 
 
 def _varies(values: Tensor) -> bool:
     """Whether any channel of (channels, *patch) has more than one value."""
     values = values.flatten(1)
     return bool((values != values[:, :1]).any())
+
+
+def _take_channels_last(network: nn.Module) -> bool:
+    """Exchange instance norms for group norms with a group per channel; whether there were any.
+
+    They are the same function; only group norm keeps channels-last features as they are. The weights keep their names.
+    """
+    found = False
+    for module in list(network.modules()):
+        for name, norm in list(module.named_children()):
+            if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and norm.affine and not norm.track_running_stats:
+                group = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps)
+                group.weight, group.bias = norm.weight, norm.bias
+                setattr(module, name, group)
+                found = True
+    for parameter in network.parameters() if found else ():
+        if parameter.ndim in (4, 5):
+            parameter.data = channels_last(parameter.data)
+    return found
+
+
+@contextlib.contextmanager
+def _memory_kept() -> Iterator[None]:
+    """Large tensors' memory stays with the process from layer to layer, and goes back at the end (glibc).
+
+    Else every feature map of more than 32 MiB is new memory, each page of which costs a fault at its first use.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        yield
+        return
+    library = ctypes.CDLL(None)
+    threshold, trim, arenas, largest = -3, -1, -8, 2**31 - 1  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX
+    library.mallopt(arenas, 1)  # other threads' own arenas hold 64 MiB at most
+    library.mallopt(threshold, 2**30)
+    library.mallopt(trim, largest)
+    try:
+        yield
+    finally:
+        library.mallopt(threshold, 2**25)
+        library.mallopt(trim, 2**26)
+        library.malloc_trim(0)

@@ -333,7 +333,7 @@ def test_an_entry_of_the_record_that_tells_nothing_counts_for_none(
     content = json.loads(record.read_text())
     content["cases"]["b"] = entry
     record.write_text(json.dumps(content))
-    assert run(pair, IN, capsys, monkeypatch)[:2] == (0, "out: 1 cases of 2 members, 2 were there already\n")
+    assert run(pair, IN, capsys, monkeypatch)[:2] == (0, "out: 1 case of 2 members, 2 were there already\n")
 
 
 def test_one_at_a_time(tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]) -> None:

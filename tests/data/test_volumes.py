@@ -11,8 +11,20 @@ import nibabel
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from nnunetv2.imageio.natural_image_reader_writer import NaturalImage2DIO
+from nnunetv2.imageio.nibabel_reader_writer import NibabelIO, NibabelIOWithReorient
+from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, Grid, check_name, read_grid, read_volume, write_volume
+from nnunetv2_ext.data.volumes import (
+    VOLUME_ENDINGS,
+    Grid,
+    check_name,
+    read_grid,
+    read_volume,
+    write_label_file,
+    write_volume,
+)
 from nnunetv2_ext.errors import InputError
 
 IDENTITY = tuple(np.eye(3).ravel())
@@ -273,3 +285,37 @@ def test_remedy_for_slanted_axes(tmp_path):
     assert read_grid(tmp_path / "mended.mha").size == (20, 20, 20)
     inside = read_volume(tmp_path / "mended.mha")[:, :19, 3:18]
     np.testing.assert_allclose(inside, np.broadcast_to(np.arange(3, 18), inside.shape), atol=1e-4)
+
+
+WRITERS = [(".nii.gz", SimpleITKIO), (".nrrd", SimpleITKIO), (".mha", SimpleITKIO), (".gipl", SimpleITKIO)]
+WRITERS += [(".nii.gz", NibabelIO), (".nii", NibabelIOWithReorient), (".tif", Tiff3DIO), (".png", NaturalImage2DIO)]
+
+
+@pytest.mark.parametrize(("ending", "writer"), WRITERS)
+def test_label_files_of_nnunets_writers_are_whole_or_an_error(ending, writer, tmp_path, monkeypatch):
+    labels = np.random.default_rng(0).integers(0, 3, (1 if ending == ".png" else 5, 6, 7)).astype(np.uint8)
+    place = {"spacing": (1.0, 1.0, 2.0), "origin": (3.0, 4.0, 5.0), "direction": IDENTITY}
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    nibabel_stuff = {"original_affine": affine, "reoriented_affine": np.diag([1.0, 1.0, 2.0, 1.0])}
+    properties = {"sitk_stuff": place, "nibabel_stuff": nibabel_stuff, "spacing": (2.0, 1.0, 1.0)}
+    path = tmp_path / f"a{ending}"
+    write_label_file(writer(), labels, path, properties)
+    written = writer().read_seg(str(path))[0].reshape(labels.shape)
+    assert np.array_equal(written, labels)
+    if writer in (SimpleITKIO, NibabelIO):
+        del properties["sitk_stuff" if writer is SimpleITKIO else "nibabel_stuff"]
+        with pytest.raises(InputError, match=f"properties for a{ending} that {writer.__name__} cannot write"):
+            write_label_file(writer(), labels, path, properties)
+        properties = {"sitk_stuff": place, "nibabel_stuff": nibabel_stuff}
+    if writer is SimpleITKIO:
+        write, length = sitk.WriteImage, path.stat().st_size
+        for short in (0, length // 2, length - 9):  # NRRD may lack the checksum of 8 bytes, not voxels
+
+            def full(image, name, packed, short=short):
+                """What ITK does on a full disk: no error, and less of the file."""
+                write(image, name, packed)
+                Path(name).write_bytes(Path(name).read_bytes()[:short])
+
+            monkeypatch.setattr(sitk, "WriteImage", full)
+            with pytest.raises(OSError, match=f"could not write .*a{ending}"):
+                write_label_file(writer(), labels, path, properties)

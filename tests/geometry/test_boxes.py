@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -75,6 +77,19 @@ def test_margin_in_voxels(margin, spacing, expected):
 )
 def test_merged(boxes, expected):
     assert merged(boxes) == expected
+
+
+@pytest.mark.parametrize("size", [0, 90])
+def test_a_mask_of_noise_takes_no_longer_than_a_moment(size):
+    """20,000 specks become one box, or lie in a large one, which alone is left."""
+    places = np.random.default_rng(0).integers(0, 80, (20_000, 3))
+    specks = [Box((z, y, x), (z + 1, y + 1, x + 1)) for z, y, x in places.tolist()]
+    organ = [Box((0, 0, 0), (size, size, size))] if size else []
+    start = time.process_time()
+    joined = merged([*specks, *organ])
+    assert time.process_time() - start < 10
+    low, high = (0, 90) if size else (0, 80)
+    assert joined == [Box((low,) * 3, (high,) * 3)]
 
 
 def _boxes(axes: int = 3, size: int = 24) -> st.SearchStrategy[Box]:

@@ -35,8 +35,9 @@ class Predictions:
         self.description = {**DESCRIPTION, **{key: value for key, value in entries.items() if key not in PLANS}}
         self.plans = {**PLANS, **{key: value for key, value in entries.items() if key in PLANS}}
         self.describe()
+        shape = (1, *SHAPE[1:]) if self.description["file_ending"] == ".png" else SHAPE
         for case in cases:
-            self.write(case, self._random.random((heads, *SHAPE), np.float32))
+            self.write(case, self._random.random((heads, *shape), np.float32))
 
     def describe(self, **entries: Any) -> None:
         """Write dataset.json, with some entries changed, and plans.json."""

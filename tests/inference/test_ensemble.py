@@ -32,6 +32,7 @@ KINDS: list[tuple[str, int, dict[str, Any]]] = [
     ("mha", 3, {"file_ending": ".mha"}),
     ("nibabel", 3, {"image_reader_writer": "NibabelIO"}),
     ("nibabel_turned", 3, {"image_reader_writer": "NibabelIOWithReorient"}),
+    ("png", 3, {"file_ending": ".png", "image_reader_writer": "NaturalImage2DIO"}),
     ("tif", 3, {"file_ending": ".tif", "image_reader_writer": "Tiff3DIO"}),
 ]
 

@@ -13,7 +13,9 @@ from nnunetv2_ext.architectures.contract import Shape
 
 def absolute(x: Tensor) -> Tensor:
     """|x|, in place where the compiler does not see to it, keeping a byte per element for the backward pass."""
-    return x.abs() if torch.compiler.is_compiling() else _AbsoluteValue.apply(x)
+    if torch.compiler.is_compiling():
+        return x.abs()
+    return _AbsoluteValue.apply(x) if torch.is_grad_enabled() else x.abs_()
 
 
 def max_pool(x: Tensor, kernel: Shape) -> Tensor:
