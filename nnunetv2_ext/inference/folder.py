@@ -104,6 +104,9 @@ def predict_folder(
         InputError: no images; or the output is the input, in use, full, or holds predictions of other models or such
             of which no record tells.
     """
+    if previous is not None and not predictor.needs_previous:
+        what = f"-prev_stage_predictions {previous} without a model that reads them"
+        raise InputError(what, "the second stage of a cascade", "leave it out")
     images = find_images(source, predictor.file_ending)
     images = {case: images[case] for case in list(images)[part.number :: part.of]}
     if output.resolve() == (source if source.is_dir() else source.parent).resolve():

@@ -176,7 +176,7 @@ def load_model(folder: Path, folds: Sequence[str] | None = None, checkpoint: str
     if (folder / DESCRIPTION).is_file():
         trained = read_safe_model(folder, folds)
         files = [folder / f"fold_{fold}" / WEIGHTS for fold in trained.weights]
-        return Loaded(name, folder, trained, (*beside, *files))
+        return _usable(Loaded(name, folder, trained, (*beside, *files)))
     plans = read_plans(beside[0], "give the folder of a trained model, with plans.json, dataset.json and fold_*")
     description = read_json(beside[1], COPY)
     weights = {}
@@ -185,11 +185,36 @@ def load_model(folder: Path, folds: Sequence[str] | None = None, checkpoint: str
         made = made_by(content)
     trained = TrainedModel(made.trainer_name, made.configuration, plans, description, made.mirroring_axes, weights)
     loaded = Loaded(name, folder, trained, (*beside, *(folder / f"fold_{fold}" / checkpoint for fold in weights)))
+    return _usable(loaded)
+
+
+def _usable(model: Loaded) -> Loaded:
+    """The model, if all that its plans and dataset.json name is there.
+
+    Raises:
+        InputError: nnU-Net refuses them, or would stop at the first image.
+    """
+    import nnunetv2
+    from nnunetv2.utilities.find_class_by_name import recursive_find_python_class
+
+    from nnunetv2_ext.training.checks import check_configuration
+
+    folder = str(Path(nnunetv2.__path__[0]) / "preprocessing" / "normalization")
     try:
-        _ = loaded.label_manager, loaded.configuration_manager
-    except Exception as error:  # of nnU-Net's own checks
-        raise InputError(f"{folder}, which nnU-Net refuses ({one_line(error)})", "a trained model", COPY) from None
-    return loaded
+        configuration = model.configuration_manager
+        check_configuration(model.trained.configuration, configuration.configuration)
+        _ = model.label_manager, model.plans_manager.image_reader_writer_class
+        named = {configuration.preprocessor_name: configuration.preprocessor_class}
+        for name in configuration.normalization_schemes:
+            named[name] = recursive_find_python_class(folder, name, "nnunetv2.preprocessing.normalization")
+        if missing := [name for name, found in named.items() if found is None]:
+            raise ValueError(f"no class {listed(missing)}")
+        if not min(map(float, configuration.spacing)) > 0:
+            raise ValueError(f"a spacing of {listed(configuration.spacing)} mm")
+    except Exception as error:  # of nnU-Net's own checks anything
+        what = f"{model.folder}, which nnU-Net refuses ({one_line(error)})"
+        raise InputError(what, "a trained model", COPY) from None
+    return model
 
 
 def trainer_class(name: str) -> Any:

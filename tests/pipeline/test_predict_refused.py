@@ -98,6 +98,18 @@ def stranger(root: Path) -> None:
     shutil.copy(root / "images" / "c1_0000.nii.gz", root / "output" / "c1.nii.gz")
 
 
+def plans_of_model(**changes: Any) -> Change:
+    """Something else in the configuration that was trained."""
+
+    def change(root: Path) -> None:
+        path = root / CHECKPOINT
+        content = json.loads((path.parents[1] / "plans.json").read_text())
+        content["configurations"]["2d"].update(changes)
+        (path.parents[1] / "plans.json").write_text(json.dumps(content))
+
+    return change
+
+
 # what is done, the flags, words of the sentence: nothing is predicted, status 2
 REFUSED: dict[str, tuple[Change, str, str]] = {
     "labels in another order": (
@@ -140,6 +152,13 @@ REFUSED: dict[str, tuple[Change, str, str]] = {
     ),
     "a step of 0": (nothing, f"{MODEL} -step_size 0", "a step size of 0"),
     "no part": (nothing, f"{MODEL} -num_parts 2 -part_id 2", "-part_id"),
+    "a patch of letters": (plans_of_model(patch_size="ab"), MODEL, "the patch_size 'ab'"),
+    "a spacing of 0": (plans_of_model(spacing=[0.0, 1.0]), MODEL, "a spacing of 0, 1 mm"),
+    "a preprocessor that is gone": (plans_of_model(preprocessor_name="Gone"), MODEL, "no class Gone"),
+    "a normalisation that is gone": (plans_of_model(normalization_schemes=["Gone"]), MODEL, "no class Gone"),
+    "labels of a stage before, without a cascade": (
+        nothing, f"{MODEL} -prev_stage_predictions images", "without a model that reads them",
+    ),
     "no GPU": (nothing, f"{MODEL} -device cuda", "choose -device cpu"),
 }  # fmt: skip
 
