@@ -1,4 +1,4 @@
-"""The network's own share of a prediction: our sliding window beside nnU-Net's, same weights, in turns in one process."""
+"""The share of the network in a prediction: our sliding window beside nnU-Net's, in turns in one process."""
 
 import contextlib
 import io
@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.file_path_utilities import create_lists_from_splitted_dataset_folder
+from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor
 
 from nnunetv2_ext.inference.windows import SlidingWindow

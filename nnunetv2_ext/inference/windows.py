@@ -25,7 +25,7 @@ SURE = 10.0
 PAIR = 2
 """Copies in one call on the CPU: PyTorch sends a single small one to a convolution twice as slow."""
 VOXELS = 128**3
-"""On the CPU no more voxels are at work at once than nnU-Net's usual patch has, unless one patch has more."""
+"""No more voxels are at work at once than nnU-Net's usual patch has, unless one patch has more."""
 KEPT = 2**28
 """Bytes that stay with the process from case to case."""
 BATCH = 8
@@ -101,7 +101,7 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         self.skip_empty = skip_empty
         self.windows = (0, 0)
         at_once = max(1, VOXELS // math.prod(configuration_manager.patch_size))
-        self.batch_size = batch_size or (min(PAIR, at_once) if device.type == "cpu" else BATCH)
+        self.batch_size = batch_size or min(BATCH if device.type == "cuda" else PAIR, at_once)
         # a compiled network may be compiled again at its first call, which is not for several threads
         several = device.type == "cpu" and not isinstance(self.network, OptimizedModule)
         self.streams = max(1, at_once // self.batch_size) if several else 1
@@ -236,7 +236,7 @@ def _take_channels_last(network: nn.Module) -> bool:
         for name, norm in list(module.named_children()):
             if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and norm.affine and not norm.track_running_stats:
                 setattr(module, name, ChannelsLastInstanceNorm(norm))
-                found = True
+            found |= isinstance(getattr(module, name), ChannelsLastInstanceNorm)
     for parameter in network.parameters() if found else ():
         if parameter.ndim in (4, 5):
             parameter.data = channels_last(parameter.data)

@@ -138,6 +138,7 @@ def test_networks_with_norms(name: str) -> None:
     expected = nnunets(*of).predict_logits_from_preprocessed_data(image)
     window = ours(*of)
     assert window.channels_last
+    assert ours(window.network, *of[1:]).channels_last  # a network that has been another's
     assert window.network.state_dict().keys() == network.state_dict().keys()
     logits = window.logits(image)
     assert (logits.argmax(0) != expected.argmax(0)).float().mean() <= 1e-4
