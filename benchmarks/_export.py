@@ -2,7 +2,7 @@
 
 The logits are half precision, as nnU-Net's predictor leaves them: a smooth random field per class and noise, so that
 every class wins somewhere and borders are everywhere. Memory is the peak above the logits (see
-`nnunetv2_ext.profiling.resident_memory`), the result included.
+`nnunetv2_ext.resident_memory`), the result included.
 """
 
 import json
@@ -22,7 +22,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch.nn import functional
 
 from nnunetv2_ext.inference.export import Prediction, labels_of
-from nnunetv2_ext.profiling.resident_memory import rise
+from nnunetv2_ext.resident_memory import rise
 
 SIDES = ("nnU-Net", "ours")
 

@@ -17,7 +17,6 @@ interest.
 
 import argparse
 import dataclasses
-import importlib
 import os
 import shutil
 import statistics
@@ -48,9 +47,6 @@ FEW = 8
 TIME = {True: {STOCK: 0.65, FEW_PROCESSES: 0.8}, False: {STOCK: 0.85}}
 FIRST = 0.5
 EQUAL = 0.99999
-# a part's flag: its file here, and the function in it that returns the rows of its table
-PARTS = {"network": "network_table", "export": "export_table", "roi": "roi_table"}
-FILES = {"network": "benchmarks._windows", "export": "benchmarks._export", "roi": "benchmarks._roi"}
 SHORT = "--epochs 3 --iterations 20 --training-cases 10"
 
 
@@ -176,9 +172,8 @@ def check(args: argparse.Namespace) -> None:
     if args.demo is None:
         return
     for contender in chosen(args.models):
-        model = args.demo / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
         for fold in FOLDS:
-            checkpoint = model / f"fold_{fold}" / "checkpoint_final.pth"
+            checkpoint = model_folder(args.demo, contender) / f"fold_{fold}" / "checkpoint_final.pth"
             if not checkpoint.is_file():
                 remedy = f"run nnunetv2_ext demo --output {args.demo}, or leave --demo away"
                 raise InputError(f"no file {checkpoint}", "the folder of a finished demo", remedy)
@@ -189,20 +184,45 @@ def chosen(titles: Sequence[str]) -> list[Contender]:
     return [contender for contender in CONTENDERS if contender.title in titles]
 
 
-def compare_commands(args: argparse.Namespace) -> dict[str, Any]:
+def model_folder(demo: Path, contender: Contender) -> Path:
+    """Of a trained model of the demo."""
+    return demo / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
+
+
+def compare_commands(args: argparse.Namespace, demo: Path, images: Path, work: Path) -> dict[str, Any]:
     """Print the tables of the whole commands; what stands in the JSON file of them."""
-    with tempfile.TemporaryDirectory(dir=args.output) as folder:
-        work = Path(folder)
-        demo = make_demo(work) if args.demo is None else args.demo.resolve()
-        images = images_of(args, demo, work)
-        cases = len(list(images.glob(f"*_0000{ENDING}")))
-        shell = Shell(demo)
-        if "OMP_WAIT_POLICY" not in os.environ:
-            del shell.environment["OMP_WAIT_POLICY"]  # as a user's, who does not know of it
-        compared = [compare(shell, contender, images, args, work) for contender in chosen(args.models)]
+    shell = Shell(demo)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        del shell.environment["OMP_WAIT_POLICY"]  # as a user's, who does not know of it
+    compared = [compare(shell, contender, images, args, work) for contender in chosen(args.models)]
+    cases = len(list(images.glob(f"*_0000{ENDING}")))
     about = {"cases": cases, "folds": listed(FOLDS, separator=" "), "rounds": args.rounds, "device": args.device}
-    print(f"{markdown_facts(about)}\n\n{table(compared)}\n\n{verdicts(compared, cases)}")
+    print(f"{markdown_facts(about)}\n\n{table(compared)}\n\n{verdicts(compared, cases)}\n")
     return {**about, "models": [dataclasses.asdict(one) for one in compared]}
+
+
+def compare_parts(args: argparse.Namespace, demo: Path | None, images: Path | None) -> dict[str, list[dict[str, Any]]]:
+    """Print the tables of the parts that were asked for, and return their rows."""
+    parts = {}
+    if args.network and demo is not None and images is not None:
+        from benchmarks._windows import network_table
+
+        models, files = [model_folder(demo, one) for one in chosen(args.models)], sorted(images.glob(f"*{ENDING}"))
+        parts["network"] = network_table(models, files, folds=FOLDS, rounds=args.rounds, device=args.device)
+    if args.export:
+        from benchmarks._export import export_table
+
+        parts["export"] = export_table(rounds=args.rounds)
+    if args.roi is not None:
+        from benchmarks._roi import roi_table, train
+
+        if args.roi and not (kept := Path(args.roi)).is_dir():
+            kept.mkdir(parents=True)
+            train(kept, device=args.device)
+        parts["roi"] = roi_table(rounds=args.rounds, folder=Path(args.roi) if args.roi else None, device=args.device)
+    for part, rows in parts.items():
+        print(f"{part}\n\n{table_of_part(rows)}\n")
+    return parts
 
 
 def run(args: argparse.Namespace) -> int:
@@ -211,12 +231,14 @@ def run(args: argparse.Namespace) -> int:
     about = machine(args.device)
     print(f"{markdown_facts(about)}\n")
     content: dict[str, Any] = {"machine": about}
-    if args.commands:
-        content["commands"] = compare_commands(args)
-    for part in PARTS:
-        if getattr(args, part):
-            content[part] = getattr(importlib.import_module(FILES[part]), PARTS[part])(rounds=args.rounds)
-            print(f"\n{part}\n\n{table_of_part(content[part])}")
+    with tempfile.TemporaryDirectory(dir=args.output) as folder:
+        work, demo, images = Path(folder), None, None
+        if args.commands or args.network:
+            demo = make_demo(work) if args.demo is None else args.demo.resolve()
+            images = images_of(args, demo, work)
+            if args.commands:
+                content["commands"] = compare_commands(args, demo, images, work)
+        content |= compare_parts(args, demo, images)
     if args.json is not None:
         write_json(args.json, content)
     return 0
@@ -239,7 +261,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-commands", dest="commands", action="store_false", help="only the parts asked for")
     parser.add_argument("--network", action="store_true", help="also the sliding window on its own")
     parser.add_argument("--export", action="store_true", help="also from logits to labels on their own")
-    parser.add_argument("--roi", action="store_true", help="also the region of interest")
+    parser.add_argument(
+        "--roi",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="also the region of interest; the folder keeps data and models for the next time",
+    )
     parser.add_argument("--json", type=Path, help="file for the same figures, of every round")
     return exit_status(parser, argv, run)
 

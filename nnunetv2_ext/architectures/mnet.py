@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
+from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
 from nnunetv2_ext.errors import InputError
@@ -140,8 +141,10 @@ class _ConvLayer(nn.Module):
 
     def normalize(self, x: Tensor) -> Tensor:
         # Group norm with a group per channel is instance norm; only it keeps channels-last tensors as they are (CPU),
-        # only instance norm stays in half precision under autocast (CUDA).
+        # only instance norm stays in half precision under autocast (CUDA). For prediction our own has more digits.
         if x.device.type == "cpu":
+            if not self.training:
+                return instance_norm(x, self.norm.weight, self.norm.bias, self.norm.eps)
             return F.group_norm(x, x.shape[1], self.norm.weight, self.norm.bias, self.norm.eps)
         return self.norm(x)
 

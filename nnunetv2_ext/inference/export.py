@@ -27,8 +27,8 @@ from nnunetv2_ext.inference.resampling import along, resampling
 
 BLOCK = 2**16
 """Voxels of the image in a block, for which one class fits into a processor's cache."""
-VALUES = 2**20
-"""Values in a block of all classes: 4 MiB."""
+VALUES = 8 * BLOCK
+"""Values in a block of all classes, which has fewer voxels where there are many: 2 MiB."""
 
 Block = tuple[slice, slice, slice]
 
@@ -150,7 +150,7 @@ class _Part:
             raise InputError(
                 "logits that are not finite",
                 "finite ones from every network",
-                "check the checkpoint and the image for values that are too large, or predict in full precision",
+                "look for values far beyond the training images' in this one, and for NaN in the checkpoint's weights",
             )
         return logits
 
@@ -243,10 +243,10 @@ def _voxels(heads: int) -> int:
 
 def _probabilities(grid: _Grid, parts: Sequence[_Part], label_manager: LabelManager) -> np.ndarray:
     """The weighted mean of the members' probabilities in a block: float32 (heads, *block)."""
-    mean: Any = 0
+    total = torch.zeros((grid.heads, *parts[0].shape))
     for member, part in zip(grid.members, parts, strict=True):
-        mean = mean + member.weight * label_manager.apply_inference_nonlin(part.heads())
-    return (mean / grid.weight).numpy()
+        total += label_manager.apply_inference_nonlin(part.heads()).mul_(member.weight)
+    return total.div_(grid.weight).numpy()
 
 
 def _labels(grid: _Grid, block: Block, label_manager: LabelManager, dtype: np.dtype) -> np.ndarray:
@@ -302,7 +302,7 @@ def _head_probability(
     grid: _Grid, head: int, block: Block, winners: Sequence[tuple[np.ndarray, np.ndarray]]
 ) -> np.ndarray:
     """The weighted mean of the members' probabilities of one head in a block; without winners of a region."""
-    mean: Any = 0
+    total: Any = 0
     for number, member in enumerate(grid.members):
         value = _Part(member, block).head(head)
         if winners:
@@ -310,5 +310,5 @@ def _head_probability(
             value = np.exp(value - largest[block]) * probability[block]
         else:
             value = torch.sigmoid(torch.from_numpy(value)).numpy()
-        mean = mean + member.weight * value
-    return mean / grid.weight
+        total = total + member.weight * value
+    return total / grid.weight

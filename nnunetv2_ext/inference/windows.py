@@ -17,6 +17,7 @@ from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from nnunetv2_ext.architectures.layers.instance_norm import ChannelsLastInstanceNorm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 
 SURE = 10.0
@@ -43,8 +44,8 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
     the same order, and so is the mean of the folds. Windows may be left out; a voxel that none covers is background.
 
     On the CPU several threads each run a few copies with cores of their own, which wait for each other less than cores
-    that share one; instance norms become group norms, which take features channels last; memory stays with the process
-    from layer to layer. On a GPU copies go through the network in batches.
+    that share one; features lie channels last, through instance norms too; memory stays with the process from layer to
+    layer. On a GPU copies go through the network in batches.
 
     Args:
         network: without deep supervision; it holds the weights of the fold at work. Its layout is changed, no output.
@@ -218,17 +219,15 @@ def _varies(values: Tensor) -> bool:
 
 
 def _take_channels_last(network: nn.Module) -> bool:
-    """Exchange instance norms for group norms with a group per channel; whether there were any.
+    """Exchange instance norms for the same function of channels-last features; whether there were any.
 
-    They are the same function; only group norm keeps channels-last features as they are. The weights keep their names.
+    The weights keep their names, and those of convolutions are laid channels last, too.
     """
     found = False
     for module in list(network.modules()):
         for name, norm in list(module.named_children()):
             if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and norm.affine and not norm.track_running_stats:
-                group = nn.GroupNorm(norm.num_features, norm.num_features, norm.eps)
-                group.weight, group.bias = norm.weight, norm.bias
-                setattr(module, name, group)
+                setattr(module, name, ChannelsLastInstanceNorm(norm))
                 found = True
     for parameter in network.parameters() if found else ():
         if parameter.ndim in (4, 5):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from benchmarks import predict
+from benchmarks import _export, predict
 from benchmarks._commands import Cost, run
 from nnunetv2_ext.testing.trainer import Shell
 
@@ -79,8 +79,7 @@ def test_cost_of_a_command(tmp_path: Path) -> None:
 
 
 def test_parts_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    part = type("Part", (), {"export_table": staticmethod(lambda rounds: [{"case": "thick", "time ratio": 0.25}])})
-    monkeypatch.setattr(predict.importlib, "import_module", lambda name: part)
+    monkeypatch.setattr(_export, "export_table", lambda rounds: [{"case": "thick", "time ratio": 0.25}])
     assert predict.main(["--no-commands", "--export", "--json", str(tmp_path / "figures.json")]) == 0
     assert "| thick |       0.25 |" in capsys.readouterr().out
     assert json.loads((tmp_path / "figures.json").read_text())["export"] == [{"case": "thick", "time ratio": 0.25}]
