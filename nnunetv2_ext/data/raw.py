@@ -37,6 +37,9 @@ from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import read_json
 from nnunetv2_ext.text import counted, listed
 
+MOST_VOXELS = 1e9
+"""Resampling makes no case larger, unless it is so by itself: with a wrong spacing it would fill all memory."""
+
 
 @dataclass(frozen=True)
 class Header:

@@ -1,6 +1,7 @@
 """One trained model: how its window goes over an image, from the image to the logits."""
 
 import json
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -10,11 +11,16 @@ import torch
 from nnunetv2.utilities.label_handling.label_handling import convert_labelmap_to_one_hot
 from torch import Tensor
 
+from nnunetv2_ext.data.raw import MOST_VOXELS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.images import Image
 from nnunetv2_ext.inference.models import Loaded
 from nnunetv2_ext.inference.windows import SlidingWindow
 from nnunetv2_ext.planning.sharing import settings
+from nnunetv2_ext.text import listed
+
+MOST_TIMES = 64
+"""By so much may resampling multiply the voxels of a large image: four along each axis."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,12 @@ class ModelPredictor:
 
         Args:
             labels: (z, y, x), those of the stage before, which become channels.
+
+        Raises:
+            InputError: a spacing with which the image would fill all memory.
         """
         manager, configuration = self.model.plans_manager, self.model.configuration_manager
+        _check_spacing(image, manager.transpose_forward, configuration.spacing)
         data, segmentation, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
             image.voxels,
             None if labels is None else labels[None].astype(np.float32),
@@ -81,3 +91,19 @@ class ModelPredictor:
             foreground = self.model.label_manager.foreground_labels
             data = np.vstack((data, convert_labelmap_to_one_hot(segmentation[0], foreground, data.dtype)))
         return torch.from_numpy(np.ascontiguousarray(data, np.float32)), properties
+
+
+def _check_spacing(image: Image, axes: Sequence[int], spacing: Sequence[float]) -> None:
+    """Refuse an image whose spacing is of another unit than the plans': a process that fills the memory is killed."""
+    size, told = (
+        np.array(values, float)[list(axes)] for values in (image.voxels.shape[1:], image.properties["spacing"])
+    )
+    target = [*told[: 3 - len(spacing)], *spacing]  # a 2D configuration keeps the slices
+    resampled = float(np.prod(size * told / target))
+    if resampled > max(MOST_VOXELS, MOST_TIMES * float(np.prod(size))):
+        shown = [listed(np.round(values, 4).tolist(), separator=" x ") for values in (told, spacing)]
+        raise InputError(
+            f"a spacing of {shown[0]} mm, with which the image has {resampled:.1e} voxels on the grid of the plans",
+            f"one near the plans', {shown[1]} mm",
+            "correct its header: is it in mm?",
+        )

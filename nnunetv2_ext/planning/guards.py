@@ -13,7 +13,7 @@ from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner
 from tqdm import tqdm
 
 from nnunetv2_ext.data.description import refuse_faults
-from nnunetv2_ext.data.raw import Raw, examine, extents
+from nnunetv2_ext.data.raw import MOST_VOXELS, Raw, examine, extents
 from nnunetv2_ext.data.voxels import RECORD, keep_voxels, known_voxels, look_at_all, voxel_faults
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, unwritable, why_not_writable
@@ -23,8 +23,6 @@ from nnunetv2_ext.text import listed
 
 TAKEN_NAMES = ("dataset", "dataset_fingerprint", "splits_final", "sources", Path(RECORD).stem)
 """Of other files that lie beside the plans."""
-MOST_VOXELS = 1e9
-"""A target spacing makes no case larger, unless it is so by itself."""
 FEWEST_VOXELS = 4
 """A target spacing leaves so many along each axis of the largest case, where it has as many."""
 

@@ -152,7 +152,10 @@ FAILED: dict[str, tuple[Change, str]] = {
     "a dead link": (image_of(dead_link), "c1_0000.nii.gz"),
     "NaN": (image_of(voxels(no_number)), "that are NaN or infinite"),
     "two channels": (image_of(second_channel), "2 channels"),
-    "another grid": (image_of(second_channel), "channels"),
+    "micrometres": (
+        image_of(lambda path: write_image(path, 1, spacing=(3500.0, 1200.0, 900.0))),
+        "is it in mm?",
+    ),
     "no spacing": (image_of(no_spacing), "spacing"),
     "four axes": (image_of(voxels(lambda values: np.stack([values] * 2, -1))), "c1_0000.nii.gz"),
 }
