@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import resource
 import statistics
 import time
@@ -12,12 +13,12 @@ from typing import Any
 
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
-from nnunetv2.utilities.utils import create_lists_from_splitted_dataset_folder
 from torch import Tensor
 
 from nnunetv2_ext.inference.windows import SlidingWindow
-from nnunetv2_ext.text import markdown_table
 
+IMAGES = 3
+"""So many are enough, since each takes as long."""
 NNUNET = "nnU-Net's predictor"
 VARIANTS: dict[str, dict[str, int]] = {
     "ours": {},
@@ -26,22 +27,31 @@ VARIANTS: dict[str, dict[str, int]] = {
 }
 
 
-def measure(model: Path, images: Path, *, folds: Sequence[int | str], cases: int, rounds: int) -> list[dict[str, Any]]:
-    """A row for nnU-Net's predictor and each of ours: time, page faults, and labels that differ from nnU-Net's.
+def network_table(
+    models: Sequence[Path], images: Sequence[Path], *, folds: Sequence[int | str], rounds: int = 3, device: str = "cpu"
+) -> list[dict[str, Any]]:
+    """A row for each model and predictor: time, page faults, and labels that differ from nnU-Net's.
 
     Args:
-        model: folder of a trained model, with fold_X in it.
-        images: raw images, named as nnU-Net wants them.
-        cases: how many of them, from the first on.
-        rounds: each runs every case once, odd ones backwards through the list.
+        models: folders of trained models, with fold_X in them.
+        images: files of one channel, of which the first ones are taken.
+        rounds: each runs every case once, odd ones backwards through the predictors.
 
     Returns:
-        Rows of `table`: medians over the rounds, ratios within the rounds.
+        Medians over the rounds of seconds a case; ratios within the rounds.
     """
+    if device == "cpu":
+        torch.set_num_threads(os.cpu_count() or 1)  # as both commands do
+    return [row for model in models for row in _rows(model, images[:IMAGES], folds, rounds, device)]
+
+
+def _rows(
+    model: Path, images: Sequence[Path], folds: Sequence[int | str], rounds: int, device: str
+) -> list[dict[str, Any]]:
     with contextlib.redirect_stdout(io.StringIO()):
-        stock = nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+        stock = nnUNetPredictor(device=torch.device(device), allow_tqdm=False)
         stock.initialize_from_trained_model_folder(str(model), tuple(folds))
-        volumes = _preprocessed(stock, images)[:cases]
+    volumes = _preprocessed(stock, images)
     runs: dict[str, Callable[[Tensor], Tensor]] = {NNUNET: stock.predict_logits_from_preprocessed_data}
     for name, attributes in VARIANTS.items():
         window = SlidingWindow(
@@ -65,37 +75,18 @@ def measure(model: Path, images: Path, *, folds: Sequence[int | str], cases: int
     voxels = sum(one.numel() for one in labels[NNUNET])
     return [
         {
+            "model": model.name.partition("__")[0],
             "predictor": name,
-            "seconds": statistics.median(wall for wall, _, _ in taken[name]) / len(volumes),
-            "time_ratio": statistics.median(a[0] / b[0] for a, b in zip(taken[name], taken[NNUNET], strict=True)),
-            "cpu_seconds": statistics.median(cpu for _, cpu, _ in taken[name]) / len(volumes),
-            "cpu_ratio": statistics.median(a[1] / b[1] for a, b in zip(taken[name], taken[NNUNET], strict=True)),
-            "page_faults": statistics.median(faults for _, _, faults in taken[name]) / len(volumes),
-            "differing": sum(int((a != b).sum()) for a, b in zip(labels[name], labels[NNUNET], strict=True)),
-            "voxels": voxels,
+            "s": statistics.median(wall for wall, _, _ in taken[name]) / len(volumes),
+            "x": statistics.median(a[0] / b[0] for a, b in zip(taken[name], taken[NNUNET], strict=True)),
+            "CPU s": statistics.median(cpu for _, cpu, _ in taken[name]) / len(volumes),
+            "CPU x": statistics.median(a[1] / b[1] for a, b in zip(taken[name], taken[NNUNET], strict=True)),
+            "page faults": int(statistics.median(faults for _, _, faults in taken[name]) / len(volumes)),
+            "labels that differ": sum(int((a != b).sum()) for a, b in zip(labels[name], labels[NNUNET], strict=True)),
+            "of": voxels,
         }
         for name in runs
     ]
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of `measure` as a markdown table, per case."""
-    header = ["predictor", "s", "time ratio", "CPU s", "CPU ratio", "page faults", "labels that differ"]
-    return markdown_table(
-        header,
-        [
-            [
-                row["predictor"],
-                f"{row['seconds']:.2f}",
-                f"{row['time_ratio']:.2f}",
-                f"{row['cpu_seconds']:.2f}",
-                f"{row['cpu_ratio']:.2f}",
-                f"{row['page_faults']:,.0f}",
-                f"{row['differing']} of {row['voxels']:,}",
-            ]
-            for row in rows
-        ],
-    )
 
 
 def _cost(run: Callable[[Tensor], Tensor], volumes: Sequence[Tensor]) -> tuple[float, float, int]:
@@ -108,8 +99,7 @@ def _cost(run: Callable[[Tensor], Tensor], volumes: Sequence[Tensor]) -> tuple[f
     return wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults
 
 
-def _preprocessed(predictor: nnUNetPredictor, images: Path) -> list[Tensor]:
+def _preprocessed(predictor: nnUNetPredictor, images: Sequence[Path]) -> list[Tensor]:
     preprocessor = predictor.configuration_manager.preprocessor_class(verbose=False)
     settings = predictor.plans_manager, predictor.configuration_manager, predictor.dataset_json
-    files = create_lists_from_splitted_dataset_folder(str(images), predictor.dataset_json["file_ending"])
-    return [torch.from_numpy(preprocessor.run_case(case, None, *settings)[0]) for case in files]
+    return [torch.from_numpy(preprocessor.run_case([str(image)], None, *settings)[0]) for image in images]
