@@ -6,7 +6,7 @@ import io
 import math
 import platform
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain, combinations, islice
 from typing import Any
@@ -25,7 +25,9 @@ SURE = 10.0
 PAIR = 2
 """Copies in one call on the CPU: PyTorch sends a single small one to a convolution twice as slow."""
 VOXELS = 128**3
-"""On the CPU no more voxels are at work at once than nnU-Net's usual patch has, unless one patch has more."""
+"""No more voxels are at work at once than nnU-Net's usual patch has, unless one patch has more."""
+KEPT = 2**28
+"""Bytes that stay with the process from case to case."""
 BATCH = 8
 """Copies in one call on a GPU, halved where its memory ends."""
 
@@ -99,7 +101,7 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         self.skip_empty = skip_empty
         self.windows = (0, 0)
         at_once = max(1, VOXELS // math.prod(configuration_manager.patch_size))
-        self.batch_size = batch_size or (min(PAIR, at_once) if device.type == "cpu" else BATCH)
+        self.batch_size = batch_size or min(BATCH if device.type == "cuda" else PAIR, at_once)
         # a compiled network may be compiled again at its first call, which is not for several threads
         several = device.type == "cpu" and not isinstance(self.network, OptimizedModule)
         self.streams = max(1, at_once // self.batch_size) if several else 1
@@ -166,20 +168,18 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         axes = [axis + 1 for axis in (self.allowed_mirroring_axes or ()) if self.use_mirroring]
         mirrored = list(chain.from_iterable(combinations(axes, n) for n in range(len(axes) + 1)))  # nnU-Net's order
         copies = [(window, flips) for window in windows for flips in mirrored]
-        batches = (copies[start : start + self.batch_size] for start in range(0, len(copies), self.batch_size))
-        logits = chain.from_iterable(self._logits_of_batches(data, batches, math.ceil(len(copies) / self.batch_size)))
+        logits = chain.from_iterable(self._logits_of_batches(data, copies))
         for window in windows:
             prediction, *others = islice(logits, len(mirrored))
             for other in others:
                 prediction += other
             yield window, prediction.div_(len(mirrored)) if others else prediction
 
-    def _logits_of_batches(
-        self, data: Tensor, batches: Iterable[Sequence[Copy]], count: int
-    ) -> Iterator[Sequence[Tensor]]:
-        """The logits of each batch, in order; batches run at the same time, with a share of the cores each."""
+    def _logits_of_batches(self, data: Tensor, copies: Sequence[Copy]) -> Iterator[Sequence[Tensor]]:
+        """The logits of the copies in turn, by batches, which run at the same time with a share of the cores each."""
         cores = torch.get_num_threads()
-        streams = min(self.streams, count, cores)
+        streams = min(self.streams, math.ceil(len(copies) / self.batch_size), cores)
+        batches = self._batches(copies)
         if streams <= 1:
             yield from (self._logits_of(data, batch) for batch in batches)
             return
@@ -195,6 +195,14 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         finally:
             pool.shutdown(cancel_futures=True)
             torch.set_num_threads(cores)  # threads that are born later take over the number set last
+
+    def _batches(self, copies: Sequence[Copy]) -> Iterator[Sequence[Copy]]:
+        """The copies in batches; those to come are smaller where the memory ended."""
+        start = 0
+        while start < len(copies):
+            size = self.batch_size
+            yield copies[start : start + size]
+            start += size
 
     @torch.inference_mode()
     def _logits_of(self, data: Tensor, copies: Sequence[Copy]) -> Sequence[Tensor]:
@@ -228,7 +236,7 @@ def _take_channels_last(network: nn.Module) -> bool:
         for name, norm in list(module.named_children()):
             if isinstance(norm, nn.InstanceNorm2d | nn.InstanceNorm3d) and norm.affine and not norm.track_running_stats:
                 setattr(module, name, ChannelsLastInstanceNorm(norm))
-                found = True
+            found |= isinstance(getattr(module, name), ChannelsLastInstanceNorm)
     for parameter in network.parameters() if found else ():
         if parameter.ndim in (4, 5):
             parameter.data = channels_last(parameter.data)
@@ -237,7 +245,7 @@ def _take_channels_last(network: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def _memory_kept() -> Iterator[None]:
-    """Large tensors' memory stays with the process from layer to layer, and goes back at the end (glibc).
+    """Large tensors' memory stays with the process from layer to layer; at the end all but KEPT goes back (glibc).
 
     Else every feature map of more than 32 MiB is new memory, each page of which costs a fault at its first use.
     """
@@ -253,5 +261,5 @@ def _memory_kept() -> Iterator[None]:
         yield
     finally:
         library.mallopt(threshold, 2**25)
-        library.mallopt(trim, 2**26)
-        library.malloc_trim(0)
+        library.mallopt(trim, KEPT)
+        library.malloc_trim(KEPT)
