@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from nnunetv2_ext.testing.trainer import Shell, finish
+from nnunetv2_ext.testing.trainer import Shell
 
 PROC = Path("/proc")
 INTERVAL = 0.05
@@ -46,11 +46,12 @@ def run(shell: Shell, command: str, *, output: Path, ending: str, memory: bool =
     watch = _Watch(process.pid, start, output, ending, memory)
     watch.start()
     try:
-        finish(process, command, 0)
+        printed, _ = process.communicate()  # however long it takes
         seconds = time.perf_counter() - start
     finally:
         watch.ended.set()
         watch.join()
+    assert process.returncode == 0, f"{command}\nended with {process.returncode}:\n{printed[-6000:]}"
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     processor = after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
     return Cost(seconds, watch.first, processor, watch.memory)
