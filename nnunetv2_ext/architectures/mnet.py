@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
-from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
 from nnunetv2_ext.errors import InputError
@@ -137,14 +136,12 @@ class _ConvLayer(nn.Module):
         super().__init__()
         depth, height, width = kernel
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(depth // 2, height // 2, width // 2))
-        self.norm = nn.InstanceNorm3d(out_channels, affine=True)
+        self.norm: nn.Module = nn.InstanceNorm3d(out_channels, affine=True)
 
     def normalize(self, x: Tensor) -> Tensor:
         # Group norm with a group per channel is instance norm; only it keeps channels-last tensors as they are (CPU),
-        # only instance norm stays in half precision under autocast (CUDA). For prediction our own has more digits.
-        if x.device.type == "cpu":
-            if not self.training:
-                return instance_norm(x, self.norm.weight, self.norm.bias, self.norm.eps)
+        # only instance norm stays in half precision under autocast (CUDA). Prediction puts in a norm of its own.
+        if x.device.type == "cpu" and isinstance(self.norm, nn.InstanceNorm3d):
             return F.group_norm(x, x.shape[1], self.norm.weight, self.norm.bias, self.norm.eps)
         return self.norm(x)
 

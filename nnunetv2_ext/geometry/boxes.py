@@ -43,6 +43,26 @@ class Box(NamedTuple):
         low, high = np.maximum(self.low, 0), np.minimum(self.high, shape)
         return _box(low, high) if (low < high).all() else None
 
+    def holds(self, other: "Box") -> bool:
+        """Whether all of another box lies in it."""
+        return bool(np.less_equal(self.low, other.low).all() and np.less_equal(other.high, self.high).all())
+
+    def without(self, inner: "Box") -> "list[Box]":
+        """Boxes apart from each other that fill it but for a box that it holds."""
+        rest, parts = self, []
+        for axis, (low, high) in enumerate(zip(*inner, strict=True)):
+            for first, last in ((rest.low[axis], low), (high, rest.high[axis])):
+                if first < last:
+                    parts.append(rest._along(axis, first, last))
+            rest = rest._along(axis, low, high)
+        return parts
+
+    def _along(self, axis: int, first: int, last: int) -> "Box":
+        """Of the box what lies between two places along an axis."""
+        low, high = list(self.low), list(self.high)
+        low[axis], high[axis] = first, last
+        return Box(tuple(low), tuple(high))
+
     def millimetres(self, spacing: Sequence[float]) -> tuple[list[float], list[float]]:
         """Its two corners in mm from the outer corner of the image's first voxel."""
         low, high = (np.multiply(corner, spacing).round(6).tolist() for corner in self)

@@ -177,9 +177,9 @@ def predict_inside(
             return _whole(window, data, progress, prediction.computed, of_all, rounds, why)
         prediction.predict(fresh)
         grown = merged(prediction.grown(box) for box in boxes) if roi.growth else boxes
-        fresh = [box for box in grown if box not in boxes]
-        if not fresh:
+        if grown == boxes:
             return Inside(prediction.logits, boxes, prediction.computed, of_all, rounds, None)
+        fresh = [part for box in grown for part in _new_in(box, boxes, prediction)]
         boxes, rounds = grown, rounds + 1
 
 
@@ -261,6 +261,15 @@ def _box_of(window: Sequence[Any]) -> Box:
 def _all_of(box: Box) -> tuple[slice, ...]:
     """What cuts the box out of all channels or heads."""
     return (slice(None), *box.slices)
+
+
+def _new_in(box: Box, before: Sequence[Box], prediction: "_BoxGrid") -> list[Box]:
+    """What of a box is to be predicted: what it has grown by, or all of it where that costs no more."""
+    held = [one for one in before if box.holds(one)]
+    if len(held) != 1:
+        return [box]
+    parts = box.without(held[0])
+    return parts if prediction.cost(parts) < prediction.cost([box]) else [box] * bool(parts)
 
 
 class _BoxGrid:

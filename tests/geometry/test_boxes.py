@@ -212,6 +212,20 @@ def test_without_resampling_nothing_is_rounded(transpose):
     assert bounding_box(mask.transpose(transpose)[crop.slices]) == Box((1, 2, 3), (4, 6, 8))
 
 
+@given(_boxes(size=9), st.lists(st.integers(0, 3), min_size=6, max_size=6))
+@settings(max_examples=50, deadline=None)
+def test_a_box_without_one_in_it(inner, more):
+    inner = Box(tuple(low + 3 for low in inner.low), tuple(high + 3 for high in inner.high))
+    outer = Box(tuple(np.subtract(inner.low, more[:3]).tolist()), tuple(np.add(inner.high, more[3:]).tolist()))
+    assert outer.holds(inner) and inner.holds(outer) == (inner == outer)
+    painted = np.zeros((24, 24, 24), int)
+    for part in (inner, *outer.without(inner)):
+        painted[part.slices] += 1
+    expected = np.zeros_like(painted)
+    expected[outer.slices] = 1
+    assert (painted == expected).all()
+
+
 def test_corners_in_millimetres():
     assert Box((1, 2, 3), (4, 6, 8)).millimetres((5, 0.5, 2)) == ([5, 1, 6], [20, 3, 16])
 
