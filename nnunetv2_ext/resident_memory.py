@@ -46,13 +46,14 @@ def rise(run: Callable[[], object]) -> int:
     return highest() - baseline
 
 
-def highest_from_now() -> Callable[[], int]:
-    """A function that tells the highest resident memory in bytes since this call.
+def highest_from_now(*, anew: bool = True) -> Callable[[], int]:
+    """A function that tells the highest resident memory in bytes since this call, or the last one that was `anew`.
 
     Where the system keeps no such figure it is the highest since the process began.
     """
     try:
-        (PROC / "clear_refs").write_text("5")  # VmHWM starts again from what is resident now
+        if anew:
+            (PROC / "clear_refs").write_text("5")  # VmHWM starts again from what is resident now
         resident("VmHWM")
     except OSError:
         return highest_ever

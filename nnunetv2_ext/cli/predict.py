@@ -81,7 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--not_on_device", action="store_true", help="keep the logits of the image off the GPU")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress on stderr")
-    parser.add_argument("--verbose", action="store_true", help="print what nnU-Net says")
+    parser.add_argument("--verbose", action="store_true", help="a line for each case, and what nnU-Net says")
     parser.add_argument("--json", action="store_true", help="a line of JSON on stdout for every case, and at the end")
     region = parser.add_argument_group("a region of interest, in which alone the models predict")
     region.add_argument(
@@ -90,14 +90,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     region.add_argument("--roi-labels", nargs="+", metavar="LABEL", help="labels that make the region (default: all)")
     region.add_argument(
         "--roi-grid",
-        default="box",
         metavar="GRID",
-        help="box: each box as if it were the image; image: windows of the whole image that meet a box",
+        help="box: each box as if it were the image; image: windows of the whole image that meet a box (default: box)",
     )
     region.add_argument("--roi-margin", metavar="MM", help="around the boxes (default: the calibrated one; masks: 0)")
     region.add_argument("--no-roi-growth", action="store_true", help="boxes that foreground touches stay as they are")
     region.add_argument(
-        "--roi-empty", default="whole", metavar="WHAT", help="where no region is found: 'whole' image, or 'background'"
+        "--roi-empty",
+        metavar="WHAT",
+        help="where no region is found: the 'whole' image, or 'background' (default: whole)",
     )
 
 
@@ -135,30 +136,31 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     from nnunetv2_ext.inference.record import Part
     from nnunetv2_ext.inference.single import Options
 
-    shared: dict[str, Any] = {
-        "device": args.device,
-        "options": Options(
+    predictor = Predictor(
+        models,
+        folds=args.folds,
+        weights=weights,
+        device=args.device,
+        checkpoint=args.checkpoint,
+        previous=args.previous is not None,
+        options=Options(
             step_size=value_of(args.step_size, float, "-step_size"),
             mirroring=not args.disable_tta,
             on_device=not args.not_on_device,
             skip_empty=args.skip_empty,
             linear_z=args.linear_z,
         ),
-    }
-    predictor = Predictor(
-        models,
-        folds=args.folds,
-        weights=weights,
-        checkpoint=args.checkpoint,
-        previous=args.previous is not None,
-        region=_region(args, shared),
-        **shared,
+        region=_region(args),
     )
-    with tqdm(unit="case", disable=args.disable_progress_bar or args.json, file=sys.stderr) as bar:
+    with tqdm(
+        unit="case", disable=args.disable_progress_bar or args.json or sys.stderr is None, file=sys.stderr
+    ) as bar:
 
         def tell(event: "Event") -> None:
             if args.json:
                 print(json.dumps({"event": "case", **event._asdict()}), file=words, flush=True)
+            if args.verbose and not args.json:
+                print(f"{event.case}: {event.status}, {duration(event.seconds)} {event.message}".rstrip(), file=words)
             bar.total = event.of
             bar.update()
             bar.set_postfix_str(f"{event.case} {event.status}, {duration(event.left)} left")
@@ -175,14 +177,16 @@ def _run(args: argparse.Namespace, words: Any) -> int:
             writers=counts["-nps"],
             part=Part(counts["-part_id"], counts["-num_parts"]),
             tell=tell,
+            watch=lambda case, done, of: bar.set_postfix_str(f"{case}: {done} of {of} windows"),
         )
     if args.json:
         end = {"event": "end", "written": outcome.written, "kept": outcome.kept, "failed": outcome.failed}
         print(json.dumps(end), file=words, flush=True)
     else:
         kept = f", {len(outcome.kept)} were there already" * bool(outcome.kept)
-        print(f"{len(outcome.written)} cases predicted{kept}, in {args.output}", file=words)
-    for case, why in outcome.fallbacks.items():
+        cases = f"{len(outcome.written)} case{'s' * (len(outcome.written) != 1)}"
+        print(f"{cases} predicted{kept}, in {args.output}", file=words)
+    for case, why in outcome.notes.items():
         print(f"warning: {case}: {why}", file=sys.stderr)
     if outcome.failed:
         print(f"\n{markdown_table(['failed', 'why'], outcome.failed.items(), aligned=False)}", file=sys.stderr)
@@ -206,10 +210,12 @@ def _models(args: argparse.Namespace) -> list[str]:
     return [f"{args.trainer or 'nnUNetTrainer'}:{args.plans or 'nnUNetPlans'}:{args.configuration}"]
 
 
-def _region(args: argparse.Namespace, shared: dict[str, Any]) -> "Region | None":
+def _region(args: argparse.Namespace) -> "Region | None":
     """The region of interest that is asked for."""
     if args.roi is None:
-        asked = [f"--roi-{name}" for name in ("labels", "margin") if getattr(args, f"roi_{name}") is not None]
+        names = ("labels", "grid", "margin", "empty")
+        asked = [f"--roi-{name}" for name in names if getattr(args, f"roi_{name}") is not None]
+        asked += ["--no-roi-growth"] * args.no_roi_growth
         if asked:
             raise InputError(f"{listed(asked)} without --roi", "both", "add --roi, or leave it out")
         return None
@@ -220,15 +226,16 @@ def _region(args: argparse.Namespace, shared: dict[str, Any]) -> "Region | None"
     margin = None if args.roi_margin is None else value_of(args.roi_margin, float, "--roi-margin")
     roi = ROI(
         labels=None if args.roi_labels is None else value_of(args.roi_labels, int, "--roi-labels"),
-        grid=args.roi_grid,
+        grid=args.roi_grid or "box",
         margin=margin or 0.0,
         growth=not args.no_roi_growth,
-        empty=args.roi_empty,
+        empty=args.roi_empty or "whole",
     )
     if args.roi == PREVIOUS:
         return Region(roi)
     folder = Path(args.roi)
-    if folder.is_dir() and not (folder / "plans.json").is_file():
+    if folder.is_dir() and not any(folder.glob("fold_*")):
         return Region(roi, folder=folder)
-    of_region: Predictor = Predictor(args.roi, dataset=args.dataset, **shared)
+    # as it was validated, which its margin was measured on
+    of_region: Predictor = Predictor(args.roi, dataset=args.dataset, device=args.device)
     return region_of_model(roi, of_region, margin)

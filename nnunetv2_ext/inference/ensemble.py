@@ -4,7 +4,6 @@ nnU-Net's own command holds the probabilities of two members at once, and all la
 averaged after the other, from pieces of every member's file, so that memory grows neither with members nor with labels.
 """
 
-import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -23,7 +22,7 @@ from nnunetv2_ext.files import FileState, file_state, read_json, read_pickle, re
 from nnunetv2_ext.inference.folder import Outcome
 from nnunetv2_ext.inference.members import Member, check_geometry, check_members, checked_weights
 from nnunetv2_ext.inference.record import RECORD, Record
-from nnunetv2_ext.inference.saved import Saved, averages, damaged, labels_of, opened, writing
+from nnunetv2_ext.inference.saved import Saved, averages, damaged, opened, winners, writing
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.text import counted, listed
 
@@ -163,7 +162,9 @@ class _Run:
             outputs = [f"{case}{ending}" for ending in (self.ending, *made)]
             if self.record.is_whole(case, self._inputs(case), outputs):
                 self.outcome.kept.append(case)
-        return [case for case in cases if case not in self.outcome.kept]
+        todo = [case for case in cases if case not in self.outcome.kept]
+        self.record.begin(todo if overwrite else ())
+        return todo
 
     def _inputs(self, case: str) -> dict[str, Path]:
         """The files that decide what a case becomes."""
@@ -243,12 +244,7 @@ class _Run:
             shutil.copyfile(properties, unfinished / properties.name)
         # The label file last: where it is, the others are too.
         paths = sorted(unfinished.iterdir(), key=lambda path: path == label_file)
-        for path in paths:
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-        self.record.add(case, states, {path.name: path for path in paths}, {})
-        for path in paths:
-            path.replace(self.output / path.name)
+        self.record.publish(case, states, {path.name: path for path in paths}, {})
         return ""
 
     def _labels(self, case: str, target: Path) -> np.ndarray:
@@ -263,7 +259,7 @@ class _Run:
             shape = saved[0].shape
             keep = stack.enter_context(writing(target, shape)).write if self.probabilities else None
             regions = self.label_manager.regions_class_order if self.label_manager.has_regions else None
-            return labels_of(averages(saved, self.shares, keep), shape, regions)
+            return winners(averages(saved, self.shares, keep), shape, regions)
 
 
 def _state(path: Path) -> FileState:

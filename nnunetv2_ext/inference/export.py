@@ -11,7 +11,6 @@ members that of its `average_probabilities`, without ever holding every class on
 See `nnunetv2_ext.inference.resampling` for what happens across thick slices.
 """
 
-import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
@@ -24,6 +23,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.resampling import along, resampling
+from nnunetv2_ext.inference.saved import writing
 
 BLOCK = 2**16
 """Voxels of the image in a block, for which one class fits into a processor's cache."""
@@ -89,13 +89,8 @@ def write_probabilities(
     """
     grid = _Grid(predictions, label_manager, linear_z=linear_z)
     winners = [] if label_manager.has_regions else [_winners(grid, member, label_manager) for member in grid.members]
-    header = {"descr": "<f4", "fortran_order": False, "shape": (grid.heads, *grid.image)}
     rows, columns = grid.crop[1:]
-    with (
-        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive,
-        archive.open("probabilities.npy", "w", force_zip64=True) as stream,
-    ):
-        np.lib.format.write_array_header_1_0(stream, header)
+    with writing(path, (grid.heads, *grid.image)) as stream:
         for head in range(grid.heads):
             outside = float(head == 0 and not label_manager.has_regions)
             plane = np.full(grid.image[1:], outside, "<f4")

@@ -3,7 +3,6 @@
 Reading and preprocessing of the next cases, and export of the last ones, run in threads beside the network.
 """
 
-import os
 import shutil
 import time
 from collections import deque
@@ -11,18 +10,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from batchgenerators.utilities.file_and_folder_operations import save_pickle
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
-from nnunetv2_ext.data.volumes import write_label_file
+from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, read_grid, read_volume, write_label_file
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FileState, file_state, unwritable, write_json
 from nnunetv2_ext.inference.export import write_probabilities
 from nnunetv2_ext.inference.images import check_channels, find_images
 from nnunetv2_ext.inference.predictor import Case, Predictor
-from nnunetv2_ext.inference.record import WHOLE, Part, Record
+from nnunetv2_ext.inference.record import RECORD, WHOLE, Part, Record
 from nnunetv2_ext.inference.roi import check_mask
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.resident_memory import highest_from_now
@@ -50,7 +52,7 @@ class Event(NamedTuple):
     left: float = 0.0
     """Seconds, estimated from the cases of this run."""
     message: str = ""
-    """Of a failed one, and of one that was not predicted inside its region of interest alone."""
+    """Of a failed one, or a note."""
 
 
 @dataclass
@@ -61,13 +63,15 @@ class Outcome:
     kept: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
     """With the sentence of each."""
-    fallbacks: dict[str, str] = field(default_factory=dict)
-    """Written cases that were not predicted inside their region of interest alone, and why."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What there is to tell of others: why one was not predicted inside its region of interest alone, or was edited."""
 
 
 class _Read(NamedTuple):
     case: Case
     inputs: dict[str, FileState]
+    memory: dict[str, int]
+    """Highest of the process in bytes, since the network began on the case."""
 
 
 def predict_folder(
@@ -83,6 +87,7 @@ def predict_folder(
     writers: int = 1,
     part: Part = WHOLE,
     tell: Callable[[Event], None] = lambda event: None,
+    watch: Callable[[str, int, int], None] | None = None,
 ) -> Outcome:
     """Predict every case of a folder; those that are there already, of the same models, options and inputs, stay.
 
@@ -99,6 +104,7 @@ def predict_folder(
         writers: cases that are exported and written at the same time.
         part: the share of the cases, of several processes that fill one folder.
         tell: called after each case.
+        watch: called with the case at work, and the number of its windows computed and of all, anew for each model.
 
     Raises:
         InputError: no images; or the output is the input, in use, full, or holds predictions of other models or such
@@ -107,22 +113,29 @@ def predict_folder(
     if previous is not None and not predictor.needs_previous:
         what = f"-prev_stage_predictions {previous} without a model that reads them"
         raise InputError(what, "the second stage of a cascade", "leave it out")
+    if previous is not None and not previous.is_dir():
+        raise InputError(f"-prev_stage_predictions {previous}", "a folder of labels", "check the path")
     images = find_images(source, predictor.file_ending)
     images = {case: images[case] for case in list(images)[part.number :: part.of]}
-    if output.resolve() == (source if source.is_dir() else source.parent).resolve():
-        raise InputError(f"{output} as input and output", "two folders", "choose another -o")
+    masks = predictor.region.folder if predictor.region is not None else None
+    for folder in (source if source.is_dir() else source.parent, previous, masks):
+        if folder is not None and output.resolve() == folder.resolve():
+            raise InputError(f"{output} as input and output", "two folders", "choose another -o")
     if output.exists() and not output.is_dir():
         raise InputError(f"-o {output}, a file", "a folder", "choose another name")
     for pattern, what in FOLDERS_OF_NNUNET.items():
         if any(output.glob(pattern)):
             raise InputError(f"-o {output}, which holds {what}", "a folder of predictions", "choose another")
+    made_by = predictor.description()
     try:
         output.mkdir(parents=True, exist_ok=True)
         with held(output, part.record, "a prediction"), ended_in_order():
-            record = Record(output, predictor.description(), part, anew=overwrite)
-            run = _Run(predictor, output, record, tell, previous, probabilities)
+            record = Record(output, made_by, part, anew=overwrite)
+            run = _Run(predictor, output, record, tell, watch, previous, probabilities)
             todo = run.look(images, keep=keep, overwrite=overwrite)
             run.work(todo, output / f".unfinished{part.suffix}", readers, writers)
+    except BrokenPipeError:  # whoever is told went away
+        raise
     except OSError as error:
         raise unwritable(output, error) from None
     return run.outcome
@@ -137,10 +150,12 @@ class _Run:
         output: Path,
         record: Record,
         tell: Callable[[Event], None],
+        watch: Callable[[str, int, int], None] | None,
         previous: Path | None,
         probabilities: bool,
     ):
-        self.predictor, self.output, self.record, self.tell = predictor, output, record, tell
+        self.predictor, self.output, self.record = predictor, output, record
+        self.tell, self.watch = tell, watch
         self.previous, self.probabilities = previous, probabilities
         self.outcome = Outcome()
         self.cases = 0
@@ -157,14 +172,18 @@ class _Run:
         for case, files in images.items():
             label = f"{case}{self.predictor.file_ending}"
             outputs = [label, *([f"{case}.npz", f"{case}.pkl"] if self.probabilities else [])]
-            known = case in self.record.cases or case in self.record.others
-            if self.record.is_whole(case, self._inputs(case, files), outputs):
+            known, inputs = self.record.knows(case), self._inputs(case, files)
+            there = not overwrite and all((self.output / name).exists() for name in outputs)
+            if self.record.is_whole(case, inputs, outputs):
                 self._tell(case, "kept")
+            elif there and self.record.is_of(case, inputs) and self._is_whole(self.output / label):
+                self.outcome.notes[case] = f"{label} was edited since it was written, and is kept"
+                self._tell(case, "kept", self.outcome.notes[case])
             elif known or overwrite or not (self.output / label).exists():
                 todo[case] = files
             elif not keep:
                 strangers.append(label)
-            elif all((self.output / name).exists() for name in outputs) and self._is_whole(self.output / label):
+            elif there and self._is_whole(self.output / label):
                 self._tell(case, "kept")
             else:
                 todo[case] = files
@@ -174,16 +193,31 @@ class _Run:
                 "a new folder, or one that this command wrote with the same models",
                 "choose another -o, keep them with --continue_prediction, or replace them with --overwrite",
             )
-        region = self.predictor.region
-        if region is not None and region.folder is not None:
-            for case, files in todo.items():
-                check_mask(case, region.folder / f"{case}{self.predictor.file_ending}", files[0])
+        self._check_masks(todo)
+        self.record.begin(todo if overwrite else ())
         return todo
+
+    def _check_masks(self, cases: Mapping[str, list[Path]]) -> None:
+        """Refuse masks that do not fit, before anything is predicted.
+
+        Raises:
+            InputError: a mask is missing, unreadable, or on another grid than its image.
+        """
+        region = self.predictor.region
+        for case, files in cases.items() if region is not None and region.folder is not None else ():
+            assert region is not None and region.folder is not None
+            try:
+                read_grid(files[0])
+            except InputError:  # told when the case is read, as is a mask beside a picture
+                continue
+            check_mask(case, region.folder / f"{case}{self.predictor.file_ending}", files[0])
 
     def _inputs(self, case: str, files: Sequence[Path]) -> dict[str, Path]:
         """The files that decide what a case becomes."""
         name, region = f"{case}{self.predictor.file_ending}", self.predictor.region
         inputs = {path.name: path for path in files}
+        if isinstance(self.predictor.reader, Tiff3DIO):  # a file beside TIFF tells the spacing
+            inputs |= {path.name: path for path in (files[0].with_name(f"{case}.json"),) if path.is_file()}
         if self.previous is not None:
             inputs[f"previous/{name}"] = self.previous / name
         if region is not None and region.folder is not None:
@@ -192,6 +226,8 @@ class _Run:
 
     def _is_whole(self, label: Path) -> bool:
         try:
+            if label.name.lower().endswith(VOLUME_ENDINGS):
+                read_volume(label)
             return bool(self.predictor.reader.read_seg(str(label))[0].size)
         except Exception:  # of a damaged file anything
             return False
@@ -202,16 +238,16 @@ class _Run:
         Raises:
             InputError, OSError: an output cannot be written.
         """
-        shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run
+        _remove_left_behind(self.output, unfinished)
         if not todo:
             return
-        unfinished.mkdir()
-        self._write_descriptions(unfinished)
         self.begun = self.last = time.perf_counter()
         coming: deque[tuple[str, Future[_Read]]] = deque()
         going: deque[tuple[str, Future[None]]] = deque()
         waiting = iter(todo.items())
         try:
+            unfinished.mkdir()
+            self._write_descriptions(unfinished)
             with _pool(readers, "read") as reading, _pool(writers, "write") as writing:
                 while True:
                     while len(coming) <= readers and (item := next(waiting, None)) is not None:
@@ -219,9 +255,9 @@ class _Run:
                     if not coming:
                         break
                     case, future = coming.popleft()
-                    highest = highest_from_now()
                     if (read := self._attempt(case, future)) is not None:
-                        going.append((case, writing.submit(self._write, case, read, unfinished, highest)))
+                        going.append((case, writing.submit(self._write, case, read, unfinished)))
+                    del read, future  # the logits go when they are written
                     while going and (going[0][1].done() or len(going) > writers + 1):
                         self._take(*going.popleft())
                 while going:
@@ -231,15 +267,25 @@ class _Run:
 
     def _attempt(self, case: str, future: "Future[_Read]") -> _Read | None:
         """A case with its logits, or None where it fails, which the others need not."""
+        highest = highest_from_now()
+        if self.predictor.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.predictor.device)
         try:
             read = future.result()
-            self.predictor.logits(read.case)
+            progress = None if self.watch is None else partial(self.watch, case)
+            self.predictor.logits(read.case, progress)
+            read.memory["network"] = highest()
+            if self.predictor.device.type == "cuda":
+                read.memory["gpu"] = torch.cuda.max_memory_allocated(self.predictor.device)
         except Exception as error:  # of nnU-Net and PyTorch anything, such as too little memory
             self._fail(case, error)
             return None
         return read
 
     def _fail(self, case: str, error: Exception) -> None:
+        if isinstance(error, OSError) and error.filename:
+            what = f"{error.filename}, which cannot be read ({error.strerror})"
+            error = InputError(what, "a readable file", "see to its permissions, or to the disk")
         sentence = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {one_line(error)}"
         self.outcome.failed[case] = sentence
         self.record.fail(case, sentence)
@@ -253,7 +299,7 @@ class _Run:
         except Exception as error:
             self._fail(case, error)
         else:
-            self._tell(case, "written", self.outcome.fallbacks.get(case, ""))
+            self._tell(case, "written", self.outcome.notes.get(case, ""))
 
     def _tell(self, case: str, status: str, message: str = "") -> None:
         if status != "failed":
@@ -278,9 +324,9 @@ class _Run:
         seconds = time.perf_counter() - start
         case = self.predictor.prepare(image, previous, mask)
         case.seconds["read"] = seconds
-        return _Read(case, inputs)
+        return _Read(case, inputs, {})
 
-    def _write(self, name: str, read: _Read, unfinished: Path, highest: Callable[[], int]) -> None:
+    def _write(self, name: str, read: _Read, unfinished: Path) -> None:
         """Export a case, write its files beside their place, tell of it, and rename them.
 
         Raises:
@@ -288,35 +334,30 @@ class _Run:
         """
         case, predictor, label = read.case, self.predictor, f"{name}{self.predictor.file_ending}"
         labels = predictor.labels(case)
+        place = unfinished / name
         with case.timed("write"):
-            outputs = []
+            (place / "roi").mkdir(parents=True)
             if case.region is not None and case.mask is not None:
-                outputs.append(f"roi/{label}")
-                (unfinished / "roi").mkdir(exist_ok=True)
-                write_label_file(predictor.reader, case.mask, unfinished / outputs[0], case.image.properties)
+                write_label_file(predictor.reader, case.mask, place / "roi" / label, case.image.properties)
             if self.probabilities:
-                outputs += [f"{name}.npz", f"{name}.pkl"]
-                linear_z = predictor.options.linear_z
-                votes = predictor.votes(case)
-                write_probabilities(votes, predictor.label_manager, unfinished / outputs[-2], linear_z=linear_z)
-                save_pickle(votes[0].properties, str(unfinished / outputs[-1]))
-            outputs.append(label)
-            write_label_file(predictor.reader, labels, unfinished / label, case.image.properties)
-            paths = {output: unfinished / output for output in outputs}
-            for path in paths.values():
-                _to_disk(path)
+                votes, linear_z = predictor.votes(case), predictor.options.linear_z
+                write_probabilities(votes, predictor.label_manager, place / f"{name}.npz", linear_z=linear_z)
+                save_pickle(votes[0].properties, str(place / f"{name}.pkl"))
+            write_label_file(predictor.reader, labels, place / label, case.image.properties)
+            # with what a writer puts beside them; the label file last: where it is, the others are too
+            written = sorted(path for path in place.rglob("*") if path.is_file() and path != place / label)
+            outputs = {str(path.relative_to(place)): path for path in (*written, place / label)}
+        read.memory["write"] = highest_from_now(anew=False)()
         of_region = predictor.region_report(case)
         if why := [entry["fallback"] for entry in of_region.values() if entry["fallback"]]:
-            self.outcome.fallbacks[name] = why[0]
+            self.outcome.notes[name] = why[0]
         measured: dict[str, Any] = {
             "seconds": {stage: round(seconds, 3) for stage, seconds in case.seconds.items()},
-            "peak_memory_mib": round(highest() / 2**20),
+            "peak_memory_mib": {stage: round(peak / 2**20) for stage, peak in read.memory.items()},
             "roi": of_region,
         }
-        self.record.add(name, read.inputs, paths, measured)
-        for output, path in paths.items():
-            (self.output / output).parent.mkdir(exist_ok=True)
-            path.replace(self.output / output)
+        self.record.publish(name, read.inputs, outputs, measured)
+        shutil.rmtree(place, ignore_errors=True)
 
     def _write_descriptions(self, unfinished: Path) -> None:
         """What nnU-Net's commands look for beside predictions."""
@@ -336,6 +377,14 @@ def _pool(threads: int, name: str) -> Iterator[ThreadPoolExecutor]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+def _remove_left_behind(output: Path, mine: Path) -> None:
+    """Remove what killed processes left, of this part and of others that are not at work."""
+    for path in output.glob(".unfinished*"):
+        try:
+            if path != mine:
+                with held(output, RECORD.replace(".json", f"{path.name.removeprefix('.unfinished')}.json"), "tidying"):
+                    shutil.rmtree(path, ignore_errors=True)
+            else:
+                shutil.rmtree(path, ignore_errors=True)
+        except InputError:  # another process fills it
+            continue

@@ -1,5 +1,6 @@
 """The images to predict: which cases lie in a folder, and the reading of one, with all that can be wrong with it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,8 @@ def find_images(source: Path, ending: str) -> dict[str, list[Path]]:
         return {case: [channels[case][number] for number in sorted(channels[case])]}
     if not source.is_dir():
         raise InputError(f"no folder {source}", "a folder of images, or an image", "check the path")
-    files = sorted(source.iterdir())  # a folder or a dead link in the place of an image is told when it is read
+    # a folder or a dead link in the place of an image is told when it is read
+    files = sorted(path for path in source.iterdir() if not path.name.startswith("."))
     ours = [path for path in files if path.name.endswith(ending)]
     if not ours:
         others = sorted({ending_of(path.name) for path in files} - {""})
@@ -69,7 +71,8 @@ def check_channels(files: Sequence[Path], ending: str) -> None:
         InputError: a gap in _0000, _0001, ...
     """
     numbers = [path.name.removesuffix(ending)[-4:] for path in files]
-    if len(files) > 1 and numbers != [f"{number:04d}" for number in range(len(files))]:
+    unnumbered = len(files) == 1 and not re.fullmatch(r".+_\d{4}", files[0].name.removesuffix(ending))
+    if not unnumbered and numbers != [f"{number:04d}" for number in range(len(files))]:
         told = listed(path.name for path in files)
         raise InputError(f"the files {told}", "channels _0000, _0001, ... without a gap", "restore the missing one")
 

@@ -57,7 +57,7 @@ def check_members(members: Sequence[Member]) -> None:
 
 
 def checked_weights(weights: Sequence[float] | None, members: int) -> list[float]:
-    """The weight of each member, by default all the same.
+    """The weight of each member as a share of the largest, by default all the same.
 
     Raises:
         InputError: another number of them, or one that is not above 0.
@@ -68,7 +68,7 @@ def checked_weights(weights: Sequence[float] | None, members: int) -> list[float
     if not all(np.isfinite(share) and share > 0 for share in shares):
         remedy = "leave out members that do not count"
         raise InputError(f"-w {listed(shares, separator=' ')}", "weights above 0", remedy)
-    return shares
+    return [share / max(shares) for share in shares]  # which single precision can hold
 
 
 def _check_description(member: Member) -> None:

@@ -181,7 +181,9 @@ def load_model(folder: Path, folds: Sequence[str] | None = None, checkpoint: str
     description = read_json(beside[1], COPY)
     weights = {}
     for fold, content in read_folds(folder, trained_folds(folder, folds, checkpoint), checkpoint, remedy=COPY):
-        weights[fold] = {key.removeprefix("module."): value for key, value in content["network_weights"].items()}
+        weights[fold] = content["network_weights"]
+        if all(key.startswith("module.") for key in weights[fold]):  # of a parallel network
+            weights[fold] = {key.removeprefix("module."): value for key, value in weights[fold].items()}
         made = made_by(content)
     trained = TrainedModel(made.trainer_name, made.configuration, plans, description, made.mirroring_axes, weights)
     loaded = Loaded(name, folder, trained, (*beside, *(folder / f"fold_{fold}" / checkpoint for fold in weights)))

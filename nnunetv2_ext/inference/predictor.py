@@ -16,7 +16,7 @@ from torch import Tensor
 
 from nnunetv2_ext.data.damage import unreadable
 from nnunetv2_ext.data.description import channel_names
-from nnunetv2_ext.data.volumes import write_label_file
+from nnunetv2_ext.data.volumes import check_labels, write_label_file
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.boxes import Box
 from nnunetv2_ext.inference.export import Prediction, labels_of
@@ -26,6 +26,7 @@ from nnunetv2_ext.inference.models import Loaded, load_model, model_folder
 from nnunetv2_ext.inference.region import Region, check_region
 from nnunetv2_ext.inference.roi import Inside, boxes_in_image, predict_inside, report
 from nnunetv2_ext.inference.single import ModelPredictor, Options
+from nnunetv2_ext.inference.windows import Progress
 from nnunetv2_ext.text import listed
 from nnunetv2_ext.weights.files import FINAL
 
@@ -49,6 +50,9 @@ class Case:
     boxes: list[Box] | None = None
     """Of the region, on the image's grid."""
     inside: dict[ModelPredictor, Inside] = field(default_factory=dict)
+    network_seconds: dict[ModelPredictor, float] = field(default_factory=dict)
+    first_labels: dict[ModelPredictor, np.ndarray] = field(default_factory=dict)
+    """Of cascades' first stages, on the image's grid."""
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -196,6 +200,7 @@ class Predictor:
             raise unreadable(path, error) from None
         shapes = [image.voxels.shape[1:], labels.shape[1:]]
         check_geometry(name, ["its image", str(path)], [image.properties, properties], shapes)
+        check_labels(labels, path)
         return labels[0]
 
     def description(self) -> dict[str, Any]:
@@ -242,7 +247,7 @@ class Predictor:
                 if first.model.previous_stage is None:
                     self._preprocessed(first, case)
         if all(one.model.previous_stage is None for one in self.models):  # nothing reads the image once more
-            case.image = image._replace(voxels=image.voxels[:, :0])
+            case.image = image._replace(voxels=np.empty((len(image.voxels), 0), np.float32))
         return case
 
     def _preprocessed(self, one: ModelPredictor, case: Case) -> tuple[Tensor, dict[str, Any]]:
@@ -258,40 +263,55 @@ class Predictor:
         """Those of a cascade's first stage."""
         if one.previous is None:
             return case.previous
-        return labels_of([self._predicted(one.previous, case)], one.previous.model.label_manager)
+        first = one.previous
+        if first not in case.first_labels:
+            case.first_labels[first] = labels_of([self._predicted(first, case)], first.model.label_manager)
+        return case.first_labels[first]
 
-    def logits(self, case: Case) -> Case:
-        """Fill in the predictions of every model; one case at a time, others wait."""
+    def logits(self, case: Case, progress: Progress | None = None) -> Case:
+        """Fill in the predictions of every model; one case at a time, others wait.
+
+        Args:
+            progress: called with the number of windows computed and of all, anew for each model.
+        """
         with self._lock:
             if self.region is not None:
-                case.boxes = self._boxes(self.region, case)
+                case.boxes = self._boxes(self.region, case, progress)
             for one in self.models:
-                self._predicted(one, case)
+                self._predicted(one, case, progress)
         case.preprocessed.clear()
         return case
 
-    def _boxes(self, region: Region, case: Case) -> list[Box]:
+    def _boxes(self, region: Region, case: Case, progress: Progress | None) -> list[Box]:
         """The region of interest on the image's grid."""
         if region.predictor is not None:
             assert case.region is not None
-            case.mask = region.predictor.labels(region.predictor.logits(case.region))
+            case.mask = region.predictor.labels(region.predictor.logits(case.region, progress))
         elif region.folder is None:
             case.mask = self._previous_labels(next(one for one in self.models if one.model.previous_stage), case)
         assert case.mask is not None
         return boxes_in_image(case.mask, case.image.properties["spacing"], region.roi)
 
-    def _predicted(self, one: ModelPredictor, case: Case) -> Prediction:
+    def _predicted(self, one: ModelPredictor, case: Case, progress: Progress | None = None) -> Prediction:
         if one not in case.predictions:
             data, properties = self._preprocessed(one, case)
             model = one.model
+            start = time.perf_counter()
             with case.timed("network"):
                 if case.boxes is None or self.region is None:
-                    logits = one.window.logits(data)
+                    logits = one.window.logits(data, progress=progress)
                 else:
                     inside = predict_inside(
-                        one.window, data, case.boxes, properties, model.plans_manager, self.region.roi
+                        one.window,
+                        data,
+                        case.boxes,
+                        properties,
+                        model.plans_manager,
+                        self.region.roi,
+                        progress=progress,
                     )
                     case.inside[one], logits = inside, inside.logits
+            case.network_seconds[one] = time.perf_counter() - start
             case.predictions[one] = Prediction(logits, properties, model.plans_manager, model.configuration_manager)
         return case.predictions[one]
 
@@ -299,14 +319,19 @@ class Predictor:
         """What became of a case inside its region, by model: its entry in `roi.json`; empty without a region."""
         if self.region is None:
             return {}
-        of_region = sum(case.region.seconds.values()) if case.region is not None else None
+        of_region = None
+        if case.region is not None:
+            of_region = sum(case.region.seconds.values())
+        elif self.region.folder is None:
+            of_region = sum(case.network_seconds.get(one.previous, 0.0) for one in self.models if one.previous)
+        names = [one.model.name for one in case.inside]
         return {
-            one.model.name: report(
+            one.model.name if names.count(one.model.name) == 1 else str(one.model.folder): report(
                 inside,
                 case.predictions[one].properties,
                 one.model.plans_manager,
                 self.region.roi,
-                seconds=case.seconds["network"],
+                seconds=case.network_seconds[one],
                 roi_seconds=of_region,
             )
             for one, inside in case.inside.items()

@@ -3,6 +3,8 @@
 By it, a later run knows what is done, and refuses to mix the predictions of other models in.
 """
 
+import json
+import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
@@ -36,6 +38,7 @@ class Part(NamedTuple):
 
 
 WHOLE = Part()
+ANEW = "replace all predictions there with --overwrite, or choose another -o"
 
 
 class Record:
@@ -45,7 +48,7 @@ class Record:
         folder: the output.
         made_by: models and options that decide what is predicted, as JSON has them.
         part: whose record this is; those of the others are read.
-        anew: pass over what is there.
+        anew: what other models or options made is removed, with its record; what these made is made again.
 
     Raises:
         InputError: predictions of other models or options are there, or a record is damaged.
@@ -58,55 +61,109 @@ class Record:
         self.others: dict[str, dict[str, Any]] = {}
         """Those of the other parts."""
         self.failed: dict[str, str] = {}
-        self._made_by = dict(made_by)
+        self._made_by = json.loads(json.dumps(made_by))
         self._lock = threading.Lock()
-        for path in [] if anew else sorted(folder.glob("*.json")):
+        for path in sorted(folder.glob("*.json")):
             if RECORDS.fullmatch(path.name):
-                self._take_over(path)
+                if anew:
+                    self._replace(path)
+                else:
+                    self._take_over(path)
 
     def _take_over(self, path: Path) -> None:
-        remedy = "replace all predictions there with --overwrite, or choose another -o"
-        there = read_json(path, remedy)
+        there = read_json(path, ANEW)
         cases = there.get("cases")
         if not isinstance(cases, dict) or not all(isinstance(entry, dict) for entry in cases.values()):
-            raise InputError(f"a damaged {path}", "what nnunetv2_ext predict writes", remedy)
-        keys = [key for key in {**there, **self._made_by} if key not in TOLD]
-        differing = [key for key in keys if there.get(key) != self._made_by.get(key)]
-        if cases and differing:
+            raise InputError(f"a damaged {path}", "what nnunetv2_ext predict writes", ANEW)
+        if cases and (differing := self._differing(there)):
             told = f"predictions of another model in {self.folder}"
             if "models" not in differing:
                 told = f"predictions with other {' and '.join(differing)} in {self.folder}"
-            raise InputError(told, "those of the same models, folds and options", remedy)
+            raise InputError(told, "those of the same models, folds and options", ANEW)
         (self.cases if path == self.path else self.others).update(cases)
 
-    def is_whole(self, case: str, inputs: Mapping[str, Path], outputs: Iterable[str]) -> bool:
-        """Whether a case was predicted from these files as they are now, and its outputs are as they were written."""
-        entry = self.cases.get(case) or self.others.get(case) or {}
+    def _replace(self, path: Path) -> None:
+        """Remove a record of other models or options with the files that it tells of."""
         try:
-            read = {name: FileState(*state) for name, state in entry["inputs"].items()}
-            written = {name: FileState(*state) for name, state in entry["outputs"].items()}
-        except (LookupError, TypeError, AttributeError):
-            return False
-        return (
-            read.keys() == inputs.keys()
-            and written.keys() >= set(outputs)
-            and all(is_unchanged(inputs[name], state) for name, state in read.items())
-            and all(is_unchanged(self.folder / name, state) for name, state in written.items())
-        )
+            there = read_json(path, ANEW)
+            if not self._differing(there):
+                return
+            names = [name for entry in there["cases"].values() for name in entry.get("outputs", {})]
+        except (InputError, LookupError, TypeError, AttributeError):  # a damaged one
+            names = []
+        names.append(path.name.replace("predict", "roi"))
+        for name in names:
+            if Path(name).parent in (Path(), Path("roi")):
+                (self.folder / name).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
-    def add(
-        self, case: str, inputs: Mapping[str, FileState], outputs: Mapping[str, Path], measured: Mapping[str, Any]
-    ) -> None:
-        """Tell of a case before its outputs, which are whole, are renamed into the folder.
+    def _differing(self, there: Mapping[str, Any]) -> list[str]:
+        """In what a record is not of these models and options."""
+        keys = [key for key in {**there, **self._made_by} if key not in TOLD]
+        return [key for key in keys if there.get(key) != self._made_by.get(key)]
+
+    def knows(self, case: str) -> bool:
+        """Whether this command has written a case, or was about to."""
+        return case in self.cases or case in self.others
+
+    def begin(self, anew: Iterable[str]) -> None:
+        """Write the record before the work, with cases whose files are to be replaced.
 
         Raises:
             OSError: as `files.write_json`.
         """
+        with self._lock:
+            self.cases.update({case: {} for case in anew})
+            if self.cases or self.path.exists():
+                self.write()
+
+    def _states(self, case: str, kind: str) -> dict[str, FileState]:
+        """Those of the inputs or outputs of a case, by name; none where nothing is known."""
+        entry = self.cases.get(case) or self.others.get(case) or {}
+        try:
+            return {name: FileState(*state) for name, state in entry[kind].items()}
+        except (LookupError, TypeError, AttributeError):
+            return {}
+
+    def is_of(self, case: str, inputs: Mapping[str, Path]) -> bool:
+        """Whether a case was predicted from these files as they are now."""
+        read = self._states(case, "inputs")
+        return read.keys() == inputs.keys() and all(is_unchanged(inputs[name], state) for name, state in read.items())
+
+    def is_whole(self, case: str, inputs: Mapping[str, Path], outputs: Iterable[str]) -> bool:
+        """Whether a case was predicted from these files as they are now, and these outputs are as they were written."""
+        written = self._states(case, "outputs")
+        return self.is_of(case, inputs) and all(
+            name in written and is_unchanged(self.folder / name, written[name]) for name in outputs
+        )
+
+    def publish(
+        self, case: str, inputs: Mapping[str, FileState], outputs: Mapping[str, Path], measured: Mapping[str, Any]
+    ) -> None:
+        """Bring whole files to the disk, tell of them, and rename them into the folder, in this order.
+
+        So no file there is ever a stranger's.
+
+        Args:
+            outputs: where they are, by their names in the folder.
+
+        Raises:
+            OSError: a file or the record cannot be written.
+        """
+        for path in outputs.values():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
         written = {name: file_state(path) for name, path in outputs.items()}
         with self._lock:
             self.cases[case] = {"inputs": dict(inputs), "outputs": written, **measured}
             self.failed.pop(case, None)
             self.write()
+        for name, path in outputs.items():
+            (self.folder / name).parent.mkdir(exist_ok=True)
+            path.replace(self.folder / name)
+        for name in (f"{case}.npz", f"{case}.pkl"):  # of an earlier prediction
+            if name not in outputs:
+                (self.folder / name).unlink(missing_ok=True)
 
     def fail(self, case: str, sentence: str) -> None:
         """Tell of a case that could not be predicted; what an earlier run knew of it stays.

@@ -1,12 +1,13 @@
 """Where a region of interest comes from: a model that is asked first, masks in a folder, or a cascade's first stage."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.inference.roi import ROI, check_labels
+from nnunetv2_ext.inference.roi import ROI
 from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
@@ -29,6 +30,24 @@ class Region:
         """What decides the region, as JSON has it."""
         source: Any = PREVIOUS if self.folder is None else "masks"
         return {**vars(self.roi), "of": self.predictor.description() if self.predictor else source}
+
+
+def check_labels(labels: Sequence[int], known: Mapping[str, Any], *, of: str) -> None:
+    """Refuse values of --roi-labels that the ROI model does not predict.
+
+    Args:
+        known: `labels` of its dataset.json.
+        of: the model's name.
+
+    Raises:
+        InputError: an unknown label, or background.
+    """
+    values = {value for one in known.values() for value in (one if isinstance(one, list) else [one])} - {0}
+    unknown = [label for label in labels if label not in values]
+    if unknown:
+        raise InputError(
+            f"--roi-labels {listed(unknown, separator=' ')}", f"labels of {of}: {listed(sorted(values))}", "correct it"
+        )
 
 
 def margin_of(plans: dict[str, Any], configuration: str) -> float | None:
@@ -68,6 +87,8 @@ def check_region(region: Region, predictor: "Predictor") -> None:
         if region.folder is None and all(one.model.previous_stage is None for one in predictor.models):
             remedy = "name a model or a folder of masks"
             raise InputError(f"--roi {PREVIOUS} without a cascade", "a model with a first stage", remedy)
+        if region.folder is None and region.roi.labels is not None:
+            check_labels(region.roi.labels, predictor.dataset_json["labels"], of="the first stage")
         return
     ours, theirs = (
         [

@@ -4,15 +4,16 @@ After Kim et al., "Multi-Stage Hierarchical Feature Extraction for Efficient 3D 
 first where, then what. They resize each box to a cube; here the model's own spacing, windows and folds stay.
 """
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from nnunetv2.inference.sliding_window_prediction import compute_steps_for_sliding_window
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.data.volumes import read_grid, refuse_differences
@@ -53,6 +54,9 @@ class ROI:
                 raise InputError(f"{flag} {value}", " or ".join(known), "correct it")
         if self.labels is not None and not len(self.labels):
             raise InputError("no value for --roi-labels", "one label or more", "name some, or drop the flag")
+        if self.labels is not None and min(self.labels) < 1:
+            told = f"--roi-labels {listed(self.labels, separator=' ')}"
+            raise InputError(told, "labels of foreground, 1 or more", "correct it")
 
 
 class Inside(NamedTuple):
@@ -106,24 +110,6 @@ def check_mask(case: str, mask: Path, image: Path) -> None:
     refuse_differences(read_grid(image), read_grid(mask), of=f"the mask {mask} of the case {case}", beside=image.name)
 
 
-def check_labels(labels: Sequence[int], known: Mapping[str, Any], *, of: str) -> None:
-    """Refuse values of --roi-labels that the ROI model does not predict.
-
-    Args:
-        known: `labels` of its dataset.json.
-        of: the model's name.
-
-    Raises:
-        InputError: an unknown label, or background.
-    """
-    values = {value for one in known.values() for value in (one if isinstance(one, list) else [one])} - {0}
-    unknown = [label for label in labels if label not in values]
-    if unknown:
-        raise InputError(
-            f"--roi-labels {listed(unknown, separator=' ')}", f"labels of {of}: {listed(sorted(values))}", "correct it"
-        )
-
-
 def preprocessing_of(properties: Mapping[str, Any], plans_manager: PlansManager, shape: Sequence[int]) -> Preprocessing:
     """How nnU-Net preprocessed a case.
 
@@ -149,8 +135,8 @@ def predict_inside(
 ) -> Inside:
     """The logits of one preprocessed case inside boxes, all folds, background elsewhere.
 
-    The whole image is predicted where there is no box and `roi.empty` says so, and where the boxes of a round cost more
-    windows than it, or all rounds together more than twice as many.
+    The whole image is predicted where there is no box and `roi.empty` says so, and where the boxes of a round cost as
+    many windows as it, or all rounds together more than twice as many.
 
     Args:
         window: initialised with the model.
@@ -167,16 +153,18 @@ def predict_inside(
         if roi.empty == "background":
             return Inside(_background(window, way.shape), [], 0, of_all, 0, f"{where}; all is background")
         return _whole(window, data, progress, 0, of_all, 0, f"{where}; the whole image was predicted")
-    boxes = merged(moved)
     prediction = (_BoxGrid if roi.grid == "box" else _ImageGrid)(window, data, progress)
+    boxes = prediction.joined(merged(moved))
     fresh, rounds = boxes, 0
     while True:
         cost = prediction.cost(fresh)
-        if cost > of_all or prediction.computed + cost > 2 * of_all:
-            why = f"the boxes cost {cost} windows, the whole image {of_all}; it was predicted instead"
+        too_many = of_all if roi.grid == "box" else of_all + 1  # of the image's own windows, all leave out what is far
+        if cost >= too_many or prediction.computed + cost > 2 * of_all:
+            told = f"the boxes cost {cost} windows" if cost >= too_many else "the boxes grew too often"
+            why = f"{told}, the whole image {of_all}; it was predicted instead"
             return _whole(window, data, progress, prediction.computed, of_all, rounds, why)
         prediction.predict(fresh)
-        grown = merged(prediction.grown(box) for box in boxes) if roi.growth else boxes
+        grown = prediction.joined(merged(prediction.grown(box) for box in boxes)) if roi.growth else boxes
         if grown == boxes:
             return Inside(prediction.logits, boxes, prediction.computed, of_all, rounds, None)
         fresh = [part for box in grown for part in _new_in(box, boxes, prediction)]
@@ -220,13 +208,18 @@ def _patch(window: SlidingWindow) -> tuple[int, ...]:
     return (1,) * (3 - len(patch)) + patch
 
 
-def _windows(window: SlidingWindow, shape: Sequence[int]) -> list[tuple[Any, ...]]:
+def _windows(window: SlidingWindow, shape: Sequence[int]) -> Sequence[Any]:
     """nnU-Net's windows of an image, padded to a patch where it is smaller: what cuts them out of all channels."""
     return window._internal_get_sliding_window_slicers(tuple(np.maximum(shape, _patch(window)).tolist()))
 
 
 def _count(window: SlidingWindow, shape: Sequence[int]) -> int:
-    return len(_windows(window, shape))
+    """So many windows has an image."""
+    patch = _patch(window)
+    steps = compute_steps_for_sliding_window(tuple(np.maximum(shape, patch)), patch, window.tile_step_size)
+    if len(window.configuration_manager.patch_size) == 2:
+        return shape[0] * math.prod(map(len, steps[1:]))
+    return math.prod(map(len, steps))
 
 
 def _background(window: SlidingWindow, shape: Sequence[int]) -> torch.Tensor:
@@ -285,6 +278,19 @@ class _BoxGrid:
         """So many windows would predict the boxes."""
         return sum(_count(self.window, self._surroundings(box).shape) for box in boxes)
 
+    def joined(self, boxes: Sequence[Box]) -> list[Box]:
+        """Boxes beside each other as one, where that costs fewer windows: each has its own surroundings of a patch."""
+        left = list(boxes)
+        while len(left) > 1:
+            pairs = [(pair, merged(pair, most=1)) for pair in combinations(left, 2)]
+            saved = [self.cost(pair) - self.cost(whole) for pair, whole in pairs]
+            best = int(np.argmax(saved))
+            if saved[best] <= 0:
+                break
+            pair, whole = pairs[best]
+            left = merged([*(box for box in left if box not in pair), *whole])
+        return left
+
     def predict(self, boxes: Sequence[Box]) -> None:
         for box in boxes:
             crop = self._surroundings(box)
@@ -333,6 +339,10 @@ class _ImageGrid(_BoxGrid):
         self.complete = torch.zeros(self.padded, dtype=torch.bool)
         """Where the logits of the whole prediction are known."""
 
+    def joined(self, boxes: Sequence[Box]) -> list[Box]:
+        """As they are: windows that several meet are computed once."""
+        return list(boxes)
+
     def _needed(self, boxes: Sequence[Box]) -> list[bool]:
         """Which windows see a voxel of the boxes that is not complete."""
         wanted = torch.zeros(self.padded, dtype=torch.bool)
@@ -377,6 +387,4 @@ class _ImageGrid(_BoxGrid):
             if len(self.window.configuration_manager.patch_size) == 2:
                 slices[1] = here.low[0]
             moved.append(tuple(slices))
-        window = copy.copy(self.window)  # which keeps its own windows
-        window._internal_get_sliding_window_slicers = lambda image_size: moved  # type: ignore[method-assign]
-        return window.logits(self.data[_all_of(crop)], progress=self.progress)
+        return self.window.logits(self.data[_all_of(crop)], windows=moved, progress=self.progress)

@@ -155,7 +155,7 @@ def averages(
         one.finish()
 
 
-def labels_of(
+def winners(
     pieces: Iterator[tuple[int, slice, np.ndarray]], shape: Sequence[int], regions_class_order: Sequence[int] | None
 ) -> np.ndarray:
     """The labels (Z, Y, X) that follow from probabilities, as nnU-Net's label manager derives them.

@@ -79,14 +79,24 @@ class ModelPredictor:
         """
         manager, configuration = self.model.plans_manager, self.model.configuration_manager
         _check_spacing(image, manager.transpose_forward, configuration.spacing)
-        data, segmentation, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
-            image.voxels,
-            None if labels is None else labels[None].astype(np.float32),
-            deepcopy(image.properties),
-            manager,
-            configuration,
-            self.model.trained.dataset_json,
-        )
+        try:
+            data, segmentation, properties = configuration.preprocessor_class(verbose=False).run_case_npy(
+                image.voxels,
+                None if labels is None else labels[None].astype(np.float32),
+                deepcopy(image.properties),
+                manager,
+                configuration,
+                self.model.trained.dataset_json,
+            )
+        except ValueError as error:
+            if "zero-size" not in str(error):
+                raise
+            size, spacing = listed(image.voxels.shape[1:]), listed(map(float, image.properties["spacing"]))
+            raise InputError(
+                f"an image of {size} voxels of {spacing} mm, of which nothing is left at the plans' spacing",
+                f"a voxel or more of {listed(map(float, configuration.spacing))} mm along each axis",
+                "check its spacing, or predict it with a model of finer plans",
+            ) from None
         if labels is not None:
             foreground = self.model.label_manager.foreground_labels
             data = np.vstack((data, convert_labelmap_to_one_hot(segmentation[0], foreground, data.dtype)))

@@ -41,9 +41,9 @@ Copy = tuple[Window, tuple[int, ...]]
 class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
     """One model's logits of preprocessed cases, by all its folds.
 
-    The method that slides the window is written anew after nnU-Net's (nnunetv2 2.8.1), with its rounding: a window's
-    mirrored copies are summed in float32; each fold's windows are weighted, summed and divided in half precision, in
-    the same order, and so is the mean of the folds. Windows may be left out; a voxel that none covers is background.
+    The method that slides the window is written anew after nnU-Net's (nnunetv2 2.8.1), with its rounding: mirrored
+    copies are summed as the network gives them; each fold's windows are weighted, summed and divided in half precision,
+    in the same order, and so is the mean of the folds. Windows may be left out; a voxel that none covers is background.
 
     On the CPU several threads each run a few copies with cores of their own, which wait for each other less than cores
     that share one; features lie channels last, through instance norms too; memory stays with the process from layer to
@@ -101,26 +101,32 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         self.skip_empty = skip_empty
         self.windows = (0, 0)
         at_once = max(1, VOXELS // math.prod(configuration_manager.patch_size))
-        self.batch_size = batch_size or min(BATCH if device.type == "cuda" else PAIR, at_once)
+        usual = {"cuda": BATCH, "cpu": min(PAIR, at_once)}.get(device.type, 1)
+        self.batch_size = batch_size or usual
+        self.cores = torch.get_num_threads()
         # a compiled network may be compiled again at its first call, which is not for several threads
         several = device.type == "cpu" and not isinstance(self.network, OptimizedModule)
         self.streams = max(1, at_once // self.batch_size) if several else 1
         self.channels_last = several and _take_channels_last(network)
         self._progress: Progress | None = None
+        self._chosen: Sequence[Window] | None = None
         self._fold = 0
 
     @torch.inference_mode()
-    def logits(self, data: Tensor, *, progress: Progress | None = None) -> Tensor:
+    def logits(
+        self, data: Tensor, *, windows: Sequence[Window] | None = None, progress: Progress | None = None
+    ) -> Tensor:
         """The mean of the folds' logits.
 
         Args:
             data: a preprocessed case (channels, *grid), the previous stage's labels on top as one-hot channels.
+            windows: those to compute, of the case padded to a patch; None for nnU-Net's.
             progress: called with the number of windows computed and of all, over all folds.
 
         Returns:
             (heads, *grid) in half precision, on the CPU.
         """
-        self._progress = progress
+        self._progress, self._chosen = progress, windows
         network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
         mean: Tensor | None = None
         with _memory_kept() if self.device.type == "cpu" else contextlib.nullcontext():
@@ -131,6 +137,9 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
                 mean = logits if mean is None else mean.add_(logits)
         assert mean is not None, "a model has a fold"
         return mean if len(self.list_of_parameters) == 1 else mean.div_(len(self.list_of_parameters))
+
+    def _internal_get_sliding_window_slicers(self, image_size: tuple[int, ...]) -> Sequence[Window]:
+        return super()._internal_get_sliding_window_slicers(image_size) if self._chosen is None else self._chosen
 
     @torch.inference_mode()
     def _internal_predict_sliding_window_return_logits(
@@ -177,7 +186,7 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
 
     def _logits_of_batches(self, data: Tensor, copies: Sequence[Copy]) -> Iterator[Sequence[Tensor]]:
         """The logits of the copies in turn, by batches, which run at the same time with a share of the cores each."""
-        cores = torch.get_num_threads()
+        cores = self.cores
         streams = min(self.streams, math.ceil(len(copies) / self.batch_size), cores)
         batches = self._batches(copies)
         if streams <= 1:
@@ -207,14 +216,17 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
     @torch.inference_mode()
     def _logits_of(self, data: Tensor, copies: Sequence[Copy]) -> Sequence[Tensor]:
         """The logits (heads, *patch) of each copy, mirrored back."""
-        x = torch.stack([data[window].flip(axes) for window, axes in copies]).to(self.device)
+        # a copy alone goes through another convolution on the CPU, of half the speed and other last bits
+        alone = len(copies) == 1 < self.batch_size and self.device.type == "cpu"
+        batch = [*copies, *copies] if alone else copies
+        x = torch.stack([data[window].flip(axes) for window, axes in batch]).to(self.device)
         try:
             logits = self.network(channels_last(x) if self.channels_last else x)
         except torch.OutOfMemoryError:
             if len(copies) == 1:
                 raise
         else:
-            return [one.flip(axes) for one, (_, axes) in zip(logits, copies, strict=True)]
+            return [one.flip(axes) for one, (_, axes) in zip(logits[: len(copies)], copies, strict=True)]
         half = self.batch_size = len(copies) // 2
         torch.cuda.empty_cache()
         return [*self._logits_of(data, copies[:half]), *self._logits_of(data, copies[half:])]
@@ -247,7 +259,8 @@ def _take_channels_last(network: nn.Module) -> bool:
 def _memory_kept() -> Iterator[None]:
     """Large tensors' memory stays with the process from layer to layer; at the end all but KEPT goes back (glibc).
 
-    Else every feature map of more than 32 MiB is new memory, each page of which costs a fault at its first use.
+    Else every feature map of more than 32 MiB is new memory, each page of which costs a fault at its first use. The
+    process stays with one arena for all threads, and with the thresholds that glibc itself arrives at in the end.
     """
     if platform.libc_ver()[0] != "glibc":
         yield

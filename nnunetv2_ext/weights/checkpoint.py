@@ -57,6 +57,12 @@ class MadeBy(NamedTuple):
     mirroring_axes: tuple[int, ...] | None
     """Of `inference_allowed_mirroring_axes`."""
 
+    @property
+    def told(self) -> str:
+        """In words."""
+        mirrored = "no" if self.mirroring_axes is None else listed(self.mirroring_axes)
+        return f"{self.trainer_name}, {self.configuration} (mirroring axes: {mirrored})"
+
 
 def made_by(content: Mapping[str, Any]) -> MadeBy:
     """Of a checkpoint as `read_checkpoint` returned it."""
@@ -85,7 +91,7 @@ def read_folds(
         made = made_by(content)
         first = first or made
         if made != first:
-            what = f"fold {fold} of {tuple(made)} and fold {folds[0]} of {tuple(first)} in {model}"
+            what = f"fold {fold} of {made.told} and fold {folds[0]} of {first.told} in {model}"
             raise InputError(what, "folds of one model", "choose them with -f")
         if made.configuration not in plans["configurations"]:
             what = f"{model / 'plans.json'} without the configuration {made.configuration}, which was trained"

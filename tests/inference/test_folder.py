@@ -75,7 +75,7 @@ def test_a_second_run_does_what_is_left(predictor: Predictor, images: Path, outp
     record = json.loads((output / "predict.json").read_text())
     assert list(record["cases"]) == CASES and not record["failed"]
     assert record["cases"]["c0"]["seconds"].keys() == {"read", "preprocess", "network", "export", "write"}
-    assert record["cases"]["c0"]["peak_memory_mib"] > 100
+    assert record["cases"]["c0"]["peak_memory_mib"].keys() == {"network", "write"}
 
 
 @pytest.mark.parametrize("options", [{"options": Options(mirroring=True)}, {"folds": [0], "options": Options()}])
@@ -118,7 +118,7 @@ def nan(path: Path) -> None:
         (nan, "1 voxels of c1_0000.nii.gz that are NaN"),
         (lambda path: path.write_bytes(path.read_bytes()[:-30]), "unreadable file"),
         (lambda path: write_image(path.with_name("c1_0001.nii.gz"), 0, (4, 24, 20)), "2 files .* of 2 channels"),
-        (lambda path: path.rename(path.with_name("c1_0001.nii.gz")), ""),
+        (lambda path: path.rename(path.with_name("c1_0001.nii.gz")), "without a gap"),
         (lambda path: write_image(path, 0, (24, 20), (1.0, 1.0)), "of 2 dimensions"),
     ],
 )
@@ -128,9 +128,6 @@ def test_a_bad_image_stops_no_other(
     spoil(images / "c1_0000.nii.gz")
     events: list[Event] = []
     outcome = predict_folder(predictor, images, output, tell=events.append)
-    if not told:  # one channel under another number is the one channel
-        assert of(outcome) == (CASES, [], [])
-        return
     assert of(outcome) == (["c0", "c2"], [], ["c1"])
     assert re.search(told, outcome.failed["c1"])
     assert not (output / "c1.nii.gz").exists()

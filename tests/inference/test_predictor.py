@@ -77,13 +77,14 @@ def test_wrong_arrays(predictor: Predictor, array: np.ndarray, spacing: Any, tol
         predictor.predict(array, spacing=spacing)
 
 
-def test_stages_and_preprocessed_data_are_shared(models: dict[str, Path], images: Path) -> None:
+def test_stages_and_preprocessed_data_are_shared(models: dict[str, Path], images: Path, tmp_path: Path) -> None:
     both = Predictor([models["3d_lowres"], models["3d_cascade_fullres"]], device="cpu", options=FAST)
     assert both.models[1].previous is both.models[0], "one network, asked once"
     case = both.logits(both.prepare(both.read([images / "c0_0000.nii.gz"])))
     assert list(case.predictions) == both.models
-    several = Predictor([models["3d_fullres"], models["2d"]], device="cpu", options=FAST)
-    assert len(several.prepare(several.read([images / "c0_0000.nii.gz"])).preprocessed) == 2
+    for other, number in (("2d", 2), ("3d_fullres", 1)):
+        several = Predictor([models["3d_fullres"], write_model(tmp_path, other)], device="cpu", options=FAST)
+        assert len(several.prepare(several.read([images / "c0_0000.nii.gz"])).preprocessed) == number
 
 
 def test_labels_of_the_first_stage_come_with_the_image(models: dict[str, Path], images: Path) -> None:
@@ -166,7 +167,7 @@ def test_in_a_region(models: dict[str, Path], images: Path, tmp_path: Path, kind
     told = json.loads((output / "roi.json").read_text())
     entry = next(iter(told["c0"].values()))
     assert entry["boxes_voxels"] and entry["windows_computed"] <= entry["windows_of_all"]
-    assert entry["margin_mm"] == 2 and (entry["seconds_roi_model"] is not None) == (kind == "model")
+    assert entry["margin_mm"] == 2 and (entry["seconds_roi_model"] is not None) == (kind != "masks")
     whole = "3d_cascade_fullres" if kind == "previous" else "3d_fullres"
     expected = voxels(Predictor(models[whole], device="cpu", options=FAST).predict(images / "c0_0000.nii.gz"))
     labels = voxels(sitk.ReadImage(str(output / "c0.nii.gz")))
@@ -187,7 +188,7 @@ def test_an_empty_mask_is_told(models: dict[str, Path], images: Path, tmp_path: 
     messages = {}
     outcome = predict_folder(inside, images, tmp_path / "o", tell=lambda event: messages.update({event[0]: event[-1]}))
     why = "the mask is empty; the whole image was predicted"
-    assert outcome.fallbacks == messages == {"c0": why, "c1": why}
+    assert outcome.notes == messages == {"c0": why, "c1": why}
     expected = Predictor(models["3d_fullres"], device="cpu", options=FAST).predict(images / "c0_0000.nii.gz")
     assert np.array_equal(voxels(sitk.ReadImage(str(tmp_path / "o" / "c0.nii.gz"))), voxels(expected))
 

@@ -5,21 +5,17 @@ from copy import deepcopy
 from itertools import product
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
 import torch
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from torch import nn
 
-from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.boxes import Box, around
 from nnunetv2_ext.inference.roi import (
     ROI,
     Inside,
     boxes_in_image,
-    check_labels,
-    check_mask,
     predict_inside,
     report,
 )
@@ -141,6 +137,11 @@ def background(logits: torch.Tensor, regions: bool) -> torch.Tensor:
     return expected
 
 
+def even(copies: int) -> int:
+    """A copy alone goes through the network with itself."""
+    return copies + copies % 2
+
+
 def starts(length: int, patch: int) -> list[int]:
     """Where nnU-Net's windows begin along an axis, written anew; those of a 2D model in every slice."""
     if patch == 1:
@@ -201,7 +202,7 @@ def test_grid_image_equals_the_whole_prediction_where_all_windows_were_computed(
     assert (inside.computed, inside.of_all) == (meeting, len(windows))
     assert inside.boxes == boxes and inside.fallback is None
     copies = 2 ** len(case["patch"]) if case.get("mirrored") else 1
-    assert sum(window.network.seen) == meeting * copies * case.get("folds", 1)
+    assert sum(window.network.seen) == even(meeting * copies) * case.get("folds", 1)
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
@@ -209,7 +210,8 @@ def test_grid_box_equals_the_prediction_of_the_crop(case):
     window, data, boxes, regions = made(case)
     patch = (1, *case["patch"])[-3:]
     expected = background(torch.empty_like(window.logits(data)), regions)
-    windows = 0
+    copies = 2 ** len(case["patch"]) if case.get("mirrored") else 1
+    windows = each = 0
     for box in boxes:
         crop = around(box, patch, data.shape[1:])
         alone = window.logits(data[cut(crop)].clone())
@@ -217,13 +219,13 @@ def test_grid_box_equals_the_prediction_of_the_crop(case):
         torch.testing.assert_close(
             alone, window.predict_logits_from_preprocessed_data(data[cut(crop)])
         )  # nnU-Net's own
-        windows += int(np.prod([len(starts(max(size, one), one)) for size, one in zip(crop.shape, patch, strict=True)]))
+        of_box = int(np.prod([len(starts(max(size, one), one)) for size, one in zip(crop.shape, patch, strict=True)]))
+        windows, each = windows + of_box, each + even(of_box * copies)
     window.shapes.clear()
     inside = predicted(window, data, boxes, ROI(growth=False))
     assert torch.equal(inside.logits, expected)
     assert (inside.computed, inside.boxes) == (windows, boxes)
-    copies = 2 ** len(case["patch"]) if case.get("mirrored") else 1
-    assert sum(window.network.seen) == windows * copies * case.get("folds", 1)
+    assert sum(window.network.seen) == each * case.get("folds", 1)
     # nothing but the padded crop goes to the device
     assert max(map(np.prod, window.shapes)) < np.prod(np.maximum(data.shape[1:], patch))
 
@@ -268,11 +270,11 @@ def test_a_mask_outside_of_what_preprocessing_kept():
 
 def test_boxes_that_cost_more_than_the_image():
     window, data = predictor((4, 8, 8)), image((4, 20, 20))
-    boxes = [Box((0, row, column), (4, row + 5, column + 5)) for row in (0, 6, 12) for column in (0, 6, 12)]
+    boxes = [Box((0, row, 0), (4, row + 9, 20)) for row in (0, 11)]
     inside = predicted(window, data, boxes, ROI(growth=False))
     assert torch.equal(inside.logits, window.logits(data))
     assert inside.computed == inside.of_all == 16
-    assert inside.fallback == "the boxes cost 25 windows, the whole image 16; it was predicted instead"
+    assert inside.fallback == "the boxes cost 16 windows, the whole image 16; it was predicted instead"
     assert predicted(window, data, boxes, ROI(grid="image", growth=False)).fallback is None
 
 
@@ -379,55 +381,12 @@ def test_boxes_in_image(roi, expected):
     assert boxes_in_image(mask, (5.0, 1.0, 1.0), roi) == [Box(*box) for box in expected]
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"margin": -1.0}, "--roi-margin -1"),
-        ({"margin": float("nan")}, "--roi-margin nan"),
-        ({"grid": "boxes"}, "--roi-grid boxes"),
-        ({"empty": "none"}, "--roi-empty none"),
-        ({"labels": ()}, "no value for --roi-labels"),
-    ],
-)
-def test_wrong_options(options, message):
-    with pytest.raises(InputError, match=message):
-        ROI(**options)
-
-
-@pytest.mark.parametrize(
-    ("labels", "known", "message"),
-    [
-        ([1, 2], LABELS, None),
-        ([2], REGIONS, None),
-        ([3], LABELS, "--roi-labels 3; expected labels of Coarse: 1, 2"),
-        ([0, 1], REGIONS, "--roi-labels 0"),
-    ],
-)
-def test_labels_of_the_roi_model(labels, known, message):
-    if message is None:
-        check_labels(labels, known, of="Coarse")
-        return
-    with pytest.raises(InputError, match=message):
-        check_labels(labels, known, of="Coarse")
-
-
-@pytest.mark.parametrize(
-    ("shape", "affine", "message"),
-    [
-        ((10, 12, 6), np.diag([1.0, 1, 5, 1]), None),
-        ((10, 12, 7), np.diag([1.0, 1, 5, 1]), r"size \(10, 12, 7\) instead of \(10, 12, 6\)"),
-        ((10, 12, 6), np.diag([1.0, 1, 4, 1]), r"spacing \(1, 1, 4\) instead of \(1, 1, 5\)"),
-        ((10, 12, 6), np.diag([1.0, 1, 5, 1]) + np.eye(4, k=3) * 3, r"origin \(-3, .* instead of"),
-        (None, None, "no mask .*case.nii.gz of the case case"),
-    ],
-)
-def test_mask_beside_its_image(tmp_path, shape, affine, message):
-    image, mask = tmp_path / "case_0000.nii.gz", tmp_path / "case.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(np.zeros((10, 12, 6), np.float32), np.diag([1.0, 1, 5, 1])), image)
-    if shape is not None:
-        nibabel.save(nibabel.Nifti1Image(np.zeros(shape, np.uint8), affine), mask)
-    if message is None:
-        check_mask("case", mask, image)
-        return
-    with pytest.raises(InputError, match=message):
-        check_mask("case", mask, image)
+def test_boxes_beside_each_other_become_one_where_that_costs_less():
+    window, data = predictor((4, 8, 8)), image((8, 32, 32))
+    near = [Box((2, 2, 2), (4, 4, 4)), Box((2, 2, 5), (4, 4, 6))]
+    far = Box((2, 26, 26), (4, 30, 30))
+    both = predicted(window, data, [*near, far], ROI(growth=False))
+    assert both.boxes == [Box((2, 2, 2), (4, 4, 6)), far]
+    apart = sum(predicted(window, data, [box], ROI(growth=False)).computed for box in (*near, far))
+    assert both.computed < apart
+    assert predicted(window, data, [*near, far], ROI(grid="image", growth=False)).boxes == [*near, far]
