@@ -158,7 +158,9 @@ def predict_inside(
     fresh, rounds = boxes, 0
     while True:
         cost = prediction.cost(fresh)
-        too_many = of_all if roi.grid == "box" else of_all + 1  # of the image's own windows, all leave out what is far
+        # of the image's own windows, all of them still leave out what is far
+        whole = roi.grid == "image" or fresh == [Box((0,) * len(way.shape), way.shape)]
+        too_many = of_all + whole
         if cost >= too_many or prediction.computed + cost > 2 * of_all:
             told = f"the boxes cost {cost} windows" if cost >= too_many else "the boxes grew too often"
             why = f"{told}, the whole image {of_all}; it was predicted instead"
