@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 import torch
 
 from nnunetv2_ext.data import volumes
@@ -18,9 +19,11 @@ from nnunetv2_ext.inference import folder as of_folder
 from nnunetv2_ext.inference.folder import Event, Outcome, predict_folder
 from nnunetv2_ext.inference.predictor import Predictor
 from nnunetv2_ext.inference.record import Part
+from nnunetv2_ext.inference.region import Region
+from nnunetv2_ext.inference.roi import ROI
 from nnunetv2_ext.inference.single import Options
 from tests.inference.predictions import label_files, names
-from tests.pipeline.tiny_models import write_image, write_images, write_model
+from tests.pipeline.tiny_models import DESCRIPTION, plans, write_image, write_images, write_model
 
 CASES = ["c0", "c1", "c2"]
 FAST = Options(mirroring=False, step_size=1.0)
@@ -246,3 +249,110 @@ def test_threads_write_the_same(predictor: Predictor, images: Path, output: Path
     predict_folder(predictor, images, several, readers=3, writers=2)
     one, other = label_files(output), label_files(several)
     assert one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_an_overwriting_run_that_was_ended_goes_on(
+    predictor: Predictor, model: Path, images: Path, output: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of other models are never taken for this one's, nor for a stranger's."""
+    predict_folder(Predictor(model, device="cpu", options=Options(step_size=1.0)), images, output, part=Part(0, 2))
+    before = label_files(output)
+
+    def end(*_: Any, **__: Any) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predictor.models[0].window, "logits", end)
+        with pytest.raises(KeyboardInterrupt):
+            predict_folder(predictor, images, output, overwrite=True)
+    assert of(predict_folder(predictor, images, output)) == (CASES, [], [])
+    assert "predict_0_of_2.json" not in names(output)
+    assert of(predict_folder(predictor, images, output)) == ([], CASES, [])
+    assert before.keys() < label_files(output).keys()
+
+
+def test_an_edited_label_file_stays(predictor: Predictor, images: Path, output: Path) -> None:
+    predict_folder(predictor, images, output)
+    label = output / "c1.nii.gz"
+    edited = sitk.ReadImage(str(label)) * 0 + 2
+    sitk.WriteImage(edited, str(label))
+    outcome = predict_folder(predictor, images, output)
+    assert of(outcome) == ([], CASES, []) and "was edited" in outcome.notes["c1"]
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(label))).min() == 2
+    assert of(predict_folder(predictor, images, output, overwrite=True)) == (CASES, [], [])
+    assert sitk.GetArrayFromImage(sitk.ReadImage(str(label))).min() == 0
+
+
+def test_probabilities_are_never_of_another_prediction(
+    predictor: Predictor, model: Path, images: Path, output: Path
+) -> None:
+    predict_folder(predictor, images, output, probabilities=True)
+    for name in ("c0.npz", "c0.pkl"):
+        (output / name).unlink()
+    assert of(predict_folder(predictor, images, output)) == ([], CASES, []), "they are not asked for"
+    shutil.copy(images / "c0_0000.nii.gz", images / "c1_0000.nii.gz")
+    assert of(predict_folder(predictor, images, output)) == (["c1"], ["c0", "c2"], [])
+    assert [path.name for path in output.glob("c1.*")] == ["c1.nii.gz"]
+    other = Predictor(model, device="cpu", options=Options(step_size=1.0))
+    predict_folder(other, images, output, overwrite=True)
+    assert not [*output.glob("*.npz"), *output.glob("*.pkl")]
+
+
+@pytest.mark.parametrize("what", ["masks", "previous"])
+def test_the_inputs_are_no_output(model: Path, images: Path, tmp_path: Path, what: str) -> None:
+    folder = write_images(tmp_path / "masks", 1)
+    if what == "masks":
+        predictor = Predictor(model, device="cpu", region=Region(ROI(), folder=folder))
+        options: dict[str, Any] = {}
+    else:
+        for name in ("3d_lowres", "3d_cascade_fullres"):
+            second = write_model(tmp_path, name)
+        predictor = Predictor(second, device="cpu", previous=True)
+        options = {"previous": folder}
+    with pytest.raises(InputError, match="as input and output"):
+        predict_folder(predictor, images, folder, overwrite=True, **options)
+
+
+def test_a_bad_image_with_masks(model: Path, images: Path, output: Path) -> None:
+    masks = output.with_name("masks")
+    masks.mkdir()
+    for case in CASES:
+        image = sitk.ReadImage(str(images / f"{case}_0000.nii.gz"))
+        sitk.WriteImage(sitk.Cast(image > 0, sitk.sitkUInt8), str(masks / f"{case}.nii.gz"))
+    (images / "c1_0000.nii.gz").write_text("no image")
+    predictor = Predictor(model, device="cpu", region=Region(ROI(labels=(1,)), folder=masks))
+    assert of(predict_folder(predictor, images, output)) == (["c0", "c2"], [], ["c1"])
+    assert predict_folder(predictor, images, output).kept == ["c0", "c2"], "a tuple is a list to JSON"
+
+
+def test_what_is_no_label_map(tmp_path: Path, images: Path, output: Path) -> None:
+    for name in ("3d_lowres", "3d_cascade_fullres"):
+        second = write_model(tmp_path, name)
+    folder = tmp_path / "previous"
+    folder.mkdir()
+    for case in CASES:
+        shutil.copy(images / f"{case}_0000.nii.gz", folder / f"{case}.nii.gz")
+    outcome = predict_folder(Predictor(second, device="cpu", previous=True), images, output, previous=folder)
+    assert "a whole number in every voxel" in outcome.failed["c0"]
+
+
+def test_tiff_with_its_spacing(tmp_path: Path, output: Path) -> None:
+    description = {**DESCRIPTION, "file_ending": ".tif"}
+    model = write_model(tmp_path, description=description, of_plans=plans(reader="Tiff3DIO"))
+    images = tmp_path / "tiff"
+    images.mkdir()
+    voxels = np.random.default_rng(0).normal(size=(5, 24, 20)).astype(np.float32)
+    tifffile.imwrite(images / "a_0000.tif", voxels)
+    (images / "a.json").write_text('{"spacing": [3.0, 1.0, 1.0]}')
+    predictor = Predictor(model, device="cpu", options=FAST)
+    assert of(predict_folder(predictor, images, output)) == (["a"], [], [])
+    assert json.loads((output / "a.json").read_text()) == {"spacing": [3.0, 1.0, 1.0]}
+    assert of(predict_folder(predictor, images, output)) == ([], ["a"], [])
+    (images / "a.json").write_text('{"spacing": [6.0, 2.0, 2.0]}')
+    assert of(predict_folder(predictor, images, output)) == (["a"], [], [])
+
+
+def test_windows_are_told(predictor: Predictor, images: Path, output: Path) -> None:
+    seen: list[tuple[str, int, int]] = []
+    predict_folder(predictor, images, output, watch=lambda *told: seen.append(told))
+    assert seen[-1][0] == "c2" and seen[-1][1] == seen[-1][2] >= 1
