@@ -12,12 +12,14 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 import torch
+from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 from torch import Tensor
 
 from nnunetv2_ext.data.damage import unreadable
 from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.data.volumes import check_labels, write_label_file
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import write_json
 from nnunetv2_ext.geometry.boxes import Box
 from nnunetv2_ext.inference.export import Prediction, labels_of
 from nnunetv2_ext.inference.images import Image, read_image
@@ -159,6 +161,8 @@ class Predictor:
             return self.labels(self.logits(self.prepare(self._of_array(image, spacing), previous, mask)))
         parts = [image] if isinstance(image, str | Path | sitk.Image) else list(image)
         with tempfile.TemporaryDirectory() as folder:
+            if isinstance(parts[0], sitk.Image) and isinstance(self.reader, Tiff3DIO):  # TIFF keeps it in a file beside
+                write_json(Path(folder, "image.json"), {"spacing": parts[0].GetSpacing()[::-1]})
             files = [_file_of(part, Path(folder, f"image_{n:04d}{self.file_ending}")) for n, part in enumerate(parts)]
             case = self.prepare(self.read(files), previous, mask)
             labels = self.labels(self.logits(case))

@@ -348,6 +348,10 @@ def test_tiff_with_its_spacing(tmp_path: Path, output: Path) -> None:
     assert of(predict_folder(predictor, images, output)) == (["a"], [], [])
     assert json.loads((output / "a.json").read_text()) == {"spacing": [3.0, 1.0, 1.0]}
     assert of(predict_folder(predictor, images, output)) == ([], ["a"], [])
+    image = sitk.GetImageFromArray(voxels)
+    image.SetSpacing((1.0, 1.0, 3.0))
+    of_image = sitk.GetArrayFromImage(predictor.predict(image))
+    assert np.array_equal(of_image, tifffile.imread(output / "a.tif"))
     (images / "a.json").write_text('{"spacing": [6.0, 2.0, 2.0]}')
     assert of(predict_folder(predictor, images, output)) == (["a"], [], [])
 

@@ -195,6 +195,25 @@ def test_without_some_windows(dataset: dict[str, Any], heads: list[int], left_ou
         assert torch.equal(logits[..., covered], alone)
 
 
+@pytest.mark.parametrize("chosen", [[0], [1], [2], [0, 1], [1, 2]])
+def test_a_window_gives_the_same_bits_in_any_company(chosen: list[int]) -> None:
+    """PyTorch takes another convolution for a single sample than for several."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv3d(1, 32, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(32, 3, 3, padding=1)).eval()
+    image = torch.randn(1, 8, 32, 64)
+    window = ours(network, [network.state_dict()], (8, 32, 32), None, LABELS)
+    windows = [(slice(None), slice(0, 8), slice(0, 32), slice(start, start + 32)) for start in (0, 16, 32)]
+    whole, part = window.logits(image), window.logits(image, windows=[windows[n] for n in chosen])
+    left_out = [windows[n] for n in range(3) if n not in chosen]
+    complete = torch.zeros(64, dtype=torch.bool)
+    for n in chosen:
+        complete[windows[n][3]] = True
+    for one in left_out:
+        complete[one[3]] = False
+    assert complete.any() == (chosen != [1])
+    assert torch.equal(part[..., complete], whole[..., complete])
+
+
 def test_empty_windows_are_skipped_where_asked() -> None:
     network, folds = exact(2)
     image = volume(2, 4, 6, 24)

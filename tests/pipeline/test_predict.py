@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
@@ -215,3 +216,33 @@ def test_ensemble(members: tuple[dict[str, Path], Path], tmp_path: Path, weights
         check_close(probabilities(given, case), mean)
         labels = sitk.GetArrayFromImage(sitk.ReadImage(str(given / f"{case}.nii.gz")))
         assert np.array_equal(labels[~ties(mean)], mean.argmax(0)[~ties(mean)])
+
+
+def test_lines_of_json(
+    members: tuple[dict[str, Path], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for status in ("written", "kept"):
+        ours(f"-d {NUMBER} -c 2d --json", members[1], tmp_path / "ours")
+        *cases, end = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [(case["event"], case["case"], case["status"], case["done"], case["of"]) for case in cases] == [
+            ("case", "c0", status, 1, 2),
+            ("case", "c1", status, 2, 2),
+        ]
+        assert cases[-1]["left"] == 0 and end["event"] == "end" and end[status] == ["c0", "c1"] and not end["failed"]
+
+
+def test_inside_masks_that_nnunet_predicted(members: tuple[dict[str, Path], Path], tmp_path: Path) -> None:
+    """Their folder holds plans.json, as that of a model; probabilities and files that are there go with a region."""
+    predictions, images = members
+    masks = predictions["3d_fullres"]
+    flags = f"-d {NUMBER} -c 3d_fullres --roi {masks} --roi-margin 40 --save_probabilities"
+    output = ours(flags, images, tmp_path / "ours")
+    for case in ("c0", "c1"):  # a margin that holds the whole image
+        labels = sitk.GetArrayFromImage(sitk.ReadImage(str(output / f"{case}.nii.gz")))
+        given = probabilities(output, case)
+        check_close(given, probabilities(masks, case))
+        assert np.array_equal(labels[~ties(given)], given.argmax(0)[~ties(given)])
+    (output / "predict.json").unlink()
+    before = (output / "c0.nii.gz").stat().st_mtime_ns
+    ours(f"{flags} --continue_prediction", images, output)
+    assert (output / "c0.nii.gz").stat().st_mtime_ns == before
