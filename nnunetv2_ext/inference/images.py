@@ -126,6 +126,8 @@ def _header(path: Path, reader: type[BaseReaderWriter], dimensions: int) -> Head
     Raises:
         InputError: see `read_image`.
     """
+    if path.is_dir():  # of which ITK's libraries write a trace
+        raise InputError(f"a folder {path}", "an image there", "put the image's file there, or remove the folder")
     try:
         header = read_header(path, reader)
     except InputError as error:

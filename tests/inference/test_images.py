@@ -97,6 +97,11 @@ def four_dimensions(path: Path) -> Path:
     return path
 
 
+def folder_in_place(path: Path) -> Path:
+    path.mkdir()
+    return path
+
+
 def text(path: Path) -> Path:
     path.write_text("no volume")
     return path
@@ -108,6 +113,7 @@ def text(path: Path) -> Path:
         (nan, "60 voxels of a_0000.nii.gz that are NaN or infinite"),
         (cut, "unreadable file"),
         (text, "unreadable file"),
+        (folder_in_place, "a folder .*; expected an image"),
         (two_dimensions, "of 2 dimensions; expected the 3 of the model"),
         (four_dimensions, "2 channels; expected the 1 channels CT"),
         (lambda path: path, "a_0000.nii.gz"),

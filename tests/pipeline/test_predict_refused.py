@@ -167,7 +167,7 @@ FAILED: dict[str, tuple[Change, str]] = {
     "an image cut off": (image_of(truncate), "restore"),
     "an empty file": (image_of(lambda path: path.write_bytes(b"")), "c1_0000.nii.gz"),
     "text": (image_of(lambda path: path.write_text("no image")), "c1_0000.nii.gz"),
-    "a folder": (image_of(folder_in_place), ""),
+    "a folder": (image_of(folder_in_place), "a folder"),
     "a dead link": (image_of(dead_link), "c1_0000.nii.gz"),
     "NaN": (image_of(voxels(no_number)), "that are NaN or infinite"),
     "two channels": (image_of(second_channel), "2 channels"),
