@@ -23,7 +23,7 @@ from nnunetv2_ext.inference.region import Region
 from nnunetv2_ext.inference.roi import ROI
 from nnunetv2_ext.inference.single import Options
 from tests.inference.predictions import label_files, names
-from tests.pipeline.tiny_models import DESCRIPTION, plans, write_image, write_images, write_model
+from tests.tiny_models import DESCRIPTION, plans, write_image, write_images, write_model
 
 CASES = ["c0", "c1", "c2"]
 FAST = Options(mirroring=False, step_size=1.0)

@@ -10,7 +10,7 @@ import torch
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.models import load_model, model_folder, trainer_class
 from nnunetv2_ext.weights.safe import write_safe_model
-from tests.pipeline.tiny_models import NAME, NUMBER, write_model
+from tests.tiny_models import NAME, NUMBER, write_model
 
 
 def test_the_folder_of_a_model(nnunet_folders: Path) -> None:

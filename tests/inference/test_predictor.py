@@ -15,7 +15,7 @@ from nnunetv2_ext.inference.folder import predict_folder
 from nnunetv2_ext.inference.region import Region, region_of_model
 from nnunetv2_ext.inference.roi import ROI
 from nnunetv2_ext.inference.single import Options
-from tests.pipeline.tiny_models import DESCRIPTION, LABELS, plans, write_images, write_model
+from tests.tiny_models import DESCRIPTION, LABELS, plans, write_images, write_model
 
 FAST = Options(mirroring=False)
 NAMES = ("2d", "3d_fullres", "3d_lowres", "3d_cascade_fullres")

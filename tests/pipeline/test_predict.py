@@ -17,7 +17,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.registry import TRAINERS
-from tests.pipeline.tiny_models import DESCRIPTION, LABELS, NAME, NUMBER, plans, write_images, write_model
+from tests.tiny_models import DESCRIPTION, LABELS, NAME, NUMBER, plans, write_images, write_model
 from tests.warm import light_nnunet
 
 REGIONS: dict[str, Any] = {"labels": {"background": 0, "whole": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]}

@@ -17,7 +17,7 @@ import pytest
 
 from nnunetv2_ext.testing.trainer import Shell
 from tests.pipeline.conftest import survivors
-from tests.pipeline.tiny_models import NUMBER, write_images, write_model
+from tests.tiny_models import NUMBER, write_images, write_model
 from tests.warm import Running, WarmProcess
 
 KILLS = int(os.environ.get("NNUNETV2_EXT_KILLS", "3"))

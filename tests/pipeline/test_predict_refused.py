@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from nnunetv2_ext.cli import main
-from tests.pipeline.tiny_models import DESCRIPTION, LABELS, NUMBER, plans, write_image, write_images, write_model
+from tests.tiny_models import DESCRIPTION, LABELS, NUMBER, plans, write_image, write_images, write_model
 
 MODEL = f"-d {NUMBER} -c 2d"
 BOTH = f"-d {NUMBER} -m nnUNetTrainer:nnUNetPlans:2d"
