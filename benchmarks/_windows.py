@@ -15,6 +15,7 @@ import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from torch import Tensor
 
+from nnunetv2_ext import register
 from nnunetv2_ext.inference.windows import SlidingWindow
 
 IMAGES = 3
@@ -40,6 +41,7 @@ def network_table(
     Returns:
         Medians over the rounds of seconds a case; ratios within the rounds.
     """
+    register()
     if device == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)  # as both commands do
     return [row for model in models for row in _rows(model, images[:IMAGES], folds, rounds, device)]
