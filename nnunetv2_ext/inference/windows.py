@@ -129,12 +129,15 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         self._progress, self._chosen = progress, windows
         network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
         mean: Tensor | None = None
-        with _memory_kept() if self.device.type == "cpu" else contextlib.nullcontext():
-            for fold, weights in enumerate(self.list_of_parameters):
-                self._fold = fold
-                network.load_state_dict(weights)
-                logits = self.predict_sliding_window_return_logits(data).to("cpu")
-                mean = logits if mean is None else mean.add_(logits)
+        try:
+            with _memory_kept() if self.device.type == "cpu" else contextlib.nullcontext():
+                for fold, weights in enumerate(self.list_of_parameters):
+                    self._fold = fold
+                    network.load_state_dict(weights)
+                    logits = self.predict_sliding_window_return_logits(data).to("cpu")
+                    mean = logits if mean is None else mean.add_(logits)
+        finally:
+            self._chosen = None  # whoever asks for the windows of the next case is told nnU-Net's
         assert mean is not None, "a model has a fold"
         return mean if len(self.list_of_parameters) == 1 else mean.div_(len(self.list_of_parameters))
 

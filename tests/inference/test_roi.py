@@ -230,6 +230,14 @@ def test_grid_box_equals_the_prediction_of_the_crop(case):
     assert max(map(np.prod, window.shapes)) < np.prod(np.maximum(data.shape[1:], patch))
 
 
+def test_one_case_after_another():
+    window, data = predictor((4, 8, 8)), image((8, 32, 32))
+    boxes = [[Box((2, 2, 2), (4, 4, 4))], [Box((2, 26, 26), (4, 30, 30))]]
+    first, second, again = (predicted(window, data, of, ROI(grid="image", growth=False)) for of in (*boxes, boxes[0]))
+    assert first.of_all == second.of_all == again.of_all
+    assert torch.equal(first.logits, again.logits) and not torch.equal(first.logits, second.logits)
+
+
 def test_grid_image_moves_no_more_than_its_windows_to_the_device():
     window, data, boxes, _ = made(CASES["3D"])
     predicted(window, data, boxes, ROI(grid="image", growth=False))
