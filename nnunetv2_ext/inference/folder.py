@@ -204,8 +204,9 @@ class _Run:
             InputError: a mask is missing, unreadable, or on another grid than its image.
         """
         region = self.predictor.region
-        for case, files in cases.items() if region is not None and region.folder is not None else ():
-            assert region is not None and region.folder is not None
+        if region is None or region.folder is None:
+            return
+        for case, files in cases.items():
             try:
                 read_grid(files[0])
             except InputError:  # told when the case is read, as is a mask beside a picture

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_ext.data.description import channel_names
+from nnunetv2_ext.data.description import channel_names, label_values
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.roi import ROI
 from nnunetv2_ext.text import listed
@@ -42,7 +42,7 @@ def check_labels(labels: Sequence[int], known: Mapping[str, Any], *, of: str) ->
     Raises:
         InputError: an unknown label, or background.
     """
-    values = {value for one in known.values() for value in (one if isinstance(one, list) else [one])} - {0}
+    values = {*label_values({"labels": known})} - {0}
     unknown = [label for label in labels if label not in values]
     if unknown:
         raise InputError(
