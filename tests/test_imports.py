@@ -9,6 +9,7 @@ ROOMS = [
     "testing",
     "profiling",
     "doctor",
+    "report",
     "inference",
     "planning",
     "training",

@@ -245,9 +245,9 @@ def _report(
     """Table and picture in the folder `report`; gives the table's rows, the last one that of thresholds."""
     import SimpleITK as sitk
 
-    from nnunetv2_ext.evaluation.figure import Shown, save_cases
     from nnunetv2_ext.evaluation.report import Row, dice_by_case, rank_cases, write_table
     from nnunetv2_ext.evaluation.threshold import threshold_dice
+    from nnunetv2_ext.report.figure import Shown, save_cases
 
     raw, predictions, report = output / "nnUNet_raw" / DATASET, output / "predictions", output / "report"
     best = _name(CONTENDERS[0], FOLDS)

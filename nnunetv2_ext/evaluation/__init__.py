@@ -1,1 +1,1 @@
-"""Metrics and reports."""
+"""Metrics of predictions, and their comparison."""

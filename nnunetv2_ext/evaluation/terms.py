@@ -8,7 +8,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from nnunetv2_ext.evaluation.figure import COLOURS
+from nnunetv2_ext.evaluation.palette import COLOURS
 
 
 def save_terms(losses: Mapping[str, Sequence[float]], weights: Mapping[str, float], path: Path) -> None:

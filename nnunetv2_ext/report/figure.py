@@ -10,10 +10,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+from nnunetv2_ext.evaluation.palette import COLOURS
+
 PLANES = ("axial", "coronal", "sagittal")
 COLUMNS = ("image", "truth", "prediction")
-COLOURS = ("#e69f00", "#56b4e9", "#e0409f", "#00c08a", "#f0e442", "#d55e00", "#0072b2")
-"""Colours that colour-blind readers can tell apart (after Okabe and Ito), one per foreground label."""
 
 
 @dataclass(frozen=True)

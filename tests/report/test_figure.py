@@ -3,7 +3,7 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from nnunetv2_ext.evaluation.figure import COLOURS, Shown, _telling_index, save_cases
+from nnunetv2_ext.report.figure import COLOURS, Shown, _telling_index, save_cases
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 

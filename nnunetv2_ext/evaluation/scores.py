@@ -1,0 +1,151 @@
+"""The scores of cases: one line per model, case, label and metric, kept in `metrics.csv`."""
+
+import csv
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import unwritable, write_beside
+
+FILE = "metrics.csv"
+REMEDY = "give what nnunetv2_ext evaluate wrote, metrics.csv or its folder"
+
+
+class Score(NamedTuple):
+    """One line."""
+
+    model: str
+    case: str
+    label: str
+    """Its name, or that of a region, in dataset.json."""
+    metric: str
+    """A name of `METRICS`."""
+    value: float
+    """In the metric's unit; NaN where it does not count, such as the Dice of a label that neither file holds."""
+    how: str = ""
+    """The setting that the value depends on, such as `tolerance 1 mm`; values of other settings cannot be compared."""
+    note: str = ""
+    """Why the value was decided and not measured: `both empty`, `no reference` or `no prediction`."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """All lines of an evaluation, in their order."""
+
+    lines: tuple[Score, ...]
+
+    @cached_property
+    def models(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(line.model for line in self.lines))
+
+    @cached_property
+    def cases(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(line.case for line in self.lines))
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(line.label for line in self.lines))
+
+    @cached_property
+    def metrics(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(line.metric for line in self.lines))
+
+    @cached_property
+    def _by_key(self) -> Mapping[tuple[str, str, str], dict[str, Score]]:
+        keys: dict[tuple[str, str, str], dict[str, Score]] = {}
+        for line in self.lines:
+            keys.setdefault((line.model, line.label, line.metric), {})[line.case] = line
+        return keys
+
+    def of(self, model: str, label: str, metric: str) -> dict[str, Score]:
+        """The lines of one model, label and metric, by case."""
+        return self._by_key.get((model, label, metric), {})
+
+    def values(self, model: str, label: str, metric: str) -> dict[str, float]:
+        """The values of one model, label and metric, by case; those that do not count are NaN."""
+        return {case: line.value for case, line in self.of(model, label, metric).items()}
+
+    def mean(self, model: str, label: str, metric: str) -> float:
+        """Over the cases that count; NaN where none does."""
+        return nan_mean(self.values(model, label, metric).values())
+
+    def mean_of_labels(self, model: str, metric: str) -> float:
+        """The mean over labels of the means over cases, as nnU-Net's; labels without one do not count."""
+        return nan_mean(self.mean(model, label, metric) for label in self.labels)
+
+    def case_mean(self, model: str, case: str, metric: str) -> float:
+        """The mean of a case over its labels that count."""
+        values = (self.values(model, label, metric).get(case, math.nan) for label in self.labels)
+        return nan_mean(values)
+
+    def decided(self, model: str, label: str, metric: str) -> int:
+        """How many cases count with a value that was decided, since one of both masks is empty."""
+        return sum(bool(line.note) and not math.isnan(line.value) for line in self.of(model, label, metric).values())
+
+    def __add__(self, other: "Scores") -> "Scores":
+        return Scores((*self.lines, *other.lines))
+
+
+def nan_mean(values: Iterable[float]) -> float:
+    """The mean without the NaN among the values, NaN if nothing is left."""
+    known = np.array([value for value in values if not math.isnan(value)])
+    return float(known.mean()) if known.size else math.nan
+
+
+def write_scores(scores: Scores, path: Path) -> None:
+    """Write `metrics.csv`, whole or not at all; a value that does not count is left empty.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    text = StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(Score._fields)
+    for line in scores.lines:
+        writer.writerow(line._replace(value="" if math.isnan(line.value) else repr(float(line.value))))  # type: ignore[arg-type]
+    try:
+        write_beside(lambda beside: beside.write_text(text.getvalue(), encoding="utf-8"), path)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def read_scores(path: Path) -> Scores:
+    """Read `metrics.csv`, or that of a folder.
+
+    Raises:
+        InputError: no file, another table, a value that is no number, or a line that stands twice.
+    """
+    path = path / FILE if path.is_dir() else path
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            rows = list(csv.reader(stream))
+    except FileNotFoundError:
+        raise InputError(f"no file {path}", "the scores of an evaluation", REMEDY) from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path} ({error})", "a table that can be read", REMEDY) from None
+    if not rows or tuple(rows[0]) != Score._fields:
+        got = ", ".join(rows[0]) if rows else "nothing"
+        raise InputError(f"{path} with the columns {got}", f"the columns {', '.join(Score._fields)}", REMEDY)
+    lines = []
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            model, case, label, metric, value, how, note = row
+            lines.append(Score(model, case, label, metric, float(value) if value else math.nan, how, note))
+        except ValueError:
+            raise InputError(
+                f"line {number} of {path}: {','.join(row)}", "seven columns, the fifth a number", REMEDY
+            ) from None
+    if len({line[:4] for line in lines}) < len(lines):
+        seen: set[tuple[str, ...]] = set()
+        twice = next(line for line in lines if line[:4] in seen or seen.add(line[:4]))  # type: ignore[func-returns-value]
+        raise InputError(f"two lines of {', '.join(twice[:4])} in {path}", "one", REMEDY)
+    if not lines:
+        raise InputError(f"no scores in {path}", "those of one case or more", REMEDY)
+    return Scores(tuple(lines))

@@ -1,0 +1,1 @@
+"""Pictures, charts, and one HTML file with all of an evaluation."""
