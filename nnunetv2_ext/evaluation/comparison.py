@@ -19,7 +19,7 @@ import numpy as np
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import METRICS
 from nnunetv2_ext.evaluation.scores import Score, Scores, nan_mean
-from nnunetv2_ext.text import counted, listed
+from nnunetv2_ext.text import counted, listed, markdown_table
 
 RESAMPLES = 10_000
 LEVEL = 0.05
@@ -40,7 +40,8 @@ class Interval(NamedTuple):
     cases: int
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]" if self.cases > 1 else f"{self.mean:.3f}"
+        bounds = f" [{self.low:.3f}, {self.high:.3f}]" if self.cases > 1 else ""
+        return f"{self.mean:.3f}{bounds}" if self.cases else "-"
 
 
 class Comparison(NamedTuple):
@@ -322,3 +323,61 @@ def _check_references(scores: Scores, label: str, first: str, other: str) -> Non
                 "the same references for both",
                 "evaluate both against the same folder of labels",
             )
+
+
+def comparison_table(comparisons: Sequence[Comparison]) -> str:
+    """The tests as a Markdown table; `comparison_notes` says what they are."""
+    counts = {"left out": [one.left_out for one in comparisons], "decided": [one.decided for one in comparisons]}
+    shown = {name: numbers for name, numbers in counts.items() if any(numbers)}
+    header = [
+        "models",
+        "label",
+        "metric",
+        "first",
+        "second",
+        "difference [95 %]",
+        "p",
+        "Holm's p",
+        "win/tie/loss",
+        "cases",
+    ]
+    rows = []
+    for index, one in enumerate(comparisons):
+        metric = METRICS[one.metric]
+        size, unit = (", size" * (metric.better == "nearer 0"), f" ({metric.unit})" * bool(metric.unit))
+        means = [f"{mean:.3f}" if one.difference.cases else "-" for mean in (one.model_mean, one.reference_mean)]
+        record = f"{one.wins}/{one.ties}/{one.losses}"
+        rows.append(
+            [f"{one.model} less {one.reference}", one.label, f"{one.metric}{size}{unit}", *means, str(one.difference)]
+            + [f"{one.p:.3g}", f"{one.corrected_p:.3g}", record, str(one.difference.cases)]
+            + [str(numbers[index]) for numbers in shown.values()]
+        )
+    return markdown_table([*header, *shown], rows)
+
+
+def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
+    """Sentences that say what was tested, and what so few cases cannot show."""
+    tests = len(comparisons)
+    better = dict.fromkeys(f"{one.metric} {METRICS[one.metric].better}" for one in comparisons)
+    notes = [
+        "Difference: the first model less the second, over the cases that count for both, with the 95 % interval "
+        f"(percentiles) of {RESAMPLES} bootstrap samples of these cases.",
+        "p: Wilcoxon's signed-rank test, two-sided, without the pairs that do not differ; Holm's p: corrected over the "
+        f"{tests} test{'s' * (tests != 1)} of this table. Pairs are cases, since five folds never give a p below 0.0625.",
+        f"Wins are those of the first: {listed(better)} is better.",
+        "Interval and p hold the chance in the cases. That in the training is not in them, and takes more trainings.",
+    ]
+    if any(one.difference.cases < 2 for one in comparisons):
+        notes.append("Below two cases there is no interval.")
+    weak = {one.wins + one.losses: one.least_p for one in comparisons if one.least_p > LEVEL}
+    if weak:
+        told = listed(f"{pairs} never give less than {least:.4g}" for pairs, least in sorted(weak.items()))
+        notes.append(f"Too few pairs that differ for a p below {LEVEL:g}: {told}.")
+    least = min((one.least_p for one in comparisons), default=1.0)
+    if tests > 1 and least <= LEVEL < (corrected := least * tests):
+        notes.append(f"Corrected over {tests} tests, no p can fall below {corrected:.4g} with so few pairs.")
+    if any(one.left_out for one in comparisons):
+        notes.append("Left out: cases that do not count for one of both, such as those where both masks are empty.")
+    if any(one.decided for one in comparisons):
+        notes.append("Decided: pairs with a value that was set and not measured, as one of both masks is empty.")
+    return notes
