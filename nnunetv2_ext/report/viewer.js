@@ -1,0 +1,121 @@
+// The interactive view of a report: NiiVue shows one case at a time. It works without a network.
+(() => {
+  "use strict";
+  const root = document.getElementById("viewer");
+  const part = (name) => root.querySelector(`[data-part="${name}"]`);
+  const { cases, labels } = JSON.parse(document.getElementById("viewer-data").textContent);
+  const say = (text) => { part("message").textContent = text; };
+
+  // Run as an inline script, which needs no request and leaves NiiVue's classes in window.niivue.
+  async function loadNiivue() {
+    const base64 = document.getElementById("viewer-niivue").textContent;
+    const packed = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+    return window.niivue;
+  }
+
+  // Value 0 is no label.
+  function colourTable() {
+    const channel = (from) => [0, ...labels.map(({ colour }) => parseInt(colour.slice(from, from + 2), 16))];
+    const names = ["", ...labels.map(({ name }) => name)];
+    return {
+      R: channel(1), G: channel(3), B: channel(5), A: names.map((_, value) => (value ? 255 : 0)),
+      I: names.map((_, value) => value), labels: names,
+    };
+  }
+
+  function makeView({ Niivue, cmapper }) {
+    // The reference is NiiVue's "drawing": in planes only its rim shows, one pixel wide; in 3D it is a body.
+    // There the image is faint, so that the bodies inside it show.
+    class View extends Niivue {
+      draw3D(...where) {
+        this.renderShader.use(this.gl);
+        this.gl.uniform1f(this.renderShader.uniforms.backOpacity, 0.2);
+        const inPlanes = this.drawOpacity;
+        this.drawOpacity = inPlanes ? 0.5 : 0;
+        super.draw3D(...where);
+        this.drawOpacity = inPlanes;
+      }
+    }
+    const view = new View({
+      loadingText: "", dragAndDropEnabled: false, viewModeHotKey: "", isRadiologicalConvention: true,
+      isOrientationTextVisible: false, isNearestInterpolation: true, multiplanarLayout: 2, multiplanarShowRender: 1,
+      sliceType: 3, crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
+    });
+    view.drawRimOpacity = 1;
+    view.drawLut = cmapper.makeDrawLut(colourTable());
+    return view;
+  }
+
+  async function start() {
+    if (!document.createElement("canvas").getContext("webgl2")) {
+      part("screen").hidden = true;
+      say("This browser has no WebGL 2, so there is no interactive view. The pictures of the page show the cases.");
+      return;
+    }
+    const niivue = await loadNiivue();
+    const view = makeView(niivue);
+    await view.attachToCanvas(part("canvas"));
+    let maps = {};
+
+    function settle() {
+      view.setOpacity(1, part("prediction").checked ? Number(part("opacity").value) : 0);
+      view.setDrawOpacity(maps.reference && part("reference").checked ? 0.01 : 0);
+      view.setSliceType(Number(part("layout").value));
+    }
+
+    async function choose() {
+      say("Loading ...");
+      const chosen = part("case").value;
+      const load = (name) => cases[chosen][name]
+        && niivue.NVImage.loadFromBase64({ base64: cases[chosen][name], name: `${name}.nii.gz` });
+      const [image, reference, prediction] = await Promise.all(["image", "reference", "prediction"].map(load));
+      if (chosen !== part("case").value) return;  // another was chosen meanwhile
+      view.closeDrawing();
+      while (view.volumes.length) view.removeVolumeByIndex(view.volumes.length - 1);
+      view.addVolume(image);
+      [image.cal_min, image.cal_max] = [0, 255];
+      prediction.setColormapLabel(colourTable());
+      view.addVolume(prediction);
+      if (reference) view.loadDrawing(reference);
+      maps = { reference, prediction };
+      part("reference").disabled = !reference;
+      settle();
+      say(cases[chosen].note);
+      root.dataset.shown = chosen;
+    }
+
+    view.onLocationChange = ({ mm }) => {
+      const labelIn = (map) => labels[map.getValue(...map.mm2vox(mm)) - 1]?.name ?? "no label";
+      const found = Object.entries(maps).filter(([, map]) => map).map(([name, map]) => `${name}: ${labelIn(map)}`);
+      part("place").textContent = `At the crosshair: ${found.join(", ")}.`;
+    };
+    for (const name of ["reference", "prediction", "opacity", "layout"]) part(name).addEventListener("input", settle);
+    part("case").addEventListener("input", choose);
+
+    // The wheel belongs to the page until the view has been clicked.
+    part("screen").addEventListener("wheel", (event) => {
+      if (document.activeElement !== part("canvas")) event.stopPropagation();
+    }, { capture: true });
+    const keys = {
+      Escape: () => part("canvas").blur(),
+      r: () => part("reference").click(),
+      p: () => part("prediction").click(),
+      v: () => {
+        const layout = part("layout");
+        layout.selectedIndex = (layout.selectedIndex + 1) % layout.options.length;
+        settle();
+      },
+    };
+    part("canvas").addEventListener("keydown", (event) => keys[event.key]?.());
+    await choose();
+  }
+
+  start().catch((error) => {
+    console.error(error);
+    say(`The interactive view failed (${error.message}). The pictures of the page show the cases.`);
+  });
+})();
