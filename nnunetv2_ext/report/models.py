@@ -20,6 +20,7 @@ from nnunetv2_ext.weights.safe import AGAIN, TRAINING, trained_folds
 CURVES = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
 """What nnU-Net logs once an epoch: losses, the pseudo Dice of random patches, and its moving average."""
 REMEDY = "copy the model again"
+TIMES = " \N{MULTIPLICATION SIGN} "
 
 
 class Fold(NamedTuple):
@@ -145,7 +146,7 @@ def _settings(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _by(numbers: Any, unit: str) -> str:
-    return f"{listed(map(float, numbers), separator=' × ')} {unit}" if isinstance(numbers, list) and numbers else ""
+    return f"{listed(map(float, numbers), separator=TIMES)} {unit}" if isinstance(numbers, list) and numbers else ""
 
 
 def _features(architecture: Mapping[str, Any]) -> list[Any]:

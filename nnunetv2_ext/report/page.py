@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from nnunetv2_ext import __version__
@@ -21,6 +22,7 @@ from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, letter
 from nnunetv2_ext.report.models import Trained, describe_model
 from nnunetv2_ext.report.pictures import Read, around, planes, read_case
 from nnunetv2_ext.report.tables import (
+    NONE,
     all_cases,
     compared,
     failed_predictions,
@@ -30,7 +32,9 @@ from nnunetv2_ext.report.tables import (
     number,
     one_sided,
     weakest,
+    with_unit,
 )
+from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, ViewedCase, Viewer, viewer
 from nnunetv2_ext.text import listed
 
 FEW = 6
@@ -62,7 +66,7 @@ def write_report(
     images: Path | None = None,
     title: str | None = None,
     cases: int = 3,
-    viewer: int = 3,
+    turned: int = 3,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Write the page, whole or not at all.
@@ -73,7 +77,7 @@ def write_report(
         images: folder of the images, named as in imagesTr; None: where the evaluation or its labels tell.
         title: by default the data set's name.
         cases: how many of the worst cases have pictures, beside the median and the best one.
-        viewer: how many cases can be turned in the viewer.
+        turned: how many cases are in the interactive viewer.
         tell: called with what is at work.
 
     Returns:
@@ -108,14 +112,14 @@ def write_report(
         "means": means(scores),
         "boxes": list(_boxes(scores)),
         "all_cases": all_cases(scores),
-        "headed": [headed(metric, scores) for metric in scores.metrics],
+        "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
         "meanings": [(metric, METRICS[metric]) for metric in scores.metrics if metric in METRICS],
         "rank_metric": _rank_metric(scores),
     }
     content |= _comparison(scores)
     tell("pictures")
-    shown, viewed = _pictures(scores, summaries, ranked, images, cases, viewer)
-    content |= {"shown": shown, **_viewer(viewed, viewer), "lacking": lacking}
+    shown, viewed = _pictures(scores, summaries, ranked, images, cases, turned)
+    content |= {"shown": shown, **_viewer(viewed), "lacking": lacking}
     tell("page")
     page = render(content)
     try:
@@ -132,7 +136,9 @@ def render(content: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(page).render(style=Markup(style), script=Markup(script), letter=letter, colours=COLOURS, **content)
+    return environment.from_string(page).render(
+        style=Markup(style), script=Markup(script), policy=CSP, letter=letter, colours=COLOURS, **content
+    )
 
 
 def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list[str]]:
@@ -165,9 +171,7 @@ def rank_cases(scores: Scores) -> list[tuple[str, float]]:
     """
     metric = _rank_metric(scores)
     sign = 1 if metric_of(metric).better == "higher" else -1
-    values = {
-        case: nan_mean(scores.case_mean(model, case, metric) for model in scores.models) for case in scores.cases
-    }
+    values = {case: nan_mean(scores.case_mean(model, case, metric) for model in scores.models) for case in scores.cases}
     known = [(case, value) for case, value in values.items() if value == value]
     return sorted(known, key=lambda item: (sign * item[1], item[0]))
 
@@ -238,11 +242,10 @@ def _trained(summaries: Mapping[str, Summary]) -> list[Trained]:
     return [describe_model(folder, tuple(sorted(folds))) for folder, folds in folders.items()]
 
 
-def _side_by_side(trained: Sequence[Trained]) -> list[tuple[str, list[str], bool]]:
-    """Settings, with the values of each model and whether these differ."""
+def _side_by_side(trained: Sequence[Trained]) -> list[tuple[str, list[str]]]:
+    """Settings, with the value of each model."""
     keys = dict.fromkeys(key for one in trained for key in one.settings)
-    rows = [(key, [one.settings.get(key, "–") for one in trained]) for key in keys]
-    return [(key, values, len(set(values)) > 1) for key, values in rows]
+    return [(key, [one.settings.get(key, NONE) for one in trained]) for key in keys]
 
 
 def _curves(trained: Trained) -> str:
@@ -310,13 +313,13 @@ def _pictures(
     ranked: Sequence[tuple[str, float]],
     images: Path | None,
     worst: int,
-    viewer: int,
+    turned: int,
 ) -> tuple[list[Shown], list[tuple[Chosen, str, Read, Mapping[str, Sequence[int]]]]]:
     """Pictures of the chosen cases, and the cases of the viewer with the first model's prediction."""
     metric = _rank_metric(scores)
-    turned = [one.case for one in _spread(ranked, viewer)]
+    in_viewer = {one.case: one for one in _spread(ranked, turned)}
     shown, viewed = [], []
-    chosen = {one.case: one for one in (*choose(ranked, worst), *_spread(ranked, viewer))}
+    chosen = {one.case: one for one in (*choose(ranked, worst), *in_viewer.values())}
     pictured = {one.case for one in choose(ranked, worst)}
     for case, one in chosen.items():
         rows, notes, read = [], [], {}
@@ -354,8 +357,8 @@ def _pictures(
                     "alt": f"{case} by {model}, three planes; {metric} " + listed(f"{a} {b}" for a, b in values),
                 }
             )
-            if case in turned and not any(held[0].case == case for held in viewed):
-                viewed.append((one, model, of, labels))
+            if case in in_viewer and not any(held[0].case == case for held in viewed):
+                viewed.append((in_viewer[case], model, of, labels))
         if case in pictured:
             shown.append(Shown(one, number(one.value, metric), rows, " ".join(notes)))
     return shown, viewed
@@ -370,5 +373,21 @@ def _spread(ranked: Sequence[tuple[str, float]], count: int) -> list[Chosen]:
     return [*chosen, *more][:count]
 
 
-def _viewer(viewed: Sequence[tuple[Chosen, str, Read, Mapping[str, Sequence[int]]]], count: int) -> dict[str, Any]:
-    return {"viewer": None, "viewer_asked": count > 0, "how_to_add_viewer": ""}
+def _viewer(viewed: Sequence[tuple[Chosen, str, Read, Mapping[str, Sequence[int]]]]) -> dict[str, Any]:
+    """The parts of the page that turn cases, or how to add them."""
+    cases = [
+        ViewedCase(
+            f"{chosen.case} by {model} ({chosen.rank})",
+            np.zeros_like(of.reference) if of.image is None else of.image,
+            of.reference,
+            of.prediction,
+            of.spacing,
+            {name: tuple(values) for name, values in labels.items()},
+        )
+        for chosen, model, of, labels in viewed
+    ]
+    parts = viewer(cases) if cases else None
+    return {
+        "viewer": None if parts is None else Viewer(Markup(parts.head), Markup(parts.body), parts.licence),
+        "how_to_add_viewer": HOW_TO_ADD if cases and parts is None else "",
+    }
