@@ -20,7 +20,7 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "||||")
 LINES = tuple(colour for colour in COLOURS if colour != "#f0e442")
 """Those that a thin line on white shows."""
 INK, QUIET = "#333333", "#8a8a8a"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.parse_math": False,
@@ -51,7 +51,7 @@ def curves_chart(folds: Sequence[Fold], alt: str) -> str:
     Args:
         alt: what it shows, for those who do not see it.
     """
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
         figure = Figure((9.2, 2.6))
         FigureCanvasAgg(figure)
         losses, dice = figure.subplots(1, 2)
@@ -116,7 +116,7 @@ def box_chart(
         zero: whether the axis begins at 0.
     """
     models = max(map(len, values.values()))
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
         figure = Figure((4.6, 2.5))
         FigureCanvasAgg(figure)
         axes = figure.subplots()

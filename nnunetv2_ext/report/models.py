@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -111,7 +111,7 @@ def _fold(name: str, checkpoint: str, content: Mapping[str, Any]) -> Fold:
     return Fold(name, epochs if is_whole(epochs, least=0) else len(ends), curves, float(seconds), ended, checkpoint)
 
 
-def _is_curve(values: Any) -> bool:
+def _is_curve(values: Any) -> TypeGuard[list[float]]:
     return isinstance(values, list) and bool(values) and all(isinstance(value, Real) for value in values)
 
 
@@ -121,7 +121,8 @@ def _settings(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
     plans, name = made["plans"], made["configuration"]
     trainer = content.get("trainer_name", folder.name.partition("__")[0])
     configurations = plans["configurations"]
-    planned, above, others = {}, name, dict(configurations)
+    planned: dict[str, Any] = {}
+    above, others = name, dict(configurations)
     while isinstance(part := others.pop(above, None), dict):  # a configuration may inherit from another
         planned, above = {**part, **planned}, part.get("inherits_from")
     architecture = planned.get("architecture")

@@ -4,23 +4,23 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
-import numpy as np
 from markupsafe import Markup
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, compare, least_p, together
-from nnunetv2_ext.evaluation.metrics import METRICS, Settings
+from nnunetv2_ext.evaluation.means import KNOWN
+from nnunetv2_ext.evaluation.metrics import Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
-from nnunetv2_ext.evaluation.scores import Scores, nan_mean, read_scores
+from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
+from nnunetv2_ext.report.cases import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
 from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, letter
 from nnunetv2_ext.report.models import Trained, describe_model
-from nnunetv2_ext.report.pictures import Read, around, planes, read_case
 from nnunetv2_ext.report.tables import (
     NONE,
     all_cases,
@@ -34,29 +34,8 @@ from nnunetv2_ext.report.tables import (
     weakest,
     with_unit,
 )
-from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, ViewedCase, Viewer, viewer
+from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, Viewer, viewer
 from nnunetv2_ext.text import listed
-
-FEW = 6
-"""Pairs below which the test can show nothing: 5 pairs never give a p below 0.0625."""
-
-
-class Chosen(NamedTuple):
-    """A case to show, and why."""
-
-    case: str
-    rank: str
-    value: float
-    """Its mean over labels and models of the metric by which cases are ranked."""
-
-
-class Shown(NamedTuple):
-    """The pictures of a case, one for each model."""
-
-    chosen: Chosen
-    value: str
-    rows: Sequence[Mapping[str, Any]]
-    note: str
 
 
 def write_report(
@@ -113,20 +92,33 @@ def write_report(
         "boxes": list(_boxes(scores)),
         "all_cases": all_cases(scores),
         "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
-        "meanings": [(metric, METRICS[metric]) for metric in scores.metrics if metric in METRICS],
-        "rank_metric": _rank_metric(scores),
+        "meanings": [(metric, KNOWN[metric]) for metric in scores.metrics if metric in KNOWN],
+        "rank_metric": rank_metric(scores),
     }
     content |= _comparison(scores)
     tell("pictures")
-    shown, viewed = _pictures(scores, summaries, ranked, images, cases, turned)
-    content |= {"shown": shown, **_viewer(viewed), "lacking": lacking}
+    chosen = choose(ranked, cases) if summaries else []
+    shown = [picture_case(scores, summaries, one, images) for one in chosen]
+    views = [view_case(summaries, one, images) for one in choose_few(ranked, turned)]
+    known = [view for view in views if view is not None]
+    parts = viewer(known)
+    content |= {
+        "shown": shown,
+        "viewer": parts and Viewer(Markup(parts.head), Markup(parts.body), parts.licence),
+        "how_to_add_viewer": HOW_TO_ADD if known and parts is None else "",
+        "lacking": lacking,
+    }
     tell("page")
     page = render(content)
     try:
         write_beside(lambda beside: beside.write_text(page, encoding="utf-8"), output)
     except OSError as error:
         raise unwritable(output, error) from None
-    return [*lacking, *(fault for one in trained for fault in one.faults), *(one.note for one in shown if one.note)]
+    return [
+        *lacking,
+        *(fault for one in trained for fault in one.faults),
+        *(note for one in shown for note in one.notes),
+    ]
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -162,35 +154,6 @@ def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list
         except InputError as error:
             lacking.append(f"Models and pictures of {path} are missing: {error}")
     return scores, {model: summaries[model] for model in scores.models if model in summaries}, lacking
-
-
-def rank_cases(scores: Scores) -> list[tuple[str, float]]:
-    """Cases with their mean over labels and models, worst first; of equal ones the first by name.
-
-    By Dice, or the first metric that has a better and a worse; a case that never counts is left out.
-    """
-    metric = _rank_metric(scores)
-    sign = 1 if metric_of(metric).better == "higher" else -1
-    values = {case: nan_mean(scores.case_mean(model, case, metric) for model in scores.models) for case in scores.cases}
-    known = [(case, value) for case, value in values.items() if value == value]
-    return sorted(known, key=lambda item: (sign * item[1], item[0]))
-
-
-def _rank_metric(scores: Scores) -> str:
-    directed = [metric for metric in scores.metrics if metric_of(metric).better in ("higher", "lower")]
-    return "Dice" if "Dice" in directed or not directed else directed[0]
-
-
-def choose(ranked: Sequence[tuple[str, float]], worst: int) -> list[Chosen]:
-    """The worst cases, the median and the best one, each once."""
-    chosen = {}
-    names = [(place, "worst" if place == 0 else f"{place + 1}. worst") for place in range(min(worst, len(ranked)))]
-    if worst and ranked:
-        names += [((len(ranked) - 1) // 2, "median"), (len(ranked) - 1, "best")]
-    for place, rank in names:
-        case, value = ranked[place]
-        chosen.setdefault(case, Chosen(case, "the only case" if len(ranked) == 1 else rank, value))
-    return list(chosen.values())
 
 
 def _title(evaluations: Sequence[Path], trained: Sequence[Trained]) -> str:
@@ -296,98 +259,4 @@ def _comparison(scores: Scores) -> dict[str, Any]:
         "level": LEVEL,
         "powerless": least >= LEVEL,
         "pairs": max((one.difference.cases for one in found), default=0),
-    }
-
-
-def _image_folder(summary: Summary, case: str, images: Path | None) -> Path | None:
-    """Where the images are: as given, as the evaluation tells, or beside the labels, as in nnU-Net's raw data."""
-    labels = summary.files[case][0].parent
-    beside = labels.with_name(labels.name.replace("labels", "images"))
-    candidates = (images, summary.images, beside if beside != labels else None)
-    return next((folder for folder in candidates if folder is not None and folder.is_dir()), None)
-
-
-def _pictures(
-    scores: Scores,
-    summaries: Mapping[str, Summary],
-    ranked: Sequence[tuple[str, float]],
-    images: Path | None,
-    worst: int,
-    turned: int,
-) -> tuple[list[Shown], list[tuple[Chosen, str, Read, Mapping[str, Sequence[int]]]]]:
-    """Pictures of the chosen cases, and the cases of the viewer with the first model's prediction."""
-    metric = _rank_metric(scores)
-    in_viewer = {one.case: one for one in _spread(ranked, turned)}
-    shown, viewed = [], []
-    chosen = {one.case: one for one in (*choose(ranked, worst), *in_viewer.values())}
-    pictured = {one.case for one in choose(ranked, worst)}
-    for case, one in chosen.items():
-        rows, notes, read = [], [], {}
-        for model in scores.models:
-            summary = summaries.get(model)
-            if summary is None or case not in summary.files:
-                continue
-            try:
-                read[model] = read_case(summary, case, _image_folder(summary, case, images))
-            except InputError as error:
-                notes.append(f"No picture of {case} by {model}: {error}")
-        if not read:
-            if summaries and not notes:
-                notes.append(f"No picture of {case}: no summary tells of it")
-            if notes and case in pictured:
-                shown.append(Shown(one, number(one.value, metric), [], " ".join(notes)))
-            continue
-        first = next(iter(read.values()))
-        same = {model: of for model, of in read.items() if of.reference.shape == first.reference.shape}
-        box = around([first.reference, *(of.prediction for of in same.values())], first.spacing)
-        notes += dict.fromkeys(of.note for of in read.values() if of.note)
-        if not any(of.note for of in read.values()) and first.image is None:
-            notes.append(f"{case} is shown without its image: name the folder of the images with -i.")
-        for model, of in same.items():
-            labels = summaries[model].labels
-            values = [
-                (label, number(scores.values(model, label, metric).get(case, float("nan")), metric)) for label in labels
-            ]
-            rows.append(
-                {
-                    "letter": letter(scores.models.index(model)),
-                    "model": model,
-                    "values": values,
-                    "picture": planes(of, labels, box) if case in pictured else "",
-                    "alt": f"{case} by {model}, three planes; {metric} " + listed(f"{a} {b}" for a, b in values),
-                }
-            )
-            if case in in_viewer and not any(held[0].case == case for held in viewed):
-                viewed.append((in_viewer[case], model, of, labels))
-        if case in pictured:
-            shown.append(Shown(one, number(one.value, metric), rows, " ".join(notes)))
-    return shown, viewed
-
-
-def _spread(ranked: Sequence[tuple[str, float]], count: int) -> list[Chosen]:
-    """The worst, the median and the best case, and, where more are asked for, the next worst."""
-    if not ranked or not count:
-        return []
-    chosen = choose(ranked, 1)
-    more = [one for one in choose(ranked, count) if one.case not in {held.case for held in chosen}]
-    return [*chosen, *more][:count]
-
-
-def _viewer(viewed: Sequence[tuple[Chosen, str, Read, Mapping[str, Sequence[int]]]]) -> dict[str, Any]:
-    """The parts of the page that turn cases, or how to add them."""
-    cases = [
-        ViewedCase(
-            f"{chosen.case} by {model} ({chosen.rank})",
-            np.zeros_like(of.reference) if of.image is None else of.image,
-            of.reference,
-            of.prediction,
-            of.spacing,
-            {name: tuple(values) for name, values in labels.items()},
-        )
-        for chosen, model, of, labels in viewed
-    ]
-    parts = viewer(cases) if cases else None
-    return {
-        "viewer": None if parts is None else Viewer(Markup(parts.head), Markup(parts.body), parts.licence),
-        "how_to_add_viewer": HOW_TO_ADD if cases and parts is None else "",
     }

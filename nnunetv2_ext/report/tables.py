@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import Comparison, Interval, interval
-from nnunetv2_ext.evaluation.metrics import METRICS, Metric
+from nnunetv2_ext.evaluation.means import KNOWN
+from nnunetv2_ext.evaluation.metrics import Metric
 from nnunetv2_ext.evaluation.scores import Scores
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.files import read_json
@@ -23,7 +24,7 @@ WEAKEST = 6
 
 def metric_of(name: str) -> Metric:
     """What a metric means, nothing of one that is not ours."""
-    return METRICS.get(name, Metric("", "", ""))
+    return KNOWN.get(name, Metric("", "", ""))
 
 
 def number(value: float, metric: str) -> str:
