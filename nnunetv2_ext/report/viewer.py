@@ -20,7 +20,7 @@ from nnunetv2_ext.report.volumes import Spacing, pack
 
 HOW_TO_ADD = 'The interactive 3D view needs one more package: pip install "nnunetv2_ext[report]".'
 """What the page says in place of the view."""
-CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """The content security policy under which page and view work: no request leaves the file."""
 
 
