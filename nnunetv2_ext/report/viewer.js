@@ -31,6 +31,12 @@
     // NiiVue's "drawing" is drawn as a line: in planes only its rim shows, one pixel wide. In 3D it is a body.
     // The image is faint there, so that the bodies inside it show.
     class View extends Niivue {
+      drawScene() {  // once a frame, however many settings ask for it
+        this.frame ??= requestAnimationFrame(() => {
+          this.frame = undefined;
+          super.drawScene();
+        });
+      }
       draw3D(...where) {
         this.renderShader.use(this.gl);
         this.gl.uniform1f(this.renderShader.uniforms.backOpacity, 0.2);
@@ -42,9 +48,9 @@
     }
     const view = new View({
       loadingText: "", dragAndDropEnabled: false, viewModeHotKey: "", cycleClipPlaneHotKey: "",
-      isRadiologicalConvention: true, isOrientationTextVisible: false, isNearestInterpolation: true,
-      multiplanarLayout: 2, multiplanarShowRender: 1, sliceType: 3,
-      crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
+      isRadiologicalConvention: true, sagittalNoseLeft: true,
+      isOrientationTextVisible: false, isNearestInterpolation: true, multiplanarLayout: 2, multiplanarShowRender: 1,
+      sliceType: 3, crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
     });
     view.drawRimOpacity = 1;
     view.drawLut = cmapper.makeDrawLut(colourTable());
@@ -88,6 +94,8 @@
       part("reference").disabled = !reference;
       part("drawn").textContent = reference ? "line" : "area";
       settle();
+      view.createOnLocationChange();
+      await new Promise(requestAnimationFrame);
       say(cases[chosen].note);
       root.dataset.shown = chosen;
     }

@@ -16,7 +16,8 @@ import numpy as np
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.palette import COLOURS
-from nnunetv2_ext.report.volumes import Spacing, pack
+from nnunetv2_ext.report.pictures import Spacing
+from nnunetv2_ext.report.volumes import pack
 
 HOW_TO_ADD = 'The interactive 3D view needs one more package: pip install "nnunetv2_ext[report]".'
 """What the page says in place of the view."""

@@ -21,7 +21,7 @@ FLAGS = (
     "--use-gl=angle",
     "--use-angle=swiftshader",  # WebGL without a GPU
     "--enable-unsafe-swiftshader",
-    "--window-size=1200,900",
+    "--window-size=800,600",
 )
 
 
