@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,7 @@ class ViewedCase(NamedTuple):
     reference: np.ndarray | None
     prediction: np.ndarray
     spacing: Spacing
-    labels: dict[str, tuple[int, ...]]
+    labels: Mapping[str, Sequence[int]]
 
 
 class Viewer(NamedTuple):

@@ -2,14 +2,14 @@
 
 import base64
 import gzip
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.report.pictures import Spacing, around, shades
+from nnunetv2_ext.report.pictures import Spacing, around, window_of
 
 IN_PLANE = 256
 """Most voxels along rows and columns."""
@@ -37,7 +37,7 @@ def pack(
     reference: np.ndarray | None,
     prediction: np.ndarray,
     spacing: Spacing,
-    labels: Mapping[str, tuple[int, ...]],
+    labels: Mapping[str, Sequence[int]],
     *,
     window: tuple[float, float] | None = None,
 ) -> Packed:
@@ -57,9 +57,9 @@ def pack(
     maps = [numbered(values, labels) for values in (prediction, reference) if values is not None]
     box = around(maps, spacing)
     maps = [values[box] for values in maps]
-    grey = image[box].astype(np.float32)
-    low, high = window or shades(grey)
-    grey = (np.nan_to_num(grey, nan=low, posinf=high, neginf=low).clip(low, high) - low) / (high - low)
+    low, high = window or window_of(image[box])
+    grey = np.nan_to_num(image[box].astype(np.float32), nan=low, posinf=high, neginf=low).clip(low, high)
+    grey = ((grey - low) / (high - low)).astype(np.float32)
     finest = max(step * size / IN_PLANE for step, size in zip(spacing[1:], grey.shape[1:], strict=True))
     while True:
         shape = tuple(
@@ -71,7 +71,7 @@ def pack(
         finest = max(finest, min(packed.spacing)) * max(1.1, (packed.size() / BYTES) ** (1 / 3))
 
 
-def numbered(values: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+def numbered(values: np.ndarray, labels: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Label values as 1, 2, ... in the order of `labels`, other values as 0.
 
     Where regions overlap, that of the fewest label values is on top: a core (2, 3) on its whole tumour (1, 2, 3).

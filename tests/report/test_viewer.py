@@ -22,7 +22,7 @@ with_niivue = pytest.mark.skipif(not importlib.util.find_spec("ipyniivue"), reas
 
 
 def cases() -> list[ViewedCase]:
-    """First: liver front right, a cube of 20 mm, predicted; lesion in the reference only. Second: a lesion, no reference."""
+    """A cube of 20 mm, front right, with a lesion in the reference alone; a lesion without a reference."""
     image = np.zeros((9, 40, 40)) + np.arange(40)
     liver, lesion = np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint8)
     liver[1:5, 3:23, 3:23] = 1
