@@ -50,7 +50,14 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunetv2_ext.report.page import write_report
 
-    lacking = write_report(args.evaluations, args.output, images=args.images, title=args.title, **counts)
+    lacking = write_report(
+        args.evaluations,
+        args.output,
+        images=args.images,
+        title=args.title,
+        cases=counts["cases"],
+        turned=counts["viewer"],
+    )
     for sentence in lacking:
         print(sentence)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB; open it in a browser")

@@ -363,7 +363,8 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
         "Difference: the first model less the second, over the cases that count for both, with the 95 % interval "
         f"(percentiles) of {RESAMPLES} bootstrap samples of these cases.",
         "p: Wilcoxon's signed-rank test, two-sided, without the pairs that do not differ; Holm's p: corrected over the "
-        f"{tests} test{'s' * (tests != 1)} of this table. Pairs are cases, since five folds never give a p below 0.0625.",
+        f"{tests} test{'s' * (tests != 1)} of this table.",
+        "Pairs are cases, since over five folds no p falls below 0.0625.",
         f"Wins are those of the first: {listed(better)} is better.",
         "Interval and p hold the chance in the cases. That in the training is not in them, and takes more trainings.",
     ]

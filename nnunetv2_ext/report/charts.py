@@ -20,7 +20,7 @@ HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "||||")
 LINES = tuple(colour for colour in COLOURS if colour != "#f0e442")
 """Those that a thin line on white shows."""
 INK, QUIET = "#333333", "#8a8a8a"
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 9,
     "text.parse_math": False,
@@ -51,7 +51,7 @@ def curves_chart(folds: Sequence[Fold], alt: str) -> str:
     Args:
         alt: what it shows, for those who do not see it.
     """
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
         figure = Figure((9.2, 2.6))
         FigureCanvasAgg(figure)
         losses, dice = figure.subplots(1, 2)
@@ -109,13 +109,14 @@ def box_chart(
     """Boxes (quartiles, whiskers to 1.5 times their distance) with all points, models side by side at each label.
 
     Args:
-        values: by label, for each model those that were measured and those that were decided (drawn as crosses).
+        values: by label, for each model those that were measured, drawn as points, and those that were decided,
+            drawn as crosses.
         unit: of the axis.
         bounded: whether values lie between 0 and 1.
         zero: whether the axis begins at 0.
     """
     models = max(map(len, values.values()))
-    with matplotlib.rc_context({**STYLE, "svg.hashsalt": alt}):
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
         figure = Figure((4.6, 2.5))
         FigureCanvasAgg(figure)
         axes = figure.subplots()
@@ -124,8 +125,7 @@ def box_chart(
             for number, (measured, decided) in enumerate(of_models):
                 place = order * (models + 1) + number
                 _box(axes, place, number, np.asarray([*measured, *decided], float))
-                _points(axes, place, measured, "o")
-                _points(axes, place, decided, "x")
+                _points(axes, place, measured)
                 places.append(place)
                 letters.append(letter(number))
         axes.set_xticks(places, letters, fontsize=8)
@@ -152,11 +152,21 @@ def box_chart(
             axes.set_ylim(min(axes.get_ylim()[0], 0.9), 1.02)
             axes.set_ylim(max(axes.get_ylim()[0], -0.02))
         elif zero:
-            axes.set_ylim(bottom=0)
+            axes.set_ylim(0, 1.06 * max(_reach(values), 1e-6))
         else:
             axes.axhline(0, color=QUIET, linewidth=0.7)
-        figure.subplots_adjust(0.115, 0.19, 0.99, 0.97)
+        for order, of_models in enumerate(values.values()):
+            for number, (_, decided) in enumerate(of_models):
+                _crosses(axes, order * (models + 1) + number, decided)
+        figure.subplots_adjust(0.115, 0.17, 0.99, 0.955)
         return _svg(figure, alt)
+
+
+def _reach(values: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]) -> float:
+    """The highest value to show: decided ones are as large as the image, and would flatten the others."""
+    groups = [both for of_models in values.values() for both in of_models]
+    boxes = [float(np.quantile([*measured, *decided], 0.75)) for measured, decided in groups if [*measured, *decided]]
+    return max([value for measured, _ in groups for value in measured] + boxes, default=1.0)
 
 
 def _box(axes: Axes, place: float, number: int, values: np.ndarray) -> None:
@@ -174,15 +184,29 @@ def _box(axes: Axes, place: float, number: int, values: np.ndarray) -> None:
         line.set(linewidth=1.8, solid_capstyle="butt")
 
 
-def _points(axes: Axes, place: float, values: Sequence[float], marker: str) -> None:
+def _crosses(axes: Axes, place: float, values: Sequence[float]) -> None:
+    """Decided values, at the axis' end where they lie beyond it."""
+    if values:
+        low, high = axes.get_ylim()
+        inset = 0.035 * (high - low)
+        at = np.clip(np.asarray(values, float), low + inset, high - inset)
+        axes.plot(
+            place + 0.08 * (np.arange(len(at)) - (len(at) - 1) / 2).clip(-4, 4),
+            at,
+            "x",
+            color=INK,
+            markersize=5,
+            markeredgewidth=1.2,
+            clip_on=False,
+        )
+
+
+def _points(axes: Axes, place: float, values: Sequence[float]) -> None:
     """All values, side by side in a fixed pattern, in one path."""
-    if not len(values):
+    if not values:
         return
     spread = 0.25 * (2 * np.modf(0.5 + np.arange(len(values)) * 0.618034)[0] - 1)
     across, along = place + spread, np.asarray(values, float)
-    if marker == "x":
-        axes.plot(across, along, "x", color=INK, markersize=4, markeredgewidth=0.9)
-        return
     # (points, 3): each a line of no length with round ends
     across, along = (np.stack([axis, axis, np.full(len(axis), np.nan)], axis=1).ravel() for axis in (across, along))
     (line,) = axes.plot(across, along, color=INK, linewidth=2.6, solid_capstyle="round", alpha=0.75)

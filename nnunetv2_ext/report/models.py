@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 
@@ -20,6 +20,7 @@ from nnunetv2_ext.weights.safe import AGAIN, TRAINING, trained_folds
 CURVES = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
 """What nnU-Net logs once an epoch: losses, the pseudo Dice of random patches, and its moving average."""
 REMEDY = "copy the model again"
+TIMES = " \N{MULTIPLICATION SIGN} "
 
 
 class Fold(NamedTuple):
@@ -110,7 +111,7 @@ def _fold(name: str, checkpoint: str, content: Mapping[str, Any]) -> Fold:
     return Fold(name, epochs if is_whole(epochs, least=0) else len(ends), curves, float(seconds), ended, checkpoint)
 
 
-def _is_curve(values: Any) -> bool:
+def _is_curve(values: Any) -> TypeGuard[list[float]]:
     return isinstance(values, list) and bool(values) and all(isinstance(value, Real) for value in values)
 
 
@@ -120,7 +121,8 @@ def _settings(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
     plans, name = made["plans"], made["configuration"]
     trainer = content.get("trainer_name", folder.name.partition("__")[0])
     configurations = plans["configurations"]
-    planned, above, others = {}, name, dict(configurations)
+    planned: dict[str, Any] = {}
+    above, others = name, dict(configurations)
     while isinstance(part := others.pop(above, None), dict):  # a configuration may inherit from another
         planned, above = {**part, **planned}, part.get("inherits_from")
     architecture = planned.get("architecture")
@@ -145,7 +147,7 @@ def _settings(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _by(numbers: Any, unit: str) -> str:
-    return f"{listed(map(float, numbers), separator=' × ')} {unit}" if isinstance(numbers, list) and numbers else ""
+    return f"{listed(map(float, numbers), separator=TIMES)} {unit}" if isinstance(numbers, list) and numbers else ""
 
 
 def _features(architecture: Mapping[str, Any]) -> list[Any]:

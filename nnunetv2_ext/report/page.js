@@ -18,7 +18,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
       head.setAttribute("aria-sort", down ? "descending" : "ascending");
       const rows = [...body.rows].map((row) => [value(row, column), row]);
       const known = rows.filter(([key]) => !Number.isNaN(key)), last = rows.filter(([key]) => Number.isNaN(key));
-      known.sort(([a], [b]) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b)));
+      known.sort(([a], [b]) => typeof a === "number" && typeof b === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true }));
       if (down) known.reverse();
       body.append(...[...known, ...last].map(([, row]) => row));
     });

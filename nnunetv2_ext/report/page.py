@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 from markupsafe import Markup
@@ -12,15 +12,17 @@ from markupsafe import Markup
 from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, compare, least_p, together
-from nnunetv2_ext.evaluation.metrics import METRICS, Settings
+from nnunetv2_ext.evaluation.means import KNOWN
+from nnunetv2_ext.evaluation.metrics import Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
-from nnunetv2_ext.evaluation.scores import Scores, nan_mean, read_scores
+from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
+from nnunetv2_ext.report.cases import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
 from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, letter
 from nnunetv2_ext.report.models import Trained, describe_model
-from nnunetv2_ext.report.pictures import Read, around, planes, read_case
 from nnunetv2_ext.report.tables import (
+    NONE,
     all_cases,
     compared,
     failed_predictions,
@@ -30,29 +32,10 @@ from nnunetv2_ext.report.tables import (
     number,
     one_sided,
     weakest,
+    with_unit,
 )
+from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, Viewer, viewer
 from nnunetv2_ext.text import listed
-
-FEW = 6
-"""Pairs below which the test can show nothing: 5 pairs never give a p below 0.0625."""
-
-
-class Chosen(NamedTuple):
-    """A case to show, and why."""
-
-    case: str
-    rank: str
-    value: float
-    """Its mean over labels and models of the metric by which cases are ranked."""
-
-
-class Shown(NamedTuple):
-    """The pictures of a case, one for each model."""
-
-    chosen: Chosen
-    value: str
-    rows: Sequence[Mapping[str, Any]]
-    note: str
 
 
 def write_report(
@@ -62,7 +45,7 @@ def write_report(
     images: Path | None = None,
     title: str | None = None,
     cases: int = 3,
-    viewer: int = 3,
+    turned: int = 3,
     tell: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Write the page, whole or not at all.
@@ -73,7 +56,7 @@ def write_report(
         images: folder of the images, named as in imagesTr; None: where the evaluation or its labels tell.
         title: by default the data set's name.
         cases: how many of the worst cases have pictures, beside the median and the best one.
-        viewer: how many cases can be turned in the viewer.
+        turned: how many cases are in the interactive viewer.
         tell: called with what is at work.
 
     Returns:
@@ -108,21 +91,34 @@ def write_report(
         "means": means(scores),
         "boxes": list(_boxes(scores)),
         "all_cases": all_cases(scores),
-        "headed": [headed(metric, scores) for metric in scores.metrics],
-        "meanings": [(metric, METRICS[metric]) for metric in scores.metrics if metric in METRICS],
-        "rank_metric": _rank_metric(scores),
+        "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
+        "meanings": [(metric, KNOWN[metric]) for metric in scores.metrics if metric in KNOWN],
+        "rank_metric": rank_metric(scores),
     }
     content |= _comparison(scores)
     tell("pictures")
-    shown, viewed = _pictures(scores, summaries, ranked, images, cases, viewer)
-    content |= {"shown": shown, **_viewer(viewed, viewer), "lacking": lacking}
+    chosen = choose(ranked, cases) if summaries else []
+    shown = [picture_case(scores, summaries, one, images) for one in chosen]
+    views = [view_case(summaries, one, images) for one in choose_few(ranked, turned)]
+    known = [view for view in views if view is not None]
+    parts = viewer(known)
+    content |= {
+        "shown": shown,
+        "viewer": parts and Viewer(Markup(parts.head), Markup(parts.body), parts.licence),
+        "how_to_add_viewer": HOW_TO_ADD if known and parts is None else "",
+        "lacking": lacking,
+    }
     tell("page")
     page = render(content)
     try:
         write_beside(lambda beside: beside.write_text(page, encoding="utf-8"), output)
     except OSError as error:
         raise unwritable(output, error) from None
-    return [*lacking, *(fault for one in trained for fault in one.faults), *(one.note for one in shown if one.note)]
+    return [
+        *lacking,
+        *(fault for one in trained for fault in one.faults),
+        *(note for one in shown for note in one.notes),
+    ]
 
 
 def render(content: Mapping[str, Any]) -> str:
@@ -132,7 +128,9 @@ def render(content: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return environment.from_string(page).render(style=Markup(style), script=Markup(script), letter=letter, colours=COLOURS, **content)
+    return environment.from_string(page).render(
+        style=Markup(style), script=Markup(script), policy=CSP, letter=letter, colours=COLOURS, **content
+    )
 
 
 def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list[str]]:
@@ -156,37 +154,6 @@ def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list
         except InputError as error:
             lacking.append(f"Models and pictures of {path} are missing: {error}")
     return scores, {model: summaries[model] for model in scores.models if model in summaries}, lacking
-
-
-def rank_cases(scores: Scores) -> list[tuple[str, float]]:
-    """Cases with their mean over labels and models, worst first; of equal ones the first by name.
-
-    By Dice, or the first metric that has a better and a worse; a case that never counts is left out.
-    """
-    metric = _rank_metric(scores)
-    sign = 1 if metric_of(metric).better == "higher" else -1
-    values = {
-        case: nan_mean(scores.case_mean(model, case, metric) for model in scores.models) for case in scores.cases
-    }
-    known = [(case, value) for case, value in values.items() if value == value]
-    return sorted(known, key=lambda item: (sign * item[1], item[0]))
-
-
-def _rank_metric(scores: Scores) -> str:
-    directed = [metric for metric in scores.metrics if metric_of(metric).better in ("higher", "lower")]
-    return "Dice" if "Dice" in directed or not directed else directed[0]
-
-
-def choose(ranked: Sequence[tuple[str, float]], worst: int) -> list[Chosen]:
-    """The worst cases, the median and the best one, each once."""
-    chosen = {}
-    names = [(place, "worst" if place == 0 else f"{place + 1}. worst") for place in range(min(worst, len(ranked)))]
-    if worst and ranked:
-        names += [((len(ranked) - 1) // 2, "median"), (len(ranked) - 1, "best")]
-    for place, rank in names:
-        case, value = ranked[place]
-        chosen.setdefault(case, Chosen(case, "the only case" if len(ranked) == 1 else rank, value))
-    return list(chosen.values())
 
 
 def _title(evaluations: Sequence[Path], trained: Sequence[Trained]) -> str:
@@ -238,11 +205,10 @@ def _trained(summaries: Mapping[str, Summary]) -> list[Trained]:
     return [describe_model(folder, tuple(sorted(folds))) for folder, folds in folders.items()]
 
 
-def _side_by_side(trained: Sequence[Trained]) -> list[tuple[str, list[str], bool]]:
-    """Settings, with the values of each model and whether these differ."""
+def _side_by_side(trained: Sequence[Trained]) -> list[tuple[str, list[str]]]:
+    """Settings, with the value of each model."""
     keys = dict.fromkeys(key for one in trained for key in one.settings)
-    rows = [(key, [one.settings.get(key, "–") for one in trained]) for key in keys]
-    return [(key, values, len(set(values)) > 1) for key, values in rows]
+    return [(key, [one.settings.get(key, NONE) for one in trained]) for key in keys]
 
 
 def _curves(trained: Trained) -> str:
@@ -294,81 +260,3 @@ def _comparison(scores: Scores) -> dict[str, Any]:
         "powerless": least >= LEVEL,
         "pairs": max((one.difference.cases for one in found), default=0),
     }
-
-
-def _image_folder(summary: Summary, case: str, images: Path | None) -> Path | None:
-    """Where the images are: as given, as the evaluation tells, or beside the labels, as in nnU-Net's raw data."""
-    labels = summary.files[case][0].parent
-    beside = labels.with_name(labels.name.replace("labels", "images"))
-    candidates = (images, summary.images, beside if beside != labels else None)
-    return next((folder for folder in candidates if folder is not None and folder.is_dir()), None)
-
-
-def _pictures(
-    scores: Scores,
-    summaries: Mapping[str, Summary],
-    ranked: Sequence[tuple[str, float]],
-    images: Path | None,
-    worst: int,
-    viewer: int,
-) -> tuple[list[Shown], list[tuple[Chosen, str, Read, Mapping[str, Sequence[int]]]]]:
-    """Pictures of the chosen cases, and the cases of the viewer with the first model's prediction."""
-    metric = _rank_metric(scores)
-    turned = [one.case for one in _spread(ranked, viewer)]
-    shown, viewed = [], []
-    chosen = {one.case: one for one in (*choose(ranked, worst), *_spread(ranked, viewer))}
-    pictured = {one.case for one in choose(ranked, worst)}
-    for case, one in chosen.items():
-        rows, notes, read = [], [], {}
-        for model in scores.models:
-            summary = summaries.get(model)
-            if summary is None or case not in summary.files:
-                continue
-            try:
-                read[model] = read_case(summary, case, _image_folder(summary, case, images))
-            except InputError as error:
-                notes.append(f"No picture of {case} by {model}: {error}")
-        if not read:
-            if summaries and not notes:
-                notes.append(f"No picture of {case}: no summary tells of it")
-            if notes and case in pictured:
-                shown.append(Shown(one, number(one.value, metric), [], " ".join(notes)))
-            continue
-        first = next(iter(read.values()))
-        same = {model: of for model, of in read.items() if of.reference.shape == first.reference.shape}
-        box = around([first.reference, *(of.prediction for of in same.values())], first.spacing)
-        notes += dict.fromkeys(of.note for of in read.values() if of.note)
-        if not any(of.note for of in read.values()) and first.image is None:
-            notes.append(f"{case} is shown without its image: name the folder of the images with -i.")
-        for model, of in same.items():
-            labels = summaries[model].labels
-            values = [
-                (label, number(scores.values(model, label, metric).get(case, float("nan")), metric)) for label in labels
-            ]
-            rows.append(
-                {
-                    "letter": letter(scores.models.index(model)),
-                    "model": model,
-                    "values": values,
-                    "picture": planes(of, labels, box) if case in pictured else "",
-                    "alt": f"{case} by {model}, three planes; {metric} " + listed(f"{a} {b}" for a, b in values),
-                }
-            )
-            if case in turned and not any(held[0].case == case for held in viewed):
-                viewed.append((one, model, of, labels))
-        if case in pictured:
-            shown.append(Shown(one, number(one.value, metric), rows, " ".join(notes)))
-    return shown, viewed
-
-
-def _spread(ranked: Sequence[tuple[str, float]], count: int) -> list[Chosen]:
-    """The worst, the median and the best case, and, where more are asked for, the next worst."""
-    if not ranked or not count:
-        return []
-    chosen = choose(ranked, 1)
-    more = [one for one in choose(ranked, count) if one.case not in {held.case for held in chosen}]
-    return [*chosen, *more][:count]
-
-
-def _viewer(viewed: Sequence[tuple[Chosen, str, Read, Mapping[str, Sequence[int]]]], count: int) -> dict[str, Any]:
-    return {"viewer": None, "viewer_asked": count > 0, "how_to_add_viewer": ""}

@@ -1,4 +1,4 @@
-"""Cases in pictures: three planes to scale in mm, the reference as an area, the prediction as a line."""
+"""Cases in pictures: three planes to scale in mm, the reference as a line, the prediction as an area."""
 
 import base64
 import io
@@ -119,7 +119,7 @@ def planes(
     gap = 0.02 * wide
     total, tall = sum(panel[0] for panel in panels) + 2 * gap, max(panel[1] for panel in panels)
     scale = min(PIXELS[0] / total, PIXELS[1] / tall) / 100
-    figure = Figure((total * scale, tall * scale), dpi=100, facecolor="black")
+    figure = Figure((total * scale, tall * scale), dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     left = 0.0
     for axis, (across, up) in enumerate(panels):
@@ -127,7 +127,10 @@ def planes(
         shown = reference if any(mask.any() for mask in reference) else prediction
         index = _telling_index(shown, axis)
         grey = None if image is None else np.take(image, index, axis)
-        pairs = [(np.take(ours, index, axis), np.take(theirs, index, axis)) for ours, theirs in zip(reference, prediction, strict=True)]
+        pairs = [
+            (np.take(ours, index, axis), np.take(theirs, index, axis))
+            for ours, theirs in zip(reference, prediction, strict=True)
+        ]
         _draw(axes, grey, pairs, (across, up), upward=axis > 0, shades=shades)
         left += across + gap
     return _png(figure)
@@ -159,19 +162,20 @@ def _draw(
 ) -> None:
     """One plane. Slices count upwards from the feet; rows of an axial plane count downwards from the front."""
     extent = (0.0, size[0], 0.0, size[1]) if upward else (0.0, size[0], size[1], 0.0)
-    if grey is not None:
-        rows = grey[::-1] if upward else grey
-        axes.imshow(rows, cmap="gray", vmin=shades[0], vmax=shades[1], extent=extent, interpolation="nearest")
+    rows = np.zeros(pairs[0][0].shape) if grey is None else grey[::-1] if upward else grey
+    axes.imshow(rows, cmap="gray", vmin=shades[0], vmax=shades[1], extent=extent, interpolation="nearest")
     for order, (reference, prediction) in enumerate(pairs):
         colour = COLOURS[order % len(COLOURS)]
         # with a border of nothing, so that lines close at the edge
         down, along = (
             (np.arange(length + 2) - 0.5) * of / length for length, of in zip(prediction.shape, size[::-1], strict=True)
         )
-        if reference.any():
-            axes.contourf(along, down, np.pad(reference, 1).astype(float), [0.5, 1.5], colors=[colour], alpha=0.4)
         if prediction.any():
-            lines = axes.contour(along, down, np.pad(prediction, 1).astype(float), [0.5], colors=[colour], linewidths=1.5)
+            axes.contourf(along, down, np.pad(prediction, 1).astype(float), [0.5, 1.5], colors=[colour], alpha=0.4)
+        if reference.any():
+            lines = axes.contour(
+                along, down, np.pad(reference, 1).astype(float), [0.5], colors=[colour], linewidths=1.5
+            )
             lines.set(path_effects=[withStroke(linewidth=3, foreground="black")])
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])

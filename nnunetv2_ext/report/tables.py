@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import Comparison, Interval, interval
-from nnunetv2_ext.evaluation.metrics import METRICS, Metric
+from nnunetv2_ext.evaluation.means import KNOWN
+from nnunetv2_ext.evaluation.metrics import Metric
 from nnunetv2_ext.evaluation.scores import Scores
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.files import read_json
@@ -15,23 +16,30 @@ from nnunetv2_ext.inference.record import RECORDS
 from nnunetv2_ext.report.charts import letter
 
 ALL = "all labels"
+NONE = "\N{EN DASH}"
+"""In the place of a value that is not there."""
 WEAKEST = 6
 """Lines of the lists of weak cases."""
 
 
 def metric_of(name: str) -> Metric:
     """What a metric means, nothing of one that is not ours."""
-    return METRICS.get(name, Metric("", "", ""))
+    return KNOWN.get(name, Metric("", "", ""))
 
 
 def number(value: float, metric: str) -> str:
     """A value with the digits of its unit."""
     if not math.isfinite(value):
-        return "–" if math.isnan(value) else "∞"
+        return NONE if math.isnan(value) else "∞"
     unit = metric_of(metric).unit
     digits = 3 if not unit else 2 if unit == "mm" or abs(value) < 100 else 0
     text = f"{value:.{digits}f}"
     return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.removeprefix("-")
+
+
+def with_unit(metric: str) -> str:
+    """A metric with its unit."""
+    return f"{metric} ({metric_of(metric).unit})" if metric_of(metric).unit else metric
 
 
 def headed(metric: str, scores: Scores) -> str:
@@ -149,10 +157,7 @@ def means(scores: Scores) -> list[tuple[str, list[Line]]]:
             found = [_mean(scores, model, label, metric) for model in scores.models]
             if any(known.cases for known, _ in found):
                 best = _best([known.mean for known, _ in found], metric)
-                cells = [
-                    _cell(known, note, metric, place in best)
-                    for place, (known, note) in enumerate(found)
-                ]
+                cells = [_cell(known, note, metric, place in best) for place, (known, note) in enumerate(found)]
                 lines.append(Line(headed(metric, scores), cells))
         groups.append((label, lines))
     return groups
@@ -174,8 +179,8 @@ def _mean(scores: Scores, model: str, label: str, metric: str) -> tuple[Interval
 
 def _cell(known: Interval, note: str, metric: str, best: bool) -> Cell:
     if known.cases == 0:
-        return Cell("–", "", "no case counts")
-    between = f"{number(known.low, metric)} to {number(known.high, metric)}" if known.cases > 1 else ""
+        return Cell(NONE, "", "no case counts")
+    between = f"{number(known.low, metric)}, {number(known.high, metric)}" if known.cases > 1 else ""
     return Cell(number(known.mean, metric), between, note, best)
 
 
@@ -242,6 +247,8 @@ def all_cases(scores: Scores) -> list[tuple[str, str, str, list[tuple[str, str]]
             for number_of, model in enumerate(scores.models):
                 lines = [scores.of(model, label, metric).get(case) for metric in scores.metrics]
                 if any(line is not None for line in lines):
-                    cells = [("–", "") if line is None else (number(line.value, line.metric), line.note) for line in lines]
+                    cells = [
+                        (NONE, "") if line is None else (number(line.value, line.metric), line.note) for line in lines
+                    ]
                     rows.append((case, label, letter(number_of), cells))
     return rows

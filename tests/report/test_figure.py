@@ -3,7 +3,8 @@ import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from nnunetv2_ext.report.figure import COLOURS, Shown, _telling_index, save_cases
+from nnunetv2_ext.evaluation.palette import COLOURS
+from nnunetv2_ext.report.figure import Shown, _styles, _telling_index, save_cases
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
@@ -63,7 +64,8 @@ def test_telling_index():
     labels[1, :, :] = 1
     labels[2, :3, :] = 1
     labels[2, 3, :2] = 2
+    both, one = (_styles(names).values() for names in ({"one": 1, "two": 2}, {"one": 1}))
     # Slice 1 holds most of label 1, but slice 2 nearly as much and all of label 2.
-    assert _telling_index(labels, 0, (1, 2)) == 2
-    assert _telling_index(labels, 0, (1,)) == 1
-    assert _telling_index(np.zeros((5, 4, 4), int), 0, (1, 2)) == 2
+    assert _telling_index(labels, 0, both) == 2
+    assert _telling_index(labels, 0, one) == 1
+    assert _telling_index(np.zeros((5, 4, 4), int), 0, both) == 2
