@@ -50,7 +50,7 @@
       loadingText: "", dragAndDropEnabled: false, viewModeHotKey: "", cycleClipPlaneHotKey: "",
       isRadiologicalConvention: true, sagittalNoseLeft: true,
       isOrientationTextVisible: false, isNearestInterpolation: true, multiplanarLayout: 2, multiplanarShowRender: 1,
-      sliceType: 3, crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
+      sliceType: 3, crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.7, crosshairWidthUnit: "percent",
     });
     view.drawRimOpacity = 1;
     view.drawLut = cmapper.makeDrawLut(colourTable());
