@@ -112,7 +112,7 @@ def planes(
     """
     reference, prediction = ([np.isin(array[box], values) for values in labels.values()] for array in case[1:3])
     image = None if case.image is None else case.image[box].astype(np.float32)
-    shades = window or _shades(image)
+    shades = window or window_of(image)
     shape = prediction[0].shape
     height, depth, wide = (size * step for size, step in zip(shape, case.spacing, strict=True))
     panels = ((wide, depth), (wide, height), (depth, height))  # mm
@@ -136,7 +136,8 @@ def planes(
     return _png(figure)
 
 
-def _shades(image: np.ndarray | None) -> tuple[float, float]:
+def window_of(image: np.ndarray | None) -> tuple[float, float]:
+    """The intensities shown as black and white: the 1st and 99.5th percentile of what is shown."""
     finite = np.zeros(1) if image is None else image[np.isfinite(image)]
     low, high = np.percentile(finite, (1, 99.5)) if finite.size else (0.0, 1.0)
     return float(low), float(high) if high > low else float(low) + 1

@@ -28,9 +28,15 @@
   }
 
   function makeView({ Niivue, cmapper }) {
-    // The reference is NiiVue's "drawing": in planes only its rim shows, one pixel wide; in 3D it is a body.
-    // There the image is faint, so that the bodies inside it show.
+    // NiiVue's "drawing" is drawn as a line: in planes only its rim shows, one pixel wide. In 3D it is a body.
+    // The image is faint there, so that the bodies inside it show.
     class View extends Niivue {
+      drawScene() {  // once a frame, however many settings ask for it
+        this.frame ??= requestAnimationFrame(() => {
+          this.frame = undefined;
+          super.drawScene();
+        });
+      }
       draw3D(...where) {
         this.renderShader.use(this.gl);
         this.gl.uniform1f(this.renderShader.uniforms.backOpacity, 0.2);
@@ -41,9 +47,10 @@
       }
     }
     const view = new View({
-      loadingText: "", dragAndDropEnabled: false, viewModeHotKey: "", isRadiologicalConvention: true,
+      loadingText: "", dragAndDropEnabled: false, viewModeHotKey: "", cycleClipPlaneHotKey: "",
+      isRadiologicalConvention: true, sagittalNoseLeft: true,
       isOrientationTextVisible: false, isNearestInterpolation: true, multiplanarLayout: 2, multiplanarShowRender: 1,
-      sliceType: 3, crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.4, crosshairWidthUnit: "percent",
+      sliceType: 3, crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.7, crosshairWidthUnit: "percent",
     });
     view.drawRimOpacity = 1;
     view.drawLut = cmapper.makeDrawLut(colourTable());
@@ -62,8 +69,10 @@
     let maps = {};
 
     function settle() {
-      view.setOpacity(1, part("prediction").checked ? Number(part("opacity").value) : 0);
-      view.setDrawOpacity(maps.reference && part("reference").checked ? 0.01 : 0);
+      const shown = (name) => maps[name] && part(name).checked;
+      const area = maps.reference ? "reference" : "prediction";
+      view.setDrawOpacity(maps.reference && shown("prediction") ? 0.01 : 0);
+      view.setOpacity(1, shown(area) ? Number(part("opacity").value) : 0);
       view.setSliceType(Number(part("layout").value));
     }
 
@@ -71,19 +80,22 @@
       say("Loading ...");
       const chosen = part("case").value;
       const load = (name) => cases[chosen][name]
-        && niivue.NVImage.loadFromBase64({ base64: cases[chosen][name], name: `${name}.nii.gz` });
+        && niivue.NVImage.loadFromBase64({ base64: cases[chosen][name], name: `${name}.nii.gz`, cal_min: 0, cal_max: 255 });
       const [image, reference, prediction] = await Promise.all(["image", "reference", "prediction"].map(load));
       if (chosen !== part("case").value) return;  // another was chosen meanwhile
+      const area = reference ?? prediction;
+      area.setColormapLabel(colourTable());
       view.closeDrawing();
       while (view.volumes.length) view.removeVolumeByIndex(view.volumes.length - 1);
       view.addVolume(image);
-      [image.cal_min, image.cal_max] = [0, 255];
-      prediction.setColormapLabel(colourTable());
-      view.addVolume(prediction);
-      if (reference) view.loadDrawing(reference);
+      view.addVolume(area);
+      if (reference) view.loadDrawing(prediction);
       maps = { reference, prediction };
       part("reference").disabled = !reference;
+      part("drawn").textContent = reference ? "line" : "area";
       settle();
+      view.createOnLocationChange();
+      await new Promise(requestAnimationFrame);
       say(cases[chosen].note);
       root.dataset.shown = chosen;
     }

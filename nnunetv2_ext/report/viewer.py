@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,11 +16,12 @@ import numpy as np
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.palette import COLOURS
-from nnunetv2_ext.report.volumes import Spacing, pack
+from nnunetv2_ext.report.pictures import Spacing
+from nnunetv2_ext.report.volumes import pack
 
 HOW_TO_ADD = 'The interactive 3D view needs one more package: pip install "nnunetv2_ext[report]".'
 """What the page says in place of the view."""
-CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
+CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 """The content security policy under which page and view work: no request leaves the file."""
 
 
@@ -35,7 +36,7 @@ class ViewedCase(NamedTuple):
     reference: np.ndarray | None
     prediction: np.ndarray
     spacing: Spacing
-    labels: dict[str, tuple[int, ...]]
+    labels: Mapping[str, Sequence[int]]
 
 
 class Viewer(NamedTuple):

@@ -2,21 +2,21 @@
 
 import base64
 import gzip
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import nibabel as nib
 import numpy as np
 
-MARGIN = 20.0
-"""Millimetres kept around the labels."""
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.report.pictures import Spacing, around, window_of
+
 IN_PLANE = 256
 """Most voxels along rows and columns."""
 BYTES = 2_000_000
 """Most bytes of a case in the page: image, reference and prediction together, as base64."""
-
-Spacing = tuple[float, float, float]
+MOST_LABELS = 255
+"""Labels are bytes in the files, 0 is none."""
 
 
 class Packed(NamedTuple):
@@ -37,7 +37,7 @@ def pack(
     reference: np.ndarray | None,
     prediction: np.ndarray,
     spacing: Spacing,
-    labels: Mapping[str, tuple[int, ...]],
+    labels: Mapping[str, Sequence[int]],
     *,
     window: tuple[float, float] | None = None,
 ) -> Packed:
@@ -47,19 +47,19 @@ def pack(
     they are: image by the mean of what a new voxel covers, labels by the voxel at its centre.
 
     Args:
-        image: grey values; what is not finite is drawn black.
+        image: grey values; what is no number is drawn black.
         reference: label values, or None.
         prediction: label values.
         spacing: (Z, Y, X) in mm.
         labels: values of each label or region by name; see `numbered`.
-        window: intensities shown as black and white; by default the 1st and 99.5th percentile of the image.
+        window: intensities shown as black and white; by default as in the pictures.
     """
     maps = [numbered(values, labels) for values in (prediction, reference) if values is not None]
-    low, high = window or _percentiles(image)
-    box = _around(maps, spacing)
-    grey = (np.nan_to_num(image[box], nan=low, posinf=high, neginf=low) - low) / max(high - low, 1e-12)
-    grey = grey.clip(0, 1).astype(np.float32)
+    box = around(maps, spacing)
     maps = [values[box] for values in maps]
+    low, high = window or window_of(image[box])
+    grey = np.nan_to_num(image[box].astype(np.float32), nan=low, posinf=high, neginf=low).clip(low, high)
+    grey = ((grey - low) / (high - low)).astype(np.float32)
     finest = max(step * size / IN_PLANE for step, size in zip(spacing[1:], grey.shape[1:], strict=True))
     while True:
         shape = tuple(
@@ -71,37 +71,19 @@ def pack(
         finest = max(finest, min(packed.spacing)) * max(1.1, (packed.size() / BYTES) ** (1 / 3))
 
 
-def numbered(values: np.ndarray, labels: Mapping[str, tuple[int, ...]]) -> np.ndarray:
+def numbered(values: np.ndarray, labels: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Label values as 1, 2, ... in the order of `labels`, other values as 0.
 
     Where regions overlap, that of the fewest label values is on top: a core (2, 3) on its whole tumour (1, 2, 3).
     """
+    if len(labels) > MOST_LABELS:
+        remedy = "leave the interactive view out with --viewer 0"
+        raise InputError(f"{len(labels)} labels", f"at most {MOST_LABELS} in the interactive view", remedy)
     result = np.zeros(values.shape, np.uint8)
     names = list(labels)
     for name in sorted(names, key=lambda name: len(labels[name]), reverse=True):
         result[np.isin(values, labels[name])] = names.index(name) + 1
     return result
-
-
-def _percentiles(image: np.ndarray) -> tuple[float, float]:
-    finite = image[np.isfinite(image)]
-    if not finite.size:
-        return 0.0, 1.0
-    low, high = np.percentile(finite, (1, 99.5))
-    return float(low), float(high)
-
-
-def _around(maps: list[np.ndarray], spacing: Spacing) -> tuple[slice, ...]:
-    """The box of all labels with `MARGIN` around it; everything where there is no label."""
-    marked = np.logical_or.reduce([values != 0 for values in maps])
-    if not marked.any():
-        return (slice(None),) * 3
-    box = []
-    for axis, step in enumerate(spacing):
-        found = np.flatnonzero(marked.any(axis=tuple(other for other in range(3) if other != axis)))
-        margin = math.ceil(MARGIN / step)
-        box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin))
-    return tuple(box)
 
 
 def _written(grey: np.ndarray, maps: list[np.ndarray], shape: tuple[int, ...], spacing: Spacing) -> Packed:
