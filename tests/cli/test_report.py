@@ -9,7 +9,7 @@ def test_page_and_what_it_lacks_are_told(tmp_path, capsys):
     page = tmp_path / "page.html"
     assert main(["report", str(evaluation), "-o", str(page), "--cases", "0", "--viewer", "0", "--title", "Mine"]) == 0
     out = capsys.readouterr().out
-    assert f"Its folder {tmp_path / 'gone__plans__3d'} is not there any more." in out
+    assert f"Its folder {tmp_path / 'gone__plans__3d'} is not there, which tells how it was trained." in out
     assert f"{page}: " in out.splitlines()[-1]
     assert "<h1>Mine</h1>" in page.read_text()
 

@@ -48,10 +48,12 @@ def write_evaluation(
         models: predictions of the cases, by model; references are `boxes()`.
         folders: of the trained models.
     """
-    lines, evaluation = [], root / output
+    lines: list[Score] = []
+    evaluation = root / output
     for order, (model, predictions) in enumerate(models.items()):
         names = cases or [f"case_{number}" for number in range(len(predictions))]
-        files, metrics = {}, {}
+        files: dict[str, tuple[Path, Path]] = {}
+        metrics: dict[str, dict[str, dict[str, float]]] = {}
         for case, prediction in zip(names, predictions, strict=True):
             reference = boxes()
             name = case.replace("/", "_")

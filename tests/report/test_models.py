@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from nnunetv2_ext.report.models import describe_model
+from nnunetv2_ext.evaluation.summary import Summary
+from nnunetv2_ext.report.models import describe_model, model_folders
 from nnunetv2_ext.weights.safe import write_safe_model
-from tests.tiny_models import write_model
+from tests.tiny_models import plans, write_model
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def trained(tmp_path_factory):
         numbers = [np.float32(0.1 * epoch) for epoch in range(epochs)]
         starts = [1_700_000_000.0 + 60 * epoch for epoch in range(epochs)]
         content["logging"] = {
-            **{key: numbers for key in ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")},
+            **dict.fromkeys(("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice"), numbers),
             "epoch_start_timestamps": starts,
             "epoch_end_timestamps": [start + 50 for start in starts],
         }
@@ -40,8 +41,8 @@ def test_plans_and_checkpoints_are_told(trained):
     assert told.faults == ()
     expected = {
         "trainer": "nnUNetTrainer",
-        "patch": "6 × 24 × 20 voxels",
-        "spacing": "3 × 1 × 1 mm",
+        "patch": "6 x 24 x 20 voxels",
+        "spacing": "3 x 1 x 1 mm",
         "batch": "2",
         "network": "PlainConvUNet",
         "folds": "0, 1",
@@ -68,8 +69,6 @@ def test_an_exported_model_tells_the_same(trained, tmp_path):
 
 def test_the_training_block_of_our_trainers(tmp_path):
     training = {"epochs": 7, "optimizer": {"name": "AdamW"}}
-    from tests.tiny_models import plans
-
     content = plans()
     content["configurations"]["3d_fullres"]["training"] = training
     told = describe_model(write_model(tmp_path, trainer="BackboneTrainer", of_plans=content))
@@ -108,7 +107,7 @@ def unfinished(model):
 @pytest.mark.parametrize(
     ("damage", "known", "fault"),
     [
-        (lose_folder, 0, "is not there any more"),
+        (lose_folder, 0, "is not there, which"),
         (lose_checkpoint, 1, "Fold 0: got no checkpoint_final.pth"),
         (cut_checkpoint, 1, "Fold 0: got "),
         (foreign_checkpoint, 1, "Fold 0: got "),
@@ -124,6 +123,28 @@ def test_what_is_not_known_is_told(trained, tmp_path, damage, known, fault):
     assert bool(told.faults) == (fault is not None)
     assert fault is None or fault in told.faults[0]
     assert (damage is unfinished) == ("not finished" in told.settings)
+
+
+def summary(folder, **told) -> Summary:
+    return Summary("ours", {"c0": (folder / "labels" / "c0.nii.gz", folder / "c0.nii.gz")}, {"organ": (1,)}, **told)
+
+
+@pytest.mark.parametrize(
+    ("record", "expected"),
+    [
+        ({"models": [{"model": "nnUNetTrainer:nnUNetPlans:3d_fullres", "folds": ["1"]}]}, ("1",)),
+        ({"models": [{"model": "nnUNetTrainer:nnUNetPlans:3d_fullres"}]}, None),
+        ({"models": 3}, None),
+        ({}, None),
+    ],
+)
+def test_the_model_behind_predictions(trained, tmp_path, monkeypatch, record, expected):
+    monkeypatch.setenv("nnUNet_results", str(trained.parents[1]))
+    (tmp_path / "predict.json").write_text(json.dumps(record))
+    shutil.copy(trained / "plans.json", tmp_path)
+    assert model_folders(summary(tmp_path)) == ({trained: expected} if expected else {})
+    told = summary(tmp_path, model_folders=(tmp_path,), folds=("0",))
+    assert model_folders(told) == {tmp_path: ("0",)}
 
 
 def test_a_damaged_export(trained, tmp_path):

@@ -27,7 +27,9 @@ class Page(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.headings, self.ids = "", [], Counter()
+        self.text = ""
+        self.headings: list[int] = []
+        self.ids: Counter[str | None] = Counter()
         self._script = False
         self.feed(text)
 
