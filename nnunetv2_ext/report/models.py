@@ -67,12 +67,12 @@ def prediction_folders(summary: Summary) -> list[Path]:
 
 def model_folders(summary: Summary) -> dict[Path, tuple[str, ...]]:
     """The trained models behind an evaluated one, with their folds: as it tells, or by what `predict` wrote."""
-    if summary.model_folders:
-        return dict.fromkeys(summary.model_folders, summary.folds)
     found: dict[Path, tuple[str, ...]] = {}
     for folder in prediction_folders(summary):
         found |= _predicted_by(folder)
-    return found
+    if not summary.model_folders:
+        return found
+    return {folder: summary.folds or found.get(folder, ()) for folder in summary.model_folders}
 
 
 def _predicted_by(folder: Path, *, members: bool = True) -> dict[Path, tuple[str, ...]]:
