@@ -157,7 +157,8 @@ def _in_map(one: np.ndarray, other: np.ndarray, scale: np.ndarray, shape: tuple[
     apart = np.ones(shape, bool)
     apart[tuple(other.T)] = False
     places = distance_transform_edt(apart, sampling=scale, return_distances=False, return_indices=True)
-    return np.linalg.norm((places[(slice(None), *one.T)].T - one) * scale, axis=1)
+    z, y, x = one.T
+    return np.linalg.norm((places[:, z, y, x].T - one) * scale, axis=1)
 
 
 def _directed(distances: np.ndarray, areas: np.ndarray) -> Directed:
