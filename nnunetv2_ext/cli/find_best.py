@@ -164,7 +164,7 @@ def check_models(
                 f"the configuration {model.configuration}", f"one that {plans} has: {', '.join(known)}", "correct -m"
             )
         for fold in folds:
-            fault = _fault_of_fold(dataset_folder, model, fold, probabilities=ensembling, flags=flags)
+            fault = fault_of_fold(dataset_folder, model, fold, probabilities=ensembling, flags=flags)
             trainings += [fault] if fault else []
     if faults or trainings:
         got = f"{len(trainings)} of {len(models) * len(folds)} trainings missing or incomplete"
@@ -172,13 +172,13 @@ def check_models(
             got if trainings else faults[0].what,
             f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of every model, trained and validated"
             + (" with --npz, which ensembles need" if ensembling else ""),
-            "\n  ".join(["run", *_as_script([*faults, *trainings])]) + "\nand then this command again",
+            "\n  ".join(["run", *as_script([*faults, *trainings])]) + "\nand then this command again",
         )
     _check_comparable(dataset_folder, models, folds)
     _check_labels(dataset_folder, models[0], folds)
 
 
-def _as_script(faults: Sequence[Fault]) -> list[str]:
+def as_script(faults: Sequence[Fault]) -> list[str]:
     """Each command once, below the faults that it mends, as lines to copy into a shell."""
     lines: dict[str, list[str]] = {}
     for fault in faults:
@@ -186,7 +186,9 @@ def _as_script(faults: Sequence[Fault]) -> list[str]:
     return [line for command, whats in lines.items() for line in (*whats, command)]
 
 
-def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabilities: bool, flags: str) -> Fault | None:
+def fault_of_fold(
+    dataset_folder: Path, model: Model, fold: int | str, *, probabilities: bool = False, flags: str = ""
+) -> Fault | None:
     """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it."""
     name = f"{model.folder_name}/fold_{fold}"
     folder = dataset_folder / name
@@ -212,7 +214,8 @@ def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabiliti
         except InputError as error:
             return Fault(f"{folder.parent.name} has no {file} as training wrote it: {error.args[0]}", copy)
     if probabilities:
-        cases = _validation_cases(dataset_folder, model, fold)
+        ending = _description(folder.parent, "")["file_ending"]
+        cases = sorted(path.name.removesuffix(ending) for path in validation.iterdir() if path.name.endswith(ending))
         lacking = [case for case in cases for end in ("npz", "pkl") if not (validation / f"{case}.{end}").is_file()]
         if lacking:
             unique = list(dict.fromkeys(lacking))
@@ -244,40 +247,33 @@ def _reference_voxels(validation: Path) -> Counter[str] | None:
     return voxels if voxels else None
 
 
-def _validation_cases(dataset_folder: Path, model: Model, fold: int) -> list[str]:
-    """The names of the cases that a fold's validation predicted."""
-    folder = dataset_folder / model.folder_name
-    ending = _description(folder, "train the model again")["file_ending"]
-    validation = folder / f"fold_{fold}" / "validation"
-    return sorted(file.name.removesuffix(ending) for file in validation.iterdir() if file.name.endswith(ending))
-
-
 def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequence[int]) -> None:
     """Every model must mean the same by its labels and predict each case once; nnU-Net does not look at either."""
+    from nnunetv2_ext.evaluation.folder import validated
     from nnunetv2_ext.inference.members import Member, check_members
 
     again = "train the model again"
     folders = [dataset_folder / model.folder_name for model in models]
     check_members([Member(f.name, _description(f, again), read_plans(f / "plans.json", again)) for f in folders])
-    first: tuple[Model, set[str]] | None = None
-    for model in models:
-        counts = Counter(case for fold in folds for case in _validation_cases(dataset_folder, model, fold))
-        twice = [case for case, times in counts.items() if times > 1]
-        if twice:
+    check_same_cases({f.name: validated(f, folds, _description(f, again)["file_ending"]) for f in folders})
+
+
+def check_same_cases(models: Mapping[str, Mapping[str, Path]]) -> None:
+    """Refuse models that validated different cases.
+
+    Args:
+        models: the predictions of each, by its name and case.
+
+    Raises:
+        InputError: a case that only one of two models predicted.
+    """
+    (name, first), *others = models.items()
+    for other, files in others:
+        if differing := sorted(first.keys() ^ files.keys()):
             raise InputError(
-                f"{counted(twice, 'case')} in the validation of several folds of {model.folder_name}",
-                "folds that share no case",
-                "leave out folds that splits_final.json does not hold, or remove stale files from their validation",
-            )
-        if first is None:
-            first = (model, set(counts))
-        elif set(counts) != first[1]:
-            differing = sorted(set(counts) ^ first[1])
-            raise InputError(
-                f"{counted(differing, 'case')} that only one of {first[0].folder_name} and "
-                f"{model.folder_name} validated in folds {' '.join(map(str, folds))}",
+                f"{counted(differing, 'case')} that only one of {name} and {other} validated",
                 "the same cases for each model",
-                "train them on the same splits_final.json",
+                "train them on the same splits_final.json, and name the same folds with -f",
             )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import Settings
+from nnunetv2_ext.evaluation.scores import FILE as SCORES
 from nnunetv2_ext.files import read_json, write_json
 
 FILE = "summary.json"
@@ -102,12 +103,27 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
         InputError: no summary, or another one than ours.
     """
     folder = folder.parent if folder.is_file() else folder
-    one = folder / FILE
-    paths = [one] if one.is_file() else sorted(folder.glob(f"*/{FILE}"))
+    paths = paths_in(folder)
+    if (one := folder / FILE) in paths:
+        paths = [one]
     if not paths:
         raise InputError(f"no {FILE} in {folder}", "the summary of an evaluation", REMEDY)
     summaries = [_read(path) for path in paths]
     return {summary.model: summary for summary in summaries}
+
+
+def paths_in(folder: Path) -> list[Path]:
+    """The summaries of an evaluation, of one model or of several; those of another one have `metrics.csv` beside."""
+    several = (path for path in sorted(folder.glob(f"*/{FILE}")) if not path.with_name(SCORES).exists())
+    return [path for path in (folder / FILE, *several) if path.is_file()]
+
+
+def is_ours(path: Path) -> bool:
+    """Whether a summary is one of an evaluation, and not nnU-Net's."""
+    try:
+        return OURS in read_json(path, REMEDY)
+    except InputError:
+        return False
 
 
 def _read(path: Path) -> Summary:
