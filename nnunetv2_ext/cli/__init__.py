@@ -32,6 +32,8 @@ COMMANDS = {
     "calibrate_roi": "the margin that the boxes of a region-of-interest model need, from its validation",
     "ensemble": "labels from the saved probabilities of several models, once these were seen to agree",
     "evaluate": "every metric of predictions, by case and label, in mm and ml",
+    "compare": "models that were evaluated, paired by case: differences, intervals, tests",
+    "look": "a picture of cases: images with their predictions, and labels where there are any",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }

@@ -7,16 +7,13 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
-from nnunetv2_ext.text import counted, listed, told_apart
+from nnunetv2_ext.text import counted, listed, markdown_table, told_apart
 from nnunetv2_ext.weights.files import FINAL
-
-if TYPE_CHECKING:
-    from nnunetv2_ext.evaluation.report import Row
 
 EXAMPLE = """example:
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
@@ -101,19 +98,24 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
     """
     from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 
-    from nnunetv2_ext.evaluation.report import dice_table
+    from nnunetv2_ext.evaluation.scores import dice_scores
 
     titles = {model.folder_name: str(model) for model in models}
     singles, ensembles = {}, {}
     for identifier in results:
         if identifier in titles:
             merged = folder / identifier / f"crossval_results_folds_{folds_tuple_to_string(folds)}"
-            singles[identifier] = _row(titles[identifier], merged)
+            singles[identifier] = (titles[identifier], merged)
         else:
             _, *members, _ = identifier.split("___")
             title = " + ".join(titles[member] for member in members)
-            ensembles[identifier] = _row(title, folder / "ensembles" / identifier)
-    print(dice_table([*singles.values(), *ensembles.values()]))
+            ensembles[identifier] = (title, folder / "ensembles" / identifier)
+    scores = dice_scores({title: _dice(merged) for title, merged in (*singles.values(), *ensembles.values())})
+    rows = []
+    for model in scores.models:
+        means = [*(scores.mean(model, label, "Dice") for label in scores.labels), scores.mean_of_labels(model, "Dice")]
+        rows.append([model, *(f"{mean:.3f}" for mean in means)])
+    print(markdown_table(["model", *scores.labels, "mean Dice"], rows))
     if ensembles:
         single, ensemble = (max(results[name] for name in group) for group in (singles, ensembles))
         verdict = "The ensemble helped" if ensemble > single else "The ensemble did not help"
@@ -121,14 +123,14 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
         print(f"\n{verdict}: mean Dice {of_ensemble}, the best single model {of_single}.")
 
 
-def _row(title: str, folder: Path) -> "Row":
-    """The table's row of a folder that nnU-Net has evaluated."""
-    from nnunetv2_ext.evaluation.report import Row
+def _dice(folder: Path) -> dict[str, dict[str, float]]:
+    """Dice by case and label name of a folder that nnU-Net has evaluated."""
+    from nnunetv2_ext.evaluation.scores import read_dice
 
     remedy = "run again without --no_overwrite"
-    mean = read_json(folder / "summary.json", remedy)["mean"]
     keys = _summary_keys(_description(folder, remedy)["labels"])
-    return Row(title, {name: mean[key]["Dice"] for name, key in keys.items() if key in mean})
+    cases = read_dice(folder / "summary.json", remedy)
+    return {case: {name: dice[key] for name, key in keys.items() if key in dice} for case, dice in cases.items()}
 
 
 def _summary_keys(labels: Mapping[str, Any]) -> dict[str, str]:
