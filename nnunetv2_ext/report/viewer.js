@@ -5,6 +5,10 @@
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
   const { cases, labels } = JSON.parse(document.getElementById("viewer-data").textContent);
   const say = (text) => { part("message").textContent = text; };
+  const fail = (error) => {
+    console.error(error);
+    say(`The interactive view failed (${error.message}). The pictures of the page show the cases.`);
+  };
 
   // Run as an inline script, which needs no request and leaves NiiVue's classes in window.niivue.
   async function loadNiivue() {
@@ -106,7 +110,7 @@
       part("place").textContent = `At the crosshair: ${found.join(", ")}.`;
     };
     for (const name of ["reference", "prediction", "opacity", "layout"]) part(name).addEventListener("input", settle);
-    part("case").addEventListener("input", choose);
+    part("case").addEventListener("input", () => choose().catch(fail));
 
     // The wheel belongs to the page until the view has been clicked.
     part("screen").addEventListener("wheel", (event) => {
@@ -126,8 +130,5 @@
     await choose();
   }
 
-  start().catch((error) => {
-    console.error(error);
-    say(`The interactive view failed (${error.message}). The pictures of the page show the cases.`);
-  });
+  start().catch(fail);
 })();

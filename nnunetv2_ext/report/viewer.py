@@ -95,9 +95,11 @@ def _body(cases: Sequence[ViewedCase], niivue: str) -> str:
 
 def _case(case: ViewedCase) -> dict[str, str | None]:
     packed = pack(case.image, case.reference, case.prediction, case.spacing, case.labels)
-    note = f"{case.title}, cropped to its labels; voxels of {_millimetres(packed.spacing)}"
+    note = f"{case.title}: voxels of {_millimetres(packed.spacing)}"
     if not np.allclose(packed.spacing, case.spacing):
         note += f" (in the file: {_millimetres(case.spacing)})"
+    if not np.allclose(np.multiply(packed.shape, packed.spacing), np.multiply(case.image.shape, case.spacing)):
+        note += ", cropped to the labels"
     return {"image": packed.image, "reference": packed.reference, "prediction": packed.prediction, "note": note + "."}
 
 
