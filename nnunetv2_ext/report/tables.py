@@ -126,6 +126,11 @@ def weakest(scores: Scores, metric: str) -> list[Row]:
     return rows
 
 
+def _tolerance(scores: Scores, label: str, metric: str) -> str:
+    settings = {line.how for line in scores.lines if line.metric == metric and label in (line.label, ALL)}
+    return settings.pop() if len(settings) == 1 and metric == "NSD" else ""
+
+
 class Cell(NamedTuple):
     """A mean in words."""
 
@@ -140,6 +145,9 @@ class Line(NamedTuple):
     """The means of a metric, one for each model."""
 
     metric: str
+    """With its unit."""
+    tolerance: str
+    """In words, of the metric that has one."""
     cells: Sequence[Cell]
 
 
@@ -158,7 +166,7 @@ def means(scores: Scores) -> list[tuple[str, list[Line]]]:
             if any(known.cases for known, _ in found):
                 best = _best([known.mean for known, _ in found], metric)
                 cells = [_cell(known, note, metric, place in best) for place, (known, note) in enumerate(found)]
-                lines.append(Line(headed(metric, scores), cells))
+                lines.append(Line(with_unit(metric), _tolerance(scores, label, metric), cells))
         groups.append((label, lines))
     return groups
 
