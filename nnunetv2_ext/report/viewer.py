@@ -78,7 +78,9 @@ def _body(cases: Sequence[ViewedCase], niivue: str) -> str:
     labels = [{"name": name, "colour": COLOURS[order % len(COLOURS)]} for order, name in enumerate(cases[0].labels)]
     options = [f'<option value="{order}">{html.escape(case.title)}</option>' for order, case in enumerate(cases)]
     legend = [
-        f'<li><span style="background: {label["colour"]}"></span>{html.escape(label["name"])}</li>' for label in labels
+        f'<li><label><input type="checkbox" checked><span style="background: {label["colour"]}"></span>'
+        f"{html.escape(label['name'])}</label></li>"
+        for label in labels
     ]
     # In a script, "<" could end it.
     data = json.dumps({"labels": labels, "cases": [_case(case) for case in cases]}).replace("<", "\\u003c")

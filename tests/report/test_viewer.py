@@ -147,6 +147,15 @@ class TestInABrowser:
         assert 0 < line < area / 10
         put(browser, layout=3, reference=True)
 
+    def test_a_label_can_be_hidden(self, browser: Chromium) -> None:
+        put(browser, layout=0, opacity=1)
+        for shown in (True, False, True):
+            assert coloured(drawn(browser), 0).any() == shown
+            browser.run("document.querySelector('.legend input').click()")
+            put(browser)
+        browser.run("document.querySelector('.legend input').click()")
+        put(browser, layout=3)
+
     def test_another_case_is_chosen(self, browser: Chromium) -> None:
         put(browser, opacity=1)
         assert coloured(drawn(browser), 0).any()
