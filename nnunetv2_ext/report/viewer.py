@@ -61,15 +61,13 @@ def _niivue(widget: Path) -> str:
 
     The widget holds the whole module as a percent-encoded string, for pages that users save from it.
     """
-    text = widget.read_text(encoding="utf-8")
+    text = widget.read_text(encoding="utf-8") if widget.is_file() else ""
     longest = max(re.findall(r'"([\w%.!~*\'()-]{100000,})"', text, re.ASCII), key=len, default="")
     module, export, names = urllib.parse.unquote(longest).rpartition("export{")
-    if not export or "Niivue" not in names:
-        raise InputError(
-            f"ipyniivue {importlib.metadata.version('ipyniivue')}, which holds no module of NiiVue",
-            "one that does, as 2.4.4",
-            "run `pip install ipyniivue==2.4.4`",
-        )
+    if not export or "drawRimOpacity" not in module:  # ipyniivue 2.3 has no module, that of 2.4.0 draws no lines
+        version = importlib.metadata.version("ipyniivue")
+        remedy = "run `pip install ipyniivue==2.4.4`, or leave the interactive view out with --viewer 0"
+        raise InputError(f"ipyniivue {version}, whose NiiVue cannot be used", "2.4.4", remedy)
     exports = re.sub(r"(\w+) as (\w+)", r"\2:\1", names.rstrip("; \n").removesuffix("}"))
     return f'(() => {{"use strict";{module}window.niivue = {{{exports}}};}})();'
 

@@ -46,9 +46,11 @@ def test_there_is_none_without_its_package_or_cases(monkeypatch: pytest.MonkeyPa
 @with_niivue
 def test_a_package_without_niivue_is_refused(tmp_path: Path) -> None:
     widget = tmp_path / "widget.js"
-    for text in ("", f'var module = "{"a" * 200_000}";'):
-        widget.write_text(text)
-        with pytest.raises(InputError, match=r"got ipyniivue [\d.]+.*; run `pip install ipyniivue==2\.4\.4`\."):
+    filler = "a" * 200_000
+    for text in (None, "", f'var module = "{filler}"', f'var module = "{filler}export%7BNiivue%7D%3B"'):
+        if text is not None:
+            widget.write_text(text)
+        with pytest.raises(InputError, match=r"got ipyniivue [\d.]+, .*; run `pip install ipyniivue==2\.4\.4`, or"):
             module._niivue(widget)
 
 
