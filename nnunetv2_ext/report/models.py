@@ -1,6 +1,7 @@
 """What the folder of a trained model tells: how it was planned and trained, and its curves, fold by fold."""
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import Path
@@ -10,7 +11,9 @@ import torch
 
 from nnunetv2_ext.block import planned_block, resolve_block
 from nnunetv2_ext.errors import InputError, is_whole
+from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.files import read_json
+from nnunetv2_ext.inference.record import RECORDS
 from nnunetv2_ext.registry import TRAINERS
 from nnunetv2_ext.text import duration, listed
 from nnunetv2_ext.weights.checkpoint import prediction_faults, read_checkpoint
@@ -20,7 +23,6 @@ from nnunetv2_ext.weights.safe import AGAIN, TRAINING, trained_folds
 CURVES = ("train_losses", "val_losses", "mean_fg_dice", "ema_fg_dice")
 """What nnU-Net logs once an epoch: losses, the pseudo Dice of random patches, and its moving average."""
 REMEDY = "copy the model again"
-TIMES = " \N{MULTIPLICATION SIGN} "
 
 
 class Fold(NamedTuple):
@@ -48,6 +50,38 @@ class Trained(NamedTuple):
     """Why something is not known, a sentence each."""
 
 
+def prediction_records(summary: Summary) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """What `predict` wrote beside the predictions of a model, with their folder; a damaged record is passed over."""
+    for folder in sorted({prediction.parent for _, prediction in summary.files.values()}):
+        for path in sorted(folder.glob("predict*.json")) if folder.is_dir() else ():
+            if RECORDS.fullmatch(path.name):
+                try:
+                    yield folder, read_json(path, REMEDY)
+                except InputError:
+                    continue
+
+
+def model_folders(summary: Summary) -> dict[Path, tuple[str, ...]]:
+    """The trained models behind an evaluated one, with their folds: as it tells, or by what `predict` wrote.
+
+    That names no folder: the model is looked for in nnUNet_results.
+    """
+    if summary.model_folders:
+        return dict.fromkeys(summary.model_folders, summary.folds)
+    found: dict[Path, tuple[str, ...]] = {}
+    for folder, record in prediction_records(summary):
+        try:
+            dataset = str(read_json(folder / "plans.json", REMEDY)["dataset_name"])
+            for model in record["models"]:
+                name = str(model["model"]).replace(":", "__")
+                found[Path(os.environ.get("nnUNet_results", "nnUNet_results")) / dataset / name] = tuple(
+                    map(str, model["folds"])
+                )
+        except (InputError, LookupError, TypeError):
+            continue
+    return found
+
+
 def describe_model(folder: Path, folds: Sequence[str] = ()) -> Trained:
     """What a model folder tells, nnU-Net's or one that `safe_export` wrote; nothing in its files is run.
 
@@ -56,7 +90,7 @@ def describe_model(folder: Path, folds: Sequence[str] = ()) -> Trained:
     """
     name = folder.name.replace("__", ":")
     if not folder.is_dir():
-        return Trained(name, {}, (), (f"Its folder {folder} is not there any more.",))
+        return Trained(name, {}, (), (f"Its folder {folder} is not there, which tells how it was trained.",))
     there = sorted(path.name.removeprefix("fold_") for path in folder.glob("fold_*") if path.is_dir())
     settings: dict[str, str] = {}
     known, faults = [], []
@@ -147,7 +181,7 @@ def _settings(folder: Path, content: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _by(numbers: Any, unit: str) -> str:
-    return f"{listed(map(float, numbers), separator=TIMES)} {unit}" if isinstance(numbers, list) and numbers else ""
+    return f"{listed(map(float, numbers), separator=' x ')} {unit}" if isinstance(numbers, list) and numbers else ""
 
 
 def _features(architecture: Mapping[str, Any]) -> list[Any]:

@@ -20,7 +20,7 @@ from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
 from nnunetv2_ext.report.cases import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
 from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, letter
-from nnunetv2_ext.report.models import Trained, describe_model
+from nnunetv2_ext.report.models import Trained, describe_model, model_folders
 from nnunetv2_ext.report.tables import (
     NONE,
     all_cases,
@@ -111,7 +111,8 @@ def write_report(
     tell("page")
     page = render(content)
     try:
-        write_beside(lambda beside: beside.write_text(page, encoding="utf-8"), output)
+        # a name of bytes that are no text is shown by them
+        write_beside(lambda beside: beside.write_text(page, encoding="utf-8", errors="backslashreplace"), output)
     except OSError as error:
         raise unwritable(output, error) from None
     return [
@@ -181,14 +182,13 @@ def _model(scores: Scores, summaries: Mapping[str, Summary], order: int) -> dict
     """A model of the evaluation: its letter, its mark in charts, and what it is made of."""
     name = scores.models[order]
     summary = summaries.get(name)
-    folders = summary.model_folders if summary else ()
-    of = listed(folder.name.replace("__", ":") for folder in folders)
-    folds = f", folds {listed(summary.folds)}" if summary and summary.folds else ""
+    folders = model_folders(summary) if summary else {}
+    told = [f"{folder.name.replace('__', ':')}, folds {listed(folds)}" for folder, folds in folders.items()]
     hatch = HATCHES[order % len(HATCHES)]
     return {
         "letter": letter(order),
         "name": name,
-        "of": of + folds if of else "",
+        "of": listed(told, separator=" and "),
         "colour": COLOURS[order % len(COLOURS)],
         "hatch": {"": "", "/": "slash", ".": "dots", "\\": "backslash", "x": "cross", "-": "rows", "|": "columns"}[
             hatch[:1]
@@ -200,8 +200,8 @@ def _trained(summaries: Mapping[str, Summary]) -> list[Trained]:
     """Each model folder once, with the folds that any of the evaluated models uses."""
     folders: dict[Path, dict[str, None]] = {}
     for summary in summaries.values():
-        for folder in summary.model_folders:
-            folders.setdefault(folder, {}).update(dict.fromkeys(summary.folds))
+        for folder, folds in model_folders(summary).items():
+            folders.setdefault(folder, {}).update(dict.fromkeys(folds))
     return [describe_model(folder, tuple(sorted(folds))) for folder, folds in folders.items()]
 
 

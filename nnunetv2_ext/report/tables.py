@@ -2,18 +2,15 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
-from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import Comparison, Interval, interval
 from nnunetv2_ext.evaluation.means import KNOWN
 from nnunetv2_ext.evaluation.metrics import Metric
 from nnunetv2_ext.evaluation.scores import Scores
 from nnunetv2_ext.evaluation.summary import Summary
-from nnunetv2_ext.files import read_json
-from nnunetv2_ext.inference.record import RECORDS
 from nnunetv2_ext.report.charts import letter
+from nnunetv2_ext.report.models import prediction_records
 
 ALL = "all labels"
 NONE = "\N{EN DASH}"
@@ -62,20 +59,11 @@ def failed_predictions(summaries: Mapping[str, Summary]) -> list[Failure]:
     """The cases that the records beside predictions tell of as failed."""
     failures = {}
     for model, summary in summaries.items():
-        for folder in sorted({prediction.parent for _, prediction in summary.files.values()}):
-            for path in sorted(folder.glob("predict*.json")) if folder.is_dir() else ():
-                if RECORDS.fullmatch(path.name):
-                    for case, sentence in _failed(path).items():
-                        failures[model, case] = Failure(case, model, f"not predicted: {sentence}")
+        for _, record in prediction_records(summary):
+            failed = record.get("failed")
+            for case, sentence in failed.items() if isinstance(failed, dict) else ():
+                failures[model, case] = Failure(str(case), model, f"not predicted: {sentence}")
     return list(failures.values())
-
-
-def _failed(record: Path) -> dict[str, str]:
-    try:
-        failed = read_json(record, "")["failed"]
-        return {str(case): str(sentence) for case, sentence in failed.items()}
-    except (InputError, LookupError, AttributeError):
-        return {}
 
 
 def one_sided(scores: Scores) -> list[Failure]:
