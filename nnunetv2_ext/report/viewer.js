@@ -5,6 +5,10 @@
   const part = (name) => root.querySelector(`[data-part="${name}"]`);
   const { cases, labels } = JSON.parse(document.getElementById("viewer-data").textContent);
   const say = (text) => { part("message").textContent = text; };
+  const fail = (error) => {
+    console.error(error);
+    say(`The interactive view failed (${error.message}). The pictures of the page show the cases.`);
+  };
 
   // Run as an inline script, which needs no request and leaves NiiVue's classes in window.niivue.
   async function loadNiivue() {
@@ -17,17 +21,18 @@
     return window.niivue;
   }
 
-  // Value 0 is no label.
+  // Value 0 is no label; labels that the legend does not tick are invisible.
   function colourTable() {
+    const ticked = [false, ...Array.from(root.querySelectorAll(".legend input"), (box) => box.checked)];
     const channel = (from) => [0, ...labels.map(({ colour }) => parseInt(colour.slice(from, from + 2), 16))];
     const names = ["", ...labels.map(({ name }) => name)];
     return {
-      R: channel(1), G: channel(3), B: channel(5), A: names.map((_, value) => (value ? 255 : 0)),
+      R: channel(1), G: channel(3), B: channel(5), A: ticked.map((seen) => (seen ? 255 : 0)),
       I: names.map((_, value) => value), labels: names,
     };
   }
 
-  function makeView({ Niivue, cmapper }) {
+  function makeView(Niivue) {
     // NiiVue's "drawing" is drawn as a line: in planes only its rim shows, one pixel wide. In 3D it is a body.
     // The image is faint there, so that the bodies inside it show.
     class View extends Niivue {
@@ -53,7 +58,6 @@
       sliceType: 3, crosshairColor: [1, 1, 1, 0.8], crosshairWidth: 0.7, crosshairWidthUnit: "percent",
     });
     view.drawRimOpacity = 1;
-    view.drawLut = cmapper.makeDrawLut(colourTable());
     return view;
   }
 
@@ -64,11 +68,14 @@
       return;
     }
     const niivue = await loadNiivue();
-    const view = makeView(niivue);
+    const view = makeView(niivue.Niivue);
     await view.attachToCanvas(part("canvas"));
     let maps = {};
 
     function settle() {
+      const table = colourTable();
+      view.drawLut = niivue.cmapper.makeDrawLut(table);
+      view.volumes[1].setColormapLabel(table);
       const shown = (name) => maps[name] && part(name).checked;
       const area = maps.reference ? "reference" : "prediction";
       view.setDrawOpacity(maps.reference && shown("prediction") ? 0.01 : 0);
@@ -83,12 +90,10 @@
         && niivue.NVImage.loadFromBase64({ base64: cases[chosen][name], name: `${name}.nii.gz`, cal_min: 0, cal_max: 255 });
       const [image, reference, prediction] = await Promise.all(["image", "reference", "prediction"].map(load));
       if (chosen !== part("case").value) return;  // another was chosen meanwhile
-      const area = reference ?? prediction;
-      area.setColormapLabel(colourTable());
       view.closeDrawing();
       while (view.volumes.length) view.removeVolumeByIndex(view.volumes.length - 1);
       view.addVolume(image);
-      view.addVolume(area);
+      view.addVolume(reference ?? prediction);
       if (reference) view.loadDrawing(prediction);
       maps = { reference, prediction };
       part("reference").disabled = !reference;
@@ -106,7 +111,8 @@
       part("place").textContent = `At the crosshair: ${found.join(", ")}.`;
     };
     for (const name of ["reference", "prediction", "opacity", "layout"]) part(name).addEventListener("input", settle);
-    part("case").addEventListener("input", choose);
+    root.querySelector(".legend").addEventListener("input", settle);
+    part("case").addEventListener("input", () => choose().catch(fail));
 
     // The wheel belongs to the page until the view has been clicked.
     part("screen").addEventListener("wheel", (event) => {
@@ -126,8 +132,5 @@
     await choose();
   }
 
-  start().catch((error) => {
-    console.error(error);
-    say(`The interactive view failed (${error.message}). The pictures of the page show the cases.`);
-  });
+  start().catch(fail);
 })();

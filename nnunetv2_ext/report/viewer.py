@@ -61,15 +61,13 @@ def _niivue(widget: Path) -> str:
 
     The widget holds the whole module as a percent-encoded string, for pages that users save from it.
     """
-    text = widget.read_text(encoding="utf-8")
+    text = widget.read_text(encoding="utf-8") if widget.is_file() else ""
     longest = max(re.findall(r'"([\w%.!~*\'()-]{100000,})"', text, re.ASCII), key=len, default="")
     module, export, names = urllib.parse.unquote(longest).rpartition("export{")
-    if not export or "Niivue" not in names:
-        raise InputError(
-            f"ipyniivue {importlib.metadata.version('ipyniivue')}, which holds no module of NiiVue",
-            "one that does, as 2.4.4",
-            "run `pip install ipyniivue==2.4.4`",
-        )
+    if not export or "drawRimOpacity" not in module:  # ipyniivue 2.3 has no module, that of 2.4.0 draws no lines
+        version = importlib.metadata.version("ipyniivue")
+        remedy = "run `pip install ipyniivue==2.4.4`, or leave the interactive view out with --viewer 0"
+        raise InputError(f"ipyniivue {version}, whose NiiVue cannot be used", "2.4.4", remedy)
     exports = re.sub(r"(\w+) as (\w+)", r"\2:\1", names.rstrip("; \n").removesuffix("}"))
     return f'(() => {{"use strict";{module}window.niivue = {{{exports}}};}})();'
 
@@ -78,7 +76,9 @@ def _body(cases: Sequence[ViewedCase], niivue: str) -> str:
     labels = [{"name": name, "colour": COLOURS[order % len(COLOURS)]} for order, name in enumerate(cases[0].labels)]
     options = [f'<option value="{order}">{html.escape(case.title)}</option>' for order, case in enumerate(cases)]
     legend = [
-        f'<li><span style="background: {label["colour"]}"></span>{html.escape(label["name"])}</li>' for label in labels
+        f'<li><label><input type="checkbox" checked><span style="background: {label["colour"]}"></span>'
+        f"{html.escape(label['name'])}</label></li>"
+        for label in labels
     ]
     # In a script, "<" could end it.
     data = json.dumps({"labels": labels, "cases": [_case(case) for case in cases]}).replace("<", "\\u003c")
@@ -95,9 +95,11 @@ def _body(cases: Sequence[ViewedCase], niivue: str) -> str:
 
 def _case(case: ViewedCase) -> dict[str, str | None]:
     packed = pack(case.image, case.reference, case.prediction, case.spacing, case.labels)
-    note = f"{case.title}, cropped to its labels; voxels of {_millimetres(packed.spacing)}"
+    note = f"{case.title}: voxels of {_millimetres(packed.spacing)}"
     if not np.allclose(packed.spacing, case.spacing):
         note += f" (in the file: {_millimetres(case.spacing)})"
+    if not np.allclose(np.multiply(packed.shape, packed.spacing), np.multiply(case.image.shape, case.spacing)):
+        note += ", cropped to the labels"
     return {"image": packed.image, "reference": packed.reference, "prediction": packed.prediction, "note": note + "."}
 
 

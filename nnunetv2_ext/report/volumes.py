@@ -20,11 +20,12 @@ MOST_LABELS = 255
 
 
 class Packed(NamedTuple):
-    """A case on one grid as NIfTI files (.nii.gz) in base64. `spacing` is that of the files: (Z, Y, X) in mm."""
+    """A case on one grid as NIfTI files (.nii.gz) in base64; `shape` and `spacing` of these are (Z, Y, X)."""
 
     image: str
     reference: str | None
     prediction: str
+    shape: tuple[int, ...]
     spacing: Spacing
 
     def size(self) -> int:
@@ -95,7 +96,7 @@ def _written(grey: np.ndarray, maps: list[np.ndarray], shape: tuple[int, ...], s
     ]
     prediction, *reference = (_nifti(values[np.ix_(*centres)], steps) for values in maps)
     image = _nifti(np.rint(grey * 255).astype(np.uint8), steps)
-    return Packed(image, reference[0] if reference else None, prediction, (steps[0], steps[1], steps[2]))
+    return Packed(image, reference[0] if reference else None, prediction, shape, (steps[0], steps[1], steps[2]))
 
 
 def _means(values: np.ndarray, axis: int, size: int) -> np.ndarray:
@@ -117,4 +118,4 @@ def _nifti(values: np.ndarray, steps: list[float]) -> str:
     step_z, step_y, step_x = steps
     nifti = nib.Nifti1Image(values.transpose(2, 1, 0), np.diag([-step_x, -step_y, step_z, 1.0]))
     nifti.header.set_xyzt_units("mm")
-    return base64.b64encode(gzip.compress(nifti.to_bytes(), 9, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(nifti.to_bytes(), 6, mtime=0)).decode()

@@ -26,7 +26,7 @@ def cases() -> list[ViewedCase]:
     image = np.zeros((9, 40, 40)) + np.arange(40)
     liver, lesion = np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint8)
     liver[1:5, 3:23, 3:23] = 1
-    lesion[2:7, 10:30, 5:35] = 2
+    lesion[2:7, 10:30, 5:21] = 2
     both = liver.copy()
     both[6:8, 28:33, 28:33] = 2
     return [
@@ -46,9 +46,11 @@ def test_there_is_none_without_its_package_or_cases(monkeypatch: pytest.MonkeyPa
 @with_niivue
 def test_a_package_without_niivue_is_refused(tmp_path: Path) -> None:
     widget = tmp_path / "widget.js"
-    for text in ("", f'var module = "{"a" * 200_000}";'):
-        widget.write_text(text)
-        with pytest.raises(InputError, match=r"got ipyniivue [\d.]+.*; run `pip install ipyniivue==2\.4\.4`\."):
+    filler = "a" * 200_000
+    for text in (None, "", f'var module = "{filler}"', f'var module = "{filler}export%7BNiivue%7D%3B"'):
+        if text is not None:
+            widget.write_text(text)
+        with pytest.raises(InputError, match=r"got ipyniivue [\d.]+, .*; run `pip install ipyniivue==2\.4\.4`, or"):
             module._niivue(widget)
 
 
@@ -118,7 +120,8 @@ class TestInABrowser:
     def test_words_of_users_are_words(self, browser: Chromium) -> None:
         assert browser.run("document.querySelector('[data-part=case] option').textContent") == f"first {EVIL}"
         assert browser.run("document.querySelector('.legend li').textContent") == f"liver {EVIL}"
-        assert browser.run("document.querySelector('[data-part=message]').textContent").startswith(f"first {EVIL}")
+        told = f"first {EVIL}: voxels of 5 x 1 x 1 mm."
+        assert browser.run("document.querySelector('[data-part=message]').textContent") == told
 
     def test_right_and_front_are_left_and_top_and_a_cube_is_a_square(self, browser: Chromium) -> None:
         """5 mm slices and 1 mm pixels: 4 x 20 x 20 voxels are as wide as high in every plane."""
@@ -146,13 +149,24 @@ class TestInABrowser:
         assert 0 < line < area / 10
         put(browser, layout=3, reference=True)
 
+    def test_a_label_can_be_hidden(self, browser: Chromium) -> None:
+        put(browser, layout=0, opacity=1)
+        for shown in (True, False, True):
+            assert coloured(drawn(browser), 0).any() == shown
+            browser.run("document.querySelector('.legend input').click()")
+            put(browser)
+        browser.run("document.querySelector('.legend input').click()")
+        put(browser, layout=3)
+
     def test_another_case_is_chosen(self, browser: Chromium) -> None:
         put(browser, opacity=1)
         assert coloured(drawn(browser), 0).any()
         put(browser, case=1)
         canvas = drawn(browser)
         assert coloured(canvas, 1).any() and not coloured(canvas, 0).any()
-        assert browser.run("document.querySelector('[data-part=message]').textContent").startswith("second")
+        assert browser.run("document.querySelector('[data-part=message]').textContent") == (
+            "second: voxels of 5 x 1 x 1 mm, cropped to the labels."
+        )
         assert browser.run("document.querySelector('[data-part=reference]').disabled")
         assert browser.run("document.querySelector('[data-part=place]').textContent") == (
             "At the crosshair: prediction: lesion."
@@ -179,6 +193,14 @@ class TestInABrowser:
             browser.send("Input.dispatchKeyEvent", type="keyDown", key=key, code=f"Key{key.upper()}")
             assert browser.run(control) != before, key
         assert browser.errors == []
+
+    def test_printed_a_sentence_stands_there(self, browser: Chromium) -> None:
+        parts = "[...document.querySelector('#viewer').children]"
+        seen = f"{parts}.filter((part) => part.offsetHeight).map((part) => part.className)"
+        assert "screen" in browser.run(seen)
+        browser.send("Emulation.setEmulatedMedia", media="print")
+        assert browser.run(seen) == ["print"]
+        browser.send("Emulation.setEmulatedMedia", media="")
 
     def test_without_webgl_a_sentence_stands_there(self, browser: Chromium, page: Path) -> None:
         source = "HTMLCanvasElement.prototype.getContext = () => null"
