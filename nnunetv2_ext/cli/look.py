@@ -88,14 +88,14 @@ def run(args: argparse.Namespace) -> int:
 def _described(args: argparse.Namespace, channel: int) -> "tuple[Labels, bool]":
     """The labels' names, and whether the images are CT."""
     from nnunetv2_ext.data.description import channel_names
-    from nnunetv2_ext.evaluation.segmentations import Labels, labels_of
+    from nnunetv2_ext.evaluation.segmentations import Labels, descriptions, labels_of
 
-    folders = [folder.absolute() for folder in (args.predictions, args.truths) if folder is not None]
-    near = [folder / "dataset.json" for of in folders for folder in (of, of.parent)]
-    paths = near if args.description is None else [args.description]
-    path = next((path for path in paths if args.description or path.is_file()), None)
-    if path is None:
+    paths = (
+        [args.description] if args.description else descriptions([args.predictions], args.truths or args.predictions)
+    )
+    if not paths:
         return Labels({}), False
+    path = paths[0]
     content = read_json(path, "correct the file, or give another with -djfile")
     labels = labels_of(content, path)
     names = channel_names(content)
