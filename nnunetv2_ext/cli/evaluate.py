@@ -187,12 +187,12 @@ def _names(given: Sequence[str] | None, folders: Sequence[Path]) -> list[str]:
         InputError: another number of names, one twice, or one that cannot be a folder's.
     """
     if given is None:
-        parts = [folder.resolve().parts for folder in folders]
-        for length in range(1, max(map(len, parts)) + 1):
-            names = ["_".join(one[-length:]).strip("/") for one in parts]
+        lengths = [1] * len(folders)
+        while True:
+            names = ["_".join(f.resolve().parts[-n:]).strip("/") for f, n in zip(folders, lengths, strict=True)]
             if len(set(names)) == len(names):
-                break
-        return names
+                return names
+            lengths = [n + (names.count(name) > 1) for n, name in zip(lengths, names, strict=True)]
     odd = [name for name in given if not name.strip() or "/" in name or "\\" in name or name in (".", "..")]
     if len(given) != len(folders) or len(set(given)) != len(given) or odd:
         got = f"--names {listed(given, separator=' ')}"
