@@ -7,11 +7,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from nnunetv2_ext.data.cases import ending_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
+from nnunetv2_ext.report.cases import Files, Read, read_case
 from nnunetv2_ext.report.charts import letter
-from nnunetv2_ext.report.pictures import Read, around, planes, read_case
+from nnunetv2_ext.report.pictures import around, planes
 from nnunetv2_ext.report.tables import metric_of, number
 from nnunetv2_ext.report.viewer import ViewedCase
 from nnunetv2_ext.text import listed
@@ -96,7 +98,7 @@ def picture_case(scores: Scores, summaries: Mapping[str, Summary], chosen: Chose
     pictures = []
     if known:
         first = next(iter(known.values()))
-        box = around([first.reference, *(of.prediction for of in known.values())], first.spacing)
+        box = around([first.truth, *(of.prediction for of in known.values())], first.spacing)
         for model, of in known.items():
             values = []
             for label in summaries[model].labels:
@@ -114,8 +116,8 @@ def view_case(summaries: Mapping[str, Summary], chosen: Chosen, images: Path | N
     for model, of in known.items():
         return ViewedCase(
             f"{chosen.case} by {model} ({chosen.rank})",
-            np.zeros_like(of.reference) if of.image is None else of.image,
-            of.reference,
+            of.image,
+            of.truth,
             of.prediction,
             of.spacing,
             dict(summaries[model].labels),
@@ -126,28 +128,39 @@ def view_case(summaries: Mapping[str, Summary], chosen: Chosen, images: Path | N
 def _read(
     summaries: Mapping[str, Summary], case: str, images: Path | None, *, enough: int | None = None
 ) -> tuple[dict[str, Read], list[str]]:
-    """The volumes of a case by model, all on one grid, and what is missing."""
+    """The volumes of a case by model, all on one grid, and what is missing; an image that is, is black."""
     known: dict[str, Read] = {}
     notes: dict[str, None] = {}
     for model, summary in summaries.items():
         if case in summary.files and len(known) != enough:
-            folder = _image_folder(summary, case, images)
+            reference, prediction = summary.files[case]
             try:
-                of = read_case(summary, case, folder)
+                try:
+                    of = read_case(Files(_image(summary, case, images), prediction, reference))
+                except InputError as error:
+                    of = read_case(Files(reference, prediction, reference))
+                    of = of._replace(image=np.zeros_like(of.image))
+                    notes[f"{case} is shown without its image: {error}"] = None
             except InputError as error:
                 notes[f"No picture of {case} by {model}: {error}"] = None
-                continue
-            if folder is None:
-                notes["Shown without its image: name the folder of the images with -i."] = None
-            elif of.note:
-                notes[of.note] = None
-            if of.reference.shape == next(iter(known.values()), of).reference.shape:
-                known[model] = of
+            else:
+                if of.image.shape == next(iter(known.values()), of).image.shape:
+                    known[model] = of
     return known, list(notes)
 
 
-def _image_folder(summary: Summary, case: str, images: Path | None) -> Path | None:
-    """Where the images are: as given, as the evaluation tells, or beside the labels, as in nnU-Net's raw data."""
-    labels = summary.files[case][0].parent
-    beside = labels.with_name(labels.name.replace("labels", "images")) if "labels" in labels.name else None
-    return next((folder for folder in (images, summary.images, beside) if folder is not None and folder.is_dir()), None)
+def _image(summary: Summary, case: str, images: Path | None) -> Path:
+    """The image of a case, its first channel: where it is told, or beside the labels, as in nnU-Net's raw data.
+
+    Raises:
+        InputError: there is none.
+    """
+    labels = summary.files[case][0]
+    beside = labels.parent.with_name(labels.parent.name.replace("labels", "images"))
+    folders = [folder for folder in (images, summary.images, beside) if folder is not None]
+    names = [f"{case}_0000{ending_of(labels.name)}", f"{case}{ending_of(labels.name)}"]
+    for folder in folders:
+        for name in names:
+            if (folder / name).is_file() and folder != labels.parent:
+                return folder / name
+    raise InputError(f"no {names[0]} in {folders[0]}", "the image of the case", "name the folder of the images with -i")

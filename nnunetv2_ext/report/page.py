@@ -18,8 +18,8 @@ from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
-from nnunetv2_ext.report.cases import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
 from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, letter
+from nnunetv2_ext.report.chosen import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
 from nnunetv2_ext.report.models import Trained, describe_model, model_folders
 from nnunetv2_ext.report.tables import (
     NONE,

@@ -9,7 +9,8 @@ import nibabel as nib
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.report.pictures import Spacing, around, window_of
+from nnunetv2_ext.report.figure import Spacing, window_of
+from nnunetv2_ext.report.pictures import around
 
 IN_PLANE = 256
 """Most voxels along rows and columns."""

@@ -198,12 +198,12 @@ def image_of_another_spacing(root):
 @pytest.mark.parametrize(
     ("damage", "expected", "pictures"),
     [
-        (lose_prediction, "No picture of case_0 by ours: got no file", 1),
+        (lose_prediction, "No picture of case_0 by ours: got", 1),
         (cut_prediction, "No picture of case_0 by ours: got", 1),
-        (lose_images, "Without its image: got no case_0_0000.nii.gz", 2),
+        (lose_images, "shown without its image: got no case_0_0000.nii.gz", 2),
         (lose_image_folder, "name the folder of the images with -i", 2),
-        (cut_image, "Without its image: got", 2),
-        (image_of_another_size, "Without its image: got", 2),
+        (cut_image, "case_0 is shown without its image: got", 2),
+        (image_of_another_size, "case_0 is shown without its image: got", 2),
         (image_of_another_spacing, "with spacing", 2),
     ],
 )
