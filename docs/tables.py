@@ -18,7 +18,9 @@ from nnunetv2_ext.architectures.backbones.record import Backbone, Shape, size_ru
 from nnunetv2_ext.block import PRESETS, all_settings
 from nnunetv2_ext.cli import COMMANDS
 from nnunetv2_ext.cli.options import meaning_and_default
+from nnunetv2_ext.evaluation.metrics import METRICS, measure
 from nnunetv2_ext.schema import METHODS, OPTIMIZERS, SCHEDULERS, Setting
+from nnunetv2_ext.testing.shapes import shapes
 from nnunetv2_ext.text import markdown_table
 
 FOLDER = Path(__file__).parent
@@ -139,8 +141,30 @@ def _flag(action: argparse.Action) -> list[str]:
     return [", ".join(f"`{name}`" for name in action.option_strings or [action.dest]), default, meaning]
 
 
+def metrics() -> str:
+    """One row for each metric."""
+    rows = ([f"`{name}`", metric.unit or "-", metric.better or "-", metric.meaning] for name, metric in METRICS.items())
+    return unaligned(["metric", "unit", "better", "meaning"], rows)
+
+
+def known_shapes() -> str:
+    """Each pair of masks with its surface metrics, and what the true surfaces have."""
+    rows = []
+    for pair in shapes():
+        measured = measure(pair.reference, pair.prediction, pair.spacing)
+        values = (measured[metric].value for metric in ("HD", "HD95", "ASSD", "NSD"))
+        cells = [
+            f"{value:.3f}" + ("" if exact is None else f" ({exact:.3f})")
+            for value, exact in zip(values, pair.exact, strict=True)
+        ]
+        rows.append([pair.name, " x ".join(f"{one:g}" for one in pair.spacing), *cells])
+    return unaligned(["masks", "spacing, mm", "HD", "HD95", "ASSD", "NSD at 1 mm"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "backbones": backbones,
+    "metrics": metrics,
+    "shapes": known_shapes,
     "keys of the training block": keys,
     "optimizers": partial(named, "optimizer", OPTIMIZERS),
     "schedulers": partial(named, "scheduler", SCHEDULERS),

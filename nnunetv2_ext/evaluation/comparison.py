@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.metrics import METRICS
+from nnunetv2_ext.evaluation.metrics import KNOWN
 from nnunetv2_ext.evaluation.scores import Score, Scores, nan_mean
 from nnunetv2_ext.text import counted, listed, markdown_table
 
@@ -40,8 +40,8 @@ class Interval(NamedTuple):
     cases: int
 
     def __str__(self) -> str:
-        bounds = f" [{self.low:.3f}, {self.high:.3f}]" if self.cases > 1 else ""
-        return f"{self.mean:.3f}{bounds}" if self.cases else "-"
+        mean, low, high = (f"{round(value, 3) + 0.0:.3f}" for value in self[:3])  # no -0.000
+        return f"{mean} [{low}, {high}]" if self.cases > 1 else mean if self.cases else "-"
 
 
 class Comparison(NamedTuple):
@@ -137,7 +137,7 @@ def together(parts: Sequence[tuple[str, Scores]]) -> Scores:
                 raise InputError(
                     f"two models called {model}, in {held[model][0]} and in {name}",
                     "a name for each",
-                    "rename one in the first column of its file",
+                    "evaluate one again with another of --names, or rename it in the first column of its file",
                 )
     return Scores(tuple(lines))
 
@@ -168,8 +168,8 @@ def compare(
     labels = _known(labels or scores.labels, (*scores.labels, MEAN), "label")
     metrics = _known(metrics or _default_metrics(scores), scores.metrics, "metric")
     for metric in metrics:
-        if metric not in METRICS or not METRICS[metric].better:
-            directed = [name for name in scores.metrics if name in METRICS and METRICS[name].better]
+        if metric not in KNOWN or not KNOWN[metric].better:
+            directed = [name for name in scores.metrics if name in KNOWN and KNOWN[name].better]
             raise InputError(
                 f"the metric {metric}, of which neither more nor less is better",
                 f"some of {listed(directed)}",
@@ -210,7 +210,7 @@ def compare_pair(scores: Scores, model: str, reference: str, label: str = MEAN, 
         )
     values = np.array(list(pairs.values())).reshape(-1, 2)
     differences = values[:, 0] - values[:, 1]
-    better = np.round(differences, DIGITS) * (1 if METRICS[metric].better == "higher" else -1)
+    better = np.round(differences, DIGITS) * (1 if KNOWN[metric].better == "higher" else -1)
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
     of_labels = scores.labels if _is_mean(scores, label) else (label,)
     decided = {
@@ -244,7 +244,7 @@ def _is_mean(scores: Scores, label: str) -> bool:
 
 def _by_case(scores: Scores, model: str, label: str, metric: str) -> dict[str, float]:
     """What is compared: values by case, absolute where the metric is better nearer 0."""
-    change = abs if METRICS[metric].better == "nearer 0" else float
+    change = abs if KNOWN[metric].better == "nearer 0" else float
     of_labels = scores.labels if _is_mean(scores, label) else (label,)
     values: dict[str, list[float]] = {}
     for one in of_labels:
@@ -255,7 +255,7 @@ def _by_case(scores: Scores, model: str, label: str, metric: str) -> dict[str, f
 
 def _default_metrics(scores: Scores) -> list[str]:
     usual = [metric for metric in DEFAULT_METRICS if metric in scores.metrics]
-    return usual or [metric for metric in scores.metrics if metric in METRICS and METRICS[metric].better]
+    return usual or [metric for metric in scores.metrics if metric in KNOWN and KNOWN[metric].better]
 
 
 def _known(names: Sequence[str], known: Sequence[str], noun: str) -> list[str]:
@@ -343,7 +343,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     ]
     rows = []
     for index, one in enumerate(comparisons):
-        metric = METRICS[one.metric]
+        metric = KNOWN[one.metric]
         size, unit = (", size" * (metric.better == "nearer 0"), f" ({metric.unit})" * bool(metric.unit))
         means = [f"{mean:.3f}" if one.difference.cases else "-" for mean in (one.model_mean, one.reference_mean)]
         record = f"{one.wins}/{one.ties}/{one.losses}"
@@ -358,7 +358,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Sentences that say what was tested, and what so few cases cannot show."""
     tests = len(comparisons)
-    better = dict.fromkeys(f"{one.metric} {METRICS[one.metric].better}" for one in comparisons)
+    better = dict.fromkeys(f"{one.metric} {KNOWN[one.metric].better}" for one in comparisons)
     notes = [
         "Difference: the first model less the second, over the cases that count for both, with the 95 % interval "
         f"(percentiles) of {RESAMPLES} bootstrap samples of these cases.",
@@ -370,10 +370,10 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     ]
     if any(one.difference.cases < 2 for one in comparisons):
         notes.append("Below two cases there is no interval.")
-    weak = {one.wins + one.losses: one.least_p for one in comparisons if one.least_p > LEVEL}
-    if weak:
-        told = listed(f"{pairs} never give less than {least:.4g}" for pairs, least in sorted(weak.items()))
-        notes.append(f"Too few pairs that differ for a p below {LEVEL:g}: {told}.")
+    if weak := [one for one in comparisons if one.least_p > LEVEL]:
+        pairs = max(one.wins + one.losses for one in weak)
+        never = f"{pairs} never give{'s' * (pairs == 1)} less than {least_p(pairs):.4g}"
+        notes.append(f"Too few pairs that differ for a p below {LEVEL:g}, in {len(weak)} of {tests} tests: {never}.")
     least = min((one.least_p for one in comparisons), default=1.0)
     if tests > 1 and least <= LEVEL < (corrected := least * tests):
         notes.append(f"Corrected over {tests} tests, no p can fall below {corrected:.4g} with so few pairs.")

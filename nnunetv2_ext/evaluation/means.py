@@ -1,13 +1,12 @@
 """The means of an evaluation as a table to read."""
 
-from nnunetv2_ext.evaluation.metrics import DISTANCES, LESIONS, METRICS, Metric
+from nnunetv2_ext.evaluation.metrics import DISTANCES, LESIONS
+from nnunetv2_ext.evaluation.metrics import KNOWN as KNOWN
 from nnunetv2_ext.evaluation.scores import Scores
-from nnunetv2_ext.evaluation.slabs import SLAB_METRICS
 from nnunetv2_ext.text import listed, markdown_table
 
 SHOWN = ("Dice", "NSD", "HD95", "HD", "ASSD", "lesion F1", "volume error", "Dice of slabs")
 """The metrics of the table; the files hold all."""
-KNOWN: dict[str, Metric] = {**METRICS, **SLAB_METRICS}
 
 
 def means_table(scores: Scores) -> str:

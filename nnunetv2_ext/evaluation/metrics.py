@@ -12,6 +12,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.lesions import match_components
 from nnunetv2_ext.evaluation.surface import surface_distances
 from nnunetv2_ext.geometry.boxes import bounding_box
+from nnunetv2_ext.text import listed
 
 
 class Metric(NamedTuple):
@@ -37,6 +38,13 @@ METRICS: dict[str, Metric] = {
     "lesion precision": Metric("", "higher", "share of the prediction's components that are right"),
     "lesion F1": Metric("", "higher", "harmonic mean of both"),
 }
+
+SLAB_METRICS = {
+    "Dice of slabs": Metric("", "higher", "of the prediction averaged to slabs, with the thick annotation"),
+    "IoU of slabs": Metric("", "higher", "likewise"),
+}
+"""Of thin-thick data alone, see `slabs`."""
+KNOWN: dict[str, Metric] = {**METRICS, **SLAB_METRICS}
 
 OVERLAP = ("Dice", "IoU")
 DISTANCES = ("HD", "HD95", "ASSD")
@@ -156,11 +164,13 @@ def _check(reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[floa
         InputError: see `measure`.
     """
     if reference.shape != prediction.shape:
-        shapes = f"{reference.shape} and {prediction.shape}"
+        shapes = " and ".join(listed(mask.shape, separator=" x ") for mask in (reference, prediction))
         raise InputError(f"masks of the shapes {shapes}", "one shape", "give both on the same grid")
     if reference.ndim != 3:
         raise InputError(
-            f"masks of the shape {reference.shape}", "three axes", "give a volume; a slice is one of depth 1"
+            f"masks of the shape {listed(reference.shape, separator=' x ')}",
+            "three axes",
+            "give a volume; a slice is one of depth 1",
         )
     for mask in (reference, prediction):
         if mask.dtype != bool:
@@ -168,7 +178,7 @@ def _check(reference: np.ndarray, prediction: np.ndarray, spacing: Sequence[floa
                 f"a mask of {mask.dtype}", "true and false", "compare the label map with the label's value"
             )
     if len(spacing) != 3 or not all(_is_number(one) and one > 0 for one in spacing):
-        got = f"the spacing {', '.join(map(str, spacing))}"
+        got = f"the spacing {listed(spacing)}"
         raise InputError(got, "three numbers of mm above 0", "give that of the image, in the order of its axes")
 
 

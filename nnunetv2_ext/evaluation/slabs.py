@@ -13,15 +13,10 @@ from nnunetv2.configuration import default_num_processes
 
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.sidecar import Sidecar
-from nnunetv2_ext.evaluation.metrics import Measured, Metric
+from nnunetv2_ext.evaluation.metrics import SLAB_METRICS, Measured
 from nnunetv2_ext.evaluation.segmentations import Label, Labels, Pair, Voxels, count, masks, refuse_other_grid
 from nnunetv2_ext.evaluation.summary import Summary, write_summary
 from nnunetv2_ext.geometry.slabs import centre_slices, covered, majority, slab_matrix
-
-SLAB_METRICS = {
-    "Dice of slabs": Metric("", "higher", "of the prediction averaged to slabs, with the thick annotation"),
-    "IoU of slabs": Metric("", "higher", "likewise"),
-}
 
 SLAB_SUMMARY, THIN_SUMMARY = "summary_slabs.json", "summary_thin.json"
 THIN_TRUTH = "labelsTr_thin"

@@ -25,7 +25,7 @@ Spacing = tuple[float, float, float]
 NARROWEST, WIDEST, HIGHEST = 1.9, 3.2, 5.0
 """The narrowest panel, and what no panel exceeds."""
 EDGE, GAP, GROUP_GAP = 0.15, 0.06, 0.22
-TITLE_LETTERS = 30
+TITLE_LETTERS = 38
 """Longer lines of a case's title are broken."""
 
 
@@ -86,9 +86,9 @@ def save_cases(
     sizes = [_title_size(title) for title in titles]
     margin_left = max(1.75, EDGE * 2 + max(size[0] for size in sizes))
     width = margin_left + sum(len(columns) * (wide * inches + GAP) - GAP for wide in widths) + 2 * GROUP_GAP + 2 * EDGE
-    headings, notes = _wrapped(heading, int(9 * width)), _wrapped(note, int(15 * width))
-    margin_top = 0.51 + 0.22 * len(headings) + 0.03 + 0.15 * len(notes) + 0.1 * bool(notes)
-    per_row = max(1, int(width / max(0.7 + 0.08 * len(name) for name in styles))) if styles else 1
+    headings, notes = _wrapped(heading, int(7 * width)), _wrapped(note, int(12 * width))
+    margin_top = 0.63 + 0.22 * len(headings) + 0.03 + 0.15 * len(notes) + 0.1 * bool(notes)
+    per_row = max(1, int((width - 2.4) / max(0.7 + 0.08 * len(name) for name in styles))) if styles else 1
     margin_bottom = 0.3 + 0.22 * -(-len(styles) // per_row)
     rows = [max(tall * inches, size[1]) for tall, size in zip(heights, sizes, strict=True)]
     height = margin_top + margin_bottom + sum(row + GAP for row in rows)

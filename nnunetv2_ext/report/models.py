@@ -50,33 +50,48 @@ class Trained(NamedTuple):
     """Why something is not known, a sentence each."""
 
 
-def prediction_records(summary: Summary) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """What `predict` wrote beside the predictions of a model, with their folder; a damaged record is passed over."""
-    for folder in sorted({prediction.parent for _, prediction in summary.files.values()}):
-        for path in sorted(folder.glob("predict*.json")) if folder.is_dir() else ():
-            if RECORDS.fullmatch(path.name):
-                try:
-                    yield folder, read_json(path, REMEDY)
-                except InputError:
-                    continue
+def prediction_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """What `predict` or `ensemble` wrote beside predictions; a damaged record is passed over."""
+    for path in sorted(folder.glob("predict*.json")) if folder.is_dir() else ():
+        if RECORDS.fullmatch(path.name):
+            try:
+                yield read_json(path, REMEDY)
+            except InputError:
+                continue
+
+
+def prediction_folders(summary: Summary) -> list[Path]:
+    """Where the predictions of a model lie: one folder, or that of each fold."""
+    return sorted({prediction.parent for _, prediction in summary.files.values()})
 
 
 def model_folders(summary: Summary) -> dict[Path, tuple[str, ...]]:
-    """The trained models behind an evaluated one, with their folds: as it tells, or by what `predict` wrote.
-
-    That names no folder: the model is looked for in nnUNet_results.
-    """
-    if summary.model_folders:
-        return dict.fromkeys(summary.model_folders, summary.folds)
+    """The trained models behind an evaluated one, with their folds: as it tells, or by what `predict` wrote."""
     found: dict[Path, tuple[str, ...]] = {}
-    for folder, record in prediction_records(summary):
+    for folder in prediction_folders(summary):
+        found |= _predicted_by(folder)
+    if not summary.model_folders:
+        return found
+    return {folder: summary.folds or found.get(folder, ()) for folder in summary.model_folders}
+
+
+def _predicted_by(folder: Path, *, members: bool = True) -> dict[Path, tuple[str, ...]]:
+    """The models of a record, which names no folder: they are looked for in nnUNet_results.
+
+    Args:
+        members: whether the folders that `ensemble` averaged are looked into.
+    """
+    found: dict[Path, tuple[str, ...]] = {}
+    for record in prediction_records(folder):
         try:
-            dataset = str(read_json(folder / "plans.json", REMEDY)["dataset_name"])
             for model in record["models"]:
-                name = str(model["model"]).replace(":", "__")
-                found[Path(os.environ.get("nnUNet_results", "nnUNet_results")) / dataset / name] = tuple(
-                    map(str, model["folds"])
-                )
+                if isinstance(model, dict):
+                    dataset = str(read_json(folder / "plans.json", REMEDY)["dataset_name"])
+                    name = str(model["model"]).replace(":", "__")
+                    results = Path(os.environ.get("nnUNet_results", "nnUNet_results"))
+                    found[results / dataset / name] = tuple(map(str, model["folds"]))
+                elif members:
+                    found |= _predicted_by(Path(model[0]), members=False)
         except (InputError, LookupError, TypeError):
             continue
     return found

@@ -183,7 +183,10 @@ def _model(scores: Scores, summaries: Mapping[str, Summary], order: int) -> dict
     name = scores.models[order]
     summary = summaries.get(name)
     folders = model_folders(summary) if summary else {}
-    told = [f"{folder.name.replace('__', ':')}, folds {listed(folds)}" for folder, folds in folders.items()]
+    told = [
+        folder.name.replace("__", ":") + (f", fold{'s' * (len(folds) > 1)} {listed(folds)}" if folds else "")
+        for folder, folds in folders.items()
+    ]
     hatch = HATCHES[order % len(HATCHES)]
     return {
         "letter": letter(order),

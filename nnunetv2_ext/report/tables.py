@@ -10,7 +10,7 @@ from nnunetv2_ext.evaluation.metrics import Metric
 from nnunetv2_ext.evaluation.scores import Scores
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.report.charts import letter
-from nnunetv2_ext.report.models import prediction_records
+from nnunetv2_ext.report.models import prediction_folders, prediction_records
 
 ALL = "all labels"
 NONE = "\N{EN DASH}"
@@ -59,7 +59,7 @@ def failed_predictions(summaries: Mapping[str, Summary]) -> list[Failure]:
     """The cases that the records beside predictions tell of as failed."""
     failures = {}
     for model, summary in summaries.items():
-        for _, record in prediction_records(summary):
+        for record in (record for folder in prediction_folders(summary) for record in prediction_records(folder)):
             failed = record.get("failed")
             for case, sentence in failed.items() if isinstance(failed, dict) else ():
                 failures[model, case] = Failure(str(case), model, f"not predicted: {sentence}")

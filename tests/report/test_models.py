@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.evaluation.summary import Summary
+from nnunetv2_ext.files import write_json
 from nnunetv2_ext.report.models import describe_model, model_folders
 from nnunetv2_ext.weights.safe import write_safe_model
 from tests.tiny_models import plans, write_model
@@ -140,9 +141,12 @@ def summary(folder, **told) -> Summary:
 )
 def test_the_model_behind_predictions(trained, tmp_path, monkeypatch, record, expected):
     monkeypatch.setenv("nnUNet_results", str(trained.parents[1]))
-    (tmp_path / "predict.json").write_text(json.dumps(record))
+    (tmp_path / "ensemble").mkdir()
+    write_json(tmp_path / "predict.json", record)
     shutil.copy(trained / "plans.json", tmp_path)
     assert model_folders(summary(tmp_path)) == ({trained: expected} if expected else {})
+    write_json(tmp_path / "ensemble" / "predict.json", {"models": [[str(tmp_path), 1.0]]})
+    assert model_folders(summary(tmp_path / "ensemble")) == model_folders(summary(tmp_path))
     told = summary(tmp_path, model_folders=(tmp_path,), folds=("0",))
     assert model_folders(told) == {tmp_path: ("0",)}
 
