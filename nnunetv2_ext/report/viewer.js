@@ -86,8 +86,10 @@
     async function choose() {
       say("Loading ...");
       const chosen = part("case").value;
-      const load = (name) => cases[chosen][name]
-        && niivue.NVImage.loadFromBase64({ base64: cases[chosen][name], name: `${name}.nii.gz`, cal_min: 0, cal_max: 255 });
+      const load = (name) => {
+        const base64 = cases[chosen][name];
+        return base64 && niivue.NVImage.loadFromBase64({ base64, name: `${name}.nii.gz`, cal_min: 0, cal_max: 255 });
+      };
       const [image, reference, prediction] = await Promise.all(["image", "reference", "prediction"].map(load));
       if (chosen !== part("case").value) return;  // another was chosen meanwhile
       view.closeDrawing();

@@ -28,7 +28,7 @@ CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'
 class ViewedCase(NamedTuple):
     """A case to view. Arrays are (Z, Y, X) on one grid; `spacing` in mm in the same order.
 
-    `labels` holds the values of each label or region by name, the same names in every case.
+    `labels` holds the values of each label or region by name, the same names in the same order in every case.
     """
 
     title: str
@@ -85,7 +85,7 @@ def _body(cases: Sequence[ViewedCase], niivue: str) -> str:
     packed = base64.b64encode(gzip.compress(niivue.encode(), 9, mtime=0)).decode()
     return "\n".join(
         [
-            _ours("viewer.html").replace("{{legend}}", "".join(legend)).replace("{{options}}", "".join(options)),
+            _ours("viewer.html").format(options="".join(options), legend="".join(legend)),
             f'<script type="application/json" id="viewer-data">{data}</script>',
             f'<script type="text/plain" id="viewer-niivue">{packed}</script>',
             f"<script>{_ours('viewer.js')}</script>",

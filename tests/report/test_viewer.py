@@ -15,7 +15,7 @@ from nnunetv2_ext.report import viewer as module
 from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, ViewedCase, viewer
 from tests.report.chromium import CHROMIUM, Chromium
 
-EVIL = "</script><!--<script>\"'&"
+EVIL = "</script><!--<script>\"'&{legend}"
 LABELS = {f"liver {EVIL}": (1,), "lesion": (2,)}
 SPACING = (5.0, 1.0, 1.0)
 with_niivue = pytest.mark.skipif(not importlib.util.find_spec("ipyniivue"), reason="ipyniivue is not installed")
