@@ -124,8 +124,8 @@ def box_chart(
         for order, of_models in enumerate(values.values()):
             for number, (measured, decided) in enumerate(of_models):
                 place = order * (models + 1) + number
-                _box(axes, place, number, np.asarray([*measured, *decided], float))
-                _points(axes, place, measured)
+                _box(axes, place, number, [value for value in (*measured, *decided) if math.isfinite(value)])
+                _points(axes, place, [value for value in measured if math.isfinite(value)])
                 places.append(place)
                 letters.append(letter(number))
         axes.set_xticks(places, letters, fontsize=8)
@@ -165,12 +165,13 @@ def box_chart(
 def _reach(values: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]) -> float:
     """The highest value to show: decided ones are as large as the image, and would flatten the others."""
     groups = [both for of_models in values.values() for both in of_models]
-    boxes = [float(np.quantile([*measured, *decided], 0.75)) for measured, decided in groups if [*measured, *decided]]
-    return max([value for measured, _ in groups for value in measured] + boxes, default=1.0)
+    known = [[value for value in (*measured, *decided) if math.isfinite(value)] for measured, decided in groups]
+    boxes = [float(np.quantile(both, 0.75)) for both in known if both]
+    return max([value for measured, _ in groups for value in measured if math.isfinite(value)] + boxes, default=1.0)
 
 
-def _box(axes: Axes, place: float, number: int, values: np.ndarray) -> None:
-    if not values.size:
+def _box(axes: Axes, place: float, number: int, values: Sequence[float]) -> None:
+    if not values:
         return
     boxes = axes.boxplot(
         [values], positions=[place], widths=0.72, showfliers=False, patch_artist=True, medianprops={"color": INK}

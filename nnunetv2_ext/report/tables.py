@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from nnunetv2_ext.evaluation.comparison import Comparison, Interval, interval
 from nnunetv2_ext.evaluation.means import KNOWN
 from nnunetv2_ext.evaluation.metrics import Metric
@@ -167,7 +169,8 @@ def _mean(scores: Scores, model: str, label: str, metric: str) -> tuple[Interval
     else:
         values = scores.values(model, label, metric)
         decided = scores.decided(model, label, metric)
-    known = interval(values.values())
+    with np.errstate(invalid="ignore"):  # of infinite distances, where --empty asks for them
+        known = interval(values.values())
     notes = [f"{known.cases} of {len(values)} cases"] * (known.cases < len(values))
     notes += [f"{decided} decided"] * (decided > 0)
     return known, ", ".join(notes)
@@ -176,7 +179,9 @@ def _mean(scores: Scores, model: str, label: str, metric: str) -> tuple[Interval
 def _cell(known: Interval, note: str, metric: str, best: bool) -> Cell:
     if known.cases == 0:
         return Cell(NONE, "", "no case counts")
-    between = f"{number(known.low, metric)}, {number(known.high, metric)}" if known.cases > 1 else ""
+    between = (
+        f"{number(known.low, metric)}, {number(known.high, metric)}" if math.isfinite(known.low + known.high) else ""
+    )
     return Cell(number(known.mean, metric), between, note, best)
 
 

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import math
 import re
 from collections import Counter
 from html.parser import HTMLParser
@@ -13,7 +14,7 @@ from PIL import Image
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.palette import COLOURS
-from nnunetv2_ext.evaluation.scores import read_scores, write_scores
+from nnunetv2_ext.evaluation.scores import Scores, read_scores, write_scores
 from nnunetv2_ext.report.page import write_report
 from tests.report.evaluations import SHAPE, boxes, write, write_evaluation
 
@@ -269,9 +270,35 @@ def test_refused(tmp_path, change, expected):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def infinite(line):
+    return line._replace(value=math.inf) if line.metric == "HD" and line.note else line
+
+
+def without_nsd(line):
+    return None if line.metric == "NSD" and line.model == "b" else line
+
+
+def uncounted(line):
+    return line._replace(value=math.nan, note="both empty")
+
+
+def of_no_known_metric(line):
+    return line._replace(metric=f"my {line.metric}")
+
+
+@pytest.mark.parametrize("change", [infinite, without_nsd, uncounted, of_no_known_metric])
+def test_odd_scores_make_a_page(tmp_path, change):
+    evaluation = write_evaluation(tmp_path, {"a": [boxes(0, lesion=False), boxes(1)], "b": [boxes(2), boxes(0)]})
+    lines = (change(line) for line in read_scores(evaluation).lines)
+    write_scores(Scores(tuple(line for line in lines if line is not None)), evaluation / "metrics.csv")
+    assert write_report([evaluation], tmp_path / "page.html", cases=0, turned=0) == []
+    text = Page((tmp_path / "page.html").read_text()).text
+    assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
 def test_hundreds_of_cases_stay_small(tmp_path):
     scores = read_scores(write_evaluation(tmp_path, {name: [boxes(1)] for name in "ab"}))
     lines = tuple(line._replace(case=f"case_{number:03}") for number in range(200) for line in scores.lines)
-    write_scores(type(scores)(lines), tmp_path / "metrics.csv")
+    write_scores(Scores(lines), tmp_path / "metrics.csv")
     write_report([tmp_path / "metrics.csv"], tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 1_500_000
