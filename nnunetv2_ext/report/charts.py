@@ -98,6 +98,11 @@ def _name_ends(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
         )
 
 
+def is_wide(labels: int, models: int) -> bool:
+    """Whether a chart of boxes takes the whole width of the page."""
+    return labels > 4 and labels * (models + 1) > 16
+
+
 def box_chart(
     values: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]],
     alt: str,
@@ -117,7 +122,9 @@ def box_chart(
     """
     models = max(map(len, values.values()))
     with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
-        figure = Figure((4.6, 2.5))
+        wide = is_wide(len(values), models)
+        size = (9.4, 3.1) if wide else (4.6, 2.5)
+        figure = Figure(size)
         FigureCanvasAgg(figure)
         axes = figure.subplots()
         places, letters = [], []
@@ -137,8 +144,10 @@ def box_chart(
                 (0, -15 if models > 1 else -4),
                 xycoords=("data", "axes fraction"),
                 textcoords="offset points",
-                ha="center",
+                ha="right" if wide else "center",
                 va="top",
+                rotation=30 if wide else 0,
+                rotation_mode="anchor" if wide else "default",
             )
         if models == 1:
             axes.set_xticklabels([])
@@ -149,16 +158,16 @@ def box_chart(
         if unit:
             axes.set_ylabel(unit, labelpad=2)
         if bounded:
-            axes.set_ylim(min(axes.get_ylim()[0], 0.9), 1.02)
-            axes.set_ylim(max(axes.get_ylim()[0], -0.02))
+            axes.set_ylim(max(min(axes.get_ylim()[0], 0.8), -0.02), 1.02)
         elif zero:
-            axes.set_ylim(0, 1.06 * max(_reach(values), 1e-6))
+            top = 1.06 * max(_reach(values), 1e-6)
+            axes.set_ylim(-0.02 * top, top)
         else:
             axes.axhline(0, color=QUIET, linewidth=0.7)
         for order, of_models in enumerate(values.values()):
             for number, (_, decided) in enumerate(of_models):
                 _crosses(axes, order * (models + 1) + number, decided)
-        figure.subplots_adjust(0.115, 0.17, 0.99, 0.955)
+        figure.subplots_adjust(0.53 / size[0], (1.1 if wide else 0.43) / size[1], 0.99, 1 - 0.11 / size[1])
         return _svg(figure, alt)
 
 

@@ -1,5 +1,7 @@
 """All of an evaluation in one HTML file, which loads nothing from anywhere."""
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata, resources
@@ -13,12 +15,12 @@ from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, compare, least_p, together
 from nnunetv2_ext.evaluation.means import KNOWN
-from nnunetv2_ext.evaluation.metrics import Settings
+from nnunetv2_ext.evaluation.metrics import Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
-from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, letter
+from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, is_wide, letter
 from nnunetv2_ext.report.chosen import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
 from nnunetv2_ext.report.models import Trained, describe_model, model_folders
 from nnunetv2_ext.report.tables import (
@@ -36,6 +38,9 @@ from nnunetv2_ext.report.tables import (
 )
 from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, Viewer, viewer
 from nnunetv2_ext.text import listed
+
+PLACES = 64
+"""Of boxes and gaps in a chart, at most."""
 
 
 def write_report(
@@ -89,7 +94,7 @@ def write_report(
         "one_sided": one_sided(scores),
         "weakest": [(metric, rows) for metric in ("Dice", "HD") if (rows := weakest(scores, metric))],
         "means": means(scores),
-        "boxes": list(_boxes(scores)),
+        "boxes": _boxes(scores),
         "all_cases": all_cases(scores),
         "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
         "meanings": [(metric, KNOWN[metric]) for metric in scores.metrics if metric in KNOWN],
@@ -223,27 +228,37 @@ def _curves(trained: Trained) -> str:
     return curves_chart(trained.folds, f"Training curves of {trained.name}: {listed(ends, separator='; ')}")
 
 
-def _boxes(scores: Scores) -> Any:
-    """A chart of each metric that has a better and a worse."""
-    for metric in scores.metrics:
-        if not metric_of(metric).better:
-            continue
-        values, medians = {}, []
-        for label in scores.labels:
-            lines = [scores.of(model, label, metric).values() for model in scores.models]
-            known = [[line for line in of_model if line.value == line.value] for of_model in lines]
-            values[label] = [
-                ([line.value for line in of_model if not line.note], [line.value for line in of_model if line.note])
-                for of_model in known
-            ]
-            for order, (measured, decided) in enumerate(values[label]):
-                if both := sorted([*measured, *decided]):
-                    medians.append(f"{label} {letter(order)} {number(both[len(both) // 2], metric)}")
-        if medians:
-            of = metric_of(metric)
-            alt = f"Box plot of {metric}, medians: {listed(medians)}"
-            chart = box_chart(values, alt, unit=of.unit, bounded=not of.unit, zero=of.better == "lower")
-            yield headed(metric, scores), of, Markup(chart)
+def _boxes(scores: Scores) -> list[tuple[str, Metric, bool, Markup]]:
+    """Charts of each metric that has a better and a worse, of so many labels as one has room for."""
+    size = max(5, PLACES // (len(scores.models) + 1))
+    parts = [scores.labels[first : first + size] for first in range(0, len(scores.labels), size)]
+    directed = [metric for metric in scores.metrics if metric_of(metric).better]
+    charts = [(metric, len(part), _box(scores, metric, part)) for metric in directed for part in parts]
+    return [
+        (headed(metric, scores), metric_of(metric), is_wide(labels, len(scores.models)), Markup(chart))
+        for metric, labels, chart in charts
+        if chart
+    ]
+
+
+def _box(scores: Scores, metric: str, labels: Sequence[str]) -> str:
+    """One chart, nothing where no value counts."""
+    values, medians = {}, []
+    for label in labels:
+        lines = [scores.of(model, label, metric).values() for model in scores.models]
+        known = [[line for line in of_model if not math.isnan(line.value)] for of_model in lines]
+        values[label] = [
+            ([line.value for line in of_model if not line.note], [line.value for line in of_model if line.note])
+            for of_model in known
+        ]
+        for order, (measured, decided) in enumerate(values[label]):
+            if both := [*measured, *decided]:
+                medians.append(f"{label} {letter(order)} {number(statistics.median(both), metric)}")
+    if not medians:
+        return ""
+    of = metric_of(metric)
+    alt = f"Box plot of {metric}, medians: {listed(medians)}"
+    return box_chart(values, alt, unit=of.unit, bounded=not of.unit, zero=of.better == "lower")
 
 
 def _comparison(scores: Scores) -> dict[str, Any]:

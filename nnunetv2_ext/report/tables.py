@@ -108,6 +108,8 @@ def weakest(scores: Scores, metric: str) -> list[Row]:
         for key, values in found.items()
         if not all(map(math.isnan, values))
     }
+    perfect = sign if metric_of(metric).better == "higher" else 0
+    weak = {key: value for key, value in weak.items() if value > perfect}
     rows = []
     for case, label in sorted(weak, key=lambda key: (-weak[key], key))[:WEAKEST]:
         values = found[case, label]

@@ -50,6 +50,7 @@ def test_curves_with_gaps(curves):
         {"organ": [([], [])], "lesion": [([0.5, 0.6], [0.0])]},
         {"organ": [([0.5] * 9, []), ([], [0.0])], "lesion": [([], []), ([0.1, 0.9], [])]},
         {"organ": [([float(number) for number in range(40)], [])] * 9},
+        {f"organ {number}": [([0.5, 0.6, 0.7], [])] * 3 for number in range(16)},
     ],
 )
 @pytest.mark.parametrize("options", [{"bounded": True}, {"zero": True, "unit": "mm"}, {"unit": "ml"}])
