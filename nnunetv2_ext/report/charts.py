@@ -167,7 +167,9 @@ def box_chart(
         for order, of_models in enumerate(values.values()):
             for number, (_, decided) in enumerate(of_models):
                 _crosses(axes, order * (models + 1) + number, decided)
-        figure.subplots_adjust(0.53 / size[0], (1.1 if wide else 0.43) / size[1], 0.99, 1 - 0.11 / size[1])
+        figure.subplots_adjust(
+            (0.8 if wide else 0.53) / size[0], (1.1 if wide else 0.43) / size[1], 0.99, 1 - 0.11 / size[1]
+        )
         return _svg(figure, alt)
 
 

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from importlib import metadata, resources
 from pathlib import Path
@@ -51,7 +51,6 @@ def write_report(
     title: str | None = None,
     cases: int = 3,
     turned: int = 3,
-    tell: Callable[[str], None] = lambda _: None,
 ) -> list[str]:
     """Write the page, whole or not at all.
 
@@ -62,7 +61,6 @@ def write_report(
         title: by default the data set's name.
         cases: how many of the worst cases have pictures, beside the median and the best one.
         turned: how many cases are in the interactive viewer.
-        tell: called with what is at work.
 
     Returns:
         What the page lacks, a sentence each.
@@ -75,9 +73,7 @@ def write_report(
         raise InputError(f"-o {output}", "a file .html", "choose another name")
     if images is not None and not images.is_dir():
         raise InputError(f"-i {images}", "a folder of images named as in imagesTr", "check the path")
-    tell("scores")
     scores, summaries, lacking = _read(evaluations)
-    tell("models")
     trained = _trained(summaries)
     ranked = rank_cases(scores)
     content = {
@@ -101,7 +97,6 @@ def write_report(
         "rank_metric": rank_metric(scores),
     }
     content |= _comparison(scores)
-    tell("pictures")
     chosen = choose(ranked, cases) if summaries else []
     shown = [picture_case(scores, summaries, one, images) for one in chosen]
     views = [view_case(summaries, one, images) for one in choose_few(ranked, turned)]
@@ -113,7 +108,6 @@ def write_report(
         "how_to_add_viewer": HOW_TO_ADD if known and parts is None else "",
         "lacking": lacking,
     }
-    tell("page")
     page = render(content)
     try:
         # a name of bytes that are no text is shown by them
