@@ -39,6 +39,8 @@ from nnunetv2_ext.report.tables import (
 from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, Viewer, viewer
 from nnunetv2_ext.text import listed
 
+GLANCE = ("Dice", "HD95", "NSD")
+"""The metrics that stand beside the names of the models, over all labels."""
 PLACES = 64
 """Of boxes and gaps in a chart, at most."""
 
@@ -75,7 +77,7 @@ def write_report(
         raise InputError(f"-i {images}", "a folder of images named as in imagesTr", "check the path")
     scores, summaries, lacking = _read(evaluations)
     trained = _trained(summaries)
-    ranked = rank_cases(scores)
+    ranked, groups = rank_cases(scores), means(scores)
     content = {
         "title": title or _title(evaluations, trained),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
@@ -89,7 +91,8 @@ def write_report(
         "failed": failed_predictions(summaries),
         "one_sided": one_sided(scores),
         "weakest": [(metric, rows) for metric in ("Dice", "HD") if (rows := weakest(scores, metric))],
-        "means": means(scores),
+        "means": groups,
+        "glance": [line for line in groups[0][1] if line.metric in map(with_unit, GLANCE)],
         "boxes": _boxes(scores),
         "all_cases": all_cases(scores),
         "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
@@ -188,6 +191,7 @@ def _model(scores: Scores, summaries: Mapping[str, Summary], order: int) -> dict
     ]
     hatch = HATCHES[order % len(HATCHES)]
     return {
+        "order": order,
         "letter": letter(order),
         "name": name,
         "of": listed(told, separator=" and "),

@@ -15,8 +15,10 @@ from PIL import Image
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores, write_scores
+from nnunetv2_ext.report import page as page_module
 from nnunetv2_ext.report.page import write_report
-from tests.report.evaluations import SHAPE, boxes, write, write_evaluation
+from nnunetv2_ext.report.viewer import HOW_TO_ADD, Viewer
+from tests.report.evaluations import SHAPE, SPACING, boxes, write, write_evaluation
 
 VOID = {"meta", "img", "br", "input", "link", "hr"}
 HOSTILE = "<b>\"x\" & 'y' $a_b$ </script>"
@@ -302,3 +304,28 @@ def test_hundreds_of_cases_stay_small(tmp_path):
     write_scores(Scores(lines), tmp_path / "metrics.csv")
     write_report([tmp_path / "metrics.csv"], tmp_path / "page.html")
     assert (tmp_path / "page.html").stat().st_size < 1_500_000
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_the_viewer_or_how_to_add_it(tmp_path, monkeypatch, installed):
+    seen = []
+
+    def viewer(cases):
+        seen.extend(cases)
+        return Viewer("<style></style>", "<p id='body'>&amp;</p>", "<licence>") if installed else None
+
+    monkeypatch.setattr(page_module, "viewer", viewer)
+    evaluation = write_evaluation(tmp_path, {"ours": [boxes(shift) for shift in (2, 0, 3, 1)]})
+    write_report([evaluation], tmp_path / "page.html", cases=0, turned=3)
+    page = Page((tmp_path / "page.html").read_text())
+    assert [case.title for case in seen] == [
+        "case_2 by ours (worst)",
+        "case_0 by ours (median)",
+        "case_1 by ours (best)",
+    ]
+    np.testing.assert_array_equal(seen[0].prediction, boxes(3))
+    np.testing.assert_array_equal(seen[0].reference, boxes())
+    assert seen[0].spacing == pytest.approx(SPACING)
+    assert (page.ids["body"] == 1) == installed
+    assert ("<licence>" in page.text) == installed
+    assert (HOW_TO_ADD in page.text) == (not installed)
