@@ -144,6 +144,8 @@ def evaluate(
             journal.open()
             measure = partial(_measured, evaluation, journal)
             results = for_each(measure, pairs, processes=processes, label="evaluate", progress=progress)
+            if all(isinstance(result, InputError) for result in results):
+                journal.path.unlink()  # nothing to go on from
             _refuse(pairs, results)
             found = _write(evaluation, pairs, results, output)
             journal.path.unlink()
