@@ -187,12 +187,12 @@ def _names(given: Sequence[str] | None, folders: Sequence[Path]) -> list[str]:
         InputError: another number of names, one twice, or one that cannot be a folder's.
     """
     if given is None:
-        parts = [folder.resolve().parts for folder in folders]
-        for length in range(1, max(map(len, parts)) + 1):
-            names = ["_".join(one[-length:]).strip("/") for one in parts]
+        lengths = [1] * len(folders)
+        while True:
+            names = ["_".join(f.resolve().parts[-n:]).strip("/") for f, n in zip(folders, lengths, strict=True)]
             if len(set(names)) == len(names):
-                break
-        return names
+                return names
+            lengths = [n + (names.count(name) > 1) for n, name in zip(lengths, names, strict=True)]
     odd = [name for name in given if not name.strip() or "/" in name or "\\" in name or name in (".", "..")]
     if len(given) != len(folders) or len(set(given)) != len(given) or odd:
         got = f"--names {listed(given, separator=' ')}"
@@ -207,13 +207,12 @@ def _labels(given: Path | None, references: Path, predictions: Sequence[Path]) -
     Raises:
         InputError: none, or one that nnU-Net refuses, or two that mean something else by the labels.
     """
-    from nnunetv2_ext.evaluation.segmentations import labels_of
+    from nnunetv2_ext.evaluation.segmentations import descriptions, labels_of
 
     remedy = "give it with -djfile"
     if given is not None:
         return labels_of(read_json(given, "check the path"), given)
-    folders = (*predictions, references.resolve().parent, references)
-    paths = [folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()]
+    paths = descriptions(predictions, references)
     if not paths:
         where = f"no dataset.json in {listed(predictions)}, nor beside or in {references}"
         raise InputError(where, "one that names the labels", remedy)

@@ -1,7 +1,8 @@
 """Label files of one case, reference and prediction: what their values mean, read on one grid, counted and measured."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import pandas as pd
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIOWithReorient
 from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
+from tifffile import TiffFile
 
 from nnunetv2_ext.data.description import BACKGROUND, IGNORE, ending_faults, label_faults, overwriting_reader
 from nnunetv2_ext.data.volumes import (
@@ -78,6 +80,12 @@ def labels_of(content: Mapping[str, Any], path: Path) -> Labels:
     return Labels(of, ignore, known | {0}, content["file_ending"], overwriting_reader(content), str(path))
 
 
+def descriptions(predictions: Sequence[Path], references: Path) -> list[Path]:
+    """Every dataset.json that tells of label files: with predictions, beside the folder of the references, in it."""
+    folders = (*predictions, references.resolve().parent, references)
+    return [folder / "dataset.json" for folder in dict.fromkeys(folders) if (folder / "dataset.json").is_file()]
+
+
 class Pair(NamedTuple):
     """The two files of a case."""
 
@@ -126,6 +134,11 @@ def check_headers(pair: Pair) -> None:
             if not path.with_suffix(".json").is_file():
                 remedy = f'write {{"spacing": [Z, Y, X]}} in mm into {path.with_suffix(".json").name} beside it'
                 raise InputError(f"no spacing of {path}", "a file beside TIFF that tells it, as for nnU-Net", remedy)
+            dimensions = 0
+            with suppress(OSError, ValueError, LookupError), TiffFile(path) as file:
+                dimensions = file.series[0].ndim
+            if dimensions == 2:  # a damaged one is told when it is read
+                raise _picture(path)
         elif not is_volume(path):
             raise _picture(path)
     if is_tiff(pair.reference) or is_tiff(pair.prediction):
