@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from nnunetv2_ext.cli.find_best import as_script, check_same_cases, fault_of_fold
 from nnunetv2_ext.cli.options import add_processes, number, processes, value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, read_json
+from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
 from nnunetv2_ext.text import counted, listed
 from nnunetv2_ext.weights.files import FINAL, trained_folds
@@ -28,6 +28,9 @@ EXAMPLE = """examples:
 
 The same command again goes on where it was stopped. Exit status: 0 all cases are measured, 2 bad input.
 """
+
+REFERENCES = "gt_segmentations"
+"""The folder of the references of preprocessed data."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -171,13 +174,18 @@ def _of_folders(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
         models.append(Predicted(name, of_folder, model_folders=_refuse_older(folder, of_folder.values())))
     home = references.resolve().parent
     sidecar = None
-    if references.resolve().name in ("labelsTr", "gt_segmentations") and (home / SIDECAR).is_file():
+    if references.resolve().name in ("labelsTr", REFERENCES) and (home / SIDECAR).is_file():
         sidecar = read_sidecar(home, home.name)
         sidecar = sidecar if files.keys() <= sidecar.cases.keys() else None
-    images = home / references.resolve().name.removesuffix("_thin").replace("labels", "images")
-    return Evaluation(
-        files, models, labels, settings, sidecar, images if images.is_dir() and images != references else None
-    )
+    return Evaluation(files, models, labels, settings, sidecar, _images(references.resolve()))
+
+
+def _images(references: Path) -> Path | None:
+    """The folder of the images, where it lies as nnU-Net has it: `imagesTr` for `labelsTr` or `gt_segmentations`."""
+    images = references.with_name(references.name.removesuffix("_thin").replace("labels", "images"))
+    if references.name == REFERENCES:
+        images = (raw_folder(references.parent.name) or references.parent) / "imagesTr"
+    return images if images.is_dir() and images != references else None
 
 
 def _names(given: Sequence[str] | None, folders: Sequence[Path]) -> list[str]:
@@ -247,13 +255,16 @@ def _refuse_older(folder: Path, files: Any) -> tuple[Path, ...]:
     Raises:
         InputError: a model has changed since.
     """
-    from nnunetv2_ext.inference.record import RECORD
+    from nnunetv2_ext.inference.record import RECORDS
 
+    records = [path for path in sorted(folder.glob("*.json")) if RECORDS.fullmatch(path.name)]
+    if not records:  # nnUNetv2_predict writes none
+        return ()
     try:
-        made_by = read_json(folder / RECORD, "")["models"]
+        made_by = read_json(records[0], "")["models"]
         results = nnunet_folder("nnUNet_results") / read_json(folder / "plans.json", "")["dataset_name"]
         models = {results / one["model"].replace(":", "__"): dict(one["files"]) for one in made_by}
-    except (InputError, LookupError, TypeError, AttributeError, ValueError):  # nnUNetv2_predict writes no record
+    except (InputError, LookupError, TypeError, AttributeError, ValueError):  # none of ours, or no such folder
         return ()
     oldest = min(path.stat().st_mtime for path in files)
     for model, digests in models.items():
@@ -282,11 +293,10 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     from nnunetv2_ext.data.sidecar import SIDECAR
     from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, validated
     from nnunetv2_ext.evaluation.segmentations import labels_of
-    from nnunetv2_ext.files import raw_folder
 
     models, dataset = parse_models(args.models), dataset_name(args.dataset)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
-    references, raw = preprocessed / "gt_segmentations", raw_folder(dataset)
+    references, raw = preprocessed / REFERENCES, raw_folder(dataset)
     if not references.is_dir():
         command = f"nnUNetv2_preprocess -d {dataset} -plans_name {models[0].plans} -c {models[0].configuration}"
         raise InputError(f"no folder {references}", "the references of the training cases", f"run {command}")
@@ -311,9 +321,8 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     sidecar = None
     if (preprocessed / SIDECAR).is_file() or (raw is not None and (raw / SIDECAR).is_file()):
         sidecar = find_sidecar(preprocessed, dataset)
-    images = None if raw is None or not (raw / "imagesTr").is_dir() else raw / "imagesTr"
     of_cases = {case: references / f"{case}{labels.ending}" for case in found[0].files}
-    return Evaluation(of_cases, found, labels, settings, sidecar, images)
+    return Evaluation(of_cases, found, labels, settings, sidecar, _images(references))
 
 
 def _refuse_older_validation(fold: Path, files: Mapping[str, Path], model: Any) -> None:

@@ -261,7 +261,11 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     Raises:
         InputError: it does, or a summary that nnU-Net wrote is in the way.
     """
-    for path in _places(evaluation, output).values():
+    places = _places(evaluation, output)
+    if len(set(places.values())) < len(evaluation.models):
+        names = listed(one.model for one in evaluation.models)
+        raise InputError(f"the models {names}", "a folder of its own for each name", "give them other --names")
+    for path in places.values():
         if path.exists() and not is_ours(path):
             raise InputError(f"{path}, which nnU-Net wrote", "no other summary where ours goes", "choose another -o")
     if overwrite:

@@ -142,7 +142,9 @@ def _summarize(
     Returns:
         The mean Dice over labels.
     """
-    named = {str(label): label for label in labels}
+    # nnU-Net's label manager gives numpy's numbers
+    plain: list[Label] = [tuple(map(int, one)) if isinstance(one, tuple) else int(one) for one in labels]
+    named = {str(label): label for label in plain}
 
     def counted(pair: Pair) -> dict[str, dict[str, float]]:
         both = []
@@ -157,7 +159,7 @@ def _summarize(
         str(output.parent),
         {pair.case: (pair.reference, pair.prediction) for pair in pairs},
         {name: label if isinstance(label, tuple) else (label,) for name, label in named.items()},
-        ignore_label,
+        None if ignore_label is None else int(ignore_label),
     )
     of_cases = {pair.case: of_case for pair, of_case in zip(pairs, metrics, strict=True)}
     return write_summary(output, summary, of_cases, keys={name: name for name in named})

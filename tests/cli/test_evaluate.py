@@ -15,9 +15,11 @@ import SimpleITK as sitk
 import tifffile
 
 from nnunetv2_ext.cli import main
+from nnunetv2_ext.data.sidecar import Sidecar, write_sidecar
 from nnunetv2_ext.evaluation.scores import read_scores
 from nnunetv2_ext.evaluation.summary import read_summaries
 from nnunetv2_ext.files import file_state
+from nnunetv2_ext.geometry.slabs import CaseSlabs, slice_edges
 
 DATASET = "Dataset901_Boxes"
 LABELS = {"background": 0, "left": 1, "right": 2}
@@ -140,6 +142,34 @@ def test_regions_and_ignore_label(folder: Path) -> None:
     counts = summary["metric_per_case"][0]["metrics"]["(2,)"]
     assert [counts[key] for key in ("TP", "FP", "FN", "TN")] == [96, 32, 0, 4 * 144 - 128]
     assert read_summaries(folder / "out")["predictions"].ignore_label == 3
+
+
+def test_slabs_where_a_side_car_tells_of_them(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    slabs = slice_edges(3, 8.0)  # two slices each
+    cases = {case: CaseSlabs(4.0, 6, slabs) for case in CASES}
+    (folder / "raw").rename(folder / DATASET)
+    (folder / DATASET / "labelsTs").rename(folder / DATASET / "labelsTr")
+    (folder / DATASET / "imagesTr").mkdir()
+    write_sidecar(folder / DATASET, Sidecar(DATASET, 0, cases))
+    command = ["-p", str(folder / "predictions"), "--disable_progress_bar", "-np", "1", "-o"]
+    for name, expected in (("labelsTr", True), ("labelsTr_thin", False)):
+        if not expected:
+            shutil.copytree(folder / DATASET / "labelsTr", folder / DATASET / name)
+        assert main(["evaluate", "-r", str(folder / DATASET / name), *command, str(folder / name)]) == 0
+        assert ("Dice of slabs" in capsys.readouterr().out) == expected
+        assert read_summaries(folder / name)["predictions"].images == folder / DATASET / "imagesTr"
+    # at the slabs' centres, the later slice, 1 1 0 against 0 1 1
+    assert read_scores(folder / "labelsTr").values("predictions", "left", "Dice of slabs")["a"] == 0.5
+
+
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient"])
+def test_the_reader_that_dataset_json_asks_for(folder: Path, reader: str) -> None:
+    description = {**DESCRIPTION, "overwrite_image_reader_writer": reader}
+    (folder / "labels.json").write_text(json.dumps(description))
+    assert evaluate(folder, "-djfile", str(folder / "labels.json")) == 0
+    scores = read_scores(folder / "out")
+    assert scores.values("predictions", "left", "HD") == dict.fromkeys(CASES, 4.0)
+    assert scores.values("predictions", "left", "volume")["a"] == pytest.approx(4 * 8 * 4 * 2 / 1000)
 
 
 def test_volumes_in_tiff(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +364,7 @@ def test_bad_input(
         ([], "no -p, -r"),
         (["-r", "raw/labelsTs", "-p", "raw/labelsTs"], "as -r and as -p"),
         (["-r", "raw/labelsTs", "-p", "predictions", "-p", "predictions/"], "twice"),
+        (["-r", "raw/labelsTs", "-p", "predictions", "-p", "raw", "--names", "A", "A"], "--names A A"),
     ],
 )
 def test_flags_that_do_not_go_together(
