@@ -8,7 +8,6 @@ import argparse
 import os
 import shlex
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.evaluation.scores import Scores
+    from nnunetv2_ext.evaluation.segmentations import Labels
 
 DATASET_ID, DATASET = 999, "Dataset999_Phantom"
 CONFIGURATION = "3d_fullres"
@@ -32,8 +32,8 @@ SETTINGS = "demo.json"
 CAVEAT = "Trainings this short show that all steps work; which network is better takes longer ones on real data."
 BASELINE = "Threshold per label"
 MEANING = (
-    "It is the best interval of intensities for each label, chosen on the unseen cases themselves: it needs no training, "
-    "and what does not beat it has learnt little."
+    "It is the best interval of intensities for each label, chosen on the unseen cases themselves. It needs no "
+    "training, and what does not beat it has learnt little."
 )
 
 
@@ -96,18 +96,17 @@ def run(args: argparse.Namespace) -> int:
         )
     with steps.step("plan and preprocess"):
         _plan_and_preprocess()
-    seconds = {}
     for contender in CONTENDERS:
         for fold in FOLDS:
             with steps.step(f"train {contender.trainer}, fold {fold}, {args.epochs} epochs"):
-                seconds[contender, fold] = _train(contender, fold, args)
+                _train(contender, fold, args)
     members = [(contender, folds) for contender in CONTENDERS for folds in (*((fold,) for fold in FOLDS), FOLDS)]
     with steps.step(f"predict the unseen phantoms with {len(members)} models"):
         for done, (contender, folds) in enumerate(members):
             steps.advance(f"{done} of {len(members)}")
             _predict(contender, folds, output, args.device)
     with steps.step("evaluate"):
-        scores = _evaluate(members, output, LABELS)
+        scores = _evaluate(members, output)
         notes = [_baseline(raw, LABELS), CAVEAT]
     with steps.step("write the report"):
         _report(scores, output, "\n\n".join([means_table(scores), *notes]) + "\n")
@@ -206,11 +205,10 @@ def _plan_and_preprocess() -> None:
         )
 
 
-def _train(contender: Contender, fold: int, args: argparse.Namespace) -> float:
-    """Train one fold; the seconds it took."""
+def _train(contender: Contender, fold: int, args: argparse.Namespace) -> None:
+    """Train one fold."""
     from nnunetv2_ext.training.run import train_fold
 
-    start = time.monotonic()
     train_fold(
         DATASET_ID,
         CONFIGURATION,
@@ -220,7 +218,6 @@ def _train(contender: Contender, fold: int, args: argparse.Namespace) -> float:
         training={"epochs": args.epochs, "iterations_per_epoch": args.iterations, "val_iterations_per_epoch": 2},
         device=args.device,
     )
-    return time.monotonic() - start
 
 
 def _name(contender: Contender, folds: Sequence[int]) -> str:
@@ -245,13 +242,19 @@ def _predict(contender: Contender, folds: Sequence[int], output: Path, device: s
         raise InputError(f"{case}, which was not predicted ({sentence})", "labels of every case", "see log.txt")
 
 
-def _evaluate(members: Sequence[tuple[Contender, Sequence[int]]], output: Path, labels: Mapping[str, int]) -> "Scores":
-    """Measure the predictions of every member, into the folder `report`."""
-    from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, evaluate, files_in
+def _labels(output: Path) -> "Labels":
+    """What the values of the phantoms' labels mean."""
     from nnunetv2_ext.evaluation.segmentations import labels_of
 
+    description = output / "nnUNet_raw" / DATASET / "dataset.json"
+    return labels_of(read_json(description, "run the demo anew"), description)
+
+
+def _evaluate(members: Sequence[tuple[Contender, Sequence[int]]], output: Path) -> "Scores":
+    """Measure the predictions of every member, into the folder `report`."""
+    from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, evaluate, files_in
+
     raw = output / "nnUNet_raw" / DATASET
-    description = raw / "dataset.json"
     models = []
     for contender, folds in members:
         title = f"{contender.title}, " + (f"ensemble of {len(folds)}" if len(folds) > 1 else f"fold {folds[0]}")
@@ -260,7 +263,7 @@ def _evaluate(members: Sequence[tuple[Contender, Sequence[int]]], output: Path, 
     evaluation = Evaluation(
         files_in(raw / "labelsTs", ".nii.gz"),
         models,
-        labels_of(read_json(description, "draw the phantoms anew"), description),
+        _labels(output),
         images=raw / "imagesTs",
     )
     return evaluate(evaluation, output / "report", processes=os.cpu_count() or 1)
@@ -281,3 +284,14 @@ def _baseline(raw: Path, labels: Mapping[str, int]) -> str:
 
 def _report(scores: "Scores", output: Path, table: str) -> None:
     """Table, picture and page in the folder `report`."""
+    from nnunetv2_ext.report.cases import choose, draw, find_cases
+    from nnunetv2_ext.report.page import write_report
+
+    raw, report = output / "nnUNet_raw" / DATASET, output / "report"
+    (report / "table.md").write_text(table, encoding="utf-8")
+    labels = _labels(output)
+    cases = find_cases(raw / "imagesTs", output / "predictions" / _name(CONTENDERS[0], FOLDS), raw / "labelsTs")
+    best = choose(cases, labels, 3, processes=os.cpu_count() or 1, progress=False)
+    heading = f"{CONTENDERS[0].title}, ensemble of {len(FOLDS)} folds, on unseen phantoms"
+    draw(cases, best, labels, report / "cases.png", heading=heading, note=CAVEAT, window=(-160.0, 300.0))
+    write_report([report], report / "report.html", title="Demo: unseen phantoms")
