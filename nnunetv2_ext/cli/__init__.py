@@ -34,6 +34,7 @@ COMMANDS = {
     "evaluate": "every metric of predictions, by case and label, in mm and ml",
     "compare": "models that were evaluated, paired by case: differences, intervals, tests",
     "look": "a picture of cases: images with their predictions, and labels where there are any",
+    "report": "all of an evaluation in one HTML file, which needs no network",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }

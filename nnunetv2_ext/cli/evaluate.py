@@ -215,13 +215,12 @@ def _labels(given: Path | None, references: Path, predictions: Sequence[Path]) -
     Raises:
         InputError: none, or one that nnU-Net refuses, or two that mean something else by the labels.
     """
-    from nnunetv2_ext.evaluation.segmentations import labels_of
+    from nnunetv2_ext.evaluation.segmentations import descriptions, labels_of
 
     remedy = "give it with -djfile"
     if given is not None:
         return labels_of(read_json(given, "check the path"), given)
-    folders = (*predictions, references.resolve().parent, references)
-    paths = [folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()]
+    paths = descriptions(predictions, references)
     if not paths:
         where = f"no dataset.json in {listed(predictions)}, nor beside or in {references}"
         raise InputError(where, "one that names the labels", remedy)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import check_output_file, read_json, unwritable
+from nnunetv2_ext.files import check_output_file, read_json
 from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
@@ -62,13 +62,11 @@ def run(args: argparse.Namespace) -> int:
     if window is not None and not window[0] < window[1]:
         raise InputError(f"--window {listed(window, separator=' ')}", "the lower value first", "correct it")
 
-    import numpy as np
     from nnunetv2.configuration import default_num_processes
 
-    from nnunetv2_ext.report.cases import all_labels, choose, find_cases, named, read_case, shown
-    from nnunetv2_ext.report.figure import save_cases
+    from nnunetv2_ext.report.cases import choose, draw, find_cases, named
 
-    known, is_ct = _described(args, channel)
+    labels, is_ct = _described(args, channel)
     cases = find_cases(args.images, args.predictions, args.truths, channel=channel)
     asked = args.cases or ["3"]
     number = int(asked[0]) if len(asked) == 1 and asked[0].isdecimal() and asked[0] not in cases else None
@@ -77,26 +75,12 @@ def run(args: argparse.Namespace) -> int:
     if number is None:
         chosen = named(cases, asked)
     else:
-        chosen = choose(cases, known, number, processes=default_num_processes, progress=len(cases) > 20)
-    read = {name: read_case(cases[name]) for name in chosen}
-    values = set[int]().union(*(case.values() for case in read.values()))
-    labels = all_labels(known, values)
-    if window is None and is_ct and all(np.ptp(case.image) > CT_WINDOW[1] - CT_WINDOW[0] for case in read.values()):
+        chosen = choose(cases, labels, number, processes=default_num_processes, progress=len(cases) > 20)
+    if is_ct and window is None:
         window = CT_WINDOW
-    grey = (
-        "from the 1st to the 99.5th percentile of each image" if window is None else "from {:g} to {:g}".format(*window)
-    )
-    try:
-        save_cases(
-            [shown(name, chosen[name], case, known, labels) for name, case in read.items()],
-            labels,
-            args.output,
-            heading=args.predictions.resolve().name,
-            note=f"Grey values {grey}. The patient's right is on the left of axial and coronal planes.",
-            window=window,
-        )
-    except OSError as error:
-        raise unwritable(args.output, error) from None
+    grey = "from {:g} to {:g}".format(*window) if window else "from the 1st to the 99.5th percentile of each image"
+    note = f"Grey values {grey}. The patient's right is on the left of axial and coronal planes."
+    draw(cases, chosen, labels, args.output, heading=args.predictions.resolve().name, note=note, window=window)
     print(f"{args.output}: {listed(chosen)}")
     return 0
 
@@ -104,14 +88,14 @@ def run(args: argparse.Namespace) -> int:
 def _described(args: argparse.Namespace, channel: int) -> "tuple[Labels, bool]":
     """The labels' names, and whether the images are CT."""
     from nnunetv2_ext.data.description import channel_names
-    from nnunetv2_ext.evaluation.segmentations import Labels, labels_of
+    from nnunetv2_ext.evaluation.segmentations import Labels, descriptions, labels_of
 
-    folders = [folder.absolute() for folder in (args.predictions, args.truths) if folder is not None]
-    near = [folder / "dataset.json" for of in folders for folder in (of, of.parent)]
-    paths = near if args.description is None else [args.description]
-    path = next((path for path in paths if args.description or path.is_file()), None)
-    if path is None:
+    paths = (
+        [args.description] if args.description else descriptions([args.predictions], args.truths or args.predictions)
+    )
+    if not paths:
         return Labels({}), False
+    path = paths[0]
     content = read_json(path, "correct the file, or give another with -djfile")
     labels = labels_of(content, path)
     names = channel_names(content)

@@ -40,8 +40,8 @@ class Interval(NamedTuple):
     cases: int
 
     def __str__(self) -> str:
-        bounds = f" [{self.low:.3f}, {self.high:.3f}]" if self.cases > 1 else ""
-        return f"{self.mean:.3f}{bounds}" if self.cases else "-"
+        mean, low, high = (f"{round(value, 3) + 0.0:.3f}" for value in self[:3])  # no -0.000
+        return f"{mean} [{low}, {high}]" if self.cases > 1 else mean if self.cases else "-"
 
 
 class Comparison(NamedTuple):
@@ -370,10 +370,10 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     ]
     if any(one.difference.cases < 2 for one in comparisons):
         notes.append("Below two cases there is no interval.")
-    weak = {one.wins + one.losses: one.least_p for one in comparisons if one.least_p > LEVEL}
-    if weak:
-        told = listed(f"{pairs} never give less than {least:.4g}" for pairs, least in sorted(weak.items()))
-        notes.append(f"Too few pairs that differ for a p below {LEVEL:g}: {told}.")
+    if weak := [one for one in comparisons if one.least_p > LEVEL]:
+        pairs = max(one.wins + one.losses for one in weak)
+        never = f"{pairs} never give{'s' * (pairs == 1)} less than {least_p(pairs):.4g}"
+        notes.append(f"Too few pairs that differ for a p below {LEVEL:g}, in {len(weak)} of {tests} tests: {never}.")
     least = min((one.least_p for one in comparisons), default=1.0)
     if tests > 1 and least <= LEVEL < (corrected := least * tests):
         notes.append(f"Corrected over {tests} tests, no p can fall below {corrected:.4g} with so few pairs.")

@@ -1,7 +1,7 @@
 """Label files of one case, reference and prediction: what their values mean, read on one grid, counted and measured."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +78,12 @@ def labels_of(content: Mapping[str, Any], path: Path) -> Labels:
     known = frozenset(int(value) for values in lists.values() for value in values)
     ignore = int(lists[IGNORE][0]) if IGNORE in lists else None
     return Labels(of, ignore, known | {0}, content["file_ending"], overwriting_reader(content), str(path))
+
+
+def descriptions(predictions: Sequence[Path], references: Path) -> list[Path]:
+    """Every dataset.json that tells of label files: with predictions, beside the folder of the references, in it."""
+    folders = (*predictions, references.resolve().parent, references)
+    return [folder / "dataset.json" for folder in dict.fromkeys(folders) if (folder / "dataset.json").is_file()]
 
 
 class Pair(NamedTuple):

@@ -16,7 +16,8 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import MM3_PER_ML
 from nnunetv2_ext.evaluation.scores import nan_mean
 from nnunetv2_ext.evaluation.segmentations import Label, Labels, count, is_tiff, masks
-from nnunetv2_ext.report.figure import Shown
+from nnunetv2_ext.files import unwritable
+from nnunetv2_ext.report.figure import Shown, save_cases
 from nnunetv2_ext.text import counted, listed
 
 ORIENTATION = "LPS"
@@ -191,12 +192,39 @@ def named(cases: Mapping[str, Files], names: Sequence[str]) -> dict[str, str]:
     return dict.fromkeys(names, "")
 
 
-def shown(name: str, rank: str, case: Read, labels: Labels, drawn: Mapping[str, Label]) -> Shown:
-    """A case with its title: name, Dice where there is a truth, volumes.
+def draw(
+    cases: Mapping[str, Files],
+    chosen: Mapping[str, str],
+    labels: Labels,
+    path: Path,
+    *,
+    heading: str = "",
+    note: str = "",
+    window: tuple[float, float] | None = None,
+) -> None:
+    """Write a picture of some cases.
 
     Args:
-        drawn: the labels by name, as in the whole picture.
+        chosen: their names, with a line above each: what `choose` or `named` gave.
+        labels: what values mean; `Labels({})` where nothing is known.
+        path: of the PNG.
+        heading, note: see `save_cases`.
+        window: values shown as black and white; by default the 1st and 99.5th percentile of each image.
+
+    Raises:
+        InputError: as `read_case`, or the picture cannot be written.
     """
+    read = {name: read_case(cases[name]) for name in chosen}
+    drawn = all_labels(labels, set[int]().union(*(case.values() for case in read.values())))
+    shown = [_shown(name, chosen[name], case, labels, drawn) for name, case in read.items()]
+    try:
+        save_cases(shown, drawn, path, heading=heading, note=note, window=window)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+def _shown(name: str, rank: str, case: Read, labels: Labels, drawn: Mapping[str, Label]) -> Shown:
+    """A case with its title: name, Dice where there is a truth, volumes."""
     scores = dice(case.truth, case.prediction, labels)
     lines = [rank] * bool(rank) + [name, ""]
     if any(not math.isnan(value) for value in scores.values()):

@@ -40,7 +40,7 @@ class Shown:
     spacing: Spacing
 
 
-class _Style(NamedTuple):
+class Style(NamedTuple):
     """How a label is drawn."""
 
     values: tuple[int, ...]
@@ -73,7 +73,7 @@ def save_cases(
     Raises:
         OSError: the file cannot be written; what was there before stays.
     """
-    styles = _styles(labels)
+    styles = label_styles(labels)
     columns = (
         ("image", "truth", "prediction") if any(case.truth is not None for case in cases) else ("image", "prediction")
     )
@@ -98,12 +98,12 @@ def save_cases(
     top = height - margin_top
     for case, title, row in zip(cases, titles, rows, strict=True):
         figure.text(EDGE / width, (top - row / 2) / height, title, va="center", fontsize=10, linespacing=1.5)
-        shades = window or _percentiles(case.image)
+        shades = window or window_of(case.image)
         left = margin_left
         telling = case.truth if case.truth is not None and _is_marked(case.truth, styles.values()) else case.prediction
         for plane, in_mm in enumerate(widths):
             wide = in_mm * inches
-            index = _telling_index(telling, plane, styles.values())
+            index = telling_index(telling, plane, styles.values())
             group = left
             for column in columns:
                 overlay = {"image": None, "truth": case.truth, "prediction": case.prediction}[column]
@@ -133,11 +133,11 @@ def save_cases(
     write_beside(lambda part: figure.savefig(part, dpi=110, format="png"), path)
 
 
-def _styles(labels: Mapping[str, int | Sequence[int]]) -> dict[str, _Style]:
+def label_styles(labels: Mapping[str, int | Sequence[int]]) -> dict[str, Style]:
     lists = {name: (values,) if isinstance(values, int) else tuple(values) for name, values in labels.items()}
     foreground = {name: values for name, values in lists.items() if set(values) != {0}}
     return {
-        name: _Style(values, COLOURS[order % len(COLOURS)], LINES[order // len(COLOURS) % len(LINES)])
+        name: Style(values, COLOURS[order % len(COLOURS)], LINES[order // len(COLOURS) % len(LINES)])
         for order, (name, values) in enumerate(foreground.items())
     }
 
@@ -155,18 +155,18 @@ def _title_size(title: str) -> tuple[float, float]:
     return extent.width / figure.dpi, extent.height / figure.dpi
 
 
-def _percentiles(image: np.ndarray) -> tuple[float, float]:
-    """The shades of an image by default, of the voxels that are numbers."""
+def window_of(image: np.ndarray) -> tuple[float, float]:
+    """The intensities shown as black and white by default: the 1st and 99.5th percentile of those that are numbers."""
     known = image[np.isfinite(image)]
-    low, high = np.percentile(known, (1, 99.5)) if known.size else (0.0, 1.0)
-    return float(low), float(high)
+    low, high = map(float, np.percentile(known, (1, 99.5)) if known.size else (0.0, 1.0))
+    return low, high if high > low else low + 1
 
 
-def _is_marked(values: np.ndarray, styles: Collection[_Style]) -> bool:
+def _is_marked(values: np.ndarray, styles: Collection[Style]) -> bool:
     return any(np.isin(values, style.values).any() for style in styles)
 
 
-def _telling_index(labels: np.ndarray, axis: int, styles: Collection[_Style]) -> int:
+def telling_index(labels: np.ndarray, axis: int, styles: Collection[Style]) -> int:
     """The slice along `axis` with the largest summed share of each label; the middle one where there is no label."""
     others = tuple(other for other in range(3) if other != axis)
     areas = [np.isin(labels, style.values).sum(axis=others) for style in styles]
@@ -193,7 +193,7 @@ def _draw(
     plane: int,
     index: int,
     overlay: np.ndarray | None,
-    styles: Collection[_Style],
+    styles: Collection[Style],
     shades: tuple[float, float],
 ) -> None:
     """One panel: the slice in grey, on it the labels' areas in faint colour with a firm outline."""

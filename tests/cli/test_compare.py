@@ -43,7 +43,7 @@ def test_a_table_and_what_it_means(evaluation, capsys):
     # all five pairs on one side, twice
     assert [row[6:] for row in cells[2:]] == [["0.0625", "0.125", "5/0/0", "5"], ["0.0625", "0.125", "0/0/5", "5"]]
     assert "corrected over the 2 tests of this table" in notes
-    assert "5 never give less than 0.0625" in notes
+    assert "in 2 of 2 tests: 5 never give less than 0.0625" in notes
     assert "Dice higher, HD95 lower is better" in notes
 
 
@@ -67,7 +67,7 @@ def test_one_case_has_no_interval(tmp_path, capsys):
     assert main(["compare", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "Below two cases there is no interval." in printed and "nan" not in printed
-    assert "1 never give less than 1" in printed
+    assert "1 never gives less than 1" in printed
     assert main(["compare", str(tmp_path), "--json"]) == 0
     (one,) = json.loads(capsys.readouterr().out)["comparisons"]
     assert (one["difference"], one["low"], one["high"], one["cases"]) == (pytest.approx(-0.2), None, None, 1)

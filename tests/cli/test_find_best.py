@@ -208,13 +208,8 @@ def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, 
         merged = tmp_path / (f"ensembles/{both}" if identifier == both else f"{identifier}/crossval_results_folds_0_1")
         merged.mkdir(parents=True)
         (merged / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
-        of_cases = [
-            {
-                "prediction_file": f"{case}.nii.gz",
-                "metrics": {"(1, 2)": {"Dice": value + more}, "2": {"Dice": value - more}},
-            }
-            for case, more in (("a", 0.04), ("b", 0.06))
-        ]
+        metrics = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
+        of_cases = [{"prediction_file": f"{case}.nii.gz", "metrics": metrics} for case in "ab"]
         (merged / "summary.json").write_text(json.dumps({"metric_per_case": of_cases}))
     _print_table(tmp_path, [OURS, STOCK], [0, 1], dice)
     printed = capsys.readouterr().out

@@ -12,7 +12,7 @@ from matplotlib.image import imread
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.cli.look import CT_WINDOW
 from nnunetv2_ext.evaluation.palette import COLOURS
-from nnunetv2_ext.report import figure
+from nnunetv2_ext.report import cases as report_cases
 
 SHAPE, SPACING = (6, 16, 16), (1.0, 1.0, 5.0)
 CASES = ("a", "b", "c", "d", "e")
@@ -61,7 +61,9 @@ def drawn(monkeypatch):
     """What is handed to the picture, which is not drawn."""
     kept: dict = {}
     monkeypatch.setattr(
-        figure, "save_cases", lambda cases, labels, path, **options: kept.update(options, cases=cases, labels=labels)
+        report_cases,
+        "save_cases",
+        lambda cases, labels, path, **options: kept.update(options, cases=cases, labels=labels),
     )
     return kept
 

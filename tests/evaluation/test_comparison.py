@@ -38,6 +38,19 @@ def test_interval_of_few_and_equal_values(values, expected):
     assert interval(values) == pytest.approx(expected, nan_ok=True)
 
 
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([0.25, 0.25], "0.250 [0.250, 0.250]"),
+        ([0.25], "0.250"),
+        ([NAN], "-"),
+        ([-1e-5, -1e-5], "0.000 [0.000, 0.000]"),
+    ],
+)
+def test_interval_in_words(values, text):
+    assert str(interval(values)) == text
+
+
 def test_interval_is_that_of_the_normal_distribution():
     values = np.random.default_rng(1).normal(0.01, 0.05, 400)
     found = interval(values)

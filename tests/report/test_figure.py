@@ -7,7 +7,7 @@ from matplotlib.image import imread
 
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.report import figure
-from nnunetv2_ext.report.figure import LINES, Shown, _styles, _telling_index, save_cases
+from nnunetv2_ext.report.figure import LINES, Shown, label_styles, save_cases, telling_index
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
@@ -62,16 +62,16 @@ def test_different_grids_in_one_picture(tmp_path):
     assert (tmp_path / "cases.png").stat().st_size > 0
 
 
-def test_telling_index():
+def testtelling_index():
     labels = np.zeros((5, 4, 4), int)
     labels[1, :, :] = 1
     labels[2, :3, :] = 1
     labels[2, 3, :2] = 2
-    both, one = (_styles(names).values() for names in ({"one": 1, "two": 2}, {"one": 1}))
+    both, one = (label_styles(names).values() for names in ({"one": 1, "two": 2}, {"one": 1}))
     # Slice 1 holds most of label 1, but slice 2 nearly as much and all of label 2.
-    assert _telling_index(labels, 0, both) == 2
-    assert _telling_index(labels, 0, one) == 1
-    assert _telling_index(np.zeros((5, 4, 4), int), 0, both) == 2
+    assert telling_index(labels, 0, both) == 2
+    assert telling_index(labels, 0, one) == 1
+    assert telling_index(np.zeros((5, 4, 4), int), 0, both) == 2
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_planes_go_through_the_prediction_where_there_is_no_true_label(tmp_path,
 
 def test_long_names_and_many_labels_fit(tmp_path):
     labels = {"background": 0, **{f"a structure with a long name {number}": number for number in range(1, 17)}}
-    styles = _styles(labels)
+    styles = label_styles(labels)
     assert len({(style.colour, style.line) for style in styles.values()}) == len(styles) == 16
     assert {style.line for style in styles.values()} == set(LINES)
     long = "\n".join(["x" * 100, *(f"line {number}" for number in range(30))])
