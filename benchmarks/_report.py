@@ -5,7 +5,7 @@ import datetime
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,3 +55,9 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 def markdown_facts(facts: dict[str, Any]) -> str:
     """One line `key value, key value`, without the empty ones."""
     return ", ".join(f"{key} {value}" for key, value in facts.items() if value is not None)
+
+
+def in_points(difference: Mapping[str, float]) -> str:
+    """The fields of an `Interval` of Dice for a table, `mean [low, high]` in points of percent."""
+    mean, low, high = (100 * difference[key] for key in ("mean", "low", "high"))
+    return f"{mean:+.2f} [{low:+.2f}, {high:+.2f}]"

@@ -8,7 +8,6 @@ holds them already.
 import statistics
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,8 +15,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
-from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences
+from benchmarks._report import in_points
 from nnunetv2_ext.data.phantom import LABELS, write_phantoms
+from nnunetv2_ext.evaluation.comparison import compare_pair
+from nnunetv2_ext.evaluation.scores import dice_scores
 from nnunetv2_ext.files import read_json, write_json
 from nnunetv2_ext.inference.predictor import Predictor
 from nnunetv2_ext.inference.region import Region, region_of_model
@@ -152,16 +153,17 @@ def _row(name: str, cases: dict[str, list[Seen]], reference: dict[str, list[Seen
         statistics.mean(statistics.median(one.seconds for one in of_case) for of_case in of.values())
         for of in (cases, reference)
     )
-    dice = {case: one.dice for case, one in last.items()}
-    difference = bootstrap(paired_differences(dice, {case: of_case[-1].dice for case, of_case in reference.items()}))
+    whole_image = next(iter(WAYS))
+    ways = {whole_image: reference, name: cases}
+    scores = dice_scores({way: {case: seen[-1].dice for case, seen in of.items()} for way, of in ways.items()})
     row = {
         "way": name,
         "s": seconds,
         "time ratio": seconds / whole,
         "windows": statistics.mean(one.windows for one in last.values()),
-        "Dice": mean_dice(dice),
-        **{f"Dice {label}": value for label, value in dice_per_label(dice).items()},
-        "difference": in_points(asdict(difference)),
+        "Dice": scores.mean_of_labels(name, "Dice"),
+        **{f"Dice {label}": scores.mean(name, label, "Dice") for label in scores.labels},
+        "difference": in_points(compare_pair(scores, name, whole_image).difference._asdict()),
         "inside, mean": f"{statistics.mean(one.inside for one in last.values()):.4f}",
         "inside, worst": f"{min(one.inside for one in last.values()):.4f}",
         "share of image": statistics.mean(one.share for one in last.values()),

@@ -25,10 +25,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from benchmarks._report import exit_status, machine, markdown_facts
-from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
+from benchmarks._report import exit_status, in_points, machine, markdown_facts
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.comparison import compare_pair
+from nnunetv2_ext.evaluation.scores import dice_scores, read_dice
 from nnunetv2_ext.files import check_output_file, dataset_name, read_json, write_json
 from nnunetv2_ext.text import markdown_table
 
@@ -132,30 +133,29 @@ def train_all(args: argparse.Namespace, dataset: str, runs: Sequence[Run], train
 
 def compare(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """One row per trainer, the last one being the reference of the differences."""
-    groups: dict[tuple[str, str], list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.trainer, run.plans), []).append(run)
+        groups.setdefault(f"{run.trainer}:{run.plans}", []).append(run)
     cases = {
-        pair: {name: dice for run in group for name, dice in read_summary(run.summary).items()}
-        for pair, group in groups.items()
+        model: {name: dice for run in group for name, dice in read_dice(run.summary, "train this fold again").items()}
+        for model, group in groups.items()
     }
-    reference = list(groups)[-1]
+    scores, reference = dice_scores(cases), list(groups)[-1]
     rows = []
-    for (trainer, plans), group in groups.items():
-        pair = (trainer, plans)
-        difference = None
-        if pair != reference:
-            difference = dataclasses.asdict(bootstrap(paired_differences(cases[pair], cases[reference])))
+    for model, group in groups.items():
+        labels = dict.fromkeys(label for of_case in cases[model].values() for label in of_case)
         rows.append(
             {
-                "trainer": trainer,
-                "plans": plans,
-                "cases": len(cases[pair]),
-                "dice_per_label": dice_per_label(cases[pair]),
-                "mean_dice": mean_dice(cases[pair]),
-                "difference": difference,
+                "trainer": group[0].trainer,
+                "plans": group[0].plans,
+                "cases": len(cases[model]),
+                "dice_per_label": {label: scores.mean(model, label, "Dice") for label in labels},
+                "mean_dice": scores.mean_of_labels(model, "Dice"),
+                "difference": None
+                if model == reference
+                else compare_pair(scores, model, reference).difference._asdict(),
                 "seconds_per_fold": {run.fold: read_json(run.record, "train again")["seconds"] for run in group},
-                "dice_per_case": cases[pair],
+                "dice_per_case": cases[model],
             }
         )
     return rows

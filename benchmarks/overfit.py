@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks._report import exit_status, machine, markdown_facts
-from benchmarks._statistics import nan_mean
 from benchmarks._trainers import trainer_for
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.scores import nan_mean
 from nnunetv2_ext.files import check_output_file, dataset_name, write_json
 from nnunetv2_ext.text import markdown_table
 

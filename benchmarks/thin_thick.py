@@ -31,7 +31,6 @@ same network on the same thin patches, taking turns.
 """
 
 import argparse
-import dataclasses
 import os
 import shutil
 import sys
@@ -42,7 +41,7 @@ from typing import Any
 
 import torch
 
-from benchmarks._report import exit_status, machine, markdown_facts
+from benchmarks._report import exit_status, in_points, machine, markdown_facts
 from benchmarks._slab_steps import steps_table, time_steps
 from benchmarks._slabs import (
     ENDING,
@@ -58,8 +57,9 @@ from benchmarks._slabs import (
     prepare,
     trainer_of,
 )
-from benchmarks._statistics import bootstrap, dice_per_label, in_points, mean_dice, paired_differences, read_summary
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.comparison import compare_pair
+from nnunetv2_ext.evaluation.scores import dice_scores, read_dice
 from nnunetv2_ext.files import check_output_file, dataset_name, read_json, write_json
 from nnunetv2_ext.text import markdown_table
 
@@ -133,43 +133,53 @@ def learn_all(args: argparse.Namespace, runs: Sequence[Run]) -> None:
 
 def compare(args: argparse.Namespace, runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each network, factor and way, over all folds."""
-    groups: dict[tuple[str, int, str], list[Run]] = {}
+    groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.network, run.factor, run.way), []).append(run)
+        groups.setdefault(_model(run.network, run.factor, run.way), []).append(run)
+    of_run = {run: read_dice(run.folder(args.output) / SUMMARY, "train this fold again") for run in runs}
     cases = {
-        key: {case: dice for run in group for case, dice in read_summary(run.folder(args.output) / SUMMARY).items()}
-        for key, group in groups.items()
+        model: {case: dice for run in group for case, dice in of_run[run].items()} for model, group in groups.items()
     }
+    scores = dice_scores(cases)
     rows = []
     for network in args.networks:
         for factor in args.factors:
-            reference, truth = cases.get((network, factor, LAID)), cases.get((network, 0, TRUTH))
+            reference, truth = _model(network, factor, LAID), _model(network, 0, TRUTH)
             for way in args.ways:
-                key = (network, 0 if way == TRUTH else factor, way)
-                here, difference, closed = cases[key], None, None
-                if reference is not None and way != LAID:
-                    difference = dataclasses.asdict(bootstrap(paired_differences(here, reference)))
-                if reference is not None and truth is not None and way not in (LAID, TRUTH):
-                    closed = (mean_dice(here) - mean_dice(reference)) / (mean_dice(truth) - mean_dice(reference))
-                folds = {run.fold: mean_dice(read_summary(run.folder(args.output) / SUMMARY)) for run in groups[key]}
+                model, difference, closed = _model(network, 0 if way == TRUTH else factor, way), None, None
+                mean = scores.mean_of_labels(model, "Dice")
+                if reference in groups and way != LAID:
+                    difference = compare_pair(scores, model, reference).difference._asdict()
+                if reference in groups and truth in groups and way not in (LAID, TRUTH):
+                    bounds = [scores.mean_of_labels(bound, "Dice") for bound in (reference, truth)]
+                    closed = (mean - bounds[0]) / (bounds[1] - bounds[0])
+                of_folds = dice_scores({str(run.fold): of_run[run] for run in groups[model]})
                 rows.append(
                     {
                         "network": network,
                         "factor": factor,
                         "way": way,
-                        "cases": len(here),
-                        "dice_per_label": dice_per_label(here),
-                        "mean_dice": mean_dice(here),
-                        "mean_dice_per_fold": folds,
+                        "cases": len(cases[model]),
+                        "dice_per_label": {label: scores.mean(model, label, "Dice") for label in scores.labels},
+                        "mean_dice": mean,
+                        "mean_dice_per_fold": {
+                            run.fold: of_folds.mean_of_labels(str(run.fold), "Dice") for run in groups[model]
+                        },
                         "difference": difference,
                         "closed": closed,
                         "seconds": [
-                            read_json(run.folder(args.output) / RECORD, "train again")["seconds"] for run in groups[key]
+                            read_json(run.folder(args.output) / RECORD, "train again")["seconds"]
+                            for run in groups[model]
                         ],
-                        "dice_per_case": here,
+                        "dice_per_case": cases[model],
                     }
                 )
     return rows
+
+
+def _model(network: str, factor: int, way: str) -> str:
+    """The name of a way's model in the scores."""
+    return f"{network}, factor {factor}, {way}"
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:

@@ -31,6 +31,10 @@ COMMANDS = {
     "predict": "the labels of new images, by one model or an ensemble, inside a region of interest",
     "calibrate_roi": "the margin that the boxes of a region-of-interest model need, from its validation",
     "ensemble": "labels from the saved probabilities of several models, once these were seen to agree",
+    "evaluate": "every metric of predictions, by case and label, in mm and ml",
+    "compare": "models that were evaluated, paired by case: differences, intervals, tests",
+    "look": "a picture of cases: images with their predictions, and labels where there are any",
+    "report": "all of an evaluation in one HTML file, which needs no network",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }

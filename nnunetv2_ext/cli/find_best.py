@@ -7,16 +7,13 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
-from nnunetv2_ext.text import counted, listed, told_apart
+from nnunetv2_ext.text import counted, listed, markdown_table, told_apart
 from nnunetv2_ext.weights.files import FINAL
-
-if TYPE_CHECKING:
-    from nnunetv2_ext.evaluation.report import Row
 
 EXAMPLE = """example:
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
@@ -101,19 +98,24 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
     """
     from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 
-    from nnunetv2_ext.evaluation.report import dice_table
+    from nnunetv2_ext.evaluation.scores import dice_scores
 
     titles = {model.folder_name: str(model) for model in models}
     singles, ensembles = {}, {}
     for identifier in results:
         if identifier in titles:
             merged = folder / identifier / f"crossval_results_folds_{folds_tuple_to_string(folds)}"
-            singles[identifier] = _row(titles[identifier], merged)
+            singles[identifier] = (titles[identifier], merged)
         else:
             _, *members, _ = identifier.split("___")
             title = " + ".join(titles[member] for member in members)
-            ensembles[identifier] = _row(title, folder / "ensembles" / identifier)
-    print(dice_table([*singles.values(), *ensembles.values()]))
+            ensembles[identifier] = (title, folder / "ensembles" / identifier)
+    scores = dice_scores({title: _dice(merged) for title, merged in (*singles.values(), *ensembles.values())})
+    rows = []
+    for model in scores.models:
+        means = [*(scores.mean(model, label, "Dice") for label in scores.labels), scores.mean_of_labels(model, "Dice")]
+        rows.append([model, *(f"{mean:.3f}" for mean in means)])
+    print(markdown_table(["model", *scores.labels, "mean Dice"], rows))
     if ensembles:
         single, ensemble = (max(results[name] for name in group) for group in (singles, ensembles))
         verdict = "The ensemble helped" if ensemble > single else "The ensemble did not help"
@@ -121,14 +123,14 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
         print(f"\n{verdict}: mean Dice {of_ensemble}, the best single model {of_single}.")
 
 
-def _row(title: str, folder: Path) -> "Row":
-    """The table's row of a folder that nnU-Net has evaluated."""
-    from nnunetv2_ext.evaluation.report import Row
+def _dice(folder: Path) -> dict[str, dict[str, float]]:
+    """Dice by case and label name of a folder that nnU-Net has evaluated."""
+    from nnunetv2_ext.evaluation.scores import read_dice
 
     remedy = "run again without --no_overwrite"
-    mean = read_json(folder / "summary.json", remedy)["mean"]
     keys = _summary_keys(_description(folder, remedy)["labels"])
-    return Row(title, {name: mean[key]["Dice"] for name, key in keys.items() if key in mean})
+    cases = read_dice(folder / "summary.json", remedy)
+    return {case: {name: dice[key] for name, key in keys.items() if key in dice} for case, dice in cases.items()}
 
 
 def _summary_keys(labels: Mapping[str, Any]) -> dict[str, str]:
@@ -162,7 +164,7 @@ def check_models(
                 f"the configuration {model.configuration}", f"one that {plans} has: {', '.join(known)}", "correct -m"
             )
         for fold in folds:
-            fault = _fault_of_fold(dataset_folder, model, fold, probabilities=ensembling, flags=flags)
+            fault = fault_of_fold(dataset_folder, model, fold, probabilities=ensembling, flags=flags)
             trainings += [fault] if fault else []
     if faults or trainings:
         got = f"{len(trainings)} of {len(models) * len(folds)} trainings missing or incomplete"
@@ -170,13 +172,13 @@ def check_models(
             got if trainings else faults[0].what,
             f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of every model, trained and validated"
             + (" with --npz, which ensembles need" if ensembling else ""),
-            "\n  ".join(["run", *_as_script([*faults, *trainings])]) + "\nand then this command again",
+            "\n  ".join(["run", *as_script([*faults, *trainings])]) + "\nand then this command again",
         )
     _check_comparable(dataset_folder, models, folds)
     _check_labels(dataset_folder, models[0], folds)
 
 
-def _as_script(faults: Sequence[Fault]) -> list[str]:
+def as_script(faults: Sequence[Fault]) -> list[str]:
     """Each command once, below the faults that it mends, as lines to copy into a shell."""
     lines: dict[str, list[str]] = {}
     for fault in faults:
@@ -184,7 +186,9 @@ def _as_script(faults: Sequence[Fault]) -> list[str]:
     return [line for command, whats in lines.items() for line in (*whats, command)]
 
 
-def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabilities: bool, flags: str) -> Fault | None:
+def fault_of_fold(
+    dataset_folder: Path, model: Model, fold: int | str, *, probabilities: bool = False, flags: str = ""
+) -> Fault | None:
     """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it."""
     name = f"{model.folder_name}/fold_{fold}"
     folder = dataset_folder / name
@@ -210,7 +214,8 @@ def _fault_of_fold(dataset_folder: Path, model: Model, fold: int, *, probabiliti
         except InputError as error:
             return Fault(f"{folder.parent.name} has no {file} as training wrote it: {error.args[0]}", copy)
     if probabilities:
-        cases = _validation_cases(dataset_folder, model, fold)
+        ending = _description(folder.parent, "")["file_ending"]
+        cases = sorted(path.name.removesuffix(ending) for path in validation.iterdir() if path.name.endswith(ending))
         lacking = [case for case in cases for end in ("npz", "pkl") if not (validation / f"{case}.{end}").is_file()]
         if lacking:
             unique = list(dict.fromkeys(lacking))
@@ -242,40 +247,33 @@ def _reference_voxels(validation: Path) -> Counter[str] | None:
     return voxels if voxels else None
 
 
-def _validation_cases(dataset_folder: Path, model: Model, fold: int) -> list[str]:
-    """The names of the cases that a fold's validation predicted."""
-    folder = dataset_folder / model.folder_name
-    ending = _description(folder, "train the model again")["file_ending"]
-    validation = folder / f"fold_{fold}" / "validation"
-    return sorted(file.name.removesuffix(ending) for file in validation.iterdir() if file.name.endswith(ending))
-
-
 def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequence[int]) -> None:
     """Every model must mean the same by its labels and predict each case once; nnU-Net does not look at either."""
+    from nnunetv2_ext.evaluation.folder import validated
     from nnunetv2_ext.inference.members import Member, check_members
 
     again = "train the model again"
     folders = [dataset_folder / model.folder_name for model in models]
     check_members([Member(f.name, _description(f, again), read_plans(f / "plans.json", again)) for f in folders])
-    first: tuple[Model, set[str]] | None = None
-    for model in models:
-        counts = Counter(case for fold in folds for case in _validation_cases(dataset_folder, model, fold))
-        twice = [case for case, times in counts.items() if times > 1]
-        if twice:
+    check_same_cases({f.name: validated(f, folds, _description(f, again)["file_ending"]) for f in folders})
+
+
+def check_same_cases(models: Mapping[str, Mapping[str, Path]]) -> None:
+    """Refuse models that validated different cases.
+
+    Args:
+        models: the predictions of each, by its name and case.
+
+    Raises:
+        InputError: a case that only one of two models predicted.
+    """
+    (name, first), *others = models.items()
+    for other, files in others:
+        if differing := sorted(first.keys() ^ files.keys()):
             raise InputError(
-                f"{counted(twice, 'case')} in the validation of several folds of {model.folder_name}",
-                "folds that share no case",
-                "leave out folds that splits_final.json does not hold, or remove stale files from their validation",
-            )
-        if first is None:
-            first = (model, set(counts))
-        elif set(counts) != first[1]:
-            differing = sorted(set(counts) ^ first[1])
-            raise InputError(
-                f"{counted(differing, 'case')} that only one of {first[0].folder_name} and "
-                f"{model.folder_name} validated in folds {' '.join(map(str, folds))}",
+                f"{counted(differing, 'case')} that only one of {name} and {other} validated",
                 "the same cases for each model",
-                "train them on the same splits_final.json",
+                "train them on the same splits_final.json, and name the same folds with -f",
             )
 
 

@@ -39,6 +39,13 @@ METRICS: dict[str, Metric] = {
     "lesion F1": Metric("", "higher", "harmonic mean of both"),
 }
 
+SLAB_METRICS = {
+    "Dice of slabs": Metric("", "higher", "of the prediction averaged to slabs, with the thick annotation"),
+    "IoU of slabs": Metric("", "higher", "likewise"),
+}
+"""Of thin-thick data alone, see `slabs`."""
+KNOWN: dict[str, Metric] = {**METRICS, **SLAB_METRICS}
+
 OVERLAP = ("Dice", "IoU")
 DISTANCES = ("HD", "HD95", "ASSD")
 LESIONS = ("lesion recall", "lesion precision", "lesion F1")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import unwritable, write_beside
+from nnunetv2_ext.files import read_json, unwritable, write_beside
 
 FILE = "metrics.csv"
 REMEDY = "give what nnunetv2_ext evaluate wrote, metrics.csv or its folder"
@@ -149,3 +149,37 @@ def read_scores(path: Path) -> Scores:
     if not lines:
         raise InputError(f"no scores in {path}", "those of one case or more", REMEDY)
     return Scores(tuple(lines))
+
+
+def read_dice(path: Path, remedy: str) -> dict[str, dict[str, float]]:
+    """Dice by case and foreground label, as nnU-Net names them, of a `summary.json`, nnU-Net's own or ours.
+
+    Raises:
+        InputError: missing, truncated or not a summary; ends with `remedy`.
+    """
+    content = read_json(path, remedy)
+    cases: dict[str, dict[str, float]] = {}
+    try:
+        for entry in content["metric_per_case"]:
+            name = Path(entry["prediction_file"]).name.partition(".")[0]
+            cases[name] = {
+                # nnU-Net writes NaN; null is what stricter writers make of it
+                label: math.nan if metrics["Dice"] is None else float(metrics["Dice"])
+                for label, metrics in entry["metrics"].items()
+                if label != "0"
+            }
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise InputError(f"{path} ({error!r})", "a validation summary of nnU-Net", remedy) from None
+    return cases
+
+
+def dice_scores(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Scores:
+    """Scores of the Dice by model, case and label."""
+    return Scores(
+        tuple(
+            Score(model, case, label, "Dice", value)
+            for model, cases in models.items()
+            for case, labels in cases.items()
+            for label, value in labels.items()
+        )
+    )

@@ -4,7 +4,6 @@ The cases of a fold's validation were not seen in its training. If each of n nee
 same kind needs more than m with a probability of at most 1 / (n + 1).
 """
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.data.description import IGNORE
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.folder import validated
 from nnunetv2_ext.files import read_json, read_plans, unwritable, write_json
 from nnunetv2_ext.geometry.boxes import Box, component_boxes
 from nnunetv2_ext.text import counted, listed, one_line
@@ -220,16 +220,8 @@ def _validated(model: Path, folds: Sequence[int], ending: str, commands: str) ->
             "validated folds",
             "\n  ".join(["run", *lines]) + "\nand then this command again",
         )
-    cases = [
-        (file.name.removesuffix(ending), fold)
-        for fold in folds
-        for file in sorted((model / f"fold_{fold}" / "validation").iterdir())
-        if file.name.endswith(ending)
-    ]
-    twice = [case for case, times in Counter(case for case, _ in cases).items() if times > 1]
-    if twice:
-        remedy = "leave out folds that splits_final.json does not hold, or remove stale files from their validation"
-        raise InputError(f"{counted(twice, 'case')} in the validation of several folds", "each case once", remedy)
+    files = validated(model, folds, ending)
+    cases = [(case, int(path.parent.parent.name.removeprefix("fold_"))) for case, path in files.items()]
     if len(cases) < FEWEST:
         raise InputError(
             f"{len(cases)} validated cases in fold{'s' * (len(folds) > 1)} {listed(folds, separator=' ')}",

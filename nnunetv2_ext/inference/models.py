@@ -14,7 +14,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, read_json, read_plans
 from nnunetv2_ext.registry import TRAINERS
 from nnunetv2_ext.text import listed, one_line
-from nnunetv2_ext.weights.files import FINAL
+from nnunetv2_ext.weights.files import FINAL, trained_folds
 
 COPY = "export or copy the model again"
 
@@ -169,7 +169,7 @@ def load_model(folder: Path, folds: Sequence[str] | None = None, checkpoint: str
         InputError: a fold or a file is missing or damaged, or the folds are of several models.
     """
     from nnunetv2_ext.weights.checkpoint import made_by, read_folds
-    from nnunetv2_ext.weights.safe import DESCRIPTION, WEIGHTS, TrainedModel, read_safe_model, trained_folds
+    from nnunetv2_ext.weights.safe import DESCRIPTION, WEIGHTS, TrainedModel, read_safe_model
 
     beside = (folder / "plans.json", folder / "dataset.json")
     name = folder.resolve().name.replace("__", ":")

@@ -1,19 +1,32 @@
-"""A picture of some cases: image, truth and prediction side by side in three planes, to scale."""
+"""A picture of some cases: image, truth (where there is one) and prediction side by side in three planes, to scale."""
 
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
 from nnunetv2_ext.evaluation.palette import COLOURS
+from nnunetv2_ext.files import write_beside
 
 PLANES = ("axial", "coronal", "sagittal")
-COLUMNS = ("image", "truth", "prediction")
+LINES: tuple[Literal["solid", "dotted", "dashed"], ...] = ("solid", "dotted", "dashed")
+"""Of the outlines: the first colours in turn, then all of them once more with the next kind of line."""
+Spacing = tuple[float, float, float]
+
+# inches
+NARROWEST, WIDEST, HIGHEST = 1.9, 3.2, 5.0
+"""The narrowest panel, and what no panel exceeds."""
+EDGE, GAP, GROUP_GAP = 0.15, 0.06, 0.22
+TITLE_LETTERS = 38
+"""Longer lines of a case's title are broken."""
 
 
 @dataclass(frozen=True)
@@ -22,14 +35,22 @@ class Shown:
 
     title: str
     image: np.ndarray
-    truth: np.ndarray
+    truth: np.ndarray | None
     prediction: np.ndarray
-    spacing: tuple[float, float, float]
+    spacing: Spacing
+
+
+class Style(NamedTuple):
+    """How a label is drawn."""
+
+    values: tuple[int, ...]
+    colour: str
+    line: Literal["solid", "dotted", "dashed"]
 
 
 def save_cases(
     cases: Sequence[Shown],
-    labels: Mapping[str, int],
+    labels: Mapping[str, int | Sequence[int]],
     path: Path,
     *,
     heading: str = "",
@@ -38,69 +59,132 @@ def save_cases(
 ) -> None:
     """Write a PNG with one row per case: axial, coronal and sagittal plane, each as image, truth and prediction.
 
-    Planes go through where the labels are largest, small labels counting as much as large ones.
+    Planes go through where the labels of the truth are largest, or those of the prediction where there is no truth;
+    small labels count as much as large ones. Where no case has a truth, its column is left out.
 
     Args:
         cases: what to show, top to bottom; its `title` stands beside the row.
-        labels: value of each label by name; 0 is not drawn.
+        labels: value, or values of a region, of each label by name; 0 is not drawn.
         path: of the PNG; missing parent folders are made.
         heading: a line above everything.
         note: a smaller line below the heading.
         window: intensities shown as black and white; by default the 1st and 99.5th percentile of each image.
-    """
-    foreground = {name: value for name, value in labels.items() if value != 0}
-    colours = {value: COLOURS[order % len(COLOURS)] for order, value in enumerate(foreground.values())}
-    shapes = [np.multiply(case.image.shape, case.spacing) for case in cases]
-    heights = [max(shape[1], shape[0]) for shape in shapes]
-    widths = [max(shape[axis] for shape in shapes) for axis in (2, 2, 1)]
 
-    inches = 1.9 / min(widths)
-    margin_left, margin_top, margin_bottom, gap = 1.75, 1.2 if note else 0.95, 0.5, 0.06
-    group_gap = 0.22
-    width = margin_left + sum(3 * w * inches + 2 * gap for w in widths) + 2 * group_gap + 0.15
-    height = margin_top + margin_bottom + sum(h * inches + gap for h in heights)
+    Raises:
+        OSError: the file cannot be written; what was there before stays.
+    """
+    styles = label_styles(labels)
+    columns = (
+        ("image", "truth", "prediction") if any(case.truth is not None for case in cases) else ("image", "prediction")
+    )
+    shapes = [np.multiply(case.image.shape, case.spacing) for case in cases]
+    widths = [max(shape[axis] for shape in shapes) for axis in (2, 2, 1)]
+    heights = [max(shape[1], shape[0]) for shape in shapes]
+    inches = min(NARROWEST / min(widths), WIDEST / max(widths), HIGHEST / max(heights))  # per mm
+
+    titles = ["\n".join(_wrapped(case.title, TITLE_LETTERS)) for case in cases]
+    sizes = [_title_size(title) for title in titles]
+    margin_left = max(1.75, EDGE * 2 + max(size[0] for size in sizes))
+    width = margin_left + sum(len(columns) * (wide * inches + GAP) - GAP for wide in widths) + 2 * GROUP_GAP + 2 * EDGE
+    headings, notes = _wrapped(heading, int(7 * width)), _wrapped(note, int(12 * width))
+    margin_top = 0.63 + 0.22 * len(headings) + 0.03 + 0.15 * len(notes) + 0.1 * bool(notes)
+    per_row = max(1, int((width - 2.4) / max(0.7 + 0.08 * len(name) for name in styles))) if styles else 1
+    margin_bottom = 0.3 + 0.22 * -(-len(styles) // per_row)
+    rows = [max(tall * inches, size[1]) for tall, size in zip(heights, sizes, strict=True)]
+    height = margin_top + margin_bottom + sum(row + GAP for row in rows)
     figure = Figure((width, height), facecolor="white")
     FigureCanvasAgg(figure)
 
     top = height - margin_top
-    for case, tall in zip(cases, heights, strict=True):
-        tall *= inches
-        figure.text(0.15 / width, (top - tall / 2) / height, case.title, va="center", fontsize=10, linespacing=1.5)
-        shades = window or tuple(np.percentile(case.image, (1, 99.5)))
+    for case, title, row in zip(cases, titles, rows, strict=True):
+        figure.text(EDGE / width, (top - row / 2) / height, title, va="center", fontsize=10, linespacing=1.5)
+        shades = window or window_of(case.image)
         left = margin_left
-        for plane, wide in enumerate(widths):
-            wide *= inches
-            index = _telling_index(case.truth, plane, foreground.values())
-            for column in range(len(COLUMNS)):
-                axes = figure.add_axes((left / width, (top - tall) / height, wide / width, tall / height))
-                overlay = (None, case.truth, case.prediction)[column]
-                _draw(axes, case, plane, index, overlay, colours, shades)
+        telling = case.truth if case.truth is not None and _is_marked(case.truth, styles.values()) else case.prediction
+        for plane, in_mm in enumerate(widths):
+            wide = in_mm * inches
+            index = telling_index(telling, plane, styles.values())
+            group = left
+            for column in columns:
+                overlay = {"image": None, "truth": case.truth, "prediction": case.prediction}[column]
+                if column != "truth" or case.truth is not None:
+                    axes = figure.add_axes((left / width, (top - row) / height, wide / width, row / height))
+                    _draw(axes, case, plane, index, overlay, styles.values(), shades)
                 if case is cases[0]:
-                    axes_title = COLUMNS[column]
-                    figure.text((left + wide / 2) / width, (top + 0.07) / height, axes_title, ha="center", fontsize=9)
-                    if column == 1:
-                        centre = (left + wide / 2) / width
-                        y = (top + 0.27) / height
-                        figure.text(centre, y, PLANES[plane], ha="center", fontsize=11, weight="bold")
-                left += wide + gap
-            left += group_gap
-        top -= tall + gap
-    if heading:
-        figure.text(0.15 / width, 1 - 0.15 / height, heading, va="top", fontsize=13, weight="bold")
-    if note:
-        figure.text(0.15 / width, 1 - 0.42 / height, note, va="top", fontsize=9)
-    handles = [Patch(facecolor=colours[value], edgecolor="none", label=name) for name, value in foreground.items()]
-    figure.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False, fontsize=10)
+                    figure.text((left + wide / 2) / width, (top + 0.07) / height, column, ha="center", fontsize=9)
+                left += wide + GAP
+            if case is cases[0]:
+                centre, y = (group + left - GAP) / 2 / width, (top + 0.27) / height
+                figure.text(centre, y, PLANES[plane], ha="center", fontsize=11, weight="bold")
+            left += GROUP_GAP - GAP
+        top -= row + GAP
+    line = height - EDGE
+    figure.text(EDGE / width, line / height, "\n".join(headings), va="top", fontsize=13, weight="bold")
+    line -= 0.22 * len(headings) + 0.05
+    figure.text(EDGE / width, line / height, "\n".join(notes), va="top", fontsize=9)
+    handles = [
+        Patch(facecolor=f"{one.colour}55", edgecolor=one.colour, linestyle=one.line, linewidth=1.6, label=name)
+        for name, one in styles.items()
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="lower center", ncols=min(per_row, len(handles)), frameon=False, fontsize=10)
+    _draw_scale(figure, inches)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    write_beside(lambda part: figure.savefig(part, dpi=110, format="png"), path)
 
 
-def _telling_index(labels: np.ndarray, axis: int, values: Collection[int]) -> int:
+def label_styles(labels: Mapping[str, int | Sequence[int]]) -> dict[str, Style]:
+    lists = {name: (values,) if isinstance(values, int) else tuple(values) for name, values in labels.items()}
+    foreground = {name: values for name, values in lists.items() if set(values) != {0}}
+    return {
+        name: Style(values, COLOURS[order % len(COLOURS)], LINES[order // len(COLOURS) % len(LINES)])
+        for order, (name, values) in enumerate(foreground.items())
+    }
+
+
+def _wrapped(text: str, letters: int) -> list[str]:
+    """The lines of a text, those that are too long broken; an empty line stays one."""
+    return [part for line in text.splitlines() for part in (textwrap.wrap(line, max(letters, 10)) or [""])]
+
+
+def _title_size(title: str) -> tuple[float, float]:
+    """Width and height in inches."""
+    figure = Figure(dpi=100)
+    canvas = FigureCanvasAgg(figure)
+    extent = figure.text(0, 0, title, fontsize=10, linespacing=1.5).get_window_extent(canvas.get_renderer())
+    return extent.width / figure.dpi, extent.height / figure.dpi
+
+
+def window_of(image: np.ndarray) -> tuple[float, float]:
+    """The intensities shown as black and white by default: the 1st and 99.5th percentile of those that are numbers."""
+    known = image[np.isfinite(image)]
+    low, high = map(float, np.percentile(known, (1, 99.5)) if known.size else (0.0, 1.0))
+    return low, high if high > low else low + 1
+
+
+def _is_marked(values: np.ndarray, styles: Collection[Style]) -> bool:
+    return any(np.isin(values, style.values).any() for style in styles)
+
+
+def telling_index(labels: np.ndarray, axis: int, styles: Collection[Style]) -> int:
     """The slice along `axis` with the largest summed share of each label; the middle one where there is no label."""
     others = tuple(other for other in range(3) if other != axis)
-    areas = [(labels == value).sum(axis=others) for value in values]
+    areas = [np.isin(labels, style.values).sum(axis=others) for style in styles]
     shares = [area / area.max() for area in areas if area.any()]
     return int(np.argmax(np.sum(shares, axis=0))) if shares else labels.shape[axis] // 2
+
+
+def _draw_scale(figure: Figure, inches: float) -> None:
+    """A bar of a round number of mm in the lower right corner; it holds for every panel."""
+    width, height = figure.get_size_inches()
+    most = NARROWEST / 2 / inches
+    length = max(
+        number for number in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500) if number <= most or number == 0.1
+    )
+    right, y = 1 - EDGE / width, 0.2 / height
+    bar = Line2D([right - length * inches / width, right], [y, y], color="black", linewidth=2.5, solid_capstyle="butt")
+    figure.add_artist(bar)
+    figure.text(right, y + 0.06 / height, f"{length:g} mm", ha="right", fontsize=8)
 
 
 def _draw(
@@ -109,7 +193,7 @@ def _draw(
     plane: int,
     index: int,
     overlay: np.ndarray | None,
-    colours: Mapping[int, str],
+    styles: Collection[Style],
     shades: tuple[float, float],
 ) -> None:
     """One panel: the slice in grey, on it the labels' areas in faint colour with a firm outline."""
@@ -124,13 +208,16 @@ def _draw(
         grey = grey[::-1]
     axes.imshow(grey, cmap="gray", vmin=shades[0], vmax=shades[1], extent=extent, interpolation="nearest")
     if overlay is not None:
+        # with a border of nothing, so that outlines close at the edge
         marks = np.take(overlay, index, axis=plane)
-        rows = (np.arange(marks.shape[0]) + 0.5) * case.spacing[vertical]
-        columns = (np.arange(marks.shape[1]) + 0.5) * case.spacing[horizontal]
-        for value, colour in colours.items():
-            mask = (marks == value).astype(float)
+        rows = (np.arange(marks.shape[0] + 2) - 0.5) * case.spacing[vertical]
+        columns = (np.arange(marks.shape[1] + 2) - 0.5) * case.spacing[horizontal]
+        for style in styles:
+            mask = np.pad(np.isin(marks, style.values), 1).astype(float)
             if mask.any():
-                axes.contourf(columns, rows, mask, [0.5, 1.5], colors=[colour], alpha=0.22)
-                axes.contour(columns, rows, mask, [0.5], colors=[colour], linewidths=1.3)
+                axes.contourf(columns, rows, mask, [0.5, 1.5], colors=[style.colour], alpha=0.22)
+                axes.contour(columns, rows, mask, [0.5], colors=[style.colour], linewidths=1.3, linestyles=style.line)
+    axes.set_xlim(extent[:2])
+    axes.set_ylim(extent[2:])
     axes.set_facecolor("black")
     axes.set_axis_off()

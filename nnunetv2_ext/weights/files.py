@@ -5,7 +5,7 @@ import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,23 @@ from nnunetv2_ext.text import listed, one_line
 
 FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "previous", "best"))
 """The checkpoints of a fold."""
+
+
+def trained_folds(model: Path, asked: Sequence[str] | None, checkpoint: str) -> list[str]:
+    """The folds that are asked for, by default all that have the checkpoint (`all` where it stands alone).
+
+    Raises:
+        InputError: none, or one that is asked for and lacks the checkpoint.
+    """
+    there = [path.parent.name.removeprefix("fold_") for path in sorted(model.glob(f"fold_*/{checkpoint}"))]
+    there = [name for name in there if name == "all" or name.isdecimal()]
+    chosen = [name for name in there if name != "all" or len(there) == 1] if asked is None else list(asked)
+    missing = [name for name in chosen if name not in there]
+    if missing or not chosen:
+        what = f"no {checkpoint} in {listed(f'fold_{name}' for name in missing) or 'any fold'} of {model}"
+        remedy = f"choose -f from {listed(there, separator=' ')}" if there else "finish the training, or choose -chk"
+        raise InputError(what, "a trained fold", remedy)
+    return list(dict.fromkeys(chosen))
 
 
 class ForeignObject(InputError):

@@ -20,7 +20,7 @@ from nnunetv2_ext.files import file_state, read_json, write_json
 from nnunetv2_ext.locks import complete_or_absent
 from nnunetv2_ext.text import listed, one_line
 from nnunetv2_ext.weights.checkpoint import made_by, not_finite, read_folds
-from nnunetv2_ext.weights.files import FINAL
+from nnunetv2_ext.weights.files import FINAL, trained_folds
 
 FORMAT = "nnunetv2_ext safe model 1"
 DESCRIPTION, WEIGHTS, TRAINING = "model.json", "weights.safetensors", "training.json"
@@ -102,23 +102,6 @@ def write_safe_model(
         }
         write_json(folder / DESCRIPTION, told)
     return names
-
-
-def trained_folds(model: Path, asked: Sequence[str] | None, checkpoint: str) -> list[str]:
-    """The folds that are asked for, by default all that have the checkpoint (`all` where it stands alone).
-
-    Raises:
-        InputError: none, or one that is asked for and lacks the checkpoint.
-    """
-    there = [path.parent.name.removeprefix("fold_") for path in sorted(model.glob(f"fold_*/{checkpoint}"))]
-    there = [name for name in there if name == "all" or name.isdecimal()]
-    chosen = [name for name in there if name != "all" or len(there) == 1] if asked is None else list(asked)
-    missing = [name for name in chosen if name not in there]
-    if missing or not chosen:
-        what = f"no {checkpoint} in {listed(f'fold_{name}' for name in missing) or 'any fold'} of {model}"
-        remedy = f"choose -f from {listed(there, separator=' ')}" if there else "finish the training, or choose -chk"
-        raise InputError(what, "a trained fold", remedy)
-    return list(dict.fromkeys(chosen))
 
 
 def _plain(value: Any) -> Any:

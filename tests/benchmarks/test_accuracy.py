@@ -1,4 +1,4 @@
-"""The statistics on known cases, summaries made by hand, and the course of a benchmark with a stand-in for training."""
+"""The course of a benchmark with a stand-in for training."""
 
 import json
 import math
@@ -6,18 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from benchmarks import accuracy
-from benchmarks._statistics import (
-    bootstrap,
-    dice_per_label,
-    mean_dice,
-    nan_mean,
-    paired_differences,
-    read_summary,
-)
 from nnunetv2_ext.errors import InputError
 
 NAN = math.nan
@@ -36,78 +27,6 @@ def write_summary(path, cases):
         for case, metrics in cases.items()
     ]
     path.write_text(json.dumps({"foreground_mean": {}, "mean": {}, "metric_per_case": entries}))
-
-
-@pytest.mark.parametrize(("values", "expected"), [([1.0, 3.0], 2.0), ([1.0, NAN], 1.0), ([NAN, NAN], NAN), ([], NAN)])
-def test_nan_mean(values, expected):
-    assert nan_mean(values) == pytest.approx(expected, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("cases", "per_label", "mean"),
-    [
-        ({"a": {"1": 0.5, "2": 1.0}, "b": {"1": 0.7, "2": 0.0}}, {"1": 0.6, "2": 0.5}, 0.55),
-        # absent labels are left out of the mean over cases, then labels weigh the same: not (0.5 + 0.7 + 1) / 3
-        ({"a": {"1": 0.5, "2": NAN}, "b": {"1": 0.7, "2": 1.0}}, {"1": 0.6, "2": 1.0}, 0.8),
-        ({"a": {"1": 0.5, "(1, 2)": NAN}}, {"1": 0.5, "(1, 2)": NAN}, 0.5),
-    ],
-)
-def test_dice(cases, per_label, mean):
-    assert dice_per_label(cases) == pytest.approx(per_label, nan_ok=True)
-    assert mean_dice(cases) == pytest.approx(mean)
-
-
-@pytest.mark.parametrize(
-    ("cases", "reference", "expected"),
-    [
-        ({"b": {"1": 0.5}, "a": {"1": 0.9}}, {"a": {"1": 0.8}, "b": {"1": 0.6}}, [0.1, -0.1]),
-        ({"a": {"1": 0.6, "2": NAN}}, {"a": {"1": 0.5, "2": 0.0}}, [0.35]),
-        ({"a": {"1": NAN}, "b": {"1": 1.0}}, {"a": {"1": NAN}, "b": {"1": 0.5}}, [0.5]),
-    ],
-)
-def test_paired_differences(cases, reference, expected):
-    assert paired_differences(cases, reference) == pytest.approx(np.array(expected))
-
-
-def test_other_cases_are_no_pairs():
-    with pytest.raises(InputError, match="1 cases that only one trainer predicted"):
-        paired_differences({"a": {"1": 1.0}, "b": {"1": 1.0}}, {"a": {"1": 1.0}})
-
-
-@pytest.mark.parametrize(
-    ("differences", "mean", "low", "high"),
-    [([0.2, 0.2, 0.2], 0.2, 0.2, 0.2), ([0.3], 0.3, NAN, NAN), ([], NAN, NAN, NAN)],
-)
-def test_bootstrap_of_few_and_equal_cases(differences, mean, low, high):
-    result = bootstrap(np.array(differences, dtype=np.float64))
-    assert (result.mean, result.low, result.high) == pytest.approx((mean, low, high), nan_ok=True)
-
-
-def test_bootstrap_interval_is_that_of_the_normal_distribution():
-    differences = np.random.default_rng(1).normal(0.01, 0.05, 400)
-    result = bootstrap(differences)
-    half = 1.96 * differences.std() / math.sqrt(400)
-    assert result.mean == pytest.approx(differences.mean())
-    assert (result.low, result.high) == pytest.approx((result.mean - half, result.mean + half), abs=0.05 * half)
-    assert bootstrap(differences) == result
-
-
-def test_read_summary(tmp_path):
-    file = tmp_path / "summary.json"
-    write_summary(file, {"case.1": {"0": 1.0, "1": 0.5, "2": NAN}, "case_2": {"1": None}})
-    # the name of a case ends at the first dot, and the background does not count
-    assert str(read_summary(file)) == "{'case': {'1': 0.5, '2': nan}, 'case_2': {'1': nan}}"
-
-
-@pytest.mark.parametrize(
-    ("text", "told"),
-    [("{", "a damaged file"), ("{}", "KeyError"), ("[]", "a list in"), ('{"metric_per_case": [{}]}', "KeyError")],
-)
-def test_damaged_summaries(tmp_path, text, told):
-    file = tmp_path / "summary.json"
-    file.write_text(text)
-    with pytest.raises(InputError, match=told):
-        read_summary(file)
 
 
 @pytest.mark.parametrize(

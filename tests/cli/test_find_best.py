@@ -164,6 +164,33 @@ def test_without_ensembling_no_probabilities_are_needed(results, capfd):
     assert "ensemble helped" not in printed
 
 
+@pytest.mark.pipeline
+@pytest.mark.usefixtures("light")
+@UNCLOSED_BY_NNUNET
+def test_nnunet_reads_the_summaries_of_evaluate(results, tmp_path, capfd):
+    models = [":".join(model) for model in (OURS, STOCK)]
+    assert (
+        main(["evaluate", "-d", "901", "-m", *models, "-f", "0", "1", "-o", str(tmp_path / "scores"), "-np", "1"]) == 0
+    )
+    kept = {}
+    for model in (OURS, STOCK):
+        folder = results / model.folder_name
+        merged = folder / "crossval_results_folds_0_1"
+        merged.mkdir()
+        for file in (*folder.glob("*.json"), *folder.glob("fold_*/validation/*.nii.gz")):
+            shutil.copy(file, merged)
+        ours = tmp_path / "scores" / model.folder_name / "summary.json"
+        for place in (merged, *folder.glob("fold_*/validation")):
+            shutil.copy(ours, place)
+        kept[merged / "summary.json"] = ours.read_bytes()
+    assert find_best("--disable_ensembling", "--no_overwrite") == 0
+    assert {path: path.read_bytes() for path in kept} == kept  # read, and not made anew
+    information = json.loads((results / "inference_information.json").read_text())
+    scores = {OURS.folder_name: 2 * 3 / (3 + 4), STOCK.folder_name: 2 * 2 / (2 + 4)}
+    assert information["all_results"] == pytest.approx(scores)
+    assert (results / OURS.folder_name / "crossval_results_folds_0_1" / "postprocessing.pkl").is_file()
+
+
 @pytest.mark.parametrize(
     ("ensemble", "verdict"),
     [
@@ -181,8 +208,9 @@ def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, 
         merged = tmp_path / (f"ensembles/{both}" if identifier == both else f"{identifier}/crossval_results_folds_0_1")
         merged.mkdir(parents=True)
         (merged / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
-        mean = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
-        (merged / "summary.json").write_text(json.dumps({"mean": mean}))
+        metrics = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
+        of_cases = [{"prediction_file": f"{case}.nii.gz", "metrics": metrics} for case in "ab"]
+        (merged / "summary.json").write_text(json.dumps({"metric_per_case": of_cases}))
     _print_table(tmp_path, [OURS, STOCK], [0, 1], dice)
     printed = capsys.readouterr().out
     assert "| MNetTrainer:MNetPlans:3d_fullres " in printed

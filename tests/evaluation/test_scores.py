@@ -1,9 +1,19 @@
+import json
 import math
 
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.scores import FILE, Score, Scores, read_scores, write_scores
+from nnunetv2_ext.evaluation.scores import (
+    FILE,
+    Score,
+    Scores,
+    dice_scores,
+    nan_mean,
+    read_dice,
+    read_scores,
+    write_scores,
+)
 
 NAN = math.nan
 LINES = Scores(
@@ -58,3 +68,51 @@ def test_another_table_is_refused(tmp_path, text, message):
         (tmp_path / FILE).write_text(text)
     with pytest.raises(InputError, match=message):
         read_scores(tmp_path)
+
+
+@pytest.mark.parametrize(("values", "expected"), [([1.0, 3.0], 2.0), ([1.0, NAN], 1.0), ([NAN, NAN], NAN), ([], NAN)])
+def test_nan_mean(values, expected):
+    assert nan_mean(values) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("cases", "per_label", "mean"),
+    [
+        ({"a": {"1": 0.5, "2": 1.0}, "b": {"1": 0.7, "2": 0.0}}, {"1": 0.6, "2": 0.5}, 0.55),
+        # absent labels are left out of the mean over cases, then labels weigh the same: not (0.5 + 0.7 + 1) / 3
+        ({"a": {"1": 0.5, "2": NAN}, "b": {"1": 0.7, "2": 1.0}}, {"1": 0.6, "2": 1.0}, 0.8),
+        ({"a": {"1": 0.5, "(1, 2)": NAN}}, {"1": 0.5, "(1, 2)": NAN}, 0.5),
+    ],
+)
+def test_dice_of_cases(cases, per_label, mean):
+    scores = dice_scores({"one": cases})
+    means = {label: scores.mean("one", label, "Dice") for label in scores.labels}
+    assert means == pytest.approx(per_label, nan_ok=True)
+    assert scores.mean_of_labels("one", "Dice") == pytest.approx(mean)
+
+
+def test_dice_of_a_summary(tmp_path):
+    file = tmp_path / "summary.json"
+    cases: dict[str, dict[str, float | None]] = {"case.1": {"0": 1.0, "1": 0.5, "2": NAN}, "case_2": {"1": None}}
+    entries = [
+        {
+            "metrics": {label: {"Dice": dice, "IoU": dice, "n_ref": 1} for label, dice in metrics.items()},
+            "prediction_file": f"/some/where/validation/{case}.nii.gz",
+            "reference_file": f"/some/where/labelsTr/{case}.nii.gz",
+        }
+        for case, metrics in cases.items()
+    ]
+    file.write_text(json.dumps({"foreground_mean": {}, "mean": {}, "metric_per_case": entries}))
+    # the name of a case ends at the first dot, and the background does not count
+    assert str(read_dice(file, "train again")) == "{'case': {'1': 0.5, '2': nan}, 'case_2': {'1': nan}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [("{", "a damaged file"), ("{}", "KeyError"), ("[]", "a list in"), ('{"metric_per_case": [{}]}', "KeyError")],
+)
+def test_damaged_summaries(tmp_path, text, told):
+    file = tmp_path / "summary.json"
+    file.write_text(text)
+    with pytest.raises(InputError, match=f"{told}.*train again"):
+        read_dice(file, "train again")

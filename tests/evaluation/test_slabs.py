@@ -13,7 +13,12 @@ from nnunetv2_ext.data.sidecar import Sidecar
 from nnunetv2_ext.evaluation.slabs import SLAB_SUMMARY, THIN_SUMMARY, SlabReader, summarize_slabs, summarize_thin
 from nnunetv2_ext.geometry.slabs import CaseSlabs, slice_edges
 
-COMMON: dict[str, Any] = {"reader": SimpleITKIO(), "file_ending": ".nii.gz", "labels": [1, 2], "ignore_label": 3}
+COMMON: dict[str, Any] = {
+    "reader": SimpleITKIO(),
+    "file_ending": ".nii.gz",
+    "labels": [*np.array([1, 2])],  # numpy's numbers, as nnU-Net's label manager has them
+    "ignore_label": np.int64(3),
+}
 # slices of slabs: two each, from the second slice on; the last slab sticks out by one slice
 SLABS = slice_edges(4, 2.0, origin=1.0)
 # along the slices; the annotation is laid, alike within a slab, 3: in no slab

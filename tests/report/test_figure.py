@@ -1,9 +1,13 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
-from nnunetv2_ext.report.figure import COLOURS, Shown, _telling_index, save_cases
+from nnunetv2_ext.evaluation.palette import COLOURS
+from nnunetv2_ext.report import figure
+from nnunetv2_ext.report.figure import LINES, Shown, label_styles, save_cases, telling_index
 
 LABELS = {"background": 0, "organ": 1, "lesion": 2}
 
@@ -58,12 +62,69 @@ def test_different_grids_in_one_picture(tmp_path):
     assert (tmp_path / "cases.png").stat().st_size > 0
 
 
-def test_telling_index():
+def testtelling_index():
     labels = np.zeros((5, 4, 4), int)
     labels[1, :, :] = 1
     labels[2, :3, :] = 1
     labels[2, 3, :2] = 2
+    both, one = (label_styles(names).values() for names in ({"one": 1, "two": 2}, {"one": 1}))
     # Slice 1 holds most of label 1, but slice 2 nearly as much and all of label 2.
-    assert _telling_index(labels, 0, (1, 2)) == 2
-    assert _telling_index(labels, 0, (1,)) == 1
-    assert _telling_index(np.zeros((5, 4, 4), int), 0, (1, 2)) == 2
+    assert telling_index(labels, 0, both) == 2
+    assert telling_index(labels, 0, one) == 1
+    assert telling_index(np.zeros((5, 4, 4), int), 0, both) == 2
+
+
+@pytest.fixture
+def panels(monkeypatch):
+    """Plane, index and labels of every panel that is drawn."""
+    drawn = []
+    draw = figure._draw
+
+    def keep(axes, case, plane, index, overlay, *style):
+        drawn.append((plane, index, overlay))
+        draw(axes, case, plane, index, overlay, *style)
+
+    monkeypatch.setattr(figure, "_draw", keep)
+    return drawn
+
+
+@pytest.mark.parametrize(("truths", "count"), [((False, False), 12), ((True, False), 15), ((True,), 9)])
+def test_cases_without_a_truth_have_fewer_panels(tmp_path, panels, truths, count):
+    cases = [case() if there else replace(case(), truth=None) for there in truths]
+    save_cases(cases, LABELS, tmp_path / "cases.png")
+    assert len(panels) == count
+    assert sum(overlay is not None for _, _, overlay in panels) == count - 3 * len(truths)
+
+
+@pytest.mark.parametrize(("true_slices", "shown"), [(None, 4), ([], 4), ([1], 1)])
+def test_planes_go_through_the_prediction_where_there_is_no_true_label(tmp_path, panels, true_slices, shown):
+    prediction, truth = np.zeros((2, 6, 20, 24), np.uint8)
+    prediction[4], truth[true_slices or []] = 1, 1
+    shown_case = replace(case(), truth=None if true_slices is None else truth, prediction=prediction)
+    save_cases([shown_case], LABELS, tmp_path / "cases.png")
+    assert {index for plane, index, _ in panels if plane == 0} == {shown}
+
+
+def test_long_names_and_many_labels_fit(tmp_path):
+    labels = {"background": 0, **{f"a structure with a long name {number}": number for number in range(1, 17)}}
+    styles = label_styles(labels)
+    assert len({(style.colour, style.line) for style in styles.values()}) == len(styles) == 16
+    assert {style.line for style in styles.values()} == set(LINES)
+    long = "\n".join(["x" * 100, *(f"line {number}" for number in range(30))])
+    save_cases([case(title=long)], labels, tmp_path / "cases.png", heading="y" * 300)
+    picture = imread(tmp_path / "cases.png")[..., :3]
+    # nothing is cut off: the border stays white
+    for border in (picture[:6], picture[-6:], picture[:, :6], picture[:, -6:]):
+        assert border.min() > 0.99
+
+
+def test_regions_are_drawn_whole(tmp_path):
+    save_cases([case()], {"background": 0, "both": (1, 2)}, tmp_path / "cases.png")
+    assert coloured(tmp_path / "cases.png", COLOURS[0]) > 100
+    assert coloured(tmp_path / "cases.png", COLOURS[1]) == 0
+
+
+@pytest.mark.parametrize("values", [np.nan, np.inf, 3.0])
+def test_images_without_a_range(tmp_path, values):
+    save_cases([replace(case(), image=np.full((6, 20, 24), values))], LABELS, tmp_path / "cases.png")
+    assert coloured(tmp_path / "cases.png", COLOURS[0]) > 100

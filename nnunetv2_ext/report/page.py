@@ -1,0 +1,265 @@
+"""All of an evaluation in one HTML file, which loads nothing from anywhere."""
+
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timezone
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from nnunetv2_ext import __version__
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, compare, least_p, together
+from nnunetv2_ext.evaluation.means import KNOWN
+from nnunetv2_ext.evaluation.metrics import Settings
+from nnunetv2_ext.evaluation.palette import COLOURS
+from nnunetv2_ext.evaluation.scores import Scores, read_scores
+from nnunetv2_ext.evaluation.summary import Summary, read_summaries
+from nnunetv2_ext.files import check_output_file, unwritable, write_beside
+from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, letter
+from nnunetv2_ext.report.chosen import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
+from nnunetv2_ext.report.models import Trained, describe_model, model_folders
+from nnunetv2_ext.report.tables import (
+    NONE,
+    all_cases,
+    compared,
+    failed_predictions,
+    headed,
+    means,
+    metric_of,
+    number,
+    one_sided,
+    weakest,
+    with_unit,
+)
+from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, Viewer, viewer
+from nnunetv2_ext.text import listed
+
+
+def write_report(
+    evaluations: Sequence[Path],
+    output: Path,
+    *,
+    images: Path | None = None,
+    title: str | None = None,
+    cases: int = 3,
+    turned: int = 3,
+    tell: Callable[[str], None] = lambda _: None,
+) -> list[str]:
+    """Write the page, whole or not at all.
+
+    Args:
+        evaluations: folders that `nnunetv2_ext evaluate` wrote, or their metrics.csv.
+        output: an HTML file; one that is there is replaced.
+        images: folder of the images, named as in imagesTr; None: where the evaluation or its labels tell.
+        title: by default the data set's name.
+        cases: how many of the worst cases have pictures, beside the median and the best one.
+        turned: how many cases are in the interactive viewer.
+        tell: called with what is at work.
+
+    Returns:
+        What the page lacks, a sentence each.
+
+    Raises:
+        InputError: no evaluation, several that do not fit together, or an output that cannot be written.
+    """
+    check_output_file(output, "-o")
+    if output.suffix.lower() not in (".html", ".htm"):
+        raise InputError(f"-o {output}", "a file .html", "choose another name")
+    if images is not None and not images.is_dir():
+        raise InputError(f"-i {images}", "a folder of images named as in imagesTr", "check the path")
+    tell("scores")
+    scores, summaries, lacking = _read(evaluations)
+    tell("models")
+    trained = _trained(summaries)
+    ranked = rank_cases(scores)
+    content = {
+        "title": title or _title(evaluations, trained),
+        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
+        "versions": [f"nnunetv2_ext {__version__}", f"nnunetv2 {metadata.version('nnunetv2')}"],
+        "scores": scores,
+        "settings": _settings(summaries, scores),
+        "models": [_model(scores, summaries, order) for order in range(len(scores.models))],
+        "trained": trained,
+        "trained_rows": _side_by_side(trained),
+        "curves": [(one, Markup(_curves(one))) for one in trained if any(fold.curves for fold in one.folds)],
+        "failed": failed_predictions(summaries),
+        "one_sided": one_sided(scores),
+        "weakest": [(metric, rows) for metric in ("Dice", "HD") if (rows := weakest(scores, metric))],
+        "means": means(scores),
+        "boxes": list(_boxes(scores)),
+        "all_cases": all_cases(scores),
+        "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
+        "meanings": [(metric, KNOWN[metric]) for metric in scores.metrics if metric in KNOWN],
+        "rank_metric": rank_metric(scores),
+    }
+    content |= _comparison(scores)
+    tell("pictures")
+    chosen = choose(ranked, cases) if summaries else []
+    shown = [picture_case(scores, summaries, one, images) for one in chosen]
+    views = [view_case(summaries, one, images) for one in choose_few(ranked, turned)]
+    known = [view for view in views if view is not None]
+    parts = viewer(known)
+    content |= {
+        "shown": shown,
+        "viewer": parts and Viewer(Markup(parts.head), Markup(parts.body), parts.licence),
+        "how_to_add_viewer": HOW_TO_ADD if known and parts is None else "",
+        "lacking": lacking,
+    }
+    tell("page")
+    page = render(content)
+    try:
+        # a name of bytes that are no text is shown by them
+        write_beside(lambda beside: beside.write_text(page, encoding="utf-8", errors="backslashreplace"), output)
+    except OSError as error:
+        raise unwritable(output, error) from None
+    return [
+        *lacking,
+        *(fault for one in trained for fault in one.faults),
+        *(note for one in shown for note in one.notes),
+    ]
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The page; every text in it is escaped but what is Markup."""
+    files = resources.files(__package__)
+    page, style, script = (files.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(page).render(
+        style=Markup(style), script=Markup(script), policy=CSP, letter=letter, colours=COLOURS, **content
+    )
+
+
+def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list[str]]:
+    """Scores and summaries of all evaluations, and what is not known.
+
+    Raises:
+        InputError: see `write_report`.
+    """
+    parts = [(str(path), read_scores(path)) for path in evaluations]
+    for name, part in parts[1:]:
+        if set(part.labels) != set(parts[0][1].labels):
+            raise InputError(
+                f"the labels {listed(parts[0][1].labels)} in {parts[0][0]} and {listed(part.labels)} in {name}",
+                "the same labels in all",
+                "make a report of each",
+            )
+    scores, summaries, lacking = together(parts), {}, []
+    for path in evaluations:
+        try:
+            summaries.update(read_summaries(path))
+        except InputError as error:
+            lacking.append(f"Models and pictures of {path} are missing: {error}")
+    return scores, {model: summaries[model] for model in scores.models if model in summaries}, lacking
+
+
+def _title(evaluations: Sequence[Path], trained: Sequence[Trained]) -> str:
+    names = dict.fromkeys(one.settings["data set"] for one in trained if "data set" in one.settings)
+    return f"Evaluation: {listed(names or [evaluations[0].resolve().name])}"
+
+
+def _settings(summaries: Mapping[str, Summary], scores: Scores) -> list[tuple[str, str]]:
+    """What the metrics depend on, by the summaries or else by the scores."""
+    if not summaries:
+        hows = dict.fromkeys(f"{line.metric}: {line.how}" for line in scores.lines if line.how)
+        return [(metric, how) for metric, _, how in (text.partition(": ") for text in hows)]
+    settings: Settings = next(iter(summaries.values())).settings
+    own = listed(f"{label} {value:g} mm" for label, value in settings.tolerances.items())
+    empty = "the diagonal of the image" if settings.empty is None else f"{settings.empty:g} mm"
+    return [
+        ("tolerance of NSD", f"{settings.tolerance:g} mm" + (f" ({own})" if own else "")),
+        ("distance where one mask alone is empty", empty),
+        ("voxels of a component touch in", f"{settings.connectivity} neighbours"),
+        ("a component is found from an IoU of", f"{settings.lesion_iou:g}"),
+    ]
+
+
+def _model(scores: Scores, summaries: Mapping[str, Summary], order: int) -> dict[str, Any]:
+    """A model of the evaluation: its letter, its mark in charts, and what it is made of."""
+    name = scores.models[order]
+    summary = summaries.get(name)
+    folders = model_folders(summary) if summary else {}
+    told = [
+        folder.name.replace("__", ":") + (f", fold{'s' * (len(folds) > 1)} {listed(folds)}" if folds else "")
+        for folder, folds in folders.items()
+    ]
+    hatch = HATCHES[order % len(HATCHES)]
+    return {
+        "letter": letter(order),
+        "name": name,
+        "of": listed(told, separator=" and "),
+        "colour": COLOURS[order % len(COLOURS)],
+        "hatch": {"": "", "/": "slash", ".": "dots", "\\": "backslash", "x": "cross", "-": "rows", "|": "columns"}[
+            hatch[:1]
+        ],
+    }
+
+
+def _trained(summaries: Mapping[str, Summary]) -> list[Trained]:
+    """Each model folder once, with the folds that any of the evaluated models uses."""
+    folders: dict[Path, dict[str, None]] = {}
+    for summary in summaries.values():
+        for folder, folds in model_folders(summary).items():
+            folders.setdefault(folder, {}).update(dict.fromkeys(folds))
+    return [describe_model(folder, tuple(sorted(folds))) for folder, folds in folders.items()]
+
+
+def _side_by_side(trained: Sequence[Trained]) -> list[tuple[str, list[str]]]:
+    """Settings, with the value of each model."""
+    keys = dict.fromkeys(key for one in trained for key in one.settings)
+    return [(key, [one.settings.get(key, NONE) for one in trained]) for key in keys]
+
+
+def _curves(trained: Trained) -> str:
+    ends = [
+        f"fold {fold.name} ends after {fold.epochs} epochs at a pseudo Dice of {fold.curves['ema_fg_dice'][-1]:.3f}"
+        for fold in trained.folds
+        if "ema_fg_dice" in fold.curves
+    ]
+    return curves_chart(trained.folds, f"Training curves of {trained.name}: {listed(ends, separator='; ')}")
+
+
+def _boxes(scores: Scores) -> Any:
+    """A chart of each metric that has a better and a worse."""
+    for metric in scores.metrics:
+        if not metric_of(metric).better:
+            continue
+        values, medians = {}, []
+        for label in scores.labels:
+            lines = [scores.of(model, label, metric).values() for model in scores.models]
+            known = [[line for line in of_model if line.value == line.value] for of_model in lines]
+            values[label] = [
+                ([line.value for line in of_model if not line.note], [line.value for line in of_model if line.note])
+                for of_model in known
+            ]
+            for order, (measured, decided) in enumerate(values[label]):
+                if both := sorted([*measured, *decided]):
+                    medians.append(f"{label} {letter(order)} {number(both[len(both) // 2], metric)}")
+        if medians:
+            of = metric_of(metric)
+            alt = f"Box plot of {metric}, medians: {listed(medians)}"
+            chart = box_chart(values, alt, unit=of.unit, bounded=not of.unit, zero=of.better == "lower")
+            yield headed(metric, scores), of, Markup(chart)
+
+
+def _comparison(scores: Scores) -> dict[str, Any]:
+    found: list[Comparison] = []
+    why = ""
+    try:
+        if len(scores.models) > 1:
+            found = compare(scores)
+    except InputError as error:
+        why = str(error)
+    least = min((least_p(one.difference.cases) * len(found) for one in found), default=0.0)
+    return {
+        "compared": compared(found, scores.models, LEVEL),
+        "not_compared": why,
+        "tests": len(found),
+        "level": LEVEL,
+        "powerless": least >= LEVEL,
+        "pairs": max((one.difference.cases for one in found), default=0),
+    }

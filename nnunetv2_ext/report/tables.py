@@ -1,0 +1,250 @@
+"""The tables of a page: what failed or is weak, means with their intervals, comparisons, every case."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from nnunetv2_ext.evaluation.comparison import Comparison, Interval, interval
+from nnunetv2_ext.evaluation.means import KNOWN
+from nnunetv2_ext.evaluation.metrics import Metric
+from nnunetv2_ext.evaluation.scores import Scores
+from nnunetv2_ext.evaluation.summary import Summary
+from nnunetv2_ext.report.charts import letter
+from nnunetv2_ext.report.models import prediction_folders, prediction_records
+
+ALL = "all labels"
+NONE = "\N{EN DASH}"
+"""In the place of a value that is not there."""
+WEAKEST = 6
+"""Lines of the lists of weak cases."""
+
+
+def metric_of(name: str) -> Metric:
+    """What a metric means, nothing of one that is not ours."""
+    return KNOWN.get(name, Metric("", "", ""))
+
+
+def number(value: float, metric: str) -> str:
+    """A value with the digits of its unit."""
+    if not math.isfinite(value):
+        return NONE if math.isnan(value) else "∞"
+    unit = metric_of(metric).unit
+    digits = 3 if not unit else 2 if unit == "mm" or abs(value) < 100 else 0
+    text = f"{value:.{digits}f}"
+    return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.removeprefix("-")
+
+
+def with_unit(metric: str) -> str:
+    """A metric with its unit."""
+    return f"{metric} ({metric_of(metric).unit})" if metric_of(metric).unit else metric
+
+
+def headed(metric: str, scores: Scores) -> str:
+    """A metric with its unit and, where all lines share it, the setting that it depends on."""
+    settings = {line.how for line in scores.lines if line.metric == metric}
+    how = settings.pop() if len(settings) == 1 else ""
+    details = [part for part in (metric_of(metric).unit, how) if part]
+    return f"{metric} ({', '.join(details)})" if details else metric
+
+
+class Failure(NamedTuple):
+    """A case that was not predicted, or a label of it that one mask alone holds."""
+
+    case: str
+    model: str
+    what: str
+
+
+def failed_predictions(summaries: Mapping[str, Summary]) -> list[Failure]:
+    """The cases that the records beside predictions tell of as failed."""
+    failures = {}
+    for model, summary in summaries.items():
+        for record in (record for folder in prediction_folders(summary) for record in prediction_records(folder)):
+            failed = record.get("failed")
+            for case, sentence in failed.items() if isinstance(failed, dict) else ():
+                failures[model, case] = Failure(str(case), model, f"not predicted: {sentence}")
+    return list(failures.values())
+
+
+def one_sided(scores: Scores) -> list[Failure]:
+    """Labels that either the reference or the prediction lacks, a line for each case, label and kind."""
+    models: dict[tuple[str, str, str], list[str]] = {}
+    for line in scores.lines:
+        if line.note.startswith("no "):
+            of_label = models.setdefault((line.case, line.label, line.note), [])
+            if line.model not in of_label:
+                of_label.append(line.model)
+    words = {"no prediction": "missed: nothing is predicted", "no reference": "invented: the reference holds none"}
+    return [
+        Failure(case, ", ".join(of_label), f"{label} {words.get(note, note)}")
+        for (case, label, note), of_label in models.items()
+    ]
+
+
+class Row(NamedTuple):
+    """A line of a table of values, one for each model."""
+
+    case: str
+    label: str
+    values: Sequence[str]
+    worst: int
+    """The place of the weakest among them."""
+
+
+def weakest(scores: Scores, metric: str) -> list[Row]:
+    """The cases and labels with the weakest measured value of any model, weakest first."""
+    sign = -1 if metric_of(metric).better == "higher" else 1
+    found: dict[tuple[str, str], list[float]] = {}
+    for number_of, model in enumerate(scores.models):
+        for label in scores.labels:
+            for case, line in scores.of(model, label, metric).items():
+                values = found.setdefault((case, label), [math.nan] * len(scores.models))
+                if not line.note:
+                    values[number_of] = line.value
+    weak = {
+        key: max(sign * value for value in values if not math.isnan(value))
+        for key, values in found.items()
+        if not all(map(math.isnan, values))
+    }
+    rows = []
+    for case, label in sorted(weak, key=lambda key: (-weak[key], key))[:WEAKEST]:
+        values = found[case, label]
+        place = max(range(len(values)), key=lambda at: -math.inf if math.isnan(values[at]) else sign * values[at])
+        rows.append(Row(case, label, [number(value, metric) for value in values], place))
+    return rows
+
+
+def _tolerance(scores: Scores, label: str, metric: str) -> str:
+    settings = {line.how for line in scores.lines if line.metric == metric and label in (line.label, ALL)}
+    return settings.pop() if len(settings) == 1 and metric == "NSD" else ""
+
+
+class Cell(NamedTuple):
+    """A mean in words."""
+
+    mean: str
+    interval: str
+    note: str
+    """Numbers of cases that do not count, and of decided values; empty where there are none."""
+    best: bool = False
+
+
+class Line(NamedTuple):
+    """The means of a metric, one for each model."""
+
+    metric: str
+    """With its unit."""
+    tolerance: str
+    """In words, of the metric that has one."""
+    cells: Sequence[Cell]
+
+
+def means(scores: Scores) -> list[tuple[str, list[Line]]]:
+    """For all labels together, then for each: the metrics with the mean of every model.
+
+    The means of all labels are over the means of each case.
+    """
+    groups = []
+    for label in (*([ALL] if len(scores.labels) > 1 else []), *scores.labels):
+        lines = []
+        for metric in scores.metrics:
+            if label == ALL and not metric_of(metric).better:
+                continue
+            found = [_mean(scores, model, label, metric) for model in scores.models]
+            if any(known.cases for known, _ in found):
+                best = _best([known.mean for known, _ in found], metric)
+                cells = [_cell(known, note, metric, place in best) for place, (known, note) in enumerate(found)]
+                lines.append(Line(with_unit(metric), _tolerance(scores, label, metric), cells))
+        groups.append((label, lines))
+    return groups
+
+
+def _mean(scores: Scores, model: str, label: str, metric: str) -> tuple[Interval, str]:
+    if label == ALL:
+        cases = [case for case in scores.cases if case in scores.values(model, scores.labels[0], metric)]
+        values = {case: scores.case_mean(model, case, metric) for case in cases}
+        decided = sum(scores.decided(model, one, metric) for one in scores.labels)
+    else:
+        values = scores.values(model, label, metric)
+        decided = scores.decided(model, label, metric)
+    known = interval(values.values())
+    notes = [f"{known.cases} of {len(values)} cases"] * (known.cases < len(values))
+    notes += [f"{decided} decided"] * (decided > 0)
+    return known, ", ".join(notes)
+
+
+def _cell(known: Interval, note: str, metric: str, best: bool) -> Cell:
+    if known.cases == 0:
+        return Cell(NONE, "", "no case counts")
+    between = f"{number(known.low, metric)}, {number(known.high, metric)}" if known.cases > 1 else ""
+    return Cell(number(known.mean, metric), between, note, best)
+
+
+def _best(values: Sequence[float], metric: str) -> set[int]:
+    """The places of the best means, as they are shown; none where all are alike."""
+    better = metric_of(metric).better
+    shown = [number(value, metric) for value in values]
+    if not better or len(set(shown)) < 2:
+        return set()
+    change = {"higher": lambda value: -value, "lower": float, "nearer 0": abs}[better]
+    known = {place: change(value) for place, value in enumerate(values) if not math.isnan(value)}
+    first = shown[min(known, key=lambda place: known[place])]
+    return {place for place in known if shown[place] == first}
+
+
+class Compared(NamedTuple):
+    """A comparison in words."""
+
+    models: tuple[str, str]
+    letters: tuple[str, str]
+    label: str
+    metric: str
+    means: tuple[str, str]
+    difference: str
+    interval: str
+    p: str
+    corrected: str
+    significant: bool
+    counts: tuple[int, int, int]
+    """Wins, ties and losses of the first model."""
+
+
+def compared(comparisons: Sequence[Comparison], models: Sequence[str], level: float) -> list[Compared]:
+    """Comparisons in words, those whose corrected p lies below the level marked."""
+    return [
+        Compared(
+            (one.model, one.reference),
+            (letter(models.index(one.model)), letter(models.index(one.reference))),
+            one.label,
+            one.metric,
+            (number(one.model_mean, one.metric), number(one.reference_mean, one.metric)),
+            number(one.difference.mean, one.metric),
+            f"{number(one.difference.low, one.metric)} to {number(one.difference.high, one.metric)}"
+            if one.difference.cases > 1
+            else "",
+            _p(one.p),
+            _p(one.corrected_p),
+            one.corrected_p < level,
+            (one.wins, one.ties, one.losses),
+        )
+        for one in comparisons
+    ]
+
+
+def _p(value: float) -> str:
+    return "<0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def all_cases(scores: Scores) -> list[tuple[str, str, str, list[tuple[str, str]]]]:
+    """Case, label, letter of the model, and for every metric its value and why it was decided."""
+    rows = []
+    for case in sorted(scores.cases):
+        for label in scores.labels:
+            for number_of, model in enumerate(scores.models):
+                lines = [scores.of(model, label, metric).get(case) for metric in scores.metrics]
+                if any(line is not None for line in lines):
+                    cells = [
+                        (NONE, "") if line is None else (number(line.value, line.metric), line.note) for line in lines
+                    ]
+                    rows.append((case, label, letter(number_of), cells))
+    return rows
