@@ -6,8 +6,8 @@ block, predicts unseen cases with every fold and with the ensemble of folds, and
 
 import argparse
 import os
+import shlex
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING
 from nnunetv2_ext import register
 from nnunetv2_ext.cli.steps import Steps
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, write_json
+from nnunetv2_ext.files import FOLDER_VARIABLES, read_json, write_json
 from nnunetv2_ext.planning.options import flag_of
+from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
-    from nnunetv2_ext.evaluation.report import Row
+    from nnunetv2_ext.evaluation.scores import Scores
+    from nnunetv2_ext.evaluation.segmentations import Labels
 
 DATASET_ID, DATASET = 999, "Dataset999_Phantom"
 CONFIGURATION = "3d_fullres"
@@ -28,13 +30,11 @@ FOLDS = (0, 1)
 SETTINGS = "demo.json"
 """Written first: a folder that holds it was made by this command, so that --overwrite may remove it."""
 CAVEAT = "Trainings this short show that all steps work; which network is better takes longer ones on real data."
-BASELINE = "threshold per label"
-NOTES = (
-    f"{BASELINE}: the best interval of intensities for each label, chosen on the unseen cases themselves. It needs no "
-    "training, and what does not beat it has learnt little.",
-    CAVEAT,
+BASELINE = "Threshold per label"
+MEANING = (
+    "It is the best interval of intensities for each label, chosen on the unseen cases themselves. It needs no "
+    "training, and what does not beat it has learnt little."
 )
-"""What stands below the table."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ def run(args: argparse.Namespace) -> int:
     if args.device == "cpu":
         torch.set_num_threads(os.cpu_count() or 1)
     from nnunetv2_ext.data.phantom import LABELS, write_phantoms
-    from nnunetv2_ext.evaluation.report import dice_table
+    from nnunetv2_ext.evaluation.means import means_table
 
-    steps = Steps(total=4 + len(CONTENDERS) * len(FOLDS), log=output / "log.txt")
+    steps = Steps(total=5 + len(CONTENDERS) * len(FOLDS), log=output / "log.txt")
     print(f"Demo in {output}; nnU-Net's own messages go to log.txt there.")
     raw = output / "nnUNet_raw" / DATASET
     with steps.step(f"draw {args.training_cases} training and {args.unseen_cases} unseen phantoms"):
@@ -96,20 +96,24 @@ def run(args: argparse.Namespace) -> int:
         )
     with steps.step("plan and preprocess"):
         _plan_and_preprocess()
-    seconds = {}
     for contender in CONTENDERS:
         for fold in FOLDS:
             with steps.step(f"train {contender.trainer}, fold {fold}, {args.epochs} epochs"):
-                seconds[contender, fold] = _train(contender, fold, args)
+                _train(contender, fold, args)
     members = [(contender, folds) for contender in CONTENDERS for folds in (*((fold,) for fold in FOLDS), FOLDS)]
     with steps.step(f"predict the unseen phantoms with {len(members)} models"):
         for done, (contender, folds) in enumerate(members):
             steps.advance(f"{done} of {len(members)}")
             _predict(contender, folds, output, args.device)
-    with steps.step("evaluate and draw"):
-        rows = _report(members, seconds, output, LABELS)
-    print("", dice_table(rows), "", *NOTES, sep="\n")
-    print(f"Total {steps.elapsed() / 60:.1f} min. Table and picture: {output / 'report'}")
+    with steps.step("evaluate"):
+        scores = _evaluate(members, output)
+        notes = [_baseline(raw, LABELS), CAVEAT]
+    with steps.step("write the report"):
+        _report(scores, output, "\n\n".join([means_table(scores), *notes]) + "\n")
+    print("", means_table(scores), "", *notes, sep="\n")
+    page = output / "report" / "report.html"
+    print(f"Total {steps.elapsed() / 60:.1f} min. Tables, picture and report: {page.parent}")
+    print(f"Open the report: python -m webbrowser {shlex.quote(page.as_uri())}")
     return 0
 
 
@@ -201,11 +205,10 @@ def _plan_and_preprocess() -> None:
         )
 
 
-def _train(contender: Contender, fold: int, args: argparse.Namespace) -> float:
-    """Train one fold; the seconds it took."""
+def _train(contender: Contender, fold: int, args: argparse.Namespace) -> None:
+    """Train one fold."""
     from nnunetv2_ext.training.run import train_fold
 
-    start = time.monotonic()
     train_fold(
         DATASET_ID,
         CONFIGURATION,
@@ -215,11 +218,15 @@ def _train(contender: Contender, fold: int, args: argparse.Namespace) -> float:
         training={"epochs": args.epochs, "iterations_per_epoch": args.iterations, "val_iterations_per_epoch": 2},
         device=args.device,
     )
-    return time.monotonic() - start
 
 
 def _name(contender: Contender, folds: Sequence[int]) -> str:
     return f"{contender.trainer}_" + ("ensemble" if len(folds) > 1 else f"fold_{folds[0]}")
+
+
+def _model(contender: Contender, output: Path) -> Path:
+    """The folder of its trained model."""
+    return output / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
 
 
 def _predict(contender: Contender, folds: Sequence[int], output: Path, device: str) -> None:
@@ -227,8 +234,7 @@ def _predict(contender: Contender, folds: Sequence[int], output: Path, device: s
     from nnunetv2_ext.inference.folder import predict_folder
     from nnunetv2_ext.inference.predictor import Predictor
 
-    model = output / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
-    predictor = Predictor(model, folds=folds, device=device)
+    predictor = Predictor(_model(contender, output), folds=folds, device=device)
     outcome = predict_folder(
         predictor, output / "nnUNet_raw" / DATASET / "imagesTs", output / "predictions" / _name(contender, folds)
     )
@@ -236,51 +242,56 @@ def _predict(contender: Contender, folds: Sequence[int], output: Path, device: s
         raise InputError(f"{case}, which was not predicted ({sentence})", "labels of every case", "see log.txt")
 
 
-def _report(
-    members: Sequence[tuple[Contender, Sequence[int]]],
-    seconds: Mapping[tuple[Contender, int], float],
-    output: Path,
-    labels: Mapping[str, int],
-) -> "list[Row]":
-    """Table and picture in the folder `report`; gives the table's rows, the last one that of thresholds."""
-    import SimpleITK as sitk
+def _labels(output: Path) -> "Labels":
+    """What the values of the phantoms' labels mean."""
+    from nnunetv2_ext.evaluation.segmentations import labels_of
 
-    from nnunetv2_ext.evaluation.report import Row, dice_by_case, rank_cases, write_table
-    from nnunetv2_ext.evaluation.threshold import threshold_dice
-    from nnunetv2_ext.report.figure import Shown, save_cases
+    description = output / "nnUNet_raw" / DATASET / "dataset.json"
+    return labels_of(read_json(description, "run the demo anew"), description)
 
-    raw, predictions, report = output / "nnUNet_raw" / DATASET, output / "predictions", output / "report"
-    best = _name(CONTENDERS[0], FOLDS)
-    rows, cases = [], {}
+
+def _evaluate(members: Sequence[tuple[Contender, Sequence[int]]], output: Path) -> "Scores":
+    """Measure the predictions of every member, into the folder `report`."""
+    from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, evaluate, files_in
+
+    raw = output / "nnUNet_raw" / DATASET
+    models = []
     for contender, folds in members:
-        name = _name(contender, folds)
-        cases[name] = dice_by_case(raw / "labelsTs", predictions / name, labels)
         title = f"{contender.title}, " + (f"ensemble of {len(folds)}" if len(folds) > 1 else f"fold {folds[0]}")
-        rows.append(Row.of_cases(title, cases[name], sum(seconds[contender, fold] for fold in folds)))
+        files = files_in(output / "predictions" / _name(contender, folds), ".nii.gz")
+        models.append(Predicted(title, files, (_model(contender, output),), tuple(map(str, folds))))
+    evaluation = Evaluation(
+        files_in(raw / "labelsTs", ".nii.gz"),
+        models,
+        _labels(output),
+        images=raw / "imagesTs",
+    )
+    return evaluate(evaluation, output / "report", processes=os.cpu_count() or 1)
 
-    volumes = {
-        case: [
-            sitk.ReadImage(str(path))
-            for path in (
-                raw / "imagesTs" / f"{case}_0000.nii.gz",
-                raw / "labelsTs" / f"{case}.nii.gz",
-                predictions / best / f"{case}.nii.gz",
-            )
-        ]
-        for case in cases[best]
-    }
-    arrays = {case: [sitk.GetArrayFromImage(volume) for volume in three] for case, three in volumes.items()}
-    by_value = threshold_dice([image for image, _, _ in arrays.values()], [truth for _, truth, _ in arrays.values()])
-    rows.append(Row(BASELINE, {name: by_value[value] for name, value in labels.items() if value}))
-    write_table(rows, report, notes=NOTES)
 
-    ranked = rank_cases(cases[best])
-    shown = []
-    for rank, (case, mean) in {"Best": ranked[0], "Median": ranked[len(ranked) // 2], "Worst": ranked[-1]}.items():
-        lines = [f"{rank} case", case, "", f"mean Dice {mean:.2f}"]
-        lines += [f"{label} {dice:.2f}" for label, dice in cases[best][case].items()]
-        image, truth, prediction = arrays[case]
-        shown.append(Shown("\n".join(lines), image, truth, prediction, volumes[case][0].GetSpacing()[::-1]))
+def _baseline(raw: Path, labels: Mapping[str, int]) -> str:
+    """What intensity alone can do, in a sentence."""
+    from nnunetv2_ext.data.volumes import read_volume
+    from nnunetv2_ext.evaluation.threshold import threshold_dice
+
+    truths = sorted((raw / "labelsTs").glob("*.nii.gz"))
+    images = [read_volume(raw / "imagesTs" / path.name.replace(".nii.gz", "_0000.nii.gz")) for path in truths]
+    by_value = threshold_dice(images, [read_volume(path) for path in truths])
+    dice = {name: by_value[value] for name, value in labels.items() if value in by_value}
+    each = listed(f"{name} {value:.3f}" for name, value in dice.items())
+    return f"{BASELINE}: mean Dice {sum(dice.values()) / len(dice):.3f} ({each}). {MEANING}"
+
+
+def _report(scores: "Scores", output: Path, table: str) -> None:
+    """Table, picture and page in the folder `report`."""
+    from nnunetv2_ext.report.cases import choose, draw, find_cases
+    from nnunetv2_ext.report.page import write_report
+
+    raw, report = output / "nnUNet_raw" / DATASET, output / "report"
+    (report / "table.md").write_text(table, encoding="utf-8")
+    labels = _labels(output)
+    cases = find_cases(raw / "imagesTs", output / "predictions" / _name(CONTENDERS[0], FOLDS), raw / "labelsTs")
+    best = choose(cases, labels, 3, processes=os.cpu_count() or 1, progress=False)
     heading = f"{CONTENDERS[0].title}, ensemble of {len(FOLDS)} folds, on unseen phantoms"
-    save_cases(shown, labels, report / "cases.png", heading=heading, note=CAVEAT, window=(-160.0, 300.0))
-    return rows
+    draw(cases, best, labels, report / "cases.png", heading=heading, note=CAVEAT, window=(-160.0, 300.0))
+    write_report([report], report / "report.html", title="Demo: unseen phantoms")

@@ -202,7 +202,7 @@ def _names(given: Sequence[str] | None, folders: Sequence[Path]) -> list[str]:
                 return names
             lengths = [n + (names.count(name) > 1) for n, name in zip(lengths, names, strict=True)]
     odd = [name for name in given if not name.strip() or "/" in name or "\\" in name or name in (".", "..")]
-    if len(given) != len(folders) or len({name.replace(":", "__") for name in given}) != len(given) or odd:
+    if len(given) != len(folders) or len(set(given)) != len(given) or odd:
         got = f"--names {listed(given, separator=' ')}"
         expected = f"a name for each of {len(folders)} -p, all different, which folders can have"
         raise InputError(got, expected, "correct them")

@@ -144,6 +144,8 @@ def evaluate(
             journal.open()
             measure = partial(_measured, evaluation, journal)
             results = for_each(measure, pairs, processes=processes, label="evaluate", progress=progress)
+            if all(isinstance(result, InputError) for result in results):
+                journal.path.unlink()  # nothing to go on from
             _refuse(pairs, results)
             found = _write(evaluation, pairs, results, output)
             journal.path.unlink()
@@ -261,7 +263,11 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     Raises:
         InputError: it does, or a summary that nnU-Net wrote is in the way.
     """
-    for path in _places(evaluation, output).values():
+    places = _places(evaluation, output)
+    if len(set(places.values())) < len(evaluation.models):
+        names = listed(one.model for one in evaluation.models)
+        raise InputError(f"the models {names}", "a folder of its own for each name", "give them other --names")
+    for path in places.values():
         if path.exists() and not is_ours(path):
             raise InputError(f"{path}, which nnU-Net wrote", "no other summary where ours goes", "choose another -o")
     if overwrite:

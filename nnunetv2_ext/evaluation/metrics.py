@@ -1,14 +1,14 @@
 """The metrics of two masks of one label, in mm and ml. Each definition stands in docs/reference-metrics.md."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.evaluation.lesions import match_components
 from nnunetv2_ext.evaluation.surface import surface_distances
 from nnunetv2_ext.geometry.boxes import bounding_box
@@ -73,6 +73,10 @@ class Settings:
     """A component is found where one of the other mask's overlaps it by this intersection over union, one to one."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.tolerances, Mapping):
+            raise InputError(
+                f"{self.tolerances!r} as tolerances", "a number of mm for each label by name", "give them so"
+            )
         for name, tolerance in (("tolerance", self.tolerance), *self.tolerances.items()):
             if not _is_number(tolerance) or tolerance <= 0:
                 of = "" if name == "tolerance" else f" of {name}"
@@ -80,7 +84,7 @@ class Settings:
         if self.empty is not None and (not _is_number(self.empty) or self.empty < 0):
             remedy = "choose one, or leave it away for the diagonal of the image"
             raise InputError(f"{self.empty!r} as distance to an empty mask", "a number of mm, 0 or more", remedy)
-        if isinstance(self.connectivity, bool) or self.connectivity not in CONNECTIVITIES:
+        if not is_whole(self.connectivity) or self.connectivity not in CONNECTIVITIES:
             got = f"{self.connectivity!r} as connectivity of components"
             raise InputError(got, "6 (faces), 18 (edges too) or 26 (corners too)", "choose one of them")
         if not _is_number(self.lesion_iou) or not 0 <= self.lesion_iou <= 1:
@@ -104,7 +108,8 @@ class Settings:
 
 def _is_number(value: Any) -> bool:
     """Whether a value is a finite number; true and false are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    numbers = (int, float, np.integer, np.floating)
+    return isinstance(value, numbers) and not isinstance(value, bool) and bool(abs(value) <= sys.float_info.max)
 
 
 class Measured(NamedTuple):

@@ -7,8 +7,8 @@ area in mm2 that marching cubes give the surface there. Around the image is outs
 Areas come from the tables of the authors' package, surface-distance (Apache-2.0). Its own distances are not used: they
 end in an error where one mask is empty (numpy 2), need `scipy.ndimage.filters` (gone in SciPy 2), take a map of the
 whole box, and sort in Python. Here each element looks for its nearest one in a tree of the other surface, the same
-distances with memory that grows with the surface alone; only where many elements are far, which takes a tree long, in a
-map of the box.
+distances with memory that grows with the surface alone; where that takes longer, since many elements are far or nearly
+all of the box is surface, in a map of the box.
 """
 
 import math
@@ -29,17 +29,23 @@ SHARE_MARGIN = 1e-9
 """Of the area: 19 of 20 equal elements are 95 %, in spite of rounding in their sum."""
 NEAR = 10
 """Voxels within which a tree finds elements in microseconds."""
-MANY = 1000
-"""Elements beyond that are many where they are more than the box's voxels by this number: then a map is faster."""
+FAR_SHARE, DENSE_SHARE = 1 / 1000, 1 / 3
+"""A map is faster where elements beyond that, or those of both surfaces, are more than these shares of all corners."""
 
 
 class Surface(NamedTuple):
     """The elements of a mask's surface."""
 
-    corners: np.ndarray
-    """(elements, 3), counted along each axis from the outer corner of the mask's first voxel."""
+    places: np.ndarray
+    """(elements,) which of the box's corners each is, as a flat index."""
     areas: np.ndarray
     """(elements,) in mm2."""
+    grid: tuple[int, ...]
+    """Number of corners along each axis of the box, one more than of its voxels."""
+
+    def points(self, spacing: Sequence[float]) -> np.ndarray:
+        """(elements, 3) in mm from the first corner."""
+        return np.stack(np.unravel_index(self.places, self.grid), axis=1) * np.asarray(spacing, float)
 
 
 class Directed(NamedTuple):
@@ -90,10 +96,7 @@ def surface_distances(reference: np.ndarray, prediction: np.ndarray, spacing: Se
         spacing: in mm, in the order of the axes.
     """
     one, other = (surface(mask, spacing) for mask in (reference, prediction))
-    corners = tuple(size + 1 for size in reference.shape)
-    return SurfaceDistances(
-        *(_directed(nearest(start, end, spacing, corners), start.areas) for start, end in ((one, other), (other, one)))
-    )
+    return SurfaceDistances(_directed(one, other, spacing), _directed(other, one, spacing))
 
 
 def surface(mask: np.ndarray, spacing: Sequence[float]) -> Surface:
@@ -105,8 +108,7 @@ def surface(mask: np.ndarray, spacing: Sequence[float]) -> Surface:
     """
     codes = corner_codes(mask)
     places = np.flatnonzero((codes != 0) & (codes != INSIDE))
-    corners = np.stack(np.unravel_index(places, codes.shape), axis=1)
-    return Surface(corners, _areas(tuple(map(float, spacing)))[codes.ravel()[places]])
+    return Surface(places, _areas(tuple(map(float, spacing)))[codes.ravel()[places]], codes.shape)
 
 
 def corner_codes(mask: np.ndarray) -> np.ndarray:
@@ -119,9 +121,8 @@ def corner_codes(mask: np.ndarray) -> np.ndarray:
         (Z + 1, Y + 1, X + 1) of uint8.
     """
     codes = np.zeros(np.add(mask.shape, 1), np.uint8)
-    for side, bit in np.ndenumerate(
-        lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL
-    ):  # side: 0 before the corner, 1 behind
+    # side: 0 before the corner, 1 behind it
+    for side, bit in np.ndenumerate(lookup_tables.ENCODE_NEIGHBOURHOOD_3D_KERNEL):
         seen = tuple(slice(1 - behind, 1 - behind + size) for behind, size in zip(side, mask.shape, strict=True))
         codes[seen] |= mask * np.uint8(bit)
     return codes
@@ -133,36 +134,38 @@ def _areas(spacing: tuple[float, ...]) -> np.ndarray:
     return np.asarray(lookup_tables.create_table_neighbour_code_to_surface_area(spacing))
 
 
-def nearest(one: Surface, other: Surface, spacing: Sequence[float], shape: tuple[int, ...]) -> np.ndarray:
-    """The distance from each element of one surface to the nearest one of another, in mm.
-
-    Args:
-        shape: number of corners along each axis of the box in which both lie.
-    """
-    scale = np.asarray(spacing, float)
-    points = one.corners * scale
-    # a plain tree is made and searched faster on a grid, where many distances are alike
-    tree = KDTree(other.corners * scale, balanced_tree=False, compact_nodes=False)
-    distances, number = tree.query(points, distance_upper_bound=NEAR * float(np.cbrt(scale.prod())))
-    far = np.flatnonzero(np.isinf(distances))
-    if few := far.size * MANY <= math.prod(shape):
-        number[far] = tree.query(points[far])[1]
-    ends = other.corners.take(number, axis=0, mode="clip")  # without one near, the number is that behind the last
-    if not few:
-        ends[far] = _in_map(one.corners[far], other.corners, scale, shape)
-    # from whole numbers: 2.4 mm are the same everywhere in the image
-    return np.linalg.norm((ends - one.corners) * scale, axis=1)
-
-
-def _in_map(one: np.ndarray, other: np.ndarray, scale: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """For each of some corners the nearest of others: from a map of that for every corner of the box."""
-    apart = np.ones(shape, bool)
-    apart[tuple(other.T)] = False
-    places = distance_transform_edt(apart, sampling=scale, return_distances=False, return_indices=True)
-    z, y, x = one.T
-    return np.asarray(places[:, z, y, x].T)
+def distances_to(one: Surface, other: Surface, spacing: Sequence[float]) -> np.ndarray:
+    """The distance from each element of one surface to the nearest one of another in the same box, in mm."""
+    corners = math.prod(one.grid)
+    if one.places.size + other.places.size > DENSE_SHARE * corners:
+        ends = _in_map(one.places, other, spacing)
+    else:
+        # a plain tree is made and searched faster on a grid, where many distances are alike
+        tree = KDTree(other.points(spacing), balanced_tree=False, compact_nodes=False)
+        points = one.points(spacing)
+        distances, number = tree.query(points, distance_upper_bound=NEAR * math.prod(spacing) ** (1 / 3))
+        ends = other.places.take(number, mode="clip")  # without one near, the number is that behind the last
+        far = np.flatnonzero(np.isinf(distances))
+        if far.size > FAR_SHARE * corners:
+            ends[far] = _in_map(one.places[far], other, spacing)
+        else:
+            ends[far] = other.places[tree.query(points[far])[1]]
+    squares = np.zeros(one.places.size)
+    axes = zip(np.unravel_index(one.places, one.grid), np.unravel_index(ends, one.grid), spacing, strict=True)
+    for start, end, size in axes:  # from whole numbers: 2.4 mm are the same everywhere in the image
+        squares += ((end - start) * size) ** 2
+    return np.sqrt(squares)
 
 
-def _directed(distances: np.ndarray, areas: np.ndarray) -> Directed:
+def _in_map(places: np.ndarray, other: Surface, spacing: Sequence[float]) -> np.ndarray:
+    """The place of the element nearest to each of some corners, from a map of that for every corner of the box."""
+    apart = np.ones(other.grid, bool)
+    apart.ravel()[other.places] = False
+    ends = distance_transform_edt(apart, sampling=spacing, return_distances=False, return_indices=True)
+    return np.ravel_multi_index(tuple(axis.ravel()[places] for axis in ends), other.grid)
+
+
+def _directed(one: Surface, other: Surface, spacing: Sequence[float]) -> Directed:
+    distances = distances_to(one, other, spacing)
     order = np.argsort(distances)
-    return Directed(distances[order], areas[order])
+    return Directed(distances[order], one.areas[order])

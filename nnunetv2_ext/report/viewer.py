@@ -15,8 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.palette import COLOURS
-from nnunetv2_ext.report.pictures import Spacing
+from nnunetv2_ext.report.figure import Spacing, label_styles
 from nnunetv2_ext.report.volumes import pack
 
 HOW_TO_ADD = 'The interactive 3D view needs one more package: pip install "nnunetv2_ext[report]".'
@@ -26,7 +25,7 @@ CSP = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'
 
 
 class ViewedCase(NamedTuple):
-    """A case to view. Arrays are (Z, Y, X) on one grid; `spacing` in mm in the same order.
+    """A case to view. Arrays are (Z, Y, X) on one grid, upright as LPS; `spacing` in mm in the same order.
 
     `labels` holds the values of each label or region by name, the same names in the same order in every case.
     """
@@ -73,7 +72,7 @@ def _niivue(widget: Path) -> str:
 
 
 def _body(cases: Sequence[ViewedCase], niivue: str) -> str:
-    labels = [{"name": name, "colour": COLOURS[order % len(COLOURS)]} for order, name in enumerate(cases[0].labels)]
+    labels = [{"name": name, "colour": style.colour} for name, style in label_styles(cases[0].labels).items()]
     options = [f'<option value="{order}">{html.escape(case.title)}</option>' for order, case in enumerate(cases)]
     legend = [
         f'<li><label><input type="checkbox" checked><span style="background: {label["colour"]}"></span>'

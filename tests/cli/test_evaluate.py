@@ -162,6 +162,16 @@ def test_slabs_where_a_side_car_tells_of_them(folder: Path, capsys: pytest.Captu
     assert read_scores(folder / "labelsTr").values("predictions", "left", "Dice of slabs")["a"] == 0.5
 
 
+@pytest.mark.parametrize("reader", ["NibabelIO", "NibabelIOWithReorient"])
+def test_the_reader_that_dataset_json_asks_for(folder: Path, reader: str) -> None:
+    description = {**DESCRIPTION, "overwrite_image_reader_writer": reader}
+    (folder / "labels.json").write_text(json.dumps(description))
+    assert evaluate(folder, "-djfile", str(folder / "labels.json")) == 0
+    scores = read_scores(folder / "out")
+    assert scores.values("predictions", "left", "HD") == dict.fromkeys(CASES, 4.0)
+    assert scores.values("predictions", "left", "volume")["a"] == pytest.approx(4 * 8 * 4 * 2 / 1000)
+
+
 def test_volumes_in_tiff(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "raw" / "dataset.json").write_text(json.dumps({**DESCRIPTION, "file_ending": ".tif"}))
     for name in ("raw/labelsTs", "predictions"):
@@ -354,6 +364,7 @@ def test_bad_input(
         ([], "no -p, -r"),
         (["-r", "raw/labelsTs", "-p", "raw/labelsTs"], "as -r and as -p"),
         (["-r", "raw/labelsTs", "-p", "predictions", "-p", "predictions/"], "twice"),
+        (["-r", "raw/labelsTs", "-p", "predictions", "-p", "raw", "--names", "A", "A"], "--names A A"),
     ],
 )
 def test_flags_that_do_not_go_together(

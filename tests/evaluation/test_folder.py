@@ -1,5 +1,6 @@
 """A folder of predictions: what a stopped evaluation keeps, what is measured anew, and what nnU-Net makes of it."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,14 @@ def test_a_stopped_evaluation_goes_on(of_two: Evaluation, tmp_path: Path, measur
     assert len(measured) == 8
     # NaN is not equal to itself, its text is
     assert str(fresh.lines) == str(scores.lines)
+
+
+def test_where_no_case_can_be_measured_nothing_stays(of_two: Evaluation, tmp_path: Path) -> None:
+    wrong = dataclasses.replace(of_two, labels=Labels({"one": 1}, known=frozenset(range(2))))
+    with pytest.raises(InputError, match="8 faulty cases"):
+        evaluate(wrong, tmp_path / "out")
+    assert not [path for path in (tmp_path / "out").iterdir() if path.name[0] != "."]
+    evaluate(of_two, tmp_path / "out")
 
 
 def test_a_kill_between_two_files_leaves_no_scores(

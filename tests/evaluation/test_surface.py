@@ -10,7 +10,7 @@ import pytest
 from exacta import functional as exacta
 from scipy.ndimage import gaussian_filter
 
-from nnunetv2_ext.evaluation.surface import Directed, nearest, surface, surface_distances
+from nnunetv2_ext.evaluation.surface import DENSE_SHARE, FAR_SHARE, Directed, distances_to, surface, surface_distances
 from nnunetv2_ext.testing.shapes import Shapes, box, pair, shapes, spheres
 
 SPACINGS = [(1.0, 1.0, 1.0), (5.0, 0.8, 0.8), (3.0, 0.7, 1.3)]
@@ -102,16 +102,20 @@ def test_as_exacta(reference: np.ndarray, prediction: np.ndarray, spacing: tuple
 
 
 @pytest.mark.parametrize("spacing", SPACINGS)
-@pytest.mark.parametrize("far", ["few", "many"])
-def test_far_elements(spacing: tuple[float, ...], far: str) -> None:
-    """From each element every one of the other surface is tried."""
-    size = (1, 1, 1) if far == "few" else (3, 6, 6)
-    one, other = pair((40, 40, 40), (0, 0, 0), size, (36, 33, 33), (3, 5, 6))
+@pytest.mark.parametrize("kind", ["few far", "many far", "dense"])
+def test_as_every_pair_of_elements(spacing: tuple[float, ...], kind: str) -> None:
+    masks: dict[str, tuple[np.ndarray, np.ndarray]] = {
+        "few far": pair((40, 40, 40), (0, 0, 0), (1, 1, 1), (36, 33, 33), (3, 5, 6)),
+        "many far": pair((40, 40, 40), (0, 0, 0), (3, 6, 6), (36, 33, 33), (3, 5, 6)),
+        "dense": tuple(np.random.default_rng(0).random((2, 7, 9, 10)) < 0.3),  # type: ignore[dict-item]
+    }
+    one, other = masks[kind]
     start, end = surface(one, spacing), surface(other, spacing)
-    apart = (start.corners[:, None] - end.corners[None]) * np.array(spacing)
+    assert kind == "dense" or (start.places.size > FAR_SHARE * 41**3) == (kind == "many far")
+    assert (start.places.size + end.places.size > DENSE_SHARE * np.prod(start.grid)) == (kind == "dense")
+    apart = start.points(spacing)[:, None] - end.points(spacing)[None]
     expected = np.sqrt((apart**2).sum(-1)).min(1)
-    assert (len(start.corners) * 1000 > 41**3) == (far == "many")
-    assert nearest(start, end, spacing, (41, 41, 41)) == pytest.approx(expected, abs=1e-9)
+    assert distances_to(start, end, spacing) == pytest.approx(expected, abs=1e-9)
 
 
 def test_two_surfaces_far_apart_take_no_time() -> None:
