@@ -217,7 +217,7 @@ REFERENCE = {
     **dict.fromkeys(("make_thick", "convert_thin_thick"), "reference-volumes.md"),
     **dict.fromkeys(("import_weights", "safe_export"), "reference-weights.md"),
     **dict.fromkeys(("predict", "calibrate_roi", "ensemble"), "reference-prediction.md"),
-    **dict.fromkeys(("evaluate", "compare", "look"), "reference-evaluation.md"),
+    **dict.fromkeys(("evaluate", "compare", "look", "report"), "reference-evaluation.md"),
     "profile": "reference-profile.md",
 }
 
