@@ -2,6 +2,7 @@
 
 import argparse
 import io
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -97,6 +98,7 @@ def _run(args: argparse.Namespace, words: Any) -> int:
         got = f"--tolerance of {listed(unknown)}"
         raise InputError(got, f"labels of {evaluation.labels.told}: {listed(evaluation.labels.of)}", "correct it")
     progress = not args.disable_progress_bar and sys.stderr is not None
+    at_once = min(at_once, os.cpu_count() or 1)  # threads that compute
     scores = evaluate(evaluation, args.output, processes=at_once, overwrite=args.overwrite, progress=progress)
     print(means_table(scores), file=words)
     files = "metrics.csv and summary.json" if len(scores.models) == 1 else "metrics.csv, and summary.json of each model"

@@ -134,8 +134,13 @@ def _dice(folder: Path) -> dict[str, dict[str, float]]:
 
 
 def _summary_keys(labels: Mapping[str, Any]) -> dict[str, str]:
-    """The name of each label or region in nnU-Net's summaries."""
-    return {name: str(tuple(value) if isinstance(value, list) else value) for name, value in labels.items()}
+    """The name of each label or region in nnU-Net's summaries; a list of one value is a region beside larger ones."""
+    lists = {name: value if isinstance(value, list) else [value] for name, value in labels.items()}
+    regions = any(len(values) > 1 for values in lists.values())
+    return {
+        name: str(tuple(values) if regions and isinstance(labels[name], list) else values[0])
+        for name, values in lists.items()
+    }
 
 
 def check_models(
