@@ -41,19 +41,21 @@ def write_evaluation(
     labels: Mapping[str, tuple[int, ...]] = LABELS,
     folders: Mapping[str, Path] | None = None,
     images: bool = True,
+    metrics: Sequence[str] = ("Dice", "HD", "NSD"),
 ) -> Path:
     """An evaluation folder, and beside it labelsTs, imagesTs and a folder of predictions for each model.
 
     Args:
         models: predictions of the cases, by model; references are `boxes()`.
         folders: of the trained models.
+        metrics: those of metrics.csv, each a chart to draw.
     """
     lines: list[Score] = []
     evaluation = root / output
     for order, (model, predictions) in enumerate(models.items()):
         names = cases or [f"case_{number}" for number in range(len(predictions))]
         files: dict[str, tuple[Path, Path]] = {}
-        metrics: dict[str, dict[str, dict[str, float]]] = {}
+        measured: dict[str, dict[str, dict[str, float]]] = {}
         for case, prediction in zip(names, predictions, strict=True):
             reference = boxes()
             name = case.replace("/", "_")
@@ -64,20 +66,21 @@ def write_evaluation(
             if images:
                 noise = np.random.default_rng(1).normal(100 * (reference > 0), 10).astype(np.float32)
                 write(noise, root / "imagesTs" / f"{name}_0000.nii.gz")
-            metrics[case] = {}
+            measured[case] = {}
             for label, values in labels.items():
                 of = measure(np.isin(reference, values), np.isin(prediction, values), SPACING, label=label)
                 lines += [
                     Score(model, case, label, metric, one.value, Settings().how(metric, label), one.note)
                     for metric, one in of.items()
+                    if metric in metrics
                 ]
-                metrics[case][label] = {metric: one.value for metric, one in of.items()}
+                measured[case][label] = {metric: one.value for metric, one in of.items()}
         summary = Summary(model, files, dict(labels), model_folders=tuple((folders or {}).values()))
         if folders is not None:
             summary = summary._replace(model_folders=(folders[model],) if model in folders else ())
         path = evaluation / (f"{order}" if len(models) > 1 else "") / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         keys = {label: str(values[0] if len(values) == 1 else values) for label, values in labels.items()}
-        write_summary(path, summary, metrics, keys=keys)
+        write_summary(path, summary, measured, keys=keys)
     write_scores(Scores(tuple(lines)), evaluation / "metrics.csv")
     return evaluation
