@@ -171,7 +171,7 @@ def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "iterdir", refused)
-    with pytest.raises(InputError, match="cannot be read .Permission denied.*permissions"):
+    with pytest.raises(InputError, match=r"cannot be read .Permission denied.*permissions"):
         files_in(tmp_path, ".nii.gz")
 
 
