@@ -74,14 +74,19 @@ def files_in(folder: Path, ending: str) -> dict[str, Path]:
     """The label files of a folder, by case.
 
     Raises:
-        InputError: no such folder, or none with this ending in it.
+        InputError: no such folder, one that cannot be read, or none with this ending in it.
     """
     if not folder.is_dir():
         what = f"{folder}, a file" if folder.exists() else f"no folder {folder}"
         raise InputError(what, f"a folder of label files *{ending}", "check the path")
-    files = {path.name.removesuffix(ending): path for path in sorted(folder.iterdir()) if path.name.endswith(ending)}
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError as error:
+        what = f"a folder {folder} that cannot be read ({error.strerror})"
+        raise InputError(what, f"label files *{ending}", "see to its permissions, or to the disk") from None
+    files = {path.name.removesuffix(ending): path for path in paths if path.name.endswith(ending)}
     if not files:
-        others = [path.name for path in sorted(folder.iterdir()) if ending_of(path.name)]
+        others = [path.name for path in paths if ending_of(path.name)]
         beside = f" beside {counted(others, 'other file')}" if others else ""
         remedy = "correct file_ending in dataset.json, or convert them" if others else "check the path"
         raise InputError(f"no file *{ending} in {folder}{beside}", "label files, one per case", remedy)

@@ -166,6 +166,15 @@ def test_no_two_evaluations_in_one_folder_at_once(of_two: Evaluation, tmp_path: 
         evaluate(of_two, tmp_path / "out")
 
 
+def test_a_folder_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    with pytest.raises(InputError, match=r"cannot be read .Permission denied.*permissions"):
+        files_in(tmp_path, ".nii.gz")
+
+
 def test_a_full_disk(of_two: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(28, "No space left on device")
