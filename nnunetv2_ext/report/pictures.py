@@ -1,4 +1,4 @@
-"""Cases in pictures: three planes to scale in mm, the reference as a line, the prediction as an area."""
+"""Cases in pictures: three planes to scale in mm, the reference as an area, the prediction as a line."""
 
 import base64
 import io
@@ -62,8 +62,8 @@ def planes(
         index = telling_index(telling, axis, styles)
         # Slices count upwards from the feet; rows of an axial plane count downwards from the front.
         extent = (0.0, across, 0.0, up) if axis else (0.0, across, up, 0.0)
-        grey, line, area = (np.take(of, index, axis) for of in (image, reference, prediction))
-        _draw(axes, grey, line, area, extent, styles, shades)
+        grey, area, line = (np.take(of, index, axis) for of in (image, reference, prediction))
+        _draw(axes, grey, area, line, extent, styles, shades)
         left += across + gap
     return _png(figure)
 
@@ -87,7 +87,7 @@ def _draw(
         (np.arange(length + 2) - 0.5) * of / length for length, of in zip(prediction.shape, size, strict=True)
     )
     for style in styles:
-        area, line = (np.pad(np.isin(of, style.values), 1).astype(float) for of in (prediction, reference))
+        area, line = (np.pad(np.isin(of, style.values), 1).astype(float) for of in (reference, prediction))
         if area.any():
             axes.contourf(along, down, area, [0.5, 1.5], colors=[style.colour], alpha=0.4)
         if line.any():
