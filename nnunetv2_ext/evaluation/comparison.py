@@ -18,6 +18,7 @@ import numpy as np
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import KNOWN
+from nnunetv2_ext.evaluation.pairs import cases_of, pair
 from nnunetv2_ext.evaluation.scores import Score, Scores, nan_mean
 from nnunetv2_ext.text import counted, listed, markdown_table
 
@@ -65,9 +66,11 @@ class Comparison(NamedTuple):
     ties: int
     losses: int
     left_out: int
-    """Cases that do not count for one of both or for both, such as those where both masks are empty."""
+    """Cases that do not count for one of both or for both, such as those where neither finds what is not there."""
     decided: int
     """Pairs with a value that was decided, since one of both masks is empty."""
+    rightly_empty: int
+    """Pairs with a perfect value of one model, which finds nothing where the other invents something."""
     corrected_p: float = math.nan
     """By Holm, over all tests of the same call."""
 
@@ -193,64 +196,35 @@ def compare_pair(scores: Scores, model: str, reference: str, label: str = MEAN, 
     """One test, without correction.
 
     Raises:
-        InputError: the two hold different cases, or a value is infinite.
+        InputError: the two hold different cases.
     """
-    ours, theirs = (_by_case(scores, name, label, metric) for name in (model, reference))
-    _check_cases({model: set(ours), reference: set(theirs)})
-    pairs = {
-        case: (ours[case], theirs[case])
-        for case in sorted(ours)
-        if not (math.isnan(ours[case]) or math.isnan(theirs[case]))
-    }
-    if infinite := [case for case, values in pairs.items() if not all(map(math.isfinite, values))]:
-        raise InputError(
-            f"an infinite {metric} of {label} in {counted(infinite, 'case')}",
-            "numbers",
-            "evaluate again with a number of mm for empty masks",
-        )
-    values = np.array(list(pairs.values())).reshape(-1, 2)
-    differences = values[:, 0] - values[:, 1]
+    of_labels = scores.labels if _is_mean(scores, label) else (label,)
+    _check_cases({name: cases_of(scores, name, of_labels, metric) for name in (model, reference)})
+    pairs = pair(scores, model, reference, of_labels, metric)
+    differences = pairs.values[:, 0] - pairs.values[:, 1]
     better = np.round(differences, DIGITS) * (1 if KNOWN[metric].better == "higher" else -1)
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
-    of_labels = scores.labels if _is_mean(scores, label) else (label,)
-    decided = {
-        case
-        for name in (model, reference)
-        for one in of_labels
-        for case, line in scores.of(name, one, metric).items()
-        if line.note and not math.isnan(line.value)
-    }
     return Comparison(
         model,
         reference,
         label,
         metric,
-        nan_mean(values[:, 0]),
-        nan_mean(values[:, 1]),
+        nan_mean(pairs.values[:, 0]),
+        nan_mean(pairs.values[:, 1]),
         interval(differences),
         wilcoxon(differences),
         least_p(wins + losses),
         wins,
-        len(pairs) - wins - losses,
+        len(differences) - wins - losses,
         losses,
-        len(ours) - len(pairs),
-        len(decided & pairs.keys()),
+        pairs.left_out,
+        pairs.decided,
+        pairs.rightly_empty,
     )
 
 
 def _is_mean(scores: Scores, label: str) -> bool:
     return label == MEAN and MEAN not in scores.labels
-
-
-def _by_case(scores: Scores, model: str, label: str, metric: str) -> dict[str, float]:
-    """What is compared: values by case, absolute where the metric is better nearer 0."""
-    change = abs if KNOWN[metric].better == "nearer 0" else float
-    of_labels = scores.labels if _is_mean(scores, label) else (label,)
-    values: dict[str, list[float]] = {}
-    for one in of_labels:
-        for case, value in scores.values(model, one, metric).items():
-            values.setdefault(case, []).append(change(value))
-    return {case: nan_mean(of_case) for case, of_case in values.items()}
 
 
 def _default_metrics(scores: Scores) -> list[str]:
@@ -325,10 +299,16 @@ def _check_references(scores: Scores, label: str, first: str, other: str) -> Non
             )
 
 
+def counts_of(comparisons: Sequence[Comparison]) -> dict[str, list[int]]:
+    """Numbers of cases that were left out, and of pairs that were not measured, by heading, where there are any."""
+    names = {"left out": "left_out", "decided": "decided", "rightly empty": "rightly_empty"}
+    counts = {heading: [getattr(one, field) for one in comparisons] for heading, field in names.items()}
+    return {heading: numbers for heading, numbers in counts.items() if any(numbers)}
+
+
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """The tests as a Markdown table; `comparison_notes` says what they are."""
-    counts = {"left out": [one.left_out for one in comparisons], "decided": [one.decided for one in comparisons]}
-    shown = {name: numbers for name, numbers in counts.items() if any(numbers)}
+    shown = counts_of(comparisons)
     header = [
         "models",
         "label",
@@ -377,8 +357,11 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     least = min((one.least_p for one in comparisons), default=1.0)
     if tests > 1 and least <= LEVEL < (corrected := least * tests):
         notes.append(f"Corrected over {tests} tests, no p can fall below {corrected:.4g} with so few pairs.")
-    if any(one.left_out for one in comparisons):
-        notes.append("Left out: cases that do not count for one of both, such as those where both masks are empty.")
-    if any(one.decided for one in comparisons):
-        notes.append("Decided: pairs with a value that was set and not measured, as one of both masks is empty.")
+    told = {
+        "left out": "cases that do not count for one of both, such as those where neither finds what is not there.",
+        "decided": "pairs with a value that was set and not measured, as one of both masks is empty.",
+        "rightly empty": "pairs in which one finds nothing where nothing is, and counts as perfect, since the other "
+        "invents something.",
+    }
+    notes += [f"{heading.capitalize()}: {told[heading]}" for heading in counts_of(comparisons)]
     return notes

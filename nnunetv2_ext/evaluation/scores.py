@@ -15,6 +15,8 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, unwritable, write_beside
 
 FILE = "metrics.csv"
+BOTH_EMPTY = "both empty"
+"""The note of a label that neither mask holds."""
 REMEDY = "give what nnunetv2_ext evaluate wrote, metrics.csv or its folder"
 
 
@@ -174,10 +176,10 @@ def read_dice(path: Path, remedy: str) -> dict[str, dict[str, float]]:
 
 
 def dice_scores(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Scores:
-    """Scores of the Dice by model, case and label."""
+    """Scores of the Dice by model, case and label; one that is NaN is of a label that neither mask holds."""
     return Scores(
         tuple(
-            Score(model, case, label, "Dice", value)
+            Score(model, case, label, "Dice", value, note=BOTH_EMPTY if math.isnan(value) else "")
             for model, cases in models.items()
             for case, labels in cases.items()
             for label, value in labels.items()
