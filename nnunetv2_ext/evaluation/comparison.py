@@ -11,7 +11,7 @@ All of them hold the chance in the cases, not that in the training.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import combinations
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
@@ -274,15 +274,23 @@ def _check_comparable(scores: Scores, labels: Sequence[str], metrics: Sequence[s
                         "the same labels and metrics for every model",
                         "evaluate it again as the others, or choose labels and metrics that all have",
                     )
-            for other in others:
-                for case, line in lines[other].items():
-                    if line.how != (how := lines[first][case].how):
-                        raise InputError(
-                            f"{metric} of {label} with {how or 'no setting'} for {first} and with "
-                            f"{line.how or 'no setting'} for {other}",
-                            "the same settings for both",
-                            "evaluate both with the same flags",
-                        )
+    check_settings(scores, "evaluate both with the same flags", labels=list(single), metrics=metrics)
+
+
+def check_settings(scores: Scores, remedy: str, *, labels: Sequence[str], metrics: Sequence[str]) -> None:
+    """Refuse values of one metric and label that depend on other settings, by model.
+
+    Raises:
+        InputError: there are some; ends with `remedy`.
+    """
+    for metric, label in product(metrics, labels):
+        hows: dict[str, str] = {}
+        for model in scores.models:
+            for line in scores.of(model, label, metric).values():
+                hows.setdefault(line.how, model)
+        if len(hows) > 1:
+            told = listed((f"{how or 'no setting'} for {model}" for how, model in hows.items()), separator=" and with ")
+            raise InputError(f"{metric} of {label} with {told}", "the same settings for all", remedy)
 
 
 def _check_references(scores: Scores, label: str, first: str, other: str) -> None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, compare, least_p, together
+from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, check_settings, compare, least_p, together
 from nnunetv2_ext.evaluation.means import KNOWN
 from nnunetv2_ext.evaluation.metrics import Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
@@ -151,6 +151,8 @@ def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list
                 "make a report of each",
             )
     scores, summaries, lacking = together(parts), {}, []
+    remedy = "evaluate all with the same flags, or make a report of each"
+    check_settings(scores, remedy, labels=scores.labels, metrics=scores.metrics)
     for path in evaluations:
         try:
             summaries.update(read_summaries(path))

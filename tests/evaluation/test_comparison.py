@@ -283,7 +283,7 @@ TWO = scores("one") + scores("two")
         (
             scores("one", "NSD", how="tolerance 1 mm") + scores("two", "NSD", how="tolerance 2 mm"),
             {},
-            "NSD of liver with tolerance 1 mm for one and with tolerance 2 mm for two",
+            "NSD of liver with tolerance 1 mm for one and with tolerance 2 mm for two; expected the same settings",
         ),
         (
             TWO + scores("one", "reference volume") + scores("two", "reference volume", (0.5, 0.6, 0.8)),

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.metrics import METRICS
+from nnunetv2_ext.evaluation.metrics import METRICS, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores, write_scores
 from nnunetv2_ext.report import page as page_module
@@ -259,12 +259,19 @@ def test_models_of_other_cases_are_told_apart(tmp_path):
         ({"evaluations": ["none"]}, "expected the scores of an evaluation"),
         ({"evaluations": ["evaluation", "other"]}, "expected the same labels in all"),
         ({"evaluations": ["evaluation", "again"]}, "two models called ours"),
+        (
+            {"evaluations": ["evaluation", "wide"]},
+            "NSD of organ with tolerance 1 mm for ours and with .* 3 mm for wide",
+        ),
+        ({"evaluations": ["evaluation", "near"]}, "HD of organ .* expected the same .* or make a report of each"),
     ],
 )
 def test_refused(tmp_path, change, expected):
     write_evaluation(tmp_path, {"ours": [boxes(1)]})
     write_evaluation(tmp_path, {"theirs": [boxes(1)]}, output="other", labels={"liver": (1,)})
     write_evaluation(tmp_path, {"ours": [boxes(2)]}, output="again")
+    write_evaluation(tmp_path, {"wide": [boxes(1)]}, output="wide", settings=Settings(tolerance=3))
+    write_evaluation(tmp_path, {"near": [boxes(1)]}, output="near", settings=Settings(empty=30))
     before = sorted(tmp_path.rglob("*"))
     evaluations = [tmp_path / name for name in change.get("evaluations", ["evaluation"])]
     images = tmp_path / change["images"] if "images" in change else None
