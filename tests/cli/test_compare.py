@@ -78,7 +78,7 @@ def test_no_case_that_counts(tmp_path, capsys):
     write_scores(Scores((*lines("one", nothing, note="both empty"), *lines("two", nothing))), tmp_path / FILE)
     assert main(["compare", str(tmp_path)]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| one")]
-    assert [cell.strip() for cell in row.strip("|").split("|")][3:] == ["-", "-", "-", "1", "1", "0/0/0", "0", "3"]
+    assert [cell.strip() for cell in row.strip("|").split("|")][3:] == ["-", "-", "-", "-", "-", "0/0/0", "0", "3"]
 
 
 def test_decided_values_are_counted(tmp_path, capsys):
