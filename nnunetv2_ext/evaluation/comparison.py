@@ -1,6 +1,6 @@
 """Models compared case by case: the mean difference with its interval, a test, Holm's correction, wins and losses.
 
-- Interval of a mean: percentile bootstrap over cases (Efron, Annals of Statistics 7, 1979), 95 %.
+- Interval of a mean: see `intervals`.
 - p: the two-sided signed-rank test over the pairs (Wilcoxon, Biometrics Bulletin 1, 1945), which leaves out pairs
   without a difference, as Wilcoxon did.
 - Corrected p: Holm, Scandinavian Journal of Statistics 6, 1979, over all tests of a call.
@@ -9,20 +9,19 @@ All of them hold the chance in the cases, not that in the training.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.intervals import RESAMPLES, Interval, interval
 from nnunetv2_ext.evaluation.metrics import KNOWN
 from nnunetv2_ext.evaluation.pairs import cases_of, pair
 from nnunetv2_ext.evaluation.scores import Score, Scores, nan_mean
 from nnunetv2_ext.text import counted, listed, markdown_table
 
-RESAMPLES = 10_000
 LEVEL = 0.05
 """What a p is called significant below."""
 MEAN = "mean"
@@ -30,19 +29,6 @@ MEAN = "mean"
 DEFAULT_METRICS = ("Dice", "HD95", "NSD")
 DIGITS = 9
 """Differences are the same, or none, where these digits behind the point are: the rest is rounding."""
-
-
-class Interval(NamedTuple):
-    """A mean over cases with the bounds of its 95 % interval, which are NaN below two cases."""
-
-    mean: float
-    low: float
-    high: float
-    cases: int
-
-    def __str__(self) -> str:
-        mean, low, high = (f"{round(value, 3) + 0.0:.3f}" for value in self[:3])  # no -0.000
-        return f"{mean} [{low}, {high}]" if self.cases > 1 else mean if self.cases else "-"
 
 
 class Comparison(NamedTuple):
@@ -58,7 +44,7 @@ class Comparison(NamedTuple):
     difference: Interval
     """Model less reference, over the pairs: the cases that count for both."""
     p: float
-    """1 where no pair differs."""
+    """1 where no pair differs, NaN where there is none."""
     least_p: float
     """The smallest p that so many differing pairs can give, 2 / 2^n."""
     wins: int
@@ -72,33 +58,19 @@ class Comparison(NamedTuple):
     rightly_empty: int
     """Pairs with a perfect value of one model, which finds nothing where the other invents something."""
     corrected_p: float = math.nan
-    """By Holm, over all tests of the same call."""
-
-
-def interval(values: Iterable[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of the values that are no NaN, with the 2.5 % and 97.5 % percentiles of bootstrap means."""
-    known = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
-    if known.size < 2:
-        return Interval(nan_mean(known), math.nan, math.nan, known.size)
-    low, high = np.percentile(_draws(known.size, resamples, seed) @ known / known.size, [2.5, 97.5])
-    return Interval(float(known.mean()), float(low), float(high), known.size)
-
-
-@lru_cache(maxsize=1)
-def _draws(count: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each resample draws each case: (resamples, cases)."""
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return draws.astype(np.float64)
+    """By Holm, over all tests of the same call that have pairs; NaN for one without."""
 
 
 def wilcoxon(differences: Sequence[float] | np.ndarray) -> float:
-    """The p of the two-sided signed-rank test; differences of 0 are left out, and 1 is returned where all are 0.
+    """The p of the two-sided signed-rank test, which leaves out differences of 0: 1 where all are, NaN of none.
 
     Exact up to 50 differences, with equal ones among them up to 13; else by the normal distribution.
     """
     from scipy.stats import wilcoxon as signed_rank
 
     rounded = np.round(np.asarray(differences, dtype=np.float64), DIGITS)
+    if not rounded.size:
+        return math.nan
     differing = rounded[rounded != 0]
     return float(signed_rank(differing, zero_method="wilcox").pvalue) if differing.size else 1.0
 
@@ -109,10 +81,14 @@ def least_p(pairs: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's corrected p, in the order given: the k-th smallest of m times m - k + 1, never below the one before."""
+    """Holm's corrected p, in the order given: the k-th smallest of m times m - k + 1, never below the one before.
+
+    NaN stands for no test, and stays.
+    """
     corrected, most = [math.nan] * len(p), 0.0
-    for done, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
-        most = max(most, min(1.0, p[index] * (len(p) - done)))
+    tests = sorted((index for index, value in enumerate(p) if not math.isnan(value)), key=lambda index: p[index])
+    for done, index in enumerate(tests):
+        most = max(most, min(1.0, p[index] * (len(tests) - done)))
         corrected[index] = most
     return corrected
 
@@ -337,7 +313,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         record = f"{one.wins}/{one.ties}/{one.losses}"
         rows.append(
             [f"{one.model} less {one.reference}", one.label, f"{one.metric}{size}{unit}", *means, str(one.difference)]
-            + [f"{one.p:.3g}", f"{one.corrected_p:.3g}", record, str(one.difference.cases)]
+            + ["-" if math.isnan(p) else f"{p:.3g}" for p in (one.p, one.corrected_p)]
+            + [record, str(one.difference.cases)]
             + [str(numbers[index]) for numbers in shown.values()]
         )
     return markdown_table([*header, *shown], rows)
@@ -345,7 +322,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Sentences that say what was tested, and what so few cases cannot show."""
-    tests = len(comparisons)
+    tested = [one for one in comparisons if one.difference.cases]
+    tests = len(tested)
     better = dict.fromkeys(f"{one.metric} {KNOWN[one.metric].better}" for one in comparisons)
     notes = [
         "Difference: the first model less the second, over the cases that count for both, with the 95 % interval "
@@ -356,13 +334,20 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
         f"Wins are those of the first: {listed(better)} is better.",
         "Interval and p hold the chance in the cases. That in the training is not in them, and takes more trainings.",
     ]
+    if any(one.label == MEAN for one in comparisons):
+        notes.append(
+            "mean: first of each case over its labels that count, to pair cases, then over cases. The mean over labels "
+            "of evaluate and report is another figure where a label does not count in every case."
+        )
     if any(one.difference.cases < 2 for one in comparisons):
         notes.append("Below two cases there is no interval.")
-    if weak := [one for one in comparisons if one.least_p > LEVEL]:
+    if tests < len(comparisons):
+        notes.append("Without a case that counts for both there is no test.")
+    if weak := [one for one in tested if one.least_p > LEVEL]:
         pairs = max(one.wins + one.losses for one in weak)
         never = f"{pairs} never give{'s' * (pairs == 1)} less than {least_p(pairs):.4g}"
         notes.append(f"Too few pairs that differ for a p below {LEVEL:g}, in {len(weak)} of {tests} tests: {never}.")
-    least = min((one.least_p for one in comparisons), default=1.0)
+    least = min((one.least_p for one in tested), default=1.0)
     if tests > 1 and least <= LEVEL < (corrected := least * tests):
         notes.append(f"Corrected over {tests} tests, no p can fall below {corrected:.4g} with so few pairs.")
     told = {

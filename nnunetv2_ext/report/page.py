@@ -269,11 +269,12 @@ def _comparison(scores: Scores) -> dict[str, Any]:
             found = compare(scores)
     except InputError as error:
         why = str(error)
-    least = min((least_p(one.difference.cases) * len(found) for one in found), default=0.0)
+    tested = [one for one in found if one.difference.cases]
+    least = min((least_p(one.difference.cases) * len(tested) for one in tested), default=0.0)
     return {
         "compared": compared(found, scores.models, LEVEL),
         "not_compared": why,
-        "tests": len(found),
+        "tests": len(tested),
         "level": LEVEL,
         "powerless": least >= LEVEL,
         "pairs": max((one.difference.cases for one in found), default=0),

@@ -15,11 +15,11 @@ from nnunetv2_ext.evaluation.comparison import (
     comparison_notes,
     comparison_table,
     holm,
-    interval,
     least_p,
     together,
     wilcoxon,
 )
+from nnunetv2_ext.evaluation.intervals import interval, interval_of_labels
 from nnunetv2_ext.evaluation.scores import Score, Scores, dice_scores
 
 NAN = math.nan
@@ -70,6 +70,28 @@ def test_interval_holds_the_true_mean_as_often_as_it_says():
     assert 0.90 < covered < 0.965
 
 
+@pytest.mark.parametrize(
+    ("values", "mean", "bounds"),
+    [
+        # over labels of the means over cases, not 0.625 over the means of cases
+        ([[0.5, NAN], [0.5, 1.0]], 0.75, (0.5, 0.75)),
+        # a resample of the second case alone has its mean 0.5, one of the first alone 0
+        ([[0.0, 0.0], [1.0, 0.0]], 0.25, (0.0, 0.5)),
+        ([[0.0, NAN], [NAN, NAN]], 0.0, (NAN, NAN)),
+        ([[0.0, math.inf], [1.0, 1.0]], math.inf, (NAN, NAN)),
+    ],
+)
+def test_interval_of_labels(values, mean, bounds):
+    found = interval_of_labels(np.array(values))
+    assert found.mean == pytest.approx(mean)
+    assert (found.low, found.high) == pytest.approx(bounds, nan_ok=True)
+
+
+def test_interval_of_one_label_is_that_of_its_values():
+    values = np.random.default_rng(5).normal(0.8, 0.1, 30)
+    assert interval_of_labels(values[:, None]) == pytest.approx(interval(values))
+
+
 def by_enumeration(differences) -> float:
     """The signed-rank test's two-sided p: the share of all signs whose rank sum is as far from its mean, or farther."""
     ranks = scipy.stats.rankdata(np.abs(differences))
@@ -92,14 +114,14 @@ def by_enumeration(differences) -> float:
         # pairs without a difference are left out
         ([0.0, 0, 1, 2, 3, 4, 5], 2 / 32),
         ([0.0, 0, 0], 1.0),
-        ([], 1.0),
+        ([], NAN),
         ([0.4], 1.0),
         # rounding alone: 0.3 - 0.1 and 0.2 are one rank, and 1e-17 is no difference
         ([0.3 - 0.1, 0.2, 0.2, -0.1, 1e-17], by_enumeration([0.2, 0.2, 0.2, -0.1])),
     ],
 )
 def test_wilcoxon(differences, p):
-    assert wilcoxon(differences) == pytest.approx(p)
+    assert wilcoxon(differences) == pytest.approx(p, nan_ok=True)
 
 
 def test_wilcoxon_of_many_is_scipys():
@@ -112,7 +134,7 @@ def test_wilcoxon_of_many_is_scipys():
 @pytest.mark.parametrize(("pairs", "p"), [(0, 1.0), (1, 1.0), (2, 0.5), (5, 0.0625), (6, 0.03125)])
 def test_no_pairs_give_less(pairs, p):
     assert least_p(pairs) == p
-    assert wilcoxon([1.0 + n for n in range(pairs)]) == pytest.approx(p)
+    assert pairs == 0 or wilcoxon([1.0 + n for n in range(pairs)]) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(
@@ -124,10 +146,12 @@ def test_no_pairs_give_less(pairs, p):
         ([0.01, 0.02, 0.03, 0.04], [0.04, 0.06, 0.06, 0.06]),
         ([0.04, 0.01, 0.03, 0.005], [0.06, 0.03, 0.06, 0.02]),
         ([0.5, 0.6], [1.0, 1.0]),
+        # no test: not one of the family
+        ([0.02, NAN, 0.03], [0.04, NAN, 0.04]),
     ],
 )
 def test_holm(p, corrected):
-    assert holm(p) == pytest.approx(corrected)
+    assert holm(p) == pytest.approx(corrected, nan_ok=True)
 
 
 @pytest.mark.parametrize(
