@@ -119,14 +119,14 @@ def write_scores(scores: Scores, path: Path) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read `metrics.csv`, or that of a folder.
+    """Read `metrics.csv`, or that of a folder; empty lines and a byte order mark, as editors add, are no fault.
 
     Raises:
         InputError: no file, another table, a value that is no number, or a line that stands twice.
     """
     path = path / FILE if path.is_dir() else path
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.reader(stream))
     except FileNotFoundError:
         raise InputError(f"no file {path}", "the scores of an evaluation", REMEDY) from None
@@ -137,6 +137,8 @@ def read_scores(path: Path) -> Scores:
         raise InputError(f"{path} with the columns {got}", f"the columns {', '.join(Score._fields)}", REMEDY)
     lines = []
     for number, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
         try:
             model, case, label, metric, value, how, note = row
             lines.append(Score(model, case, label, metric, float(value) if value else math.nan, how, note))

@@ -90,6 +90,7 @@ def write_report(
         "curves": [(one, Markup(_curves(one))) for one in trained if any(fold.curves for fold in one.folds)],
         "failed": failed_predictions(summaries),
         "one_sided": one_sided(scores),
+        "counts": bool(ranked),
         "weakest": [(metric, rows) for metric in ("Dice", "HD") if (rows := weakest(scores, metric))],
         "means": groups,
         "glance": [line for line in groups[0][1] if line.metric in map(with_unit, GLANCE)],
@@ -158,6 +159,8 @@ def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list
             summaries.update(read_summaries(path))
         except InputError as error:
             lacking.append(f"Models and pictures of {path} are missing: {error}")
+    if summaries and (without := [model for model in scores.models if model not in summaries]):
+        lacking.append(f"No summary.json of {listed(without)}: models and pictures of it are missing; evaluate again.")
     return scores, {model: summaries[model] for model in scores.models if model in summaries}, lacking
 
 

@@ -17,6 +17,7 @@ from nnunetv2_ext.evaluation.metrics import METRICS, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores, write_scores
 from nnunetv2_ext.report import page as page_module
+from nnunetv2_ext.report.chosen import choose
 from nnunetv2_ext.report.page import write_report
 from nnunetv2_ext.report.viewer import HOW_TO_ADD, Viewer
 from tests.report.evaluations import SHAPE, SPACING, boxes, write, write_evaluation
@@ -168,6 +169,30 @@ def test_metrics_alone_make_a_page(tmp_path):
     assert len(page.of("svg")) == 3
 
 
+def test_a_model_without_its_summary_is_told(tmp_path):
+    evaluation = write_evaluation(tmp_path, {"ours": [boxes(1)], "theirs": [boxes(0)]})
+    (evaluation / "1" / "summary.json").unlink()
+    told = write_report([evaluation], tmp_path / "page.html", turned=0)
+    page = Page((tmp_path / "page.html").read_text())
+    assert told == ["No summary.json of theirs: models and pictures of it are missing; evaluate again."]
+    assert told[0] in page.text and len(page.of("img")) == 1
+
+
+@pytest.mark.parametrize(
+    ("cases", "worst", "ranks"),
+    [
+        (1, 3, ["the only case"]),
+        (2, 3, ["worst", "best"]),
+        (3, 3, ["worst", "median", "best"]),
+        (5, 3, ["worst", "worst, no. 2", "median", "best"]),
+        (9, 2, ["worst", "worst, no. 2", "median", "best"]),
+        (9, 0, []),
+    ],
+)
+def test_each_case_is_headed_by_what_it_is(cases, worst, ranks):
+    assert [one.rank for one in choose([(f"{n}", n / 10) for n in range(cases)], worst)] == ranks
+
+
 def lose_prediction(root):
     (root / "predictions_evaluation_0" / "case_0.nii.gz").unlink()
 
@@ -294,6 +319,14 @@ def uncounted(line):
 
 def of_no_known_metric(line):
     return line._replace(metric=f"my {line.metric}")
+
+
+def test_where_nothing_counts_the_page_says_so(tmp_path):
+    scores = read_scores(write_evaluation(tmp_path, {"ours": [boxes(0)]}))
+    write_scores(Scores(tuple(uncounted(line) for line in scores.lines)), tmp_path / "metrics.csv")
+    write_report([tmp_path / "metrics.csv"], tmp_path / "page.html")
+    text = Page((tmp_path / "page.html").read_text()).text
+    assert "Nothing counts" in text and "No case failed" not in text
 
 
 @pytest.mark.parametrize("change", [infinite, without_nsd, uncounted, of_no_known_metric])
