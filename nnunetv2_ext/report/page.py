@@ -13,7 +13,15 @@ from markupsafe import Markup
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, check_settings, compare, least_p, together
+from nnunetv2_ext.evaluation.comparison import (
+    LEVEL,
+    Comparison,
+    check_settings,
+    compare,
+    comparison_notes,
+    counts_of,
+    together,
+)
 from nnunetv2_ext.evaluation.means import KNOWN
 from nnunetv2_ext.evaluation.metrics import Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
@@ -272,13 +280,10 @@ def _comparison(scores: Scores) -> dict[str, Any]:
             found = compare(scores)
     except InputError as error:
         why = str(error)
-    tested = [one for one in found if one.difference.cases]
-    least = min((least_p(one.difference.cases) * len(tested) for one in tested), default=0.0)
     return {
         "compared": compared(found, scores.models, LEVEL),
+        "comparison_counts": counts_of(found),
+        "comparison_notes": comparison_notes(found) if found else [],
         "not_compared": why,
-        "tests": len(tested),
         "level": LEVEL,
-        "powerless": least >= LEVEL,
-        "pairs": max((one.difference.cases for one in found), default=0),
     }

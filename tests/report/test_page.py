@@ -13,6 +13,7 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.comparison import compare, comparison_notes
 from nnunetv2_ext.evaluation.metrics import METRICS, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores, write_scores
@@ -152,10 +153,15 @@ def test_one_case_has_no_interval_and_one_model_no_comparison(tmp_path):
     assert "Comparison of models" not in page.text
 
 
-def test_few_pairs_are_told(tmp_path):
-    evaluation = write_evaluation(tmp_path, {"a": [boxes(n) for n in (0, 1, 2)], "b": [boxes(n) for n in (3, 4, 5)]})
+def test_the_comparison_is_that_of_compare(tmp_path):
+    models = {"a": [boxes(n, lesion=n > 0) for n in (0, 1, 2)], "b": [boxes(n) for n in (3, 4, 5)]}
+    evaluation = write_evaluation(tmp_path, models)
     write_report([evaluation], tmp_path / "page.html", cases=0, turned=0)
-    assert "With 3 pairs no difference can become significant" in (tmp_path / "page.html").read_text()
+    text = Page((tmp_path / "page.html").read_text()).text
+    notes = comparison_notes(compare(read_scores(evaluation)))
+    assert any(note.startswith("Too few pairs") for note in notes)
+    assert all(note in text for note in notes)
+    assert "Decided" in text and "Left out" not in text
 
 
 def test_metrics_alone_make_a_page(tmp_path):
