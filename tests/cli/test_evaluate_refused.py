@@ -288,6 +288,14 @@ def _unfinished_validation(folder: Path) -> None:
     (of(folder) / "validation" / "summary.json").unlink()
 
 
+def _lost_predictions(folder: Path) -> None:
+    entry = {"metrics": {"1": {"n_ref": 1}, "2": {"n_ref": 1}}}
+    cases = [{**entry, "prediction_file": f"/then/fold_0/validation/{case}.nii.gz"} for case in FOLDS["0"]]
+    for name in (MODEL, OTHER):  # both alike, so that they agree in their cases
+        (of(folder, name) / "validation" / "summary.json").write_text(json.dumps({"metric_per_case": cases}))
+        (of(folder, name) / "validation" / "b.nii.gz").unlink()
+
+
 def _untrained(folder: Path) -> None:
     for fold in FOLDS:
         shutil.rmtree(of(folder, fold=fold))
@@ -326,6 +334,8 @@ VALIDATE = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr MNetTrainer -p MNetPlans 
     [
         (_no_validation, [], VALIDATE),
         (_unfinished_validation, [], VALIDATE),
+        (_lost_predictions, [], VALIDATE),
+        (_lost_predictions, [], "fold_0/validation lacks 1 prediction (b.nii.gz) that its summary.json tells of"),
         (_untrained, [], "no checkpoint_final.pth in any fold"),
         (_nothing, ["-f", "0", "3"], f"nnUNetv2_train {DATASET} 3d_fullres 3 -tr MNetTrainer -p MNetPlans"),
         (_nothing, ["-m", "PaRTrainer:PaRPlans:3d_fullres"], "no trained model PaRTrainer:PaRPlans:3d_fullres"),
