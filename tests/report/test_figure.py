@@ -58,7 +58,9 @@ def test_a_note_stands_above_the_cases(tmp_path):
     np.testing.assert_allclose(pictures["with"][-100:], pictures["without"][-100:], atol=0.02)
 
 
-@pytest.mark.parametrize("name", ["$", "a$b$c", "$\\frac{1}{2}$", "$\\nothing$", "a_b", "_a", "\u809d\u81d3", "%", "{}", "a\\"])
+@pytest.mark.parametrize(
+    "name", ["$", "a$b$c", "$\\frac{1}{2}$", "$\\nothing$", "a_b", "_a", "\u809d\u81d3", "%", "{}", "a\\"]
+)
 def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name):
     drawn: list[str] = []
     told = RendererAgg.draw_text
