@@ -17,6 +17,7 @@ FILE = "summary.json"
 OURS = "nnunetv2_ext"
 """The key beside nnU-Net's."""
 REMEDY = "give the folder that nnunetv2_ext evaluate wrote"
+AGAIN = "evaluate again, with --overwrite"
 
 
 class Summary(NamedTuple):
@@ -119,15 +120,15 @@ def paths_in(folder: Path) -> list[Path]:
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a summary is one of an evaluation, and not nnU-Net's."""
+    """Whether a summary is one of an evaluation, be it damaged, and not nnU-Net's."""
     try:
         return OURS in read_json(path, REMEDY)
     except InputError:
-        return False
+        return True
 
 
 def _read(path: Path) -> Summary:
-    content = read_json(path, REMEDY)
+    content = read_json(path, AGAIN)
     if OURS not in content:
         raise InputError(f"{path} without {OURS}, which nnU-Net wrote", "a summary of nnunetv2_ext evaluate", REMEDY)
     try:
@@ -147,4 +148,4 @@ def _read(path: Path) -> Summary:
             images=None if ours["images"] is None else Path(ours["images"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise InputError(f"a damaged file {path}", "a summary of nnunetv2_ext evaluate", REMEDY) from None
+        raise InputError(f"a damaged file {path}", "a summary of nnunetv2_ext evaluate", AGAIN) from None
