@@ -88,11 +88,26 @@ def component_boxes(mask: np.ndarray) -> list[Box]:
     whole = bounding_box(mask)
     if whole is None:
         return []
-    numbered, count = cc3d.connected_components(
-        np.ascontiguousarray(mask[whole.slices], np.uint8), connectivity=26, return_N=True
-    )
+    numbered, count = components(mask[whole.slices], 26)
     found = cc3d.statistics(numbered)["bounding_boxes"][1 : count + 1]
     return [_box(*np.add([[axis.start for axis in box], [axis.stop for axis in box]], whole.low)) for box in found]
+
+
+def components(values: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
+    """The number of its component at each voxel, from 1 (0 outside), and how many there are.
+
+    Args:
+        values: (Z, Y, X), a mask or labels as whole numbers; each label has components of its own.
+        connectivity: components touch by faces (6), edges too (18) or corners too (26).
+    """
+    # of booleans with corners, cc3d 4.1.1 cannot count those of some small masks, such as two voxels with one between
+    whole = np.ascontiguousarray(values, np.uint8 if values.dtype == bool else None)
+    numbers, count = cc3d.connected_components(
+        whole,
+        connectivity=connectivity,  # type: ignore[call-overload]
+        return_N=True,
+    )
+    return numbers, int(count)
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:

@@ -12,9 +12,23 @@ from nnunetv2_ext.geometry.boxes import (
     around,
     bounding_box,
     component_boxes,
+    components,
     margin_in_voxels,
     merged,
 )
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@pytest.mark.parametrize("shape", [(1, 1, 5), (1, 3, 3), (2, 2, 2), (3, 1, 3), (2, 1, 4)])
+def test_components_of_every_small_mask(shape: tuple[int, ...], connectivity: int) -> None:
+    near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+    voxels = int(np.prod(shape))
+    for number in range(2**voxels):
+        mask = (number >> np.arange(voxels) & 1).astype(bool).reshape(shape)
+        for values in (mask, mask.astype(np.int32)):
+            numbers, count = components(values, connectivity)
+            assert count == ndimage.label(mask, near)[1]
+            assert np.unique(numbers[mask]).tolist() == list(range(1, count + 1))
 
 
 @pytest.mark.parametrize(
