@@ -5,11 +5,15 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
+import pandas as pd
+from scipy import ndimage
 
 MOST_BOXES = 32
 """More boxes than these become one."""
 _GIVEN_UP = 1000
 """So many that lie apart, the largest first, will not become few: a mask of noise is to take seconds, not hours."""
+_MOST_VALUES = 65535
+"""Up to this one, boxes are looked up by value itself."""
 
 
 class Box(NamedTuple):
@@ -122,6 +126,32 @@ def bounding_box(mask: np.ndarray) -> Box | None:
     return _box(np.array(low), np.array(high))
 
 
+def value_boxes(values: np.ndarray) -> dict[int, Box]:
+    """The box around the voxels of each value but 0, by value.
+
+    Args:
+        values: whole numbers; those of label files, so that few values occur.
+    """
+    distinct = None
+    if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > _MOST_VALUES)):
+        numbers, distinct = pd.factorize(values.ravel())
+        values = (numbers + 1).reshape(values.shape)
+    found = {}
+    for number, box in enumerate(ndimage.find_objects(values), start=1):
+        value = number if distinct is None else int(distinct[number - 1])
+        if box is not None and value:
+            found[value] = Box(tuple(axis.start for axis in box), tuple(axis.stop for axis in box))
+    return found
+
+
+def around_all(boxes: Iterable[Box]) -> Box | None:
+    """The box around all of some boxes, None where there is none."""
+    given = list(boxes)
+    if not given:
+        return None
+    return _box(np.min([box.low for box in given], axis=0), np.max([box.high for box in given], axis=0))
+
+
 def merged(boxes: Iterable[Box], most: int = MOST_BOXES) -> list[Box]:
     """The fewest larger boxes: those that overlap become one, until none do; more than `most` become one.
 
@@ -140,8 +170,8 @@ def merged(boxes: Iterable[Box], most: int = MOST_BOXES) -> list[Box]:
         low, high = np.vstack([low, first]), np.vstack([high, last])
         if len(low) > _GIVEN_UP:
             break
-    if len(low) > most:
-        return [_box(np.min([box.low for box in given], axis=0), np.max([box.high for box in given], axis=0))]
+    if len(low) > most and (whole := around_all(given)) is not None:
+        return [whole]
     return sorted(map(_box, low, high))
 
 

@@ -10,12 +10,29 @@ from nnunetv2_ext.geometry.boxes import (
     Box,
     Preprocessing,
     around,
+    around_all,
     bounding_box,
     component_boxes,
     components,
     margin_in_voxels,
     merged,
+    value_boxes,
 )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32])
+@pytest.mark.parametrize("values", [(1, 2), (7, 200), (3, -4), (2, 70_000), (1, 2**40)])
+def test_boxes_of_values(values: tuple[int, int], dtype: type) -> None:
+    if np.issubdtype(dtype, np.integer) and not all(np.iinfo(dtype).min <= v <= np.iinfo(dtype).max for v in values):
+        pytest.skip("no value of this type")
+    labels = np.zeros((4, 5, 6), dtype)
+    labels[1, 2, 3] = labels[3, 2, 1] = values[0]
+    labels[0, 4, 2:6] = values[1]
+    one, other = Box((1, 2, 1), (4, 3, 4)), Box((0, 4, 2), (1, 5, 6))
+    assert value_boxes(labels) == dict(zip(values, (one, other), strict=True))
+    assert around_all((one, other)) == Box((0, 2, 1), (4, 5, 6))
+    assert value_boxes(np.zeros((2, 2, 2), dtype)) == {}
+    assert around_all(()) is None
 
 
 @pytest.mark.parametrize("connectivity", [6, 18, 26])
