@@ -217,9 +217,7 @@ def masks(
     for name, label in labels.items():
         values = label if isinstance(label, tuple) else (label,)
         box = around_all(of[value] for of in boxes for value in values if value in of)
-        cut: tuple[slice, ...] = (slice(0),) if box is None else box.slices
-        if 0 in values:
-            cut = (slice(None),)
+        cut = (slice(0),) if box is None else box.slices
         one, other = (_is_one_of(voxels[cut], values) for voxels in (reference, prediction))
         if ignored:
             kept = reference[cut] != ignore

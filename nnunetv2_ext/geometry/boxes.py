@@ -127,16 +127,16 @@ def bounding_box(mask: np.ndarray) -> Box | None:
 
 
 def value_boxes(values: np.ndarray) -> dict[int, Box]:
-    """The box around the voxels of each value but 0, by value.
+    """The box around the voxels of each value, by value; of 0 the box around everything.
 
     Args:
         values: whole numbers; those of label files, so that few values occur.
     """
+    found = {0: Box((0,) * values.ndim, values.shape)}
     distinct = None
     if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > _MOST_VALUES)):
         numbers, distinct = pd.factorize(values.ravel())
         values = (numbers + 1).reshape(values.shape)
-    found = {}
     for number, box in enumerate(ndimage.find_objects(values), start=1):
         value = number if distinct is None else int(distinct[number - 1])
         if box is not None and value:
