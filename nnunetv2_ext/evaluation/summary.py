@@ -106,6 +106,8 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
     paths = paths_in(folder)
     if (one := folder / FILE) in paths:
         paths = [one]
+    if not paths and one.is_file():
+        paths = [one]  # tells whose it is
     if not paths:
         raise InputError(f"no {FILE} in {folder}", "the summary of an evaluation", REMEDY)
     summaries = [_read(path) for path in paths]
@@ -113,17 +115,20 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
 
 
 def paths_in(folder: Path) -> list[Path]:
-    """The summaries of an evaluation, of one model or of several; those of another one have `metrics.csv` beside."""
+    """The summaries of an evaluation, of one model or of several.
+
+    Those of another one have `metrics.csv` beside; nnU-Net's, as with predictions in the same folder, are passed over.
+    """
     several = (path for path in sorted(folder.glob(f"*/{FILE}")) if not path.with_name(SCORES).exists())
-    return [path for path in (folder / FILE, *several) if path.is_file()]
+    return [path for path in (folder / FILE, *several) if path.is_file() and is_ours(path, damaged=True)]
 
 
-def is_ours(path: Path) -> bool:
-    """Whether a summary is one of an evaluation, and not nnU-Net's."""
+def is_ours(path: Path, *, damaged: bool = False) -> bool:
+    """Whether a summary is one of an evaluation, and not nnU-Net's; `damaged` for one that cannot be read."""
     try:
         return OURS in read_json(path, REMEDY)
     except InputError:
-        return False
+        return damaged
 
 
 def _read(path: Path) -> Summary:
