@@ -25,6 +25,7 @@ from nnunetv2_ext.data.volumes import (
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import Measured, Settings, measure
 from nnunetv2_ext.files import read_json
+from nnunetv2_ext.geometry.boxes import around_all, value_boxes
 from nnunetv2_ext.text import listed, one_line
 
 Label = int | tuple[int, ...]
@@ -212,11 +213,11 @@ class Masks(NamedTuple):
     """The voxels of one label."""
 
     reference: np.ndarray
-    """(Z, Y, X) of bool, without the voxels that are ignored."""
+    """(Z, Y, X) of bool, without the voxels that are ignored, cut to a box that holds the label in both."""
     prediction: np.ndarray
     """Likewise."""
     counted: int
-    """Voxels that are not ignored."""
+    """Voxels of the whole image that are not ignored."""
 
 
 def masks(
@@ -228,12 +229,26 @@ def masks(
         reference: label values (Z, Y, X); where they say to ignore, nothing counts, as in nnU-Net.
         prediction: likewise.
     """
-    kept = None if ignore is None or not (found := reference == ignore).any() else ~found
-    counted = reference.size if kept is None else int(np.count_nonzero(kept))
+    boxes = [value_boxes(voxels) for voxels in (reference, prediction)]
+    ignored = ignore is not None and ignore in boxes[0]
+    counted = int(np.count_nonzero(reference != ignore)) if ignored else reference.size
     for name, label in labels.items():
         values = label if isinstance(label, tuple) else (label,)
-        one, other = (np.logical_or.reduce([voxels == value for value in values]) for voxels in (reference, prediction))
-        yield name, Masks(one, other, counted) if kept is None else Masks(one & kept, other & kept, counted)
+        box = around_all(of[value] for of in boxes for value in values if value in of)
+        cut = (slice(0),) if box is None else box.slices
+        one, other = (_is_one_of(voxels[cut], values) for voxels in (reference, prediction))
+        if ignored:
+            kept = reference[cut] != ignore
+            one, other = one & kept, other & kept
+        yield name, Masks(one, other, counted)
+
+
+def _is_one_of(voxels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where a label map has one of some values."""
+    found = voxels == values[0]
+    for value in values[1:]:
+        found |= voxels == value
+    return found
 
 
 def count(of: Masks) -> dict[str, float]:
@@ -292,7 +307,10 @@ def measure_pair(reference: Voxels, prediction: Voxels, labels: Labels, settings
     Raises:
         InputError: settings that no metric can follow.
     """
+    spacing, shape = reference.spacing, reference.values.shape
     return {
-        name: Result(count(of), measure(of.reference, of.prediction, reference.spacing, label=name, settings=settings))
+        name: Result(
+            count(of), measure(of.reference, of.prediction, spacing, label=name, settings=settings, shape=shape)
+        )
         for name, of in masks(reference.values, prediction.values, labels.of, labels.ignore)
     }

@@ -107,6 +107,8 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
     paths = paths_in(folder)
     if (one := folder / FILE) in paths:
         paths = [one]
+    if not paths and one.is_file():
+        paths = [one]  # tells whose it is
     if not paths:
         raise InputError(f"no {FILE} in {folder}", "the summary of an evaluation", REMEDY)
     summaries = [_read(path) for path in paths]
@@ -114,9 +116,12 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
 
 
 def paths_in(folder: Path) -> list[Path]:
-    """The summaries of an evaluation, of one model or of several; those of another one have `metrics.csv` beside."""
+    """The summaries of an evaluation, of one model or of several.
+
+    Those of another one have `metrics.csv` beside; nnU-Net's, as with predictions in the same folder, are passed over.
+    """
     several = (path for path in sorted(folder.glob(f"*/{FILE}")) if not path.with_name(SCORES).exists())
-    return [path for path in (folder / FILE, *several) if path.is_file()]
+    return [path for path in (folder / FILE, *several) if path.is_file() and is_ours(path)]
 
 
 def is_ours(path: Path) -> bool:

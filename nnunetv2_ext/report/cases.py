@@ -262,8 +262,9 @@ def _shown(name: str, rank: str, case: Read, labels: Labels, drawn: Mapping[str,
     if any(not math.isnan(value) for value in scores.values()):
         lines.append(f"mean Dice {nan_mean(scores.values()):.2f}")
     ml = math.prod(case.spacing) / MM3_PER_ML
-    maps = [values for values in (case.prediction, case.truth) if values is not None]
-    volumes = {label: [ml * int(np.isin(values, value).sum()) for values in maps] for label, value in drawn.items()}
+    both = (case.prediction if case.truth is None else case.truth, case.prediction)
+    counts = {label: count(of) for label, of in masks(*both, drawn, None)}
+    volumes = {label: [ml * of["n_pred"], ml * of["n_ref"]] for label, of in counts.items()}
     there = [label for label in drawn if any(volumes[label])]
     # the worst, or the largest
     weights = {label: scores[label] if label in scores else -volumes[label][0] for label in there}

@@ -18,6 +18,7 @@ from matplotlib.patches import Patch
 
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.files import write_beside
+from nnunetv2_ext.geometry.boxes import around_all, value_boxes
 
 PLANES = ("axial", "coronal", "sagittal")
 LINES: tuple[Literal["solid", "dotted", "dashed"], ...] = ("solid", "dotted", "dashed")
@@ -112,7 +113,7 @@ def save_cases(
         figure.text(EDGE / width, (top - row / 2) / height, title, va="center", fontsize=10, linespacing=1.5)
         shades = window or window_of(case.image)
         left = margin_left
-        telling = case.truth if case.truth is not None and _is_marked(case.truth, styles.values()) else case.prediction
+        telling = case.truth if case.truth is not None and is_marked(case.truth, styles.values()) else case.prediction
         for plane, in_mm in enumerate(widths):
             wide = in_mm * inches
             index = telling_index(telling, plane, styles.values())
@@ -174,16 +175,23 @@ def window_of(image: np.ndarray) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def _is_marked(values: np.ndarray, styles: Collection[Style]) -> bool:
-    return any(np.isin(values, style.values).any() for style in styles)
+def is_marked(values: np.ndarray, styles: Collection[Style]) -> bool:
+    """Whether a label map holds a label that is drawn."""
+    boxes = value_boxes(values)
+    return any(value in boxes for style in styles for value in style.values)
 
 
 def telling_index(labels: np.ndarray, axis: int, styles: Collection[Style]) -> int:
     """The slice along `axis` with the largest summed share of each label; the middle one where there is no label."""
     others = tuple(other for other in range(3) if other != axis)
-    areas = [np.isin(labels, style.values).sum(axis=others) for style in styles]
-    shares = [area / area.max() for area in areas if area.any()]
-    return int(np.argmax(np.sum(shares, axis=0))) if shares else labels.shape[axis] // 2
+    boxes = value_boxes(labels)
+    shares = np.zeros(labels.shape[axis])
+    for style in styles:
+        box = around_all(boxes[value] for value in style.values if value in boxes)
+        if box is not None:
+            area = np.isin(labels[box.slices], style.values).sum(axis=others)
+            shares[box.slices[axis]] += area / area.max()
+    return int(np.argmax(shares)) if shares.any() else labels.shape[axis] // 2
 
 
 def _draw_scale(figure: Figure, inches: float) -> None:

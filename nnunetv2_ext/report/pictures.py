@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from nnunetv2_ext.report.cases import Read
-from nnunetv2_ext.report.figure import Spacing, Style, label_styles, telling_index, window_of
+from nnunetv2_ext.report.figure import Spacing, Style, is_marked, label_styles, telling_index, window_of
 
 PIXELS = (1040, 420)
 """The most that a picture of three planes has."""
@@ -47,7 +47,7 @@ def planes(
     styles = label_styles(labels).values()
     image, prediction = case.image[box], case.prediction[box]
     reference = np.zeros_like(prediction) if case.truth is None else case.truth[box]
-    telling = reference if any(np.isin(reference, style.values).any() for style in styles) else prediction
+    telling = reference if is_marked(reference, styles) else prediction
     shades = window or window_of(image)
     high, deep, wide = (size * step for size, step in zip(image.shape, case.spacing, strict=True))
     panels = ((wide, deep), (wide, high), (deep, high))  # mm

@@ -142,6 +142,16 @@ def test_the_summaries_of_another_evaluation_below_stay(of_two: Evaluation, tmp_
     assert read_summaries(tmp_path / "out" / "first").keys() == {"x"}
 
 
+def test_summaries_of_nnunet_beside_predictions_in_the_output_stay(of_two: Evaluation, tmp_path: Path) -> None:
+    models = [one._replace(model=f"model {one.model}") for one in of_two.models]
+    for model in ("x", "y"):
+        (tmp_path / model / "summary.json").write_text('{"metric_per_case": [], "mean": {}}')
+    for _ in range(2):
+        evaluate(dataclasses.replace(of_two, models=models), tmp_path)
+        assert read_summaries(tmp_path).keys() == {"model x", "model y"}
+    assert json.loads((tmp_path / "x" / "summary.json").read_text()) == {"metric_per_case": [], "mean": {}}
+
+
 def test_slabs_of_a_thin_thick_data_set(tmp_path: Path) -> None:
     # slabs of two slices: by majority, ties to the later slice, 1 0 2 against 1 1 2
     for name, values in (("labels", [1, 1, 1, 1, 2, 2]), ("x", [1, 1, 2, 0, 1, 2])):
