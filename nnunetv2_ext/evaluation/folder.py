@@ -291,6 +291,9 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     for model, path in places.items():
         if path.parent != output:
             _check_folder(model, path.parent)
+        for file in (path, output / scores.FILE):
+            if file.is_dir():
+                raise InputError(f"a folder {file}", "none where a file of ours goes", "choose another -o")
         if path.exists() and not is_ours(path):
             raise InputError(f"{path}, which nnU-Net wrote", "no other summary where ours goes", "choose another -o")
     if overwrite:
@@ -298,7 +301,11 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     journal = Journal(output, _about(evaluation))
     if (told := journal.told()) is not None:
         if told != journal.about:
-            differing = _differing(told.get("models", []), journal.about["models"])
+            try:
+                differing = _differing(told["models"], journal.about["models"])
+            except (LookupError, TypeError, AttributeError):  # damaged
+                differing = "content"
+            differing = differing or "version of nnunetv2_ext or slabs"
             what = f"an evaluation in {output} that was stopped, with other {differing}"
             raise InputError(what, "the same evaluation, to go on with it", OTHER)
     elif (output / scores.FILE).exists() or any(path.exists() for path in places.values()):
