@@ -5,10 +5,11 @@
     python -m benchmarks.accuracy -d 104 -tr ConvFreeTrainer:TokenPlans PrimusTrainer:TokenPlans
 
 Each fold is trained and then validated by nnU-Net on whole cases; Dice is read from its validation/summary.json.
-A label absent from truth and prediction has no Dice in that case and is left out, as nnU-Net does. The difference is
-the mean over cases of the difference of the case's mean Dice; its 95 % interval is a bootstrap over cases with a fixed
-seed, so it holds the chance in the cases, not that in the training. Seconds are those of a whole fold, validation
-included. The models go to a results folder of their own (--output), where nothing finished is ever overwritten.
+A label absent from truth and prediction has no Dice in that case and is left out, as nnU-Net does; in a difference it
+counts as 1 where the other model predicts it. The difference is the mean over cases of the difference of the case's
+mean Dice; its 95 % interval is a bootstrap over cases with a fixed seed, so it holds the chance in the cases, not that
+in the training. Seconds are those of a whole fold, validation included. The models go to a results folder of their own
+(--output), where nothing finished is ever overwritten.
 
 Beside the trainers that nnU-Net finds there is PrimusTrainer: Primus S with tokens, patch and `training` block of
 plans of ConvFreeTransformer, and with nnU-Net's initialisation (benchmarks/_primus.py). Its tokens must be powers of

@@ -58,8 +58,11 @@ def run(args: argparse.Namespace) -> int:
     if args.output is not None and args.output.suffix not in ENDINGS:
         raise InputError(f"-o {args.output}", "a file .csv or .md", "choose one")
     from nnunetv2_ext.evaluation.comparison import compare, comparison_notes, comparison_table, together
-    from nnunetv2_ext.evaluation.scores import read_scores
+    from nnunetv2_ext.evaluation.scores import FILE, read_scores
 
+    given = [path.resolve() for path in args.scores]
+    if args.output is not None and (args.output.name == FILE or args.output.resolve() in given):
+        raise InputError(f"-o {args.output}", "another file than the scores of an evaluation", "choose another name")
     scores = together([(str(path), read_scores(path)) for path in args.scores])
     found = compare(scores, reference=args.reference, metrics=args.metrics, labels=args.labels)
     notes = comparison_notes(found)

@@ -1,7 +1,8 @@
 """`nnunetv2_ext demo`: the whole way on synthetic phantoms, in a folder of its own.
 
 Draws a data set, plans, preprocesses, trains MNet and nnU-Net's own network on two folds each with one short training
-block, predicts unseen cases with every fold and with the ensemble of folds, and writes a table and a picture.
+block, predicts unseen cases with every fold and with the ensemble of folds, and writes scores, a table, a picture and
+the report.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         scores = _evaluate(members, output)
         notes = [_baseline(raw, LABELS), CAVEAT]
     with steps.step("write the report"):
-        _report(scores, output, "\n\n".join([means_table(scores), *notes]) + "\n")
+        _report(output, "\n\n".join([means_table(scores), *notes]) + "\n")
     print("", means_table(scores), "", *notes, sep="\n")
     page = output / "report" / "report.html"
     print(f"Total {steps.elapsed() / 60:.1f} min. Tables, picture and report: {page.parent}")
@@ -282,7 +283,7 @@ def _baseline(raw: Path, labels: Mapping[str, int]) -> str:
     return f"{BASELINE}: mean Dice {sum(dice.values()) / len(dice):.3f} ({each}). {MEANING}"
 
 
-def _report(scores: "Scores", output: Path, table: str) -> None:
+def _report(output: Path, table: str) -> None:
     """Table, picture and page in the folder `report`."""
     from nnunetv2_ext.report.cases import choose, draw, find_cases
     from nnunetv2_ext.report.page import write_report

@@ -120,6 +120,9 @@ def _settings(args: argparse.Namespace) -> "Settings":
         label, equals, value = text.rpartition("=")
         millimetres = value_of(value, float, "--tolerance")
         if equals:
+            if label in given["tolerances"]:
+                got = f"--tolerance {listed(args.tolerance, separator=' ')}"
+                raise InputError(got, f"one number for {label}", "leave the others out")
             given["tolerances"][label] = millimetres
         elif "tolerance" in given:
             got = f"--tolerance {listed(args.tolerance, separator=' ')}"
@@ -296,7 +299,7 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, validated
     from nnunetv2_ext.evaluation.segmentations import labels_of
 
-    models, dataset = parse_models(args.models), dataset_name(args.dataset)
+    models, dataset, asked = parse_models(args.models), dataset_name(args.dataset), _folds(args.folds)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
     references, raw = preprocessed / REFERENCES, raw_folder(dataset)
     if not references.is_dir():
@@ -306,7 +309,7 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     labels = None
     for model in models:
         folder = model_folder(str(model), dataset)
-        folds = args.folds or trained_folds(folder, None, FINAL)
+        folds = asked or trained_folds(folder, None, FINAL)
         faults = [fault_of_fold(folder.parent, model, fold) for fold in folds]
         if lacking := [fault for fault in faults if fault is not None]:
             remedy = "\n  ".join(["run", *as_script(lacking)]) + "\nand then this command again"
@@ -325,6 +328,18 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
         sidecar = find_sidecar(preprocessed, dataset)
     of_cases = {case: references / f"{case}{labels.ending}" for case in found[0].files}
     return Evaluation(of_cases, found, labels, settings, sidecar, _images(references))
+
+
+def _folds(given: Sequence[str] | None) -> list[str]:
+    """The folds that are asked for, each once.
+
+    Raises:
+        InputError: something else than names of folds.
+    """
+    given = given or []
+    if odd := [fold for fold in given if fold != "all" and not fold.isdecimal()]:
+        raise InputError(f"-f {listed(odd, separator=' ')}", "numbers of folds, or all", "correct it")
+    return list(dict.fromkeys(fold if fold == "all" else str(int(fold)) for fold in given))
 
 
 def _refuse_older_validation(fold: Path, files: Mapping[str, Path], model: Any) -> None:

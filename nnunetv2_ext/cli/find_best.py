@@ -195,6 +195,8 @@ def fault_of_fold(
     dataset_folder: Path, model: Model, fold: int | str, *, probabilities: bool = False, flags: str = ""
 ) -> Fault | None:
     """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it."""
+    from nnunetv2_ext.evaluation.folder import lost_predictions
+
     name = f"{model.folder_name}/fold_{fold}"
     folder = dataset_folder / name
     validation = folder / "validation"
@@ -218,6 +220,8 @@ def fault_of_fold(
             read_plans(folder.parent / file, "") if file == "plans.json" else _description(folder.parent, "")
         except InputError as error:
             return Fault(f"{folder.parent.name} has no {file} as training wrote it: {error.args[0]}", copy)
+    if lost := lost_predictions(validation):
+        return Fault(f"{name}/validation lacks {counted(lost, 'prediction')} that its summary.json tells of", validate)
     if probabilities:
         ending = _description(folder.parent, "")["file_ending"]
         cases = sorted(path.name.removesuffix(ending) for path in validation.iterdir() if path.name.endswith(ending))

@@ -1,6 +1,6 @@
 """Models compared case by case: the mean difference with its interval, a test, Holm's correction, wins and losses.
 
-- Interval of a mean: percentile bootstrap over cases (Efron, Annals of Statistics 7, 1979), 95 %.
+- Interval of a mean: see `intervals`.
 - p: the two-sided signed-rank test over the pairs (Wilcoxon, Biometrics Bulletin 1, 1945), which leaves out pairs
   without a difference, as Wilcoxon did.
 - Corrected p: Holm, Scandinavian Journal of Statistics 6, 1979, over all tests of a call.
@@ -9,19 +9,19 @@ All of them hold the chance in the cases, not that in the training.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from itertools import combinations, product
 from typing import NamedTuple
 
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.intervals import RESAMPLES, Interval, interval
 from nnunetv2_ext.evaluation.metrics import KNOWN
+from nnunetv2_ext.evaluation.pairs import cases_of, pair
 from nnunetv2_ext.evaluation.scores import Score, Scores, nan_mean
 from nnunetv2_ext.text import counted, listed, markdown_table
 
-RESAMPLES = 10_000
 LEVEL = 0.05
 """What a p is called significant below."""
 MEAN = "mean"
@@ -29,19 +29,6 @@ MEAN = "mean"
 DEFAULT_METRICS = ("Dice", "HD95", "NSD")
 DIGITS = 9
 """Differences are the same, or none, where these digits behind the point are: the rest is rounding."""
-
-
-class Interval(NamedTuple):
-    """A mean over cases with the bounds of its 95 % interval, which are NaN below two cases."""
-
-    mean: float
-    low: float
-    high: float
-    cases: int
-
-    def __str__(self) -> str:
-        mean, low, high = (f"{round(value, 3) + 0.0:.3f}" for value in self[:3])  # no -0.000
-        return f"{mean} [{low}, {high}]" if self.cases > 1 else mean if self.cases else "-"
 
 
 class Comparison(NamedTuple):
@@ -57,7 +44,7 @@ class Comparison(NamedTuple):
     difference: Interval
     """Model less reference, over the pairs: the cases that count for both."""
     p: float
-    """1 where no pair differs."""
+    """1 where no pair differs, NaN where there is none."""
     least_p: float
     """The smallest p that so many differing pairs can give, 2 / 2^n."""
     wins: int
@@ -65,37 +52,25 @@ class Comparison(NamedTuple):
     ties: int
     losses: int
     left_out: int
-    """Cases that do not count for one of both or for both, such as those where both masks are empty."""
+    """Cases that do not count for one of both or for both, such as those where neither finds what is not there."""
     decided: int
     """Pairs with a value that was decided, since one of both masks is empty."""
+    rightly_empty: int
+    """Pairs with a perfect value of one model, which finds nothing where the other invents something."""
     corrected_p: float = math.nan
-    """By Holm, over all tests of the same call."""
-
-
-def interval(values: Iterable[float], *, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
-    """The mean of the values that are no NaN, with the 2.5 % and 97.5 % percentiles of bootstrap means."""
-    known = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
-    if known.size < 2:
-        return Interval(nan_mean(known), math.nan, math.nan, known.size)
-    low, high = np.percentile(_draws(known.size, resamples, seed) @ known / known.size, [2.5, 97.5])
-    return Interval(float(known.mean()), float(low), float(high), known.size)
-
-
-@lru_cache(maxsize=1)
-def _draws(count: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each resample draws each case: (resamples, cases)."""
-    draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return draws.astype(np.float64)
+    """By Holm, over all tests of the same call that have pairs; NaN for one without."""
 
 
 def wilcoxon(differences: Sequence[float] | np.ndarray) -> float:
-    """The p of the two-sided signed-rank test; differences of 0 are left out, and 1 is returned where all are 0.
+    """The p of the two-sided signed-rank test, which leaves out differences of 0: 1 where all are, NaN of none.
 
     Exact up to 50 differences, with equal ones among them up to 13; else by the normal distribution.
     """
     from scipy.stats import wilcoxon as signed_rank
 
     rounded = np.round(np.asarray(differences, dtype=np.float64), DIGITS)
+    if not rounded.size:
+        return math.nan
     differing = rounded[rounded != 0]
     return float(signed_rank(differing, zero_method="wilcox").pvalue) if differing.size else 1.0
 
@@ -106,10 +81,14 @@ def least_p(pairs: int) -> float:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's corrected p, in the order given: the k-th smallest of m times m - k + 1, never below the one before."""
+    """Holm's corrected p, in the order given: the k-th smallest of m times m - k + 1, never below the one before.
+
+    NaN stands for no test, and stays.
+    """
     corrected, most = [math.nan] * len(p), 0.0
-    for done, index in enumerate(sorted(range(len(p)), key=lambda index: p[index])):
-        most = max(most, min(1.0, p[index] * (len(p) - done)))
+    tests = sorted((index for index, value in enumerate(p) if not math.isnan(value)), key=lambda index: p[index])
+    for done, index in enumerate(tests):
+        most = max(most, min(1.0, p[index] * (len(tests) - done)))
         corrected[index] = most
     return corrected
 
@@ -193,64 +172,35 @@ def compare_pair(scores: Scores, model: str, reference: str, label: str = MEAN, 
     """One test, without correction.
 
     Raises:
-        InputError: the two hold different cases, or a value is infinite.
+        InputError: the two hold different cases.
     """
-    ours, theirs = (_by_case(scores, name, label, metric) for name in (model, reference))
-    _check_cases({model: set(ours), reference: set(theirs)})
-    pairs = {
-        case: (ours[case], theirs[case])
-        for case in sorted(ours)
-        if not (math.isnan(ours[case]) or math.isnan(theirs[case]))
-    }
-    if infinite := [case for case, values in pairs.items() if not all(map(math.isfinite, values))]:
-        raise InputError(
-            f"an infinite {metric} of {label} in {counted(infinite, 'case')}",
-            "numbers",
-            "evaluate again with a number of mm for empty masks",
-        )
-    values = np.array(list(pairs.values())).reshape(-1, 2)
-    differences = values[:, 0] - values[:, 1]
+    of_labels = scores.labels if _is_mean(scores, label) else (label,)
+    _check_cases({name: cases_of(scores, name, of_labels, metric) for name in (model, reference)})
+    pairs = pair(scores, model, reference, of_labels, metric)
+    differences = pairs.values[:, 0] - pairs.values[:, 1]
     better = np.round(differences, DIGITS) * (1 if KNOWN[metric].better == "higher" else -1)
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
-    of_labels = scores.labels if _is_mean(scores, label) else (label,)
-    decided = {
-        case
-        for name in (model, reference)
-        for one in of_labels
-        for case, line in scores.of(name, one, metric).items()
-        if line.note and not math.isnan(line.value)
-    }
     return Comparison(
         model,
         reference,
         label,
         metric,
-        nan_mean(values[:, 0]),
-        nan_mean(values[:, 1]),
+        nan_mean(pairs.values[:, 0]),
+        nan_mean(pairs.values[:, 1]),
         interval(differences),
         wilcoxon(differences),
         least_p(wins + losses),
         wins,
-        len(pairs) - wins - losses,
+        len(differences) - wins - losses,
         losses,
-        len(ours) - len(pairs),
-        len(decided & pairs.keys()),
+        pairs.left_out,
+        pairs.decided,
+        pairs.rightly_empty,
     )
 
 
 def _is_mean(scores: Scores, label: str) -> bool:
     return label == MEAN and MEAN not in scores.labels
-
-
-def _by_case(scores: Scores, model: str, label: str, metric: str) -> dict[str, float]:
-    """What is compared: values by case, absolute where the metric is better nearer 0."""
-    change = abs if KNOWN[metric].better == "nearer 0" else float
-    of_labels = scores.labels if _is_mean(scores, label) else (label,)
-    values: dict[str, list[float]] = {}
-    for one in of_labels:
-        for case, value in scores.values(model, one, metric).items():
-            values.setdefault(case, []).append(change(value))
-    return {case: nan_mean(of_case) for case, of_case in values.items()}
 
 
 def _default_metrics(scores: Scores) -> list[str]:
@@ -300,15 +250,23 @@ def _check_comparable(scores: Scores, labels: Sequence[str], metrics: Sequence[s
                         "the same labels and metrics for every model",
                         "evaluate it again as the others, or choose labels and metrics that all have",
                     )
-            for other in others:
-                for case, line in lines[other].items():
-                    if line.how != (how := lines[first][case].how):
-                        raise InputError(
-                            f"{metric} of {label} with {how or 'no setting'} for {first} and with "
-                            f"{line.how or 'no setting'} for {other}",
-                            "the same settings for both",
-                            "evaluate both with the same flags",
-                        )
+    check_settings(scores, "evaluate both with the same flags", labels=list(single), metrics=metrics)
+
+
+def check_settings(scores: Scores, remedy: str, *, labels: Sequence[str], metrics: Sequence[str]) -> None:
+    """Refuse values of one metric and label that depend on other settings, by model.
+
+    Raises:
+        InputError: there are some; ends with `remedy`.
+    """
+    for metric, label in product(metrics, labels):
+        hows: dict[str, str] = {}
+        for model in scores.models:
+            for line in scores.of(model, label, metric).values():
+                hows.setdefault(line.how, model)
+        if len(hows) > 1:
+            told = listed((f"{how or 'no setting'} for {model}" for how, model in hows.items()), separator=" and with ")
+            raise InputError(f"{metric} of {label} with {told}", "the same settings for all", remedy)
 
 
 def _check_references(scores: Scores, label: str, first: str, other: str) -> None:
@@ -325,10 +283,16 @@ def _check_references(scores: Scores, label: str, first: str, other: str) -> Non
             )
 
 
+def counts_of(comparisons: Sequence[Comparison]) -> dict[str, list[int]]:
+    """Numbers of cases that were left out, and of pairs that were not measured, by heading, where there are any."""
+    names = {"left out": "left_out", "decided": "decided", "rightly empty": "rightly_empty"}
+    counts = {heading: [getattr(one, field) for one in comparisons] for heading, field in names.items()}
+    return {heading: numbers for heading, numbers in counts.items() if any(numbers)}
+
+
 def comparison_table(comparisons: Sequence[Comparison]) -> str:
     """The tests as a Markdown table; `comparison_notes` says what they are."""
-    counts = {"left out": [one.left_out for one in comparisons], "decided": [one.decided for one in comparisons]}
-    shown = {name: numbers for name, numbers in counts.items() if any(numbers)}
+    shown = counts_of(comparisons)
     header = [
         "models",
         "label",
@@ -349,7 +313,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         record = f"{one.wins}/{one.ties}/{one.losses}"
         rows.append(
             [f"{one.model} less {one.reference}", one.label, f"{one.metric}{size}{unit}", *means, str(one.difference)]
-            + [f"{one.p:.3g}", f"{one.corrected_p:.3g}", record, str(one.difference.cases)]
+            + ["-" if math.isnan(p) else f"{p:.3g}" for p in (one.p, one.corrected_p)]
+            + [record, str(one.difference.cases)]
             + [str(numbers[index]) for numbers in shown.values()]
         )
     return markdown_table([*header, *shown], rows)
@@ -357,7 +322,8 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
 
 def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Sentences that say what was tested, and what so few cases cannot show."""
-    tests = len(comparisons)
+    tested = [one for one in comparisons if one.difference.cases]
+    tests = len(tested)
     better = dict.fromkeys(f"{one.metric} {KNOWN[one.metric].better}" for one in comparisons)
     notes = [
         "Difference: the first model less the second, over the cases that count for both, with the 95 % interval "
@@ -368,17 +334,27 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
         f"Wins are those of the first: {listed(better)} is better.",
         "Interval and p hold the chance in the cases. That in the training is not in them, and takes more trainings.",
     ]
+    if any(one.label == MEAN for one in comparisons):
+        notes.append(
+            "mean: first of each case over its labels that count, to pair cases, then over cases. The mean over labels "
+            "of evaluate and report is another figure where a label does not count in every case."
+        )
     if any(one.difference.cases < 2 for one in comparisons):
         notes.append("Below two cases there is no interval.")
-    if weak := [one for one in comparisons if one.least_p > LEVEL]:
+    if tests < len(comparisons):
+        notes.append("Without a case that counts for both there is no test.")
+    if weak := [one for one in tested if one.least_p > LEVEL]:
         pairs = max(one.wins + one.losses for one in weak)
         never = f"{pairs} never give{'s' * (pairs == 1)} less than {least_p(pairs):.4g}"
         notes.append(f"Too few pairs that differ for a p below {LEVEL:g}, in {len(weak)} of {tests} tests: {never}.")
-    least = min((one.least_p for one in comparisons), default=1.0)
+    least = min((one.least_p for one in tested), default=1.0)
     if tests > 1 and least <= LEVEL < (corrected := least * tests):
         notes.append(f"Corrected over {tests} tests, no p can fall below {corrected:.4g} with so few pairs.")
-    if any(one.left_out for one in comparisons):
-        notes.append("Left out: cases that do not count for one of both, such as those where both masks are empty.")
-    if any(one.decided for one in comparisons):
-        notes.append("Decided: pairs with a value that was set and not measured, as one of both masks is empty.")
+    told = {
+        "left out": "cases that do not count for one of both, such as those where neither finds what is not there.",
+        "decided": "pairs with a value that was set and not measured, as one of both masks is empty.",
+        "rightly empty": "pairs in which one finds nothing where nothing is, and counts as perfect, since the other "
+        "invents something.",
+    }
+    notes += [f"{heading.capitalize()}: {told[heading]}" for heading in counts_of(comparisons)]
     return notes

@@ -3,6 +3,7 @@
 A run that was stopped goes on where it was; see `journal`.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,17 +16,22 @@ from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.sidecar import Sidecar
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation import scores, summary
+from nnunetv2_ext.evaluation.journal import FILE as JOURNAL
 from nnunetv2_ext.evaluation.journal import Journal, states
 from nnunetv2_ext.evaluation.metrics import Settings
 from nnunetv2_ext.evaluation.scores import Score, Scores, write_scores
 from nnunetv2_ext.evaluation.segmentations import Labels, Pair, check_headers, measure_pair, read_pair
 from nnunetv2_ext.evaluation.slabs import count_slabs, of_slabs
 from nnunetv2_ext.evaluation.summary import Summary, is_ours, read_summaries, write_summary
-from nnunetv2_ext.files import unwritable
+from nnunetv2_ext.files import read_json, unwritable
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.text import counted, listed
 
 OTHER = "choose another -o, or replace it with --overwrite"
+OWN = (scores.FILE, summary.FILE, JOURNAL)
+"""Files of the output, whose names no model's folder can have."""
+LONGEST = 255
+"""Bytes of a folder's name that file systems take."""
 
 
 class Predicted(NamedTuple):
@@ -115,6 +121,16 @@ def validated(model: Path, folds: Sequence[object], ending: str) -> dict[str, Pa
             "leave out folds that splits_final.json does not hold, or remove stale files from their validation",
         )
     return files
+
+
+def lost_predictions(validation: Path) -> list[str]:
+    """The files that the summary of a fold's validation tells of, and that are no longer there."""
+    try:
+        cases = read_json(validation / summary.FILE, "")["metric_per_case"]
+        told = [Path(case["prediction_file"]).name for case in cases if case.get("prediction_file")]
+    except (InputError, LookupError, TypeError, AttributeError):
+        return []
+    return [name for name in told if not (validation / name).is_file()]
 
 
 def evaluate(
@@ -273,7 +289,9 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     if len(set(places.values())) < len(evaluation.models):
         names = listed(one.model for one in evaluation.models)
         raise InputError(f"the models {names}", "a folder of its own for each name", "give them other --names")
-    for path in places.values():
+    for model, path in places.items():
+        if path.parent != output:
+            _check_folder(model, path.parent)
         if path.exists() and not is_ours(path):
             raise InputError(f"{path}, which nnU-Net wrote", "no other summary where ours goes", "choose another -o")
     if overwrite:
@@ -283,11 +301,30 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
         if told != journal.about:
             what = f"an evaluation in {output} that was stopped, with other {_differing(told, journal.about)}"
             raise InputError(what, "the same evaluation, to go on with it", OTHER)
-    elif (output / scores.FILE).exists():
-        there = [_traits(one) for one in read_summaries(output).values()] if summary.paths_in(output) else []
+    elif (output / scores.FILE).exists() or any(path.exists() for path in places.values()):
+        try:
+            there = [_traits(one) for one in read_summaries(output).values()] if summary.paths_in(output) else []
+        except InputError as error:
+            raise InputError(error.args[0], "no other evaluation there", OTHER) from None
         differing = _differing({"models": there}, journal.about)
         if differing:
             raise InputError(f"the scores of another evaluation in {output}, with other {differing}", "none", OTHER)
+
+
+def _check_folder(model: str, folder: Path) -> None:
+    """Refuse the folder of one of several models that cannot be made, before anything is measured.
+
+    Raises:
+        InputError: its name is too long or that of a file of ours, or a file is there.
+    """
+    name = folder.name
+    if len(os.fsencode(name)) > LONGEST or name.removesuffix(".part") in OWN or name.startswith(".evaluate."):
+        told = model if len(model) <= 100 else f"{model[:50]}... of {len(model)} letters"
+        raise InputError(
+            f"the model {told}", f"a name that a folder in {folder.parent} can have", "give another with --names"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}, a file", f"a folder for the summary of {model}", "choose another -o")
 
 
 def _differing(there: Any, new: Mapping[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """The means of an evaluation as a table to read."""
 
+import math
+
 from nnunetv2_ext.evaluation.metrics import DISTANCES, LESIONS
 from nnunetv2_ext.evaluation.metrics import KNOWN as KNOWN
 from nnunetv2_ext.evaluation.scores import Scores
@@ -21,8 +23,12 @@ def means_table(scores: Scores) -> str:
         for label in scores.labels:
             rows.append([model, label, *(_cell(scores, model, label, metric) for metric in metrics)])
         if len(scores.labels) > 1:
-            means = (shown(scores.mean_of_labels(model, metric), metric) for metric in metrics)
-            rows.append([model, "mean of labels", *means])
+            # signed errors of two labels would cancel
+            signed = [KNOWN[metric].better == "nearer 0" for metric in metrics]
+            means = [
+                math.nan if of else scores.mean_of_labels(model, one) for one, of in zip(metrics, signed, strict=True)
+            ]
+            rows.append([model, "mean of labels", *map(shown, means, metrics)])
     header = ["model", "label"]
     header += [f"{metric} ({KNOWN[metric].unit})" if KNOWN[metric].unit else metric for metric in metrics]
     paragraphs = [markdown_table(header, rows), *_depends_on(scores)]

@@ -10,6 +10,7 @@ import numpy as np
 
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.evaluation.lesions import match_components
+from nnunetv2_ext.evaluation.scores import BOTH_EMPTY
 from nnunetv2_ext.evaluation.surface import surface_distances
 from nnunetv2_ext.geometry.boxes import bounding_box
 from nnunetv2_ext.text import listed
@@ -159,7 +160,7 @@ def measure(
         measured |= {metric: Measured(value) for metric, value in found.items()}
     else:
         decided = _of_empty(bool(first), bool(second), diagonal if settings.empty is None else float(settings.empty))
-        note = "no reference" if second else "no prediction" if first else "both empty"
+        note = "no reference" if second else "no prediction" if first else BOTH_EMPTY
         measured |= {metric: Measured(value, note) for metric, value in decided.items()}
     return {metric: measured[metric] for metric in METRICS}
 

@@ -16,6 +16,8 @@ from nnunetv2_ext.evaluation.journal import FILE as JOURNAL
 from nnunetv2_ext.files import read_json, unwritable, write_beside
 
 FILE = "metrics.csv"
+BOTH_EMPTY = "both empty"
+"""The note of a label that neither mask holds."""
 REMEDY = "give what nnunetv2_ext evaluate wrote, metrics.csv or its folder"
 
 
@@ -118,7 +120,7 @@ def write_scores(scores: Scores, path: Path) -> None:
 
 
 def read_scores(path: Path) -> Scores:
-    """Read `metrics.csv`, or that of a folder.
+    """Read `metrics.csv`, or that of a folder; empty lines and a byte order mark, as editors add, are no fault.
 
     Raises:
         InputError: no file, another table, a value that is no number, a line that stands twice, or an evaluation beside
@@ -132,7 +134,7 @@ def read_scores(path: Path) -> Scores:
             "run the same nnunetv2_ext evaluate again, which goes on with it",
         )
     try:
-        with path.open(encoding="utf-8", newline="") as stream:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.reader(stream))
     except FileNotFoundError:
         raise InputError(f"no file {path}", "the scores of an evaluation", REMEDY) from None
@@ -143,6 +145,8 @@ def read_scores(path: Path) -> Scores:
         raise InputError(f"{path} with the columns {got}", f"the columns {', '.join(Score._fields)}", REMEDY)
     lines = []
     for number, row in enumerate(rows[1:], start=2):
+        if not any(row):
+            continue
         try:
             model, case, label, metric, value, how, note = row
             lines.append(Score(model, case, label, metric, float(value) if value else math.nan, how, note))
@@ -182,10 +186,10 @@ def read_dice(path: Path, remedy: str) -> dict[str, dict[str, float]]:
 
 
 def dice_scores(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Scores:
-    """Scores of the Dice by model, case and label."""
+    """Scores of the Dice by model, case and label; one that is NaN is of a label that neither mask holds."""
     return Scores(
         tuple(
-            Score(model, case, label, "Dice", value)
+            Score(model, case, label, "Dice", value, note=BOTH_EMPTY if math.isnan(value) else "")
             for model, cases in models.items()
             for case, labels in cases.items()
             for label, value in labels.items()

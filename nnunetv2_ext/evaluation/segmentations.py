@@ -1,5 +1,6 @@
 """Label files of one case, reference and prediction: what their values mean, read on one grid, counted and measured."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,7 @@ from nnunetv2_ext.data.volumes import (
 )
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import Measured, Settings, measure
+from nnunetv2_ext.files import read_json
 from nnunetv2_ext.geometry.boxes import around_all, value_boxes
 from nnunetv2_ext.text import listed, one_line
 
@@ -132,9 +134,7 @@ def check_headers(pair: Pair) -> None:
     """
     for path in (pair.reference, pair.prediction):
         if is_tiff(path):
-            if not path.with_suffix(".json").is_file():
-                remedy = f'write {{"spacing": [Z, Y, X]}} in mm into {path.with_suffix(".json").name} beside it'
-                raise InputError(f"no spacing of {path}", "a file beside TIFF that tells it, as for nnU-Net", remedy)
+            tiff_spacing(path, path.with_suffix(".json"))
             dimensions = 0
             with suppress(OSError, ValueError, LookupError), TiffFile(path) as file:
                 dimensions = file.series[0].ndim
@@ -151,6 +151,24 @@ def check_headers(pair: Pair) -> None:
         if different:
             what = f"the prediction {pair.prediction} with {listed(different)}"
             raise InputError(what, f"the grid of {pair.reference}", REMEDY)
+
+
+def tiff_spacing(path: Path, beside: Path) -> tuple[float, float, float]:
+    """The spacing of TIFF along its axes (Z, Y, X) in mm, from the file that tells it.
+
+    Raises:
+        InputError: no such file, a damaged one, or no spacing in it.
+    """
+    remedy = f'write {{"spacing": [Z, Y, X]}} in mm into {beside.name} beside it'
+    if not beside.is_file():
+        raise InputError(f"no spacing of {path}", "a file beside TIFF that tells it, as for nnU-Net", remedy)
+    spacing = read_json(beside, remedy).get("spacing")
+    given = spacing if isinstance(spacing, list) else []
+    numbers = [float(one) for one in given if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(given) != 3 or len(numbers) != 3 or not all(0 < number < math.inf for number in numbers):
+        what = "no spacing" if spacing is None else f"the spacing {json.dumps(spacing)[:100]}"
+        raise InputError(f"{what} in {beside}", "three numbers of mm above 0", remedy)
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _picture(path: Path) -> InputError:

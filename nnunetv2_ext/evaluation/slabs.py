@@ -14,6 +14,7 @@ from nnunetv2.configuration import default_num_processes
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.sidecar import Sidecar
 from nnunetv2_ext.evaluation.metrics import SLAB_METRICS, Measured
+from nnunetv2_ext.evaluation.scores import BOTH_EMPTY
 from nnunetv2_ext.evaluation.segmentations import Label, Labels, Pair, Voxels, count, masks, refuse_other_grid
 from nnunetv2_ext.evaluation.summary import Summary, write_summary
 from nnunetv2_ext.geometry.slabs import centre_slices, covered, majority, slab_matrix
@@ -58,7 +59,7 @@ def of_slabs(counts: Mapping[str, float] | None) -> dict[str, Measured]:
         return {}
     reference, prediction = counts["n_ref"], counts["n_pred"]
     note = "" if reference and prediction else "no prediction" if reference else "no reference"
-    note = note if reference or prediction else "both empty"
+    note = note if reference or prediction else BOTH_EMPTY
     return {name: Measured(counts[name.partition(" ")[0]], note) for name in SLAB_METRICS}
 
 

@@ -17,6 +17,7 @@ FILE = "summary.json"
 OURS = "nnunetv2_ext"
 """The key beside nnU-Net's."""
 REMEDY = "give the folder that nnunetv2_ext evaluate wrote"
+AGAIN = "evaluate again, with --overwrite"
 
 
 class Summary(NamedTuple):
@@ -120,19 +121,19 @@ def paths_in(folder: Path) -> list[Path]:
     Those of another one have `metrics.csv` beside; nnU-Net's, as with predictions in the same folder, are passed over.
     """
     several = (path for path in sorted(folder.glob(f"*/{FILE}")) if not path.with_name(SCORES).exists())
-    return [path for path in (folder / FILE, *several) if path.is_file() and is_ours(path, damaged=True)]
+    return [path for path in (folder / FILE, *several) if path.is_file() and is_ours(path)]
 
 
-def is_ours(path: Path, *, damaged: bool = False) -> bool:
-    """Whether a summary is one of an evaluation, and not nnU-Net's; `damaged` for one that cannot be read."""
+def is_ours(path: Path) -> bool:
+    """Whether a summary is one of an evaluation, be it damaged, and not nnU-Net's."""
     try:
         return OURS in read_json(path, REMEDY)
     except InputError:
-        return damaged
+        return True
 
 
 def _read(path: Path) -> Summary:
-    content = read_json(path, REMEDY)
+    content = read_json(path, AGAIN)
     if OURS not in content:
         raise InputError(f"{path} without {OURS}, which nnU-Net wrote", "a summary of nnunetv2_ext evaluate", REMEDY)
     try:
@@ -152,4 +153,4 @@ def _read(path: Path) -> Summary:
             images=None if ours["images"] is None else Path(ours["images"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise InputError(f"a damaged file {path}", "a summary of nnunetv2_ext evaluate", REMEDY) from None
+        raise InputError(f"a damaged file {path}", "a summary of nnunetv2_ext evaluate", AGAIN) from None

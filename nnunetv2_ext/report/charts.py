@@ -160,7 +160,8 @@ def box_chart(
         if bounded:
             axes.set_ylim(max(min(axes.get_ylim()[0], 0.8), -0.02), 1.02)
         elif zero:
-            top = 1.06 * max(_reach(values), 1e-6)
+            reach = _reach(values)
+            top = 1.06 * reach if reach > 1e-6 else 1.0  # all perfect, but for rounding
             axes.set_ylim(-0.02 * top, top)
         else:
             axes.axhline(0, color=QUIET, linewidth=0.7)

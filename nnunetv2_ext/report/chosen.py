@@ -73,8 +73,8 @@ def choose(ranked: Sequence[tuple[str, float]], worst: int) -> list[Chosen]:
     """So many of the worst cases, the median and the best one, each once; none where `worst` is 0."""
     if not worst or not ranked:
         return []
-    places = {place: f"worst, no. {place + 1}" if place else "worst" for place in range(min(worst, len(ranked)))}
-    places = {**places, (len(ranked) - 1) // 2: "median", len(ranked) - 1: "best"} | places
+    places = {place: f"worst, no. {place + 1}" for place in range(min(worst, len(ranked)))}
+    places |= {(len(ranked) - 1) // 2: "median", len(ranked) - 1: "best", 0: "worst"}
     if len(ranked) == 1:
         places = {0: "the only case"}
     return [Chosen(ranked[place][0], rank, ranked[place][1]) for place, rank in places.items()]

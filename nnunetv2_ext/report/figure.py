@@ -1,11 +1,14 @@
 """A picture of some cases: image, truth (where there is one) and prediction side by side in three planes, to scale."""
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,6 +52,15 @@ class Style(NamedTuple):
     line: Literal["solid", "dotted", "dashed"]
 
 
+@contextmanager
+def plain_words() -> Iterator[None]:
+    """Within it names are drawn as they are: `$` begins no formula, and a letter that no font has is no warning."""
+    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@plain_words()
 def save_cases(
     cases: Sequence[Shown],
     labels: Mapping[str, int | Sequence[int]],

@@ -13,7 +13,15 @@ from markupsafe import Markup
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.comparison import LEVEL, Comparison, compare, least_p, together
+from nnunetv2_ext.evaluation.comparison import (
+    LEVEL,
+    Comparison,
+    check_settings,
+    compare,
+    comparison_notes,
+    counts_of,
+    together,
+)
 from nnunetv2_ext.evaluation.means import KNOWN
 from nnunetv2_ext.evaluation.metrics import Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
@@ -90,6 +98,7 @@ def write_report(
         "curves": [(one, Markup(_curves(one))) for one in trained if any(fold.curves for fold in one.folds)],
         "failed": failed_predictions(summaries),
         "one_sided": one_sided(scores),
+        "counts": bool(ranked),
         "weakest": [(metric, rows) for metric in ("Dice", "HD") if (rows := weakest(scores, metric))],
         "means": groups,
         "glance": [line for line in groups[0][1] if line.metric in map(with_unit, GLANCE)],
@@ -151,11 +160,15 @@ def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list
                 "make a report of each",
             )
     scores, summaries, lacking = together(parts), {}, []
+    remedy = "evaluate all with the same flags, or make a report of each"
+    check_settings(scores, remedy, labels=scores.labels, metrics=scores.metrics)
     for path in evaluations:
         try:
             summaries.update(read_summaries(path))
         except InputError as error:
             lacking.append(f"Models and pictures of {path} are missing: {error}")
+    if summaries and (without := [model for model in scores.models if model not in summaries]):
+        lacking.append(f"No summary.json of {listed(without)}: models and pictures of it are missing; evaluate again.")
     return scores, {model: summaries[model] for model in scores.models if model in summaries}, lacking
 
 
@@ -267,12 +280,10 @@ def _comparison(scores: Scores) -> dict[str, Any]:
             found = compare(scores)
     except InputError as error:
         why = str(error)
-    least = min((least_p(one.difference.cases) * len(found) for one in found), default=0.0)
     return {
         "compared": compared(found, scores.models, LEVEL),
+        "comparison_counts": counts_of(found),
+        "comparison_notes": comparison_notes(found) if found else [],
         "not_compared": why,
-        "tests": len(found),
         "level": LEVEL,
-        "powerless": least >= LEVEL,
-        "pairs": max((one.difference.cases for one in found), default=0),
     }

@@ -6,10 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnunetv2_ext.evaluation.comparison import Comparison, Interval, interval
+from nnunetv2_ext.evaluation.comparison import Comparison
+from nnunetv2_ext.evaluation.intervals import Interval, interval, interval_of_labels
 from nnunetv2_ext.evaluation.means import KNOWN
 from nnunetv2_ext.evaluation.metrics import Metric
-from nnunetv2_ext.evaluation.scores import Scores
+from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.report.charts import letter
 from nnunetv2_ext.report.models import prediction_folders, prediction_records
@@ -146,17 +147,21 @@ class Line(NamedTuple):
 def means(scores: Scores) -> list[tuple[str, list[Line]]]:
     """For all labels together, then for each: the metrics with the mean of every model.
 
-    The means of all labels are over the means of each case.
+    The means of all labels are over those of each label, as nnU-Net's. A signed error has none, since those of two
+    labels would cancel.
     """
     groups = []
     for label in (*([ALL] if len(scores.labels) > 1 else []), *scores.labels):
         lines = []
         for metric in scores.metrics:
-            if label == ALL and not metric_of(metric).better:
+            if label == ALL and metric_of(metric).better not in ("higher", "lower"):
                 continue
             found = [_mean(scores, model, label, metric) for model in scores.models]
             if any(known.cases for known, _ in found):
-                best = _best([known.mean for known, _ in found], metric)
+                judged = [known.mean for known, _ in found]
+                if metric_of(metric).better == "nearer 0":
+                    judged = [nan_mean(map(abs, scores.values(one, label, metric).values())) for one in scores.models]
+                best = _best(judged, metric)
                 cells = [_cell(known, note, metric, place in best) for place, (known, note) in enumerate(found)]
                 lines.append(Line(with_unit(metric), _tolerance(scores, label, metric), cells))
         groups.append((label, lines))
@@ -165,15 +170,20 @@ def means(scores: Scores) -> list[tuple[str, list[Line]]]:
 
 def _mean(scores: Scores, model: str, label: str, metric: str) -> tuple[Interval, str]:
     if label == ALL:
-        cases = [case for case in scores.cases if case in scores.values(model, scores.labels[0], metric)]
-        values = {case: scores.case_mean(model, case, metric) for case in cases}
+        of_labels = [scores.values(model, one, metric) for one in scores.labels]
+        cases = dict.fromkeys(case for values in of_labels for case in values)
+        known = interval_of_labels(
+            np.array([[values.get(case, math.nan) for values in of_labels] for case in cases], float).reshape(
+                len(cases), len(of_labels)
+            )
+        )
         decided = sum(scores.decided(model, one, metric) for one in scores.labels)
     else:
-        values = scores.values(model, label, metric)
+        cases = dict.fromkeys(scores.of(model, label, metric))
         decided = scores.decided(model, label, metric)
-    with np.errstate(invalid="ignore"):  # of infinite distances, where --empty asks for them
-        known = interval(values.values())
-    notes = [f"{known.cases} of {len(values)} cases"] * (known.cases < len(values))
+        with np.errstate(invalid="ignore"):  # of infinite distances, where --empty asks for them
+            known = interval(scores.values(model, label, metric).values())
+    notes = [f"{known.cases} of {len(cases)} cases"] * (known.cases < len(cases))
     notes += [f"{decided} decided"] * (decided > 0)
     return known, ", ".join(notes)
 
@@ -188,13 +198,17 @@ def _cell(known: Interval, note: str, metric: str, best: bool) -> Cell:
 
 
 def _best(values: Sequence[float], metric: str) -> set[int]:
-    """The places of the best means, as they are shown; none where all are alike."""
+    """The places of the best means, as they are shown; none where all are alike.
+
+    Args:
+        values: means, or mean sizes where nearer 0 is better.
+    """
     better = metric_of(metric).better
     shown = [number(value, metric) for value in values]
     if not better or len(set(shown)) < 2:
         return set()
-    change = {"higher": lambda value: -value, "lower": float, "nearer 0": abs}[better]
-    known = {place: change(value) for place, value in enumerate(values) if not math.isnan(value)}
+    sign = -1 if better == "higher" else 1
+    known = {place: sign * value for place, value in enumerate(values) if not math.isnan(value)}
     first = shown[min(known, key=lambda place: known[place])]
     return {place for place in known if shown[place] == first}
 
@@ -239,6 +253,8 @@ def compared(comparisons: Sequence[Comparison], models: Sequence[str], level: fl
 
 
 def _p(value: float) -> str:
+    if math.isnan(value):
+        return NONE
     return "<0.0001" if value < 0.0001 else f"{value:.4f}"
 
 

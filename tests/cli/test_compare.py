@@ -78,7 +78,7 @@ def test_no_case_that_counts(tmp_path, capsys):
     write_scores(Scores((*lines("one", nothing, note="both empty"), *lines("two", nothing))), tmp_path / FILE)
     assert main(["compare", str(tmp_path)]) == 0
     (row,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| one")]
-    assert [cell.strip() for cell in row.strip("|").split("|")][3:] == ["-", "-", "-", "1", "1", "0/0/0", "0", "3"]
+    assert [cell.strip() for cell in row.strip("|").split("|")][3:] == ["-", "-", "-", "-", "-", "0/0/0", "0", "3"]
 
 
 def test_decided_values_are_counted(tmp_path, capsys):
@@ -110,6 +110,9 @@ def other_without(case):
     )
 
 
+LINKED = ["ours", "other.csv", "-o", "link.csv"]
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "told"),
     [
@@ -135,11 +138,17 @@ def other_without(case):
         (None, ["ours", "other.csv", "-o", "out.txt"], "a file .csv or .md"),
         (None, ["ours", "other.csv", "-o", "nowhere/out.csv"], "an existing folder"),
         (None, ["ours", "other.csv", "-o", "/proc/out.csv"], "an error on writing /proc/out.csv"),
+        (None, ["ours", "other.csv", "-o", "ours/metrics.csv"], "another file than the scores of an evaluation"),
+        (None, ["ours", "other.csv", "-o", "ours/../other.csv"], "another file than the scores"),
+        (None, ["ours", "other.csv", "-o", "metrics.csv"], "another file than the scores"),
+        (lambda folder: (folder / "link.csv").symlink_to("other.csv"), LINKED, "another file than the scores"),
     ],
 )
 def test_bad_input(evaluation, capsys, change, arguments, told):
     if change is not None:
         change(evaluation)
+    before = [(evaluation / name).read_bytes() for name in ("ours/metrics.csv", "other.csv")]
     assert main(["compare", *arguments]) == 2
+    assert before == [(evaluation / name).read_bytes() for name in ("ours/metrics.csv", "other.csv")]
     error = capsys.readouterr().err
     assert error.startswith("nnunetv2_ext compare: got ") and told in error

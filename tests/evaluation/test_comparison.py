@@ -12,12 +12,14 @@ from nnunetv2_ext.evaluation.comparison import (
     MEAN,
     compare,
     compare_pair,
+    comparison_notes,
+    comparison_table,
     holm,
-    interval,
     least_p,
     together,
     wilcoxon,
 )
+from nnunetv2_ext.evaluation.intervals import interval, interval_of_labels
 from nnunetv2_ext.evaluation.scores import Score, Scores, dice_scores
 
 NAN = math.nan
@@ -68,6 +70,28 @@ def test_interval_holds_the_true_mean_as_often_as_it_says():
     assert 0.90 < covered < 0.965
 
 
+@pytest.mark.parametrize(
+    ("values", "mean", "bounds"),
+    [
+        # over labels of the means over cases, not 0.625 over the means of cases
+        ([[0.5, NAN], [0.5, 1.0]], 0.75, (0.5, 0.75)),
+        # a resample of the second case alone has its mean 0.5, one of the first alone 0
+        ([[0.0, 0.0], [1.0, 0.0]], 0.25, (0.0, 0.5)),
+        ([[0.0, NAN], [NAN, NAN]], 0.0, (NAN, NAN)),
+        ([[0.0, math.inf], [1.0, 1.0]], math.inf, (NAN, NAN)),
+    ],
+)
+def test_interval_of_labels(values, mean, bounds):
+    found = interval_of_labels(np.array(values))
+    assert found.mean == pytest.approx(mean)
+    assert (found.low, found.high) == pytest.approx(bounds, nan_ok=True)
+
+
+def test_interval_of_one_label_is_that_of_its_values():
+    values = np.random.default_rng(5).normal(0.8, 0.1, 30)
+    assert interval_of_labels(values[:, None]) == pytest.approx(interval(values))
+
+
 def by_enumeration(differences) -> float:
     """The signed-rank test's two-sided p: the share of all signs whose rank sum is as far from its mean, or farther."""
     ranks = scipy.stats.rankdata(np.abs(differences))
@@ -90,14 +114,14 @@ def by_enumeration(differences) -> float:
         # pairs without a difference are left out
         ([0.0, 0, 1, 2, 3, 4, 5], 2 / 32),
         ([0.0, 0, 0], 1.0),
-        ([], 1.0),
+        ([], NAN),
         ([0.4], 1.0),
         # rounding alone: 0.3 - 0.1 and 0.2 are one rank, and 1e-17 is no difference
         ([0.3 - 0.1, 0.2, 0.2, -0.1, 1e-17], by_enumeration([0.2, 0.2, 0.2, -0.1])),
     ],
 )
 def test_wilcoxon(differences, p):
-    assert wilcoxon(differences) == pytest.approx(p)
+    assert wilcoxon(differences) == pytest.approx(p, nan_ok=True)
 
 
 def test_wilcoxon_of_many_is_scipys():
@@ -110,7 +134,7 @@ def test_wilcoxon_of_many_is_scipys():
 @pytest.mark.parametrize(("pairs", "p"), [(0, 1.0), (1, 1.0), (2, 0.5), (5, 0.0625), (6, 0.03125)])
 def test_no_pairs_give_less(pairs, p):
     assert least_p(pairs) == p
-    assert wilcoxon([1.0 + n for n in range(pairs)]) == pytest.approx(p)
+    assert pairs == 0 or wilcoxon([1.0 + n for n in range(pairs)]) == pytest.approx(p)
 
 
 @pytest.mark.parametrize(
@@ -122,18 +146,22 @@ def test_no_pairs_give_less(pairs, p):
         ([0.01, 0.02, 0.03, 0.04], [0.04, 0.06, 0.06, 0.06]),
         ([0.04, 0.01, 0.03, 0.005], [0.06, 0.03, 0.06, 0.02]),
         ([0.5, 0.6], [1.0, 1.0]),
+        # no test: not one of the family
+        ([0.02, NAN, 0.03], [0.04, NAN, 0.04]),
     ],
 )
 def test_holm(p, corrected):
-    assert holm(p) == pytest.approx(corrected)
+    assert holm(p) == pytest.approx(corrected, nan_ok=True)
 
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "differences", "wins"),
     [
         ({"b": {"1": 0.5}, "a": {"1": 0.9}}, {"a": {"1": 0.8}, "b": {"1": 0.6}}, [0.1, -0.1], (1, 0, 1)),
-        # a label that one model's mean lacks
-        ({"a": {"1": 0.6, "2": NAN}}, {"a": {"1": 0.5, "2": 0.0}}, [0.35], (1, 0, 0)),
+        # what the second invents: the first is right, (0.6 + 1) / 2
+        ({"a": {"1": 0.6, "2": NAN}}, {"a": {"1": 0.5, "2": 0.0}}, [0.55], (1, 0, 0)),
+        # a label that one model lacks
+        ({"a": {"1": 0.6}}, {"a": {"1": 0.5, "2": 0.0}}, [0.35], (1, 0, 0)),
         ({"a": {"1": NAN}, "b": {"1": 1.0}}, {"a": {"1": NAN}, "b": {"1": 0.5}}, [0.5], (1, 0, 0)),
         ({"a": {"1": 0.3}, "b": {"1": 0.1 + 0.2}}, {"a": {"1": 0.3}, "b": {"1": 0.3}}, [0.0, 0.0], (0, 2, 0)),
     ],
@@ -198,12 +226,55 @@ def test_what_does_not_count_and_what_was_decided_is_counted():
     ours = scores("ours", "HD95", (1.0, NAN), note="both empty") + Scores(
         (Score("ours", "c", "liver", "HD95", 40.0, "", "no prediction"),)
     )
-    theirs = scores("theirs", "HD95", (2.0, 1.0, 2.0))
+    theirs = scores("theirs", "HD95", (2.0, NAN, 2.0))
     (found,) = compare(
         Scores(tuple(line._replace(note="") if line.value == 1.0 else line for line in ours.lines)) + theirs
     )
     assert (found.left_out, found.decided, found.difference.cases) == (1, 1, 2)
     assert found.difference.mean == pytest.approx(np.mean([-1.0, 38.0]))
+
+
+@pytest.mark.parametrize(
+    ("metric", "wrong", "difference", "pairs"),
+    [
+        ("Dice", 0.0, 1.0, 1),
+        ("IoU", 0.0, 1.0, 1),
+        ("NSD", 0.0, 1.0, 1),
+        ("lesion F1", 0.0, 1.0, 1),
+        ("Dice of slabs", 0.0, 1.0, 1),
+        ("HD", 40.0, -40.0, 1),
+        ("HD95", 40.0, -40.0, 1),
+        ("ASSD", 40.0, -40.0, 1),
+        # of no component there is no share
+        ("lesion precision", 0.0, NAN, 0),
+        ("lesion recall", NAN, NAN, 0),
+    ],
+)
+def test_who_rightly_finds_nothing_beats_who_invents(metric, wrong, difference, pairs):
+    right = scores("right", metric, (NAN,), note="both empty")
+    invented = scores("wrong", metric, (wrong,), note="no reference")
+    for both, sign in ((right + invented, 1), (invented + right, -1)):
+        (found,) = compare(both, metrics=[metric])
+        assert found.difference.mean == pytest.approx(sign * difference, nan_ok=True)
+        assert (found.wins, found.ties, found.losses) == ((pairs, 0, 0) if sign > 0 else (0, 0, pairs))
+        assert (found.left_out, found.decided, found.rightly_empty) == (1 - pairs, pairs, pairs)
+
+
+def test_invented_lesions_decide():
+    """Ten cases with a lesion, which A finds a little worse than B; ten without, in each of which B invents one."""
+    lines = []
+    for case in range(20):
+        for model, dice in (("A", 0.796), ("B", 0.815)):
+            there = case < 10
+            value = dice + 0.001 * case if there else NAN if model == "A" else 0.0
+            note = "" if there else "both empty" if model == "A" else "no reference"
+            lines.append(Score(model, f"{case}", "lesion", "Dice", value, "", note))
+    (found,) = compare(Scores(tuple(lines)))
+    assert (found.wins, found.ties, found.losses, found.rightly_empty) == (10, 0, 10, 10)
+    assert found.difference.mean == pytest.approx((10 * (0.796 - 0.815) + 10) / 20)
+    table, notes = comparison_table([found]), comparison_notes([found])
+    assert "rightly empty" in table.splitlines()[0]
+    assert any(note.startswith("Rightly empty: ") for note in notes)
 
 
 def test_one_model_in_two_files_counts_once():
@@ -236,14 +307,13 @@ TWO = scores("one") + scores("two")
         (
             scores("one", "NSD", how="tolerance 1 mm") + scores("two", "NSD", how="tolerance 2 mm"),
             {},
-            "NSD of liver with tolerance 1 mm for one and with tolerance 2 mm for two",
+            "NSD of liver with tolerance 1 mm for one and with tolerance 2 mm for two; expected the same settings",
         ),
         (
             TWO + scores("one", "reference volume") + scores("two", "reference volume", (0.5, 0.6, 0.8)),
             {},
             "a reference of liver in case c of 0.7 ml for one and of 0.8 ml for two",
         ),
-        (scores("one", "HD", (1.0, math.inf)) + scores("two", "HD", (1.0, 2.0)), {}, "an infinite HD of liver"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(given, options, message):

@@ -70,6 +70,14 @@ def test_another_table_is_refused(tmp_path, text, message):
         read_scores(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "text", ["\ufeff" + HEADER + "{}", HEADER + "{}\n\n", HEADER + "\n{},,,,,,\n", HEADER + "\r\n{}"]
+)
+def test_what_an_editor_adds_is_no_fault(tmp_path, text):
+    (tmp_path / FILE).write_bytes(text.format("one,a,liver,Dice,0.5,,\n").encode())
+    assert read_scores(tmp_path).lines == (Score("one", "a", "liver", "Dice", 0.5),)
+
+
 @pytest.mark.parametrize(("values", "expected"), [([1.0, 3.0], 2.0), ([1.0, NAN], 1.0), ([NAN, NAN], NAN), ([], NAN)])
 def test_nan_mean(values, expected):
     assert nan_mean(values) == pytest.approx(expected, nan_ok=True)

@@ -42,6 +42,7 @@ def write_evaluation(
     folders: Mapping[str, Path] | None = None,
     images: bool = True,
     metrics: Sequence[str] = ("Dice", "HD", "NSD"),
+    settings: Settings | None = None,
 ) -> Path:
     """An evaluation folder, and beside it labelsTs, imagesTs and a folder of predictions for each model.
 
@@ -50,6 +51,7 @@ def write_evaluation(
         folders: of the trained models.
         metrics: those of metrics.csv, each a chart to draw.
     """
+    settings = settings or Settings()
     lines: list[Score] = []
     evaluation = root / output
     for order, (model, predictions) in enumerate(models.items()):
@@ -68,16 +70,18 @@ def write_evaluation(
                 write(noise, root / "imagesTs" / f"{name}_0000.nii.gz")
             measured[case] = {}
             for label, values in labels.items():
-                of = measure(np.isin(reference, values), np.isin(prediction, values), SPACING, label=label)
+                of = measure(
+                    np.isin(reference, values), np.isin(prediction, values), SPACING, label=label, settings=settings
+                )
                 lines += [
-                    Score(model, case, label, metric, one.value, Settings().how(metric, label), one.note)
+                    Score(model, case, label, metric, one.value, settings.how(metric, label), one.note)
                     for metric, one in of.items()
                     if metric in metrics
                 ]
                 measured[case][label] = {metric: one.value for metric, one in of.items()}
-        summary = Summary(model, files, dict(labels), model_folders=tuple((folders or {}).values()))
-        if folders is not None:
-            summary = summary._replace(model_folders=(folders[model],) if model in folders else ())
+        summary = Summary(model, files, dict(labels), settings=settings)
+        if folders is not None and model in folders:
+            summary = summary._replace(model_folders=(folders[model],))
         path = evaluation / (f"{order}" if len(models) > 1 else "") / "summary.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         keys = {label: str(values[0] if len(values) == 1 else values) for label, values in labels.items()}

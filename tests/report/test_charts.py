@@ -75,6 +75,13 @@ def test_decided_values_do_not_flatten_the_others():
     assert max(ticks) < 20
 
 
+@pytest.mark.parametrize(("values", "top"), [([0.0, 0.0], 1.0), ([0.0, 1e-9], 1.0), ([0.001, 0.002], 0.002)])
+def test_perfect_distances_lie_on_an_axis_in_mm(values, top):
+    chart = box_chart({"organ": [(values, [])]}, "HD", unit="mm", zero=True)
+    ticks = [float(text) for text in texts(chart) if re.fullmatch(r"[\d.]+", text)]
+    assert max(ticks) == pytest.approx(top)
+
+
 def test_models_are_told_apart_without_colour():
     chart = box_chart({"organ": [([0.1, 0.2, 0.3], [])] * len(HATCHES)}, "boxes")
     assert chart.count("<pattern") == len(HATCHES) - 1

@@ -13,10 +13,12 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.metrics import METRICS
+from nnunetv2_ext.evaluation.comparison import compare, comparison_notes
+from nnunetv2_ext.evaluation.metrics import METRICS, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores, write_scores
 from nnunetv2_ext.report import page as page_module
+from nnunetv2_ext.report.chosen import choose
 from nnunetv2_ext.report.page import write_report
 from nnunetv2_ext.report.viewer import HOW_TO_ADD, Viewer
 from tests.report.evaluations import SHAPE, SPACING, boxes, write, write_evaluation
@@ -151,10 +153,15 @@ def test_one_case_has_no_interval_and_one_model_no_comparison(tmp_path):
     assert "Comparison of models" not in page.text
 
 
-def test_few_pairs_are_told(tmp_path):
-    evaluation = write_evaluation(tmp_path, {"a": [boxes(n) for n in (0, 1, 2)], "b": [boxes(n) for n in (3, 4, 5)]})
+def test_the_comparison_is_that_of_compare(tmp_path):
+    models = {"a": [boxes(n, lesion=n > 0) for n in (0, 1, 2)], "b": [boxes(n) for n in (3, 4, 5)]}
+    evaluation = write_evaluation(tmp_path, models)
     write_report([evaluation], tmp_path / "page.html", cases=0, turned=0)
-    assert "With 3 pairs no difference can become significant" in (tmp_path / "page.html").read_text()
+    text = Page((tmp_path / "page.html").read_text()).text
+    notes = comparison_notes(compare(read_scores(evaluation)))
+    assert any(note.startswith("Too few pairs") for note in notes)
+    assert all(note in text for note in notes)
+    assert "Decided" in text and "Left out" not in text
 
 
 def test_metrics_alone_make_a_page(tmp_path):
@@ -166,6 +173,30 @@ def test_metrics_alone_make_a_page(tmp_path):
     assert told[0] in page.text
     assert page.of("img") == []
     assert len(page.of("svg")) == 3
+
+
+def test_a_model_without_its_summary_is_told(tmp_path):
+    evaluation = write_evaluation(tmp_path, {"ours": [boxes(1)], "theirs": [boxes(0)]})
+    (evaluation / "1" / "summary.json").unlink()
+    told = write_report([evaluation], tmp_path / "page.html", turned=0)
+    page = Page((tmp_path / "page.html").read_text())
+    assert told == ["No summary.json of theirs: models and pictures of it are missing; evaluate again."]
+    assert told[0] in page.text and len(page.of("img")) == 1
+
+
+@pytest.mark.parametrize(
+    ("cases", "worst", "ranks"),
+    [
+        (1, 3, ["the only case"]),
+        (2, 3, ["worst", "best"]),
+        (3, 3, ["worst", "median", "best"]),
+        (5, 3, ["worst", "worst, no. 2", "median", "best"]),
+        (9, 2, ["worst", "worst, no. 2", "median", "best"]),
+        (9, 0, []),
+    ],
+)
+def test_each_case_is_headed_by_what_it_is(cases, worst, ranks):
+    assert [one.rank for one in choose([(f"{n}", n / 10) for n in range(cases)], worst)] == ranks
 
 
 def lose_prediction(root):
@@ -259,12 +290,19 @@ def test_models_of_other_cases_are_told_apart(tmp_path):
         ({"evaluations": ["none"]}, "expected the scores of an evaluation"),
         ({"evaluations": ["evaluation", "other"]}, "expected the same labels in all"),
         ({"evaluations": ["evaluation", "again"]}, "two models called ours"),
+        (
+            {"evaluations": ["evaluation", "wide"]},
+            "NSD of organ with tolerance 1 mm for ours and with .* 3 mm for wide",
+        ),
+        ({"evaluations": ["evaluation", "near"]}, "HD of organ .* expected the same .* or make a report of each"),
     ],
 )
 def test_refused(tmp_path, change, expected):
     write_evaluation(tmp_path, {"ours": [boxes(1)]})
     write_evaluation(tmp_path, {"theirs": [boxes(1)]}, output="other", labels={"liver": (1,)})
     write_evaluation(tmp_path, {"ours": [boxes(2)]}, output="again")
+    write_evaluation(tmp_path, {"wide": [boxes(1)]}, output="wide", settings=Settings(tolerance=3))
+    write_evaluation(tmp_path, {"near": [boxes(1)]}, output="near", settings=Settings(empty=30))
     before = sorted(tmp_path.rglob("*"))
     evaluations = [tmp_path / name for name in change.get("evaluations", ["evaluation"])]
     images = tmp_path / change["images"] if "images" in change else None
@@ -287,6 +325,14 @@ def uncounted(line):
 
 def of_no_known_metric(line):
     return line._replace(metric=f"my {line.metric}")
+
+
+def test_where_nothing_counts_the_page_says_so(tmp_path):
+    scores = read_scores(write_evaluation(tmp_path, {"ours": [boxes(0)]}))
+    write_scores(Scores(tuple(uncounted(line) for line in scores.lines)), tmp_path / "metrics.csv")
+    write_report([tmp_path / "metrics.csv"], tmp_path / "page.html")
+    text = Page((tmp_path / "page.html").read_text()).text
+    assert "Nothing counts" in text and "No case failed" not in text
 
 
 @pytest.mark.parametrize("change", [infinite, without_nsd, uncounted, of_no_known_metric])
