@@ -161,6 +161,7 @@ def evaluate(
     try:
         output.mkdir(parents=True, exist_ok=True)
         with held(output, "evaluate", "an evaluation"), ended_in_order():
+            _check_output(evaluation, output, overwrite)  # of one that ended meanwhile
             journal = Journal(output, _about(evaluation))
             journal.open()
             measure = partial(_measured, evaluation, journal)
@@ -301,19 +302,14 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     journal = Journal(output, _about(evaluation))
     if (told := journal.told()) is not None:
         if told != journal.about:
-            try:
-                differing = _differing(told["models"], journal.about["models"])
-            except (LookupError, TypeError, AttributeError):  # damaged
-                differing = "content"
-            differing = differing or "version of nnunetv2_ext or slabs"
-            what = f"an evaluation in {output} that was stopped, with other {differing}"
+            what = f"an evaluation in {output} that was stopped, with other {_differing(told, journal.about)}"
             raise InputError(what, "the same evaluation, to go on with it", OTHER)
     elif (output / scores.FILE).exists() or any(path.exists() for path in places.values()):
         try:
             there = [_traits(one) for one in read_summaries(output).values()] if summary.paths_in(output) else []
         except InputError as error:
             raise InputError(error.args[0], "no other evaluation there", OTHER) from None
-        differing = _differing(there, journal.about["models"])
+        differing = _differing({"models": there}, journal.about)
         if differing:
             raise InputError(f"the scores of another evaluation in {output}, with other {differing}", "none", OTHER)
 
@@ -334,12 +330,25 @@ def _check_folder(model: str, folder: Path) -> None:
         raise InputError(f"{folder}, a file", f"a folder for the summary of {model}", "choose another -o")
 
 
-def _differing(there: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
-    """In what two evaluations differ, in words; nothing where they do not."""
-    there, new = (sorted(traits, key=lambda one: str(one["model"])) for traits in (there, new))
-    if [one["model"] for one in there] != [one["model"] for one in new]:
-        return "models"
-    return listed(dict.fromkeys(k for one, other in zip(there, new, strict=True) for k in other if one[k] != other[k]))
+def _differing(there: Any, new: Mapping[str, Any]) -> str:
+    """In what two evaluations differ, in words; nothing where they do not.
+
+    Args:
+        there: as `_about`; of what it does not tell, nothing differs.
+    """
+    try:
+        of_version = there.get("version", __version__)
+        differing = [f"version of nnunetv2_ext ({of_version}; this is {__version__})"] * (of_version != __version__)
+        differing += ["slabs of the thick slices"] * (there.get("slabs", new["slabs"]) != new["slabs"])
+        models, others = ({str(one["model"]): one for one in about["models"]} for about in (there, new))
+        if models.keys() != others.keys():
+            differing.append("models")
+        else:
+            traits = [key for name, one in others.items() for key in one if models[name].get(key) != one[key]]
+            differing += dict.fromkeys(traits)
+    except (LookupError, TypeError, AttributeError):  # a line of something else
+        return "content"
+    return listed(differing)
 
 
 def _places(evaluation: Evaluation, output: Path) -> dict[str, Path]:
