@@ -22,8 +22,8 @@ from nnunetv2_ext.evaluation.comparison import (
     counts_of,
     together,
 )
-from nnunetv2_ext.evaluation.means import KNOWN
-from nnunetv2_ext.evaluation.metrics import Metric, Settings
+from nnunetv2_ext.evaluation.means import COUNTS
+from nnunetv2_ext.evaluation.metrics import KNOWN, Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
@@ -101,6 +101,7 @@ def write_report(
         "counts": bool(ranked),
         "weakest": [(metric, rows) for metric in ("Dice", "HD") if (rows := weakest(scores, metric))],
         "means": groups,
+        "beside": COUNTS.capitalize(),
         "glance": [line for line in groups[0][1] if line.metric in map(with_unit, GLANCE)],
         "boxes": _boxes(scores),
         "all_cases": all_cases(scores),
