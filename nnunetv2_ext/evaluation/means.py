@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from nnunetv2_ext.evaluation.metrics import DISTANCES, LESIONS
 from nnunetv2_ext.evaluation.metrics import KNOWN as KNOWN
 from nnunetv2_ext.evaluation.scores import Scores
-from nnunetv2_ext.text import listed, markdown_table
+from nnunetv2_ext.text import listed, markdown_table, shortened
 
 SHOWN = ("Dice", "NSD", "HD95", "HD", "ASSD", "lesion F1", "volume error", "Dice of slabs")
 """The metrics of the table; the files hold all."""
@@ -24,7 +24,7 @@ def means_table(scores: Scores) -> str:
     rows = []
     for model in scores.models:
         for label in scores.labels:
-            rows.append([model, label, *(_cell(scores, model, label, metric) for metric in metrics)])
+            rows.append([model, shortened(label, 60), *(_cell(scores, model, label, metric) for metric in metrics)])
         if len(scores.labels) > 1:
             means = [_mean_of_labels(scores, model, metric) for metric in metrics]
             rows.append([model, "mean of labels", *means])
