@@ -17,6 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.report.models import Fold
+from nnunetv2_ext.text import shortened
 
 HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "||||")
 LINES = tuple(colour for colour in COLOURS if colour != "#f0e442")
@@ -148,7 +149,7 @@ def box_chart(
         axes.tick_params(axis="x", length=0, pad=1)
         for order, name in enumerate(values):
             axes.annotate(
-                name if len(name) <= 18 else name[:17] + "…",
+                shortened(name, 18),
                 (order * (models + 1) + (models - 1) / 2, 0),
                 (0, -15 if models > 1 else -4),
                 xycoords=("data", "axes fraction"),
