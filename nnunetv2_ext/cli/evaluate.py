@@ -260,28 +260,20 @@ def _refuse_older(folder: Path, files: Any) -> tuple[Path, ...]:
     Raises:
         InputError: a model has changed since.
     """
-    from nnunetv2_ext.inference.record import RECORDS
+    from nnunetv2_ext.inference.record import sources
 
-    records = [path for path in sorted(folder.glob("*.json")) if RECORDS.fullmatch(path.name)]
-    if not records:  # nnUNetv2_predict writes none
-        return ()
-    try:
-        made_by = read_json(records[0], "")["models"]
-        results = nnunet_folder("nnUNet_results") / read_json(folder / "plans.json", "")["dataset_name"]
-        models = {results / one["model"].replace(":", "__"): dict(one["files"]) for one in made_by}
-    except (InputError, LookupError, TypeError, AttributeError, ValueError):  # none of ours, or no such folder
-        return ()
+    found = sources(folder)
     oldest = min(path.stat().st_mtime for path in files)
-    for model, digests in models.items():
-        for name, digest in digests.items():
-            path = model / name
+    for source in found:
+        for name, digest in source.files.items():
+            path = source.folder / name
             if path.is_file() and _changed(path) > oldest and file_state(path).digest != digest:
-                raise InputError(
-                    f"predictions in {folder} that are older than {path}",
-                    "those of the model as it is now",
-                    "predict again, with nnunetv2_ext predict ... --overwrite",
-                )
-    return tuple(model for model in models if model.is_dir())
+                again = "predict again, with nnunetv2_ext predict ... --overwrite"
+                if source.predictions != folder:
+                    again += f" for {source.predictions}, then average again with nnunetv2_ext ensemble ... --overwrite"
+                got = f"predictions in {folder} that are older than {path}"
+                raise InputError(got, "those of the model as it is now", again)
+    return tuple(dict.fromkeys(source.folder for source in found if source.folder.is_dir()))
 
 
 def _changed(path: Path) -> float:

@@ -11,6 +11,7 @@ from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import Settings
 from nnunetv2_ext.evaluation.scores import FILE as SCORES
+from nnunetv2_ext.evaluation.scores import nan_mean
 from nnunetv2_ext.files import read_json, write_json
 
 FILE = "summary.json"
@@ -61,7 +62,7 @@ def write_summary(
     means: dict[str, dict[str, float]] = {}
     for label, key in keys.items():
         of_cases = [of_case[label] for of_case in metrics.values()]
-        means[key] = {name: _nan_mean([of_case[name] for of_case in of_cases]) for name in of_cases[0]}
+        means[key] = {name: nan_mean(of_case[name] for of_case in of_cases) for name in of_cases[0]}
     names = next(iter(means.values()))
     foreground = {name: float(np.mean([of_label[name] for of_label in means.values()])) for name in names}
     cases = [
@@ -86,12 +87,6 @@ def write_summary(
     }
     write_json(path, {"foreground_mean": foreground, "mean": means, "metric_per_case": cases, OURS: ours})
     return foreground["Dice"]
-
-
-def _nan_mean(values: list[float]) -> float:
-    known = np.array(values, float)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if known.size else float("nan")
 
 
 def read_summaries(folder: Path) -> dict[str, Summary]:

@@ -331,8 +331,9 @@ def test_a_model_that_changed_after_its_predictions(
     checkpoint.write_text("weights")
     monkeypatch.setenv("nnUNet_results", str(folder / "results"))
     made_of = {"fold_0/checkpoint_final.pth": file_state(checkpoint).digest}
-    made_by = [{"model": MODEL, "files": made_of}]
-    (folder / "predictions" / "predict.json").write_text(json.dumps({"models": made_by}))
+    made_by = [{"model": MODEL, "folds": ["0"], "files": made_of}]
+    for name in ("predict.json", "predict_1_of_2.json"):  # of two processes, the first without a case
+        (folder / "predictions" / name).write_text(json.dumps({"models": made_by if "2" in name else []}))
     (folder / "predictions" / "plans.json").write_text(json.dumps({"dataset_name": DATASET}))
     os.utime(checkpoint)  # newer than the predictions, but what made them
     assert evaluate(folder) == 0
@@ -340,3 +341,9 @@ def test_a_model_that_changed_after_its_predictions(
     checkpoint.write_text("trained anew")
     assert evaluate(folder) == 2
     assert f"older than {checkpoint}" in capsys.readouterr().err
+    members = [[str(folder / "predictions"), 1.0]]
+    shutil.copytree(folder / "predictions", folder / "ensemble", copy_function=shutil.copy2)
+    (folder / "ensemble" / "predict_1_of_2.json").unlink()
+    (folder / "ensemble" / "predict.json").write_text(json.dumps({"models": members}))
+    assert evaluate(folder, predictions=("ensemble",)) == 2
+    assert f"older than {checkpoint}" in (err := capsys.readouterr().err) and "nnunetv2_ext ensemble" in err
