@@ -30,7 +30,7 @@ from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
 from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, is_wide, letter
-from nnunetv2_ext.report.chosen import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
+from nnunetv2_ext.report.chosen import choose_few, picture_case, rank_cases, rank_metric, view_case, worst_median_best
 from nnunetv2_ext.report.models import Trained, describe_model, model_folders
 from nnunetv2_ext.report.tables import (
     NONE,
@@ -111,7 +111,7 @@ def write_report(
         "rank_metric": rank_metric(scores),
     }
     content |= _comparison(scores)
-    chosen = choose(ranked, cases) if summaries else []
+    chosen = worst_median_best(ranked, cases) if summaries else []
     shown = [picture_case(scores, summaries, one, images) for one in chosen]
     views = [view_case(summaries, one, images) for one in choose_few(ranked, turned)]
     known = [view for view in views if view is not None]
