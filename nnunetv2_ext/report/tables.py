@@ -120,8 +120,12 @@ def weakest(scores: Scores, metric: str) -> list[Row]:
 
 
 def _tolerance(scores: Scores, label: str, metric: str) -> str:
-    settings = {line.how for line in scores.lines if line.metric == metric and label in (line.label, ALL)}
-    return settings.pop() if len(settings) == 1 and metric == "NSD" else ""
+    if metric != "NSD":
+        return ""
+    labels = scores.labels if label == ALL else (label,)
+    lines = (line for model in scores.models for one in labels for line in scores.of(model, one, metric).values())
+    settings = {line.how for line in lines}
+    return settings.pop() if len(settings) == 1 else ""
 
 
 class Cell(NamedTuple):
