@@ -23,7 +23,7 @@ from nnunetv2_ext.evaluation.comparison import (
     together,
 )
 from nnunetv2_ext.evaluation.means import COUNTS
-from nnunetv2_ext.evaluation.metrics import KNOWN, Metric, Settings
+from nnunetv2_ext.evaluation.metrics import ALL_METRICS, Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import FILE as SCORES
 from nnunetv2_ext.evaluation.scores import Scores, read_scores
@@ -107,7 +107,7 @@ def write_report(
         "boxes": _boxes(scores),
         "all_cases": all_cases(scores),
         "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
-        "meanings": [(metric, KNOWN[metric]) for metric in scores.metrics if metric in KNOWN],
+        "meanings": [(metric, ALL_METRICS[metric]) for metric in scores.metrics if metric in ALL_METRICS],
         "rank_metric": rank_metric(scores),
     }
     content |= _comparison(scores)
