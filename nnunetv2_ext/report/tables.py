@@ -9,7 +9,7 @@ import numpy as np
 from nnunetv2_ext.evaluation.comparison import Comparison
 from nnunetv2_ext.evaluation.intervals import Interval, interval, interval_of_labels
 from nnunetv2_ext.evaluation.means import beside
-from nnunetv2_ext.evaluation.metrics import KNOWN, Metric
+from nnunetv2_ext.evaluation.metrics import ALL_METRICS, Metric
 from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.inference.record import prediction_records
@@ -25,7 +25,7 @@ WEAKEST = 6
 
 def metric_of(name: str) -> Metric:
     """What a metric means, nothing of one that is not ours."""
-    return KNOWN.get(name, Metric("", "", ""))
+    return ALL_METRICS.get(name, Metric("", "", ""))
 
 
 def number(value: float, metric: str) -> str:
