@@ -76,7 +76,7 @@ PATHS = [
     (command, flag)
     for command, flags in {
         "evaluate": ("-r", "-p", "-o", "-djfile"),
-        "compare": ("METRICS", "-o"),
+        "compare": ("SCORES", "-o"),
         "look": ("-i", "-p", "-r", "-o", "-djfile"),
         "report": ("EVALUATION", "-o", "-i"),
         "predict": ("-i", "-o", "-prev_stage_predictions"),
@@ -94,7 +94,7 @@ def test_a_path_that_names_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("loop").symlink_to("loop")
-    required = {"evaluate": ["-o"], "look": ["-i", "-p", "-o"], "report": ["EVALUATION", "-o"], "compare": ["METRICS"]}
+    required = {"evaluate": ["-o"], "look": ["-i", "-p", "-o"], "report": ["EVALUATION", "-o"], "compare": ["SCORES"]}
     given = dict.fromkeys(required.get(command, ["-i", "-o"]), "there") | {flag: path}
     flags = [text for name, value in given.items() for text in ([name] * name.startswith("-") + [value])]
     assert main([command, *flags]) == 2
