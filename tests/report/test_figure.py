@@ -65,10 +65,10 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name):
     drawn: list[str] = []
     told = RendererAgg.draw_text
 
-    def tell(self, gc, x, y, text, *rest, ismath=False, **more):
-        assert not ismath
+    def tell(self, gc, x, y, text, *rest, **more):
+        assert not more.get("ismath")
         drawn.append(text)
-        return told(self, gc, x, y, text, *rest, ismath=ismath, **more)
+        return told(self, gc, x, y, text, *rest, **more)
 
     monkeypatch.setattr(RendererAgg, "draw_text", tell)
     save_cases([case(title=f"case {name}")], {f"label {name}": 1, name: 2}, tmp_path / "a.png", heading=name, note=name)
