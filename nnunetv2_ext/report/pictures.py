@@ -38,8 +38,7 @@ def telling_place(
 ) -> tuple[int, int, int]:
     """The indices of the planes in which the reference's labels are largest, or the prediction's where it has none."""
     styles = label_styles(labels).values()
-    marked = reference is not None and any(np.isin(reference, style.values).any() for style in styles)
-    telling = reference if reference is not None and marked else prediction
+    telling = reference if reference is not None and is_marked(reference, styles) else prediction
     first, second, third = (telling_index(telling, axis, styles) for axis in range(3))
     return first, second, third
 
