@@ -34,6 +34,11 @@ def one_line(error: BaseException, *, last: bool = False) -> str:
     return lines[-1 if last else 0][:300]
 
 
+def shortened(name: str, most: int) -> str:
+    """A name with so many letters at the most, those in its middle left out."""
+    return name if len(name) <= most else name[: most // 2] + "…" + name[len(name) - (most - 1) // 2 :]
+
+
 def duration(seconds: float) -> str:
     """A time in its largest unit that fits twice: `9 h`, `65 s`."""
     for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
@@ -43,13 +48,13 @@ def duration(seconds: float) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], *, aligned: bool = True) -> str:
-    """A Markdown table.
+    """A Markdown table; a bar or a line's end in a cell does not end it.
 
     Args:
         aligned: columns line up, the first as text, the others as numbers to the right; without it a changed row
             changes no other line.
     """
-    lines = [list(header), *map(list, rows)]
+    lines = [[" ".join(cell.splitlines()).replace("|", "\\|") for cell in line] for line in (header, *rows)]
     if not aligned:
         return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], ["---"] * len(header), *lines[1:]))
     widths = [max(2, *map(len, column)) for column in zip(*lines, strict=True)]  # "-:" is the shortest rule

@@ -5,6 +5,7 @@ asked for, so that light commands stay light.
 """
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -120,6 +121,14 @@ def _run(arguments: list[str]) -> int:
         return args.run(args)
     except InputError as error:
         print(f"nnunetv2_ext {args.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        told = InputError(
+            f"the name {str(error.filename)[:50]}...", "one that file systems take", "choose a shorter one"
+        )
+        print(f"nnunetv2_ext {args.command}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

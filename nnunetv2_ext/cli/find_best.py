@@ -7,13 +7,16 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.text import counted, listed, markdown_table, told_apart
 from nnunetv2_ext.weights.files import FINAL
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.evaluation.scores import Scores
 
 EXAMPLE = """example:
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
@@ -98,7 +101,8 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
     """
     from nnunetv2.utilities.file_path_utilities import folds_tuple_to_string
 
-    from nnunetv2_ext.evaluation.scores import dice_scores
+    from nnunetv2_ext.evaluation.means import COUNTS, beside, with_counts
+    from nnunetv2_ext.evaluation.scores import Scores
 
     titles = {model.folder_name: str(model) for model in models}
     singles, ensembles = {}, {}
@@ -110,12 +114,18 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
             _, *members, _ = identifier.split("___")
             title = " + ".join(titles[member] for member in members)
             ensembles[identifier] = (title, folder / "ensembles" / identifier)
-    scores = dice_scores({title: _dice(merged) for title, merged in (*singles.values(), *ensembles.values())})
+    scores = Scores(tuple(line for named in (*singles.values(), *ensembles.values()) for line in _dice(*named).lines))
     rows = []
     for model in scores.models:
-        means = [*(scores.mean(model, label, "Dice") for label in scores.labels), scores.mean_of_labels(model, "Dice")]
-        rows.append([model, *(f"{mean:.3f}" for mean in means)])
+        means = [
+            *((scores.mean(model, label, "Dice"), [label]) for label in scores.labels),
+            (scores.mean_of_labels(model, "Dice"), list(scores.labels)),
+        ]
+        cells = (with_counts(f"{mean:.3f}", beside(scores, model, labels, "Dice")) for mean, labels in means)
+        rows.append([model, *cells])
     print(markdown_table(["model", *scores.labels, "mean Dice"], rows))
+    if any("(" in cell for row in rows for cell in row[1:]):
+        print(f"\n{COUNTS}")
     if ensembles:
         single, ensemble = (max(results[name] for name in group) for group in (singles, ensembles))
         verdict = "The ensemble helped" if ensemble > single else "The ensemble did not help"
@@ -123,14 +133,13 @@ def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], re
         print(f"\n{verdict}: mean Dice {of_ensemble}, the best single model {of_single}.")
 
 
-def _dice(folder: Path) -> dict[str, dict[str, float]]:
-    """Dice by case and label name of a folder that nnU-Net has evaluated."""
-    from nnunetv2_ext.evaluation.scores import read_dice
+def _dice(model: str, folder: Path) -> "Scores":
+    """The Dice of a folder that nnU-Net has evaluated, by the names of its labels."""
+    from nnunetv2_ext.evaluation.scores import read_dice_scores
 
     remedy = "run again without --no_overwrite"
-    keys = _summary_keys(folder, remedy)
-    cases = read_dice(folder / "summary.json", remedy)
-    return {case: {name: dice[key] for name, key in keys.items() if key in dice} for case, dice in cases.items()}
+    names = _summary_keys(folder, remedy)
+    return read_dice_scores(model, folder / "summary.json", remedy, names=names)
 
 
 def _summary_keys(folder: Path, remedy: str) -> dict[str, str]:

@@ -20,7 +20,7 @@ from nnunetv2_ext.evaluation.intervals import RESAMPLES, Interval, interval
 from nnunetv2_ext.evaluation.metrics import KNOWN
 from nnunetv2_ext.evaluation.pairs import cases_of, pair
 from nnunetv2_ext.evaluation.scores import Score, Scores, nan_mean
-from nnunetv2_ext.text import counted, listed, markdown_table
+from nnunetv2_ext.text import counted, listed, markdown_table, shortened
 
 LEVEL = 0.05
 """What a p is called significant below."""
@@ -312,7 +312,13 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
         means = [f"{mean:.3f}" if one.difference.cases else "-" for mean in (one.model_mean, one.reference_mean)]
         record = f"{one.wins}/{one.ties}/{one.losses}"
         rows.append(
-            [f"{one.model} less {one.reference}", one.label, f"{one.metric}{size}{unit}", *means, str(one.difference)]
+            [
+                f"{one.model} less {one.reference}",
+                shortened(one.label, 60),
+                f"{one.metric}{size}{unit}",
+                *means,
+                str(one.difference),
+            ]
             + ["-" if math.isnan(p) else f"{p:.3g}" for p in (one.p, one.corrected_p)]
             + [record, str(one.difference.cases)]
             + [str(numbers[index]) for numbers in shown.values()]

@@ -292,6 +292,9 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     for model, path in places.items():
         if path.parent != output:
             _check_folder(model, path.parent)
+        for file in (path, output / scores.FILE):
+            if file.is_dir():
+                raise InputError(f"a folder {file}", "none where a file of ours goes", "choose another -o")
         if path.exists() and not is_ours(path):
             raise InputError(f"{path}, which nnU-Net wrote", "no other summary where ours goes", "choose another -o")
     if overwrite:

@@ -1,14 +1,17 @@
 """The means of an evaluation as a table to read."""
 
 import math
+from collections.abc import Sequence
 
 from nnunetv2_ext.evaluation.metrics import DISTANCES, LESIONS
 from nnunetv2_ext.evaluation.metrics import KNOWN as KNOWN
 from nnunetv2_ext.evaluation.scores import Scores
-from nnunetv2_ext.text import listed, markdown_table
+from nnunetv2_ext.text import listed, markdown_table, shortened
 
 SHOWN = ("Dice", "NSD", "HD95", "HD", "ASSD", "lesion F1", "volume error", "Dice of slabs")
 """The metrics of the table; the files hold all."""
+COUNTS = "decided: one of both masks is empty; not counted: both are, or the one whose lesions are counted."
+"""What `beside` means."""
 
 
 def means_table(scores: Scores) -> str:
@@ -21,19 +24,15 @@ def means_table(scores: Scores) -> str:
     rows = []
     for model in scores.models:
         for label in scores.labels:
-            rows.append([model, label, *(_cell(scores, model, label, metric) for metric in metrics)])
+            rows.append([model, shortened(label, 60), *(_cell(scores, model, label, metric) for metric in metrics)])
         if len(scores.labels) > 1:
-            # signed errors of two labels would cancel
-            signed = [KNOWN[metric].better == "nearer 0" for metric in metrics]
-            means = [
-                math.nan if of else scores.mean_of_labels(model, one) for one, of in zip(metrics, signed, strict=True)
-            ]
-            rows.append([model, "mean of labels", *map(shown, means, metrics)])
+            means = [_mean_of_labels(scores, model, metric) for metric in metrics]
+            rows.append([model, "mean of labels", *means])
     header = ["model", "label"]
     header += [f"{metric} ({KNOWN[metric].unit})" if KNOWN[metric].unit else metric for metric in metrics]
     paragraphs = [markdown_table(header, rows), *_depends_on(scores)]
     if any("(" in cell for row in rows for cell in row[2:]):
-        paragraphs.append("decided: one of both masks is empty; not counted: both are.")
+        paragraphs.append(COUNTS)
     return "\n\n".join(paragraphs)
 
 
@@ -45,11 +44,27 @@ def shown(value: float, metric: str) -> str:
     return f"{value:{sign}.{2 if KNOWN[metric].unit else 3}f}"
 
 
+def beside(scores: Scores, model: str, labels: Sequence[str], metric: str) -> str:
+    """How many values of a mean were decided, and how many do not count; empty if there are none."""
+    decided = sum(scores.decided(model, label, metric) for label in labels)
+    left_out = sum(math.isnan(value) for label in labels for value in scores.values(model, label, metric).values())
+    return listed([f"{decided} decided"] * bool(decided) + [f"{left_out} not counted"] * bool(left_out))
+
+
+def with_counts(mean: str, counts: str) -> str:
+    """A mean with what `beside` tells of it."""
+    return f"{mean} ({counts})" if counts else mean
+
+
 def _cell(scores: Scores, model: str, label: str, metric: str) -> str:
-    decided = scores.decided(model, label, metric)
-    left_out = sum(value != value for value in scores.values(model, label, metric).values())
-    beside = [f"{decided} decided"] * bool(decided) + [f"{left_out} not counted"] * bool(left_out)
-    return shown(scores.mean(model, label, metric), metric) + f" ({listed(beside)})" * bool(beside)
+    return with_counts(shown(scores.mean(model, label, metric), metric), beside(scores, model, [label], metric))
+
+
+def _mean_of_labels(scores: Scores, model: str, metric: str) -> str:
+    if KNOWN[metric].better == "nearer 0":
+        return "-"  # signed errors of two labels would cancel
+    mean = shown(scores.mean_of_labels(model, metric), metric)
+    return with_counts(mean, beside(scores, model, scores.labels, metric))
 
 
 def _depends_on(scores: Scores) -> list[str]:

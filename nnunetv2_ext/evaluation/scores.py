@@ -123,8 +123,8 @@ def read_scores(path: Path) -> Scores:
     """Read `metrics.csv`, or that of a folder; empty lines and a byte order mark, as editors add, are no fault.
 
     Raises:
-        InputError: no file, another table, a value that is no number, a line that stands twice, or an evaluation beside
-            it that has not ended, so that the scores may be those of an earlier one.
+        InputError: no file, another table, a value that is no number or infinite, a line that stands twice, or an
+            evaluation beside it that has not ended, so that the scores may be those of an earlier one.
     """
     path = path / FILE if path.is_dir() else path
     if path.name == FILE and (unfinished := path.with_name(JOURNAL)).is_file():
@@ -149,10 +149,10 @@ def read_scores(path: Path) -> Scores:
             continue
         try:
             model, case, label, metric, value, how, note = row
-            lines.append(Score(model, case, label, metric, float(value) if value else math.nan, how, note))
+            lines.append(Score(model, case, label, metric, _number(value), how, note))
         except ValueError:
             raise InputError(
-                f"line {number} of {path}: {','.join(row)}", "seven columns, the fifth a number", REMEDY
+                f"line {number} of {path}: {','.join(row)}", "seven columns, the fifth a finite number", REMEDY
             ) from None
     if len({line[:4] for line in lines}) < len(lines):
         seen: set[tuple[str, ...]] = set()
@@ -163,26 +163,56 @@ def read_scores(path: Path) -> Scores:
     return Scores(tuple(lines))
 
 
+def _number(text: str) -> float:
+    """A value of the table.
+
+    Raises:
+        ValueError: no number, or an infinite one, which no metric has.
+    """
+    value = float(text) if text else math.nan
+    if math.isinf(value):
+        raise ValueError(text)
+    return value
+
+
 def read_dice(path: Path, remedy: str) -> dict[str, dict[str, float]]:
     """Dice by case and foreground label, as nnU-Net names them, of a `summary.json`, nnU-Net's own or ours.
 
     Raises:
         InputError: missing, truncated or not a summary; ends with `remedy`.
     """
-    content = read_json(path, remedy)
     cases: dict[str, dict[str, float]] = {}
+    for line in read_dice_scores("", path, remedy).lines:
+        cases.setdefault(line.case, {})[line.label] = line.value
+    return cases
+
+
+def read_dice_scores(model: str, path: Path, remedy: str, *, names: Mapping[str, str] | None = None) -> Scores:
+    """The same as scores of a model, with notes where the summary counts voxels.
+
+    Args:
+        names: of labels, with nnU-Net's of each; by default all are called as nnU-Net does.
+
+    Raises:
+        InputError: see `read_dice`.
+    """
+    content = read_json(path, remedy)
+    lines = []
     try:
         for entry in content["metric_per_case"]:
-            name = Path(entry["prediction_file"]).name.partition(".")[0]
-            cases[name] = {
-                # nnU-Net writes NaN; null is what stricter writers make of it
-                label: math.nan if metrics["Dice"] is None else float(metrics["Dice"])
-                for label, metrics in entry["metrics"].items()
-                if label != "0"
-            }
+            case, metrics = Path(entry["prediction_file"]).name.partition(".")[0], entry["metrics"]
+            for name, key in ({key: key for key in metrics if key != "0"} if names is None else names).items():
+                if key in metrics:
+                    dice, voxels = metrics[key]["Dice"], (metrics[key].get("n_ref"), metrics[key].get("n_pred"))
+                    # nnU-Net writes NaN; null is what stricter writers make of it
+                    value = math.nan if dice is None else float(dice)
+                    note = BOTH_EMPTY if math.isnan(value) else ""
+                    if not note and 0 in voxels:
+                        note = "no reference" if voxels[0] == 0 else "no prediction"
+                    lines.append(Score(model, case, name, "Dice", value, note=note))
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise InputError(f"{path} ({error!r})", "a validation summary of nnU-Net", remedy) from None
-    return cases
+    return Scores(tuple(lines))
 
 
 def dice_scores(models: Mapping[str, Mapping[str, Mapping[str, float]]]) -> Scores:

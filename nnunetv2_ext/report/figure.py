@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 
 import matplotlib
 import numpy as np
+from matplotlib import style as styles_of_matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -54,8 +55,15 @@ class Style(NamedTuple):
 
 @contextmanager
 def plain_words() -> Iterator[None]:
-    """Within it names are drawn as they are: `$` begins no formula, and a letter that no font has is no warning."""
-    with matplotlib.rc_context({"text.parse_math": False}), warnings.catch_warnings():
+    """Within it names are drawn as they are: `$` begins no formula, and a letter that no font has is no warning.
+
+    Nor does the style count that a training in the same process has left behind.
+    """
+    with (
+        styles_of_matplotlib.context("default"),
+        matplotlib.rc_context({"text.parse_math": False}),
+        warnings.catch_warnings(),
+    ):
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         yield
 

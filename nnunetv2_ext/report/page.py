@@ -22,9 +22,10 @@ from nnunetv2_ext.evaluation.comparison import (
     counts_of,
     together,
 )
-from nnunetv2_ext.evaluation.means import KNOWN
-from nnunetv2_ext.evaluation.metrics import Metric, Settings
+from nnunetv2_ext.evaluation.means import COUNTS
+from nnunetv2_ext.evaluation.metrics import KNOWN, Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
+from nnunetv2_ext.evaluation.scores import FILE as SCORES
 from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
@@ -45,7 +46,7 @@ from nnunetv2_ext.report.tables import (
     with_unit,
 )
 from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, Viewer, viewer
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import counted, listed, shortened
 
 GLANCE = ("Dice", "HD95", "NSD")
 """The metrics that stand beside the names of the models, over all labels."""
@@ -101,6 +102,7 @@ def write_report(
         "counts": bool(ranked),
         "weakest": [(metric, rows) for metric in ("Dice", "HD") if (rows := weakest(scores, metric))],
         "means": groups,
+        "beside": COUNTS.capitalize(),
         "glance": [line for line in groups[0][1] if line.metric in map(with_unit, GLANCE)],
         "boxes": _boxes(scores),
         "all_cases": all_cases(scores),
@@ -140,6 +142,7 @@ def render(content: Mapping[str, Any]) -> str:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    environment.filters["short"] = lambda name: shortened(name, 60)
     return environment.from_string(page).render(
         style=Markup(style), script=Markup(script), policy=CSP, letter=letter, colours=COLOURS, **content
     )
@@ -169,7 +172,19 @@ def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list
             lacking.append(f"Models and pictures of {path} are missing: {error}")
     if summaries and (without := [model for model in scores.models if model not in summaries]):
         lacking.append(f"No summary.json of {listed(without)}: models and pictures of it are missing; evaluate again.")
+    for path, (_, part) in zip(evaluations, parts, strict=True):
+        lacking += _changed_since(path, [summaries[model] for model in part.models if model in summaries])
     return scores, {model: summaries[model] for model in scores.models if model in summaries}, lacking
+
+
+def _changed_since(evaluation: Path, summaries: Sequence[Summary]) -> list[str]:
+    """A sentence where masks are newer than the scores of their evaluation, so that pictures show something else."""
+    path = evaluation / SCORES if evaluation.is_dir() else evaluation
+    measured = path.stat().st_mtime_ns
+    files = {file for summary in summaries for both in summary.files.values() for file in both}
+    newer = sorted(str(file) for file in files if file.is_file() and file.stat().st_mtime_ns > measured)
+    told = f"{counted(newer, 'file')} newer than {path}: pictures may show what was not measured; evaluate again."
+    return [told] * bool(newer)
 
 
 def _title(evaluations: Sequence[Path], trained: Sequence[Trained]) -> str:

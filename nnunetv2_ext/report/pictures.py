@@ -16,6 +16,8 @@ from nnunetv2_ext.report.figure import Spacing, Style, is_marked, label_styles, 
 
 PIXELS = (1040, 420)
 """The most that a picture of three planes has."""
+LEAST = 0.04
+"""Of each side of a picture, in inches of 100 pixels, so that there is one for each plane."""
 MARGIN = 15.0
 """Millimetres around the labels."""
 
@@ -54,7 +56,8 @@ def planes(
     gap = 0.02 * wide
     total, tall = sum(panel[0] for panel in panels) + 2 * gap, max(panel[1] for panel in panels)
     scale = min(PIXELS[0] / total, PIXELS[1] / tall) / 100
-    figure = Figure((total * scale, tall * scale), dpi=100, facecolor="white")
+    inches = (max(total * scale, LEAST), max(tall * scale, LEAST))
+    figure = Figure(inches, dpi=100, facecolor="white")
     FigureCanvasAgg(figure)
     left = 0.0
     for axis, (across, up) in enumerate(panels):

@@ -8,8 +8,8 @@ import numpy as np
 
 from nnunetv2_ext.evaluation.comparison import Comparison
 from nnunetv2_ext.evaluation.intervals import Interval, interval, interval_of_labels
-from nnunetv2_ext.evaluation.means import KNOWN
-from nnunetv2_ext.evaluation.metrics import Metric
+from nnunetv2_ext.evaluation.means import beside
+from nnunetv2_ext.evaluation.metrics import KNOWN, Metric
 from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.inference.record import prediction_records
@@ -30,8 +30,8 @@ def metric_of(name: str) -> Metric:
 
 def number(value: float, metric: str) -> str:
     """A value with the digits of its unit."""
-    if not math.isfinite(value):
-        return NONE if math.isnan(value) else "∞"
+    if math.isnan(value):
+        return NONE
     unit = metric_of(metric).unit
     digits = 3 if not unit else 2 if unit == "mm" or abs(value) < 100 else 0
     text = f"{value:.{digits}f}"
@@ -131,7 +131,7 @@ class Cell(NamedTuple):
     mean: str
     interval: str
     note: str
-    """Numbers of cases that do not count, and of decided values; empty where there are none."""
+    """Numbers of decided values, and of those that do not count; empty where there are none."""
     best: bool = False
 
 
@@ -170,31 +170,20 @@ def means(scores: Scores) -> list[tuple[str, list[Line]]]:
 
 
 def _mean(scores: Scores, model: str, label: str, metric: str) -> tuple[Interval, str]:
-    if label == ALL:
-        of_labels = [scores.values(model, one, metric) for one in scores.labels]
-        cases = dict.fromkeys(case for values in of_labels for case in values)
-        known = interval_of_labels(
-            np.array([[values.get(case, math.nan) for values in of_labels] for case in cases], float).reshape(
-                len(cases), len(of_labels)
-            )
-        )
-        decided = sum(scores.decided(model, one, metric) for one in scores.labels)
-    else:
-        cases = dict.fromkeys(scores.of(model, label, metric))
-        decided = scores.decided(model, label, metric)
-        with np.errstate(invalid="ignore"):  # of infinite distances, where --empty asks for them
-            known = interval(scores.values(model, label, metric).values())
-    notes = [f"{known.cases} of {len(cases)} cases"] * (known.cases < len(cases))
-    notes += [f"{decided} decided"] * (decided > 0)
-    return known, ", ".join(notes)
+    labels = scores.labels if label == ALL else (label,)
+    counts = beside(scores, model, labels, metric)
+    if label != ALL:
+        return interval(scores.values(model, label, metric).values()), counts
+    of_labels = [scores.values(model, one, metric) for one in labels]
+    cases = dict.fromkeys(case for values in of_labels for case in values)
+    values = [[of_label.get(case, math.nan) for of_label in of_labels] for case in cases]
+    return interval_of_labels(np.array(values, float).reshape(len(cases), len(labels))), counts
 
 
 def _cell(known: Interval, note: str, metric: str, best: bool) -> Cell:
     if known.cases == 0:
         return Cell(NONE, "", "no case counts")
-    between = (
-        f"{number(known.low, metric)}, {number(known.high, metric)}" if math.isfinite(known.low + known.high) else ""
-    )
+    between = f"{number(known.low, metric)}, {number(known.high, metric)}" if known.cases > 1 else ""
     return Cell(number(known.mean, metric), between, note, best)
 
 

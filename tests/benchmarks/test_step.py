@@ -80,6 +80,12 @@ def test_markdown_table_lines_up():
     assert markdown_table(["a", "long"], [["xyz", "1"]]) == "| a   | long |\n| --- | ---: |\n| xyz |    1 |"
 
 
+@pytest.mark.parametrize("aligned", [True, False])
+def test_markdown_cells_do_not_end_the_table(aligned):
+    rows = markdown_table(["a|b"], [["one\ntwo|"], ["three"]], aligned=aligned).splitlines()
+    assert [row.strip("| ") for row in (rows[0], *rows[2:])] == ["a\\|b", "one two\\", "three"]
+
+
 @pytest.mark.parametrize(
     ("text", "expected"), [("processor : 0\nmodel name\t: Some CPU 3 GHz\n", "Some CPU 3 GHz"), ("", None)]
 )

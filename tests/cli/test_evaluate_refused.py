@@ -306,6 +306,22 @@ def test_a_damaged_summary_is_another_evaluation(
     assert path.read_bytes() == whole
 
 
+@pytest.mark.parametrize("name", ["summary.json", "metrics.csv"])
+def test_a_folder_where_a_file_goes(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (folder / "out" / name).mkdir(parents=True)
+    assert evaluate(folder, "--overwrite") == 2
+    assert f"got a folder {folder / 'out' / name};" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["5", "{}", '{"models": [1]}'])
+def test_a_damaged_journal_is_another_evaluation(folder: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "evaluate.unfinished.jsonl").write_text(line + "\n")
+    assert evaluate(folder) == 2
+    assert "that was stopped, with other content;" in capsys.readouterr().err
+    assert evaluate(folder, "--overwrite") == 0
+
+
 def test_a_model_that_changed_after_its_predictions(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -209,13 +209,14 @@ def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, 
         merged.mkdir(parents=True)
         described = {"labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz"}
         (merged / "dataset.json").write_text(json.dumps(described))
-        metrics = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
-        of_cases = [{"prediction_file": f"{case}.nii.gz", "metrics": metrics} for case in "ab"]
+        of_case = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
+        cases = (of_case, {**of_case, "2": {"Dice": None}})
+        of_cases = [{"prediction_file": f"{number}.nii.gz", "metrics": case} for number, case in enumerate(cases)]
         (merged / "summary.json").write_text(json.dumps({"metric_per_case": of_cases}))
     _print_table(tmp_path, [OURS, STOCK], [0, 1], dice)
     printed = capsys.readouterr().out
-    assert "| MNetTrainer:MNetPlans:3d_fullres " in printed
-    assert [line.split("|")[2:5] for line in printed.splitlines()[2:3]] == [[" 0.850 ", " 0.750 ", "     0.800 "]]
+    row = " ".join(printed.splitlines()[2].split())
+    assert row == "| MNetTrainer:MNetPlans:3d_fullres | 0.850 | 0.750 (1 not counted) | 0.800 (1 not counted) |"
     assert printed.splitlines()[-1] == verdict
 
 

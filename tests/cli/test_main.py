@@ -104,6 +104,14 @@ def test_a_path_that_names_nothing(
     assert [entry.name for entry in tmp_path.iterdir()] == ["loop"]
 
 
+@pytest.mark.parametrize("arguments", [["predict", "-i", ".", "-o", "out", "-m"], ["evaluate", "-o", "out", "-d"]])
+def test_a_name_that_is_too_long(arguments: list[str], nnunet_folders: Path, capsys: Any) -> None:
+    flags = ["-m", "a:b:c"] * (arguments[0] == "evaluate")
+    assert main([*arguments, "x" * 300, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nnunetv2_ext {arguments[0]}: got ") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_tells_its_meaning_and_default(command: str) -> None:
     parser = argparse.ArgumentParser(formatter_class=Help)

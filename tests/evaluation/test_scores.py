@@ -11,6 +11,7 @@ from nnunetv2_ext.evaluation.scores import (
     dice_scores,
     nan_mean,
     read_dice,
+    read_dice_scores,
     read_scores,
     write_scores,
 )
@@ -60,6 +61,7 @@ HEADER = "model,case,label,metric,value,how,note\n"
         (HEADER, "no scores in"),
         (HEADER + "one,a,liver,Dice,high,,\n", "line 2 of .*: one,a,liver,Dice,high"),
         (HEADER + "one,a,liver,Dice\n", "line 2 of"),
+        (HEADER + "one,a,liver,HD,1.0,,\none,b,liver,HD,inf,,\n", "line 3 of .* expected seven .* a finite number"),
         (HEADER + 2 * "one,a,liver,Dice,0.5,,\n", "two lines of one, a, liver, Dice"),
     ],
 )
@@ -113,6 +115,25 @@ def test_dice_of_a_summary(tmp_path):
     file.write_text(json.dumps({"foreground_mean": {}, "mean": {}, "metric_per_case": entries}))
     # the name of a case ends at the first dot, and the background does not count
     assert str(read_dice(file, "train again")) == "{'case': {'1': 0.5, '2': nan}, 'case_2': {'1': nan}}"
+
+
+@pytest.mark.parametrize(
+    ("metrics", "note"),
+    [
+        ({"Dice": 0.5, "n_ref": 3, "n_pred": 1}, ""),
+        ({"Dice": 0.0, "n_ref": 3, "n_pred": 0}, "no prediction"),
+        ({"Dice": 0.0, "n_ref": 0, "n_pred": 2}, "no reference"),
+        ({"Dice": 0.0, "n_ref": 3, "n_pred": 1}, ""),
+        ({"Dice": NAN, "n_ref": 0, "n_pred": 0}, "both empty"),
+        ({"Dice": None}, "both empty"),
+        ({"Dice": 0.0}, ""),
+    ],
+)
+def test_dice_of_a_summary_tells_what_was_decided(tmp_path, metrics, note):
+    entry = {"prediction_file": "a.nii.gz", "metrics": {"0": metrics, "1": metrics}}
+    (tmp_path / "summary.json").write_text(json.dumps({"metric_per_case": [entry]}))
+    scores = read_dice_scores("one", tmp_path / "summary.json", "train again", names={"liver": "1", "lung": "2"})
+    assert [(line.label, line.note) for line in scores.lines] == [("liver", note)]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from nnunetv2.evaluation.evaluate_predictions import label_or_region_to_key
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 
 from nnunetv2_ext.evaluation.metrics import Settings, measure
-from nnunetv2_ext.evaluation.segmentations import Labels, Masks, Voxels, count, labels_of, masks, measure_pair
+from nnunetv2_ext.evaluation.segmentations import Label, Labels, Masks, Voxels, count, labels_of, masks, measure_pair
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,15 @@ def test_labels_cut_out_are_measured_as_in_the_whole_image(ignore: int | None) -
     prediction = np.roll(reference, (1, 1), (1, 2))
     prediction[prediction == 3] = 0
     prediction[0, 0, 0] = 4
-    regions = {"both": (1, 2), "all": (0, 1, 2, 3, 4), "one": 1, "missed": 3, "invented": 4, "nowhere": 6, "no": (0,)}
+    regions: dict[str, Label] = {
+        "both": (1, 2),
+        "all": (0, 1, 2, 3, 4),
+        "one": 1,
+        "missed": 3,
+        "invented": 4,
+        "nowhere": 6,
+        "no": (0,),
+    }
     spacing = (3.0, 0.7, 1.1)
     found = measure_pair(Voxels(reference, spacing), Voxels(prediction, spacing), Labels(regions, ignore), Settings())
     kept = np.ones(reference.shape, bool) if ignore is None else reference != ignore

@@ -25,7 +25,7 @@ from nnunetv2_ext.geometry.boxes import (
 def test_boxes_of_values(values: tuple[int, int], dtype: type) -> None:
     if np.issubdtype(dtype, np.integer) and not all(np.iinfo(dtype).min <= v <= np.iinfo(dtype).max for v in values):
         pytest.skip("no value of this type")
-    labels = np.zeros((4, 5, 6), dtype)
+    labels: np.ndarray = np.zeros((4, 5, 6), dtype)
     labels[1, 2, 3] = labels[3, 2, 1] = values[0]
     labels[0, 4, 2:6] = values[1]
     one, other = Box((1, 2, 1), (4, 3, 4)), Box((0, 4, 2), (1, 5, 6))

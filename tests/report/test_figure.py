@@ -1,4 +1,5 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -65,10 +66,10 @@ def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name):
     drawn: list[str] = []
     told = RendererAgg.draw_text
 
-    def tell(self, gc, x, y, text, *rest, ismath=False, **more):
+    def tell(self: Any, gc: Any, x: Any, y: Any, text: str, *rest: Any, ismath: Any = False, **more: Any) -> None:
         assert not ismath
         drawn.append(text)
-        return told(self, gc, x, y, text, *rest, ismath=ismath, **more)
+        told(self, gc, x, y, text, *rest, ismath=ismath, **more)  # type: ignore[misc]
 
     monkeypatch.setattr(RendererAgg, "draw_text", tell)
     save_cases([case(title=f"case {name}")], {f"label {name}": 1, name: 2}, tmp_path / "a.png", heading=name, note=name)

@@ -50,10 +50,25 @@ def test_labels_weigh_the_same_on_the_page_and_in_the_terminal():
     # of the means of cases it would be (0.5 + 0.75) / 2
     assert shown(of, ALL) == [("0.750", False)]
     assert of.mean_of_labels("one", "Dice") == 0.75
-    assert "| one | mean of labels | 0.750 |" in [" ".join(row.split()) for row in means_table(of).splitlines()]
+    assert "| one | mean of labels | 0.750 (1 not counted) |" in [
+        " ".join(row.split()) for row in means_table(of).splitlines()
+    ]
 
 
 def test_signed_errors_of_labels_have_no_mean():
     of = scores("volume error", {"one": {"liver": (5.0,), "lesion": (-5.0,)}})
     assert dict(means(of))[ALL] == []
     assert "| one | mean of labels | - |" in [" ".join(row.split()) for row in means_table(of).splitlines()]
+
+
+def test_beside_each_mean_stands_what_was_decided_or_does_not_count():
+    of = scores("Dice", {"one": {"liver": (0.5, 0.0, 1.0), "lesion": (NAN, 1.0, NAN)}})
+    of = Scores(tuple(line._replace(note="no prediction") if line.value == 0 else line for line in of.lines))
+    notes = {label: line.cells[0].note for label, (line,) in means(of)}
+    assert notes == {ALL: "1 decided, 2 not counted", "liver": "1 decided", "lesion": "2 not counted"}
+    rows = [" ".join(row.split()) for row in means_table(of).splitlines()]
+    assert rows[2:5] == [
+        "| one | liver | 0.500 (1 decided) |",
+        "| one | lesion | 1.000 (2 not counted) |",
+        "| one | mean of labels | 0.750 (1 decided, 2 not counted) |",
+    ]

@@ -12,8 +12,10 @@ from PIL import Image
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.report import viewer as module
+from nnunetv2_ext.report.page import write_report
 from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, ViewedCase, viewer
 from tests.report.chromium import CHROMIUM, Chromium
+from tests.report.evaluations import boxes, write_evaluation
 
 EVIL = "</script><!--<script>\"'&{legend}"
 LABELS = {f"liver {EVIL}": (1,), "lesion": (2,)}
@@ -210,3 +212,58 @@ class TestInABrowser:
         assert browser.run("document.querySelector('#viewer canvas').offsetHeight") == 0
         assert browser.errors == []
         browser.send("Page.removeScriptToEvaluateOnNewDocument", **script)
+
+
+@pytest.fixture(scope="module")
+def report(browser: Chromium, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A whole page of two models in the same browser, its viewer drawn; its address."""
+    root = tmp_path_factory.mktemp("report")
+    models = {"ours": [boxes(0), boxes(2)], "theirs": [boxes(1), boxes(3, lesion=False)]}
+    write_report([write_evaluation(root, models)], root / "report.html")
+    browser.errors.clear()
+    browser.requests.clear()
+    browser.open(root / "report.html")
+    browser.wait(
+        "location.href.endsWith('report.html') && document.querySelector('#viewer')?.dataset.shown", seconds=10
+    )
+    return (root / "report.html").as_uri()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on the PATH")
+@with_niivue
+class TestTheWholePage:
+    CELLS = "[...document.querySelectorAll('#cases tbody tr')].filter((row) => !row.hidden).map((row) => row.cells"
+
+    def rows(self, browser: Chromium, column: int) -> list[str]:
+        """The cells of a column in the table of all cases, those that are seen."""
+        found = browser.run(f"{self.CELLS}[{column}].textContent)")
+        assert isinstance(found, list)
+        return found
+
+    def test_all_of_it_is_drawn_without_an_error_or_a_request(self, browser: Chromium, report: str) -> None:
+        browser.run("document.querySelector('#viewer').scrollIntoView()")
+        put(browser, layout=3)
+        assert len(np.unique(drawn(browser).reshape(-1, 3), axis=0)) > 50
+        shown = "[...document.querySelectorAll('main svg, main img')].map((one) => one.getBoundingClientRect().height)"
+        heights = browser.run(shown)
+        assert len(heights) == 3 + 4 and min(heights) > 50  # charts of three metrics, pictures of two cases
+        assert browser.errors == []
+        assert browser.requests[0] == report
+        assert all(address.startswith("data:") for address in browser.requests[1:])
+
+    def test_a_heading_sorts(self, browser: Chromium, report: str) -> None:
+        before = self.rows(browser, 3)
+        for order in (sorted(before), sorted(before, reverse=True)):
+            browser.run("document.querySelectorAll('#cases thead th button')[3].click()")
+            assert self.rows(browser, 3) == order != before
+        assert browser.errors == []
+
+    def test_the_filter_hides_rows(self, browser: Chromium, report: str) -> None:
+        field = "document.querySelector('#cases .filter input')"
+        assert len(self.rows(browser, 1)) == 8
+        browser.run(f"{field}.focus()")
+        browser.send("Input.insertText", text="lesion case_1")
+        assert self.rows(browser, 1) == ["lesion", "lesion"] and self.rows(browser, 0) == ["case_1", "case_1"]
+        browser.run(f"{field}.value = ''; {field}.dispatchEvent(new Event('input'))")
+        assert len(self.rows(browser, 1)) == 8
+        assert browser.errors == []
