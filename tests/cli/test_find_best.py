@@ -63,9 +63,8 @@ def probabilities(wrong: tuple[slice, ...]) -> np.ndarray:
     """Sure of the truth, but weakly for background in `wrong`: the mean of two such is right everywhere."""
     one_hot = np.stack([truth() == label for label in range(3)]).astype(np.float32)  # (classes, z, y, x)
     everywhere: tuple[slice | int, ...] = (slice(None), *wrong)
-    background: tuple[slice | int, ...] = (0, *wrong)
     one_hot[everywhere] *= 0.4
-    one_hot[background] = 0.6
+    one_hot[0][wrong] = 0.6
     return one_hot
 
 
@@ -203,13 +202,12 @@ def test_nnunet_reads_the_summaries_of_evaluate(results, tmp_path, capfd):
 def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, tmp_path, capsys):
     both = f"ensemble___{OURS.folder_name}___{STOCK.folder_name}___0_1"
     labels = {"background": 0, "whole": [1, 2], "right": 2, "ignore": 3}
+    described = json.dumps({**DATASET_JSON, "labels": labels, "regions_class_order": [1, 2]})
     dice = {OURS.folder_name: 0.8, STOCK.folder_name: 0.5, both: ensemble}
     for identifier, value in dice.items():
         merged = tmp_path / (f"ensembles/{both}" if identifier == both else f"{identifier}/crossval_results_folds_0_1")
         merged.mkdir(parents=True)
-        (merged / "dataset.json").write_text(
-            json.dumps({**DATASET_JSON, "labels": labels, "regions_class_order": [1, 2]})
-        )
+        (merged / "dataset.json").write_text(described)
         of_case = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
         cases = (of_case, {**of_case, "2": {"Dice": None}})
         of_cases = [{"prediction_file": f"{number}.nii.gz", "metrics": case} for number, case in enumerate(cases)]
