@@ -44,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p",
         dest="predictions",
         type=Path,
-        action="append",
+        action="extend",
+        nargs="+",
         metavar="PREDICTIONS",
-        help="the predictions of a model, named as the references; -p again for each further model",
+        help="the predictions of a model, named as the references; several for several models",
     )
     folders.add_argument("--names", nargs="+", metavar="NAME", help="of the models (default: those of their folders)")
     folders.add_argument(

@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="images, named as in imagesTr (default: those that the evaluation tells of, or imagesTs beside labelsTs)",
     )
-    parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the data set's name)")
+    parser.add_argument(
+        "--title", metavar="TEXT", help="heading of the page (default: the data set's name, else the folder's)"
+    )
     parser.add_argument(
         "--cases", default="3", metavar="N", help="worst cases with pictures, beside the median and the best one"
     )

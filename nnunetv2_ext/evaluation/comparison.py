@@ -17,7 +17,7 @@ import numpy as np
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.intervals import RESAMPLES, Interval, interval
-from nnunetv2_ext.evaluation.metrics import KNOWN
+from nnunetv2_ext.evaluation.metrics import ALL_METRICS
 from nnunetv2_ext.evaluation.pairs import cases_of, pair
 from nnunetv2_ext.evaluation.scores import Score, Scores, nan_mean
 from nnunetv2_ext.text import counted, listed, markdown_table, shortened
@@ -147,8 +147,8 @@ def compare(
     labels = _known(labels or scores.labels, (*scores.labels, MEAN), "label")
     metrics = _known(metrics or _default_metrics(scores), scores.metrics, "metric")
     for metric in metrics:
-        if metric not in KNOWN or not KNOWN[metric].better:
-            directed = [name for name in scores.metrics if name in KNOWN and KNOWN[name].better]
+        if metric not in ALL_METRICS or not ALL_METRICS[metric].better:
+            directed = [name for name in scores.metrics if name in ALL_METRICS and ALL_METRICS[name].better]
             raise InputError(
                 f"the metric {metric}, of which neither more nor less is better",
                 f"some of {listed(directed)}",
@@ -178,7 +178,7 @@ def compare_pair(scores: Scores, model: str, reference: str, label: str = MEAN, 
     _check_cases({name: cases_of(scores, name, of_labels, metric) for name in (model, reference)})
     pairs = pair(scores, model, reference, of_labels, metric)
     differences = pairs.values[:, 0] - pairs.values[:, 1]
-    better = np.round(differences, DIGITS) * (1 if KNOWN[metric].better == "higher" else -1)
+    better = np.round(differences, DIGITS) * (1 if ALL_METRICS[metric].better == "higher" else -1)
     wins, losses = int((better > 0).sum()), int((better < 0).sum())
     return Comparison(
         model,
@@ -205,7 +205,7 @@ def _is_mean(scores: Scores, label: str) -> bool:
 
 def _default_metrics(scores: Scores) -> list[str]:
     usual = [metric for metric in DEFAULT_METRICS if metric in scores.metrics]
-    return usual or [metric for metric in scores.metrics if metric in KNOWN and KNOWN[metric].better]
+    return usual or [metric for metric in scores.metrics if metric in ALL_METRICS and ALL_METRICS[metric].better]
 
 
 def _known(names: Sequence[str], known: Sequence[str], noun: str) -> list[str]:
@@ -307,7 +307,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> str:
     ]
     rows = []
     for index, one in enumerate(comparisons):
-        metric = KNOWN[one.metric]
+        metric = ALL_METRICS[one.metric]
         size, unit = (", size" * (metric.better == "nearer 0"), f" ({metric.unit})" * bool(metric.unit))
         means = [f"{mean:.3f}" if one.difference.cases else "-" for mean in (one.model_mean, one.reference_mean)]
         record = f"{one.wins}/{one.ties}/{one.losses}"
@@ -330,7 +330,7 @@ def comparison_notes(comparisons: Sequence[Comparison]) -> list[str]:
     """Sentences that say what was tested, and what so few cases cannot show."""
     tested = [one for one in comparisons if one.difference.cases]
     tests = len(tested)
-    better = dict.fromkeys(f"{one.metric} {KNOWN[one.metric].better}" for one in comparisons)
+    better = dict.fromkeys(f"{one.metric} {ALL_METRICS[one.metric].better}" for one in comparisons)
     notes = [
         "Difference: the first model less the second, over the cases that count for both, with the 95 % interval "
         f"(percentiles) of {RESAMPLES} bootstrap samples of these cases.",

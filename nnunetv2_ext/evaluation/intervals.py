@@ -30,7 +30,7 @@ def interval(values: Iterable[float], *, resamples: int = RESAMPLES, seed: int =
     known = np.array([value for value in values if not math.isnan(value)], dtype=np.float64)
     if known.size < 2:
         return Interval(nan_mean(known), math.nan, math.nan, known.size)
-    low, high = np.percentile(_draws(known.size, resamples, seed) @ known / known.size, [2.5, 97.5])
+    low, high = np.percentile(_draws(known.size, resamples, seed).astype(np.float64) @ known / known.size, [2.5, 97.5])
     return Interval(float(known.mean()), float(low), float(high), known.size)
 
 
@@ -46,7 +46,7 @@ def interval_of_labels(values: np.ndarray) -> Interval:
     mean = float(_mean_of_means(filled.sum(axis=0), weights.sum(axis=0)))
     if len(values) < 2 or not np.isfinite(filled).all():
         return Interval(mean, math.nan, math.nan, len(values))
-    draws = _draws(len(values), RESAMPLES, 0)
+    draws = _draws(len(values), RESAMPLES, 0).astype(np.float64)
     low, high = np.percentile(_mean_of_means(draws @ filled, draws @ weights), [2.5, 97.5])
     return Interval(mean, float(low), float(high), len(values))
 
@@ -58,8 +58,8 @@ def _mean_of_means(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return np.divide(means, labels, out=np.full_like(means, math.nan), where=labels > 0)
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=24)  # labels count in different numbers of cases
 def _draws(count: int, resamples: int, seed: int) -> np.ndarray:
     """How often each resample draws each case: (resamples, cases)."""
     draws = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
-    return draws.astype(np.float64)
+    return draws.astype(np.uint8)

@@ -3,8 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from nnunetv2_ext.evaluation.metrics import DISTANCES, LESIONS
-from nnunetv2_ext.evaluation.metrics import KNOWN as KNOWN
+from nnunetv2_ext.evaluation.metrics import ALL_METRICS, DISTANCES, LESIONS
 from nnunetv2_ext.evaluation.scores import Scores
 from nnunetv2_ext.text import listed, markdown_table, shortened
 
@@ -29,7 +28,7 @@ def means_table(scores: Scores) -> str:
             means = [_mean_of_labels(scores, model, metric) for metric in metrics]
             rows.append([model, "mean of labels", *means])
     header = ["model", "label"]
-    header += [f"{metric} ({KNOWN[metric].unit})" if KNOWN[metric].unit else metric for metric in metrics]
+    header += [f"{metric} ({ALL_METRICS[metric].unit})" if ALL_METRICS[metric].unit else metric for metric in metrics]
     paragraphs = [markdown_table(header, rows), *_depends_on(scores)]
     if any("(" in cell for row in rows for cell in row[2:]):
         paragraphs.append(COUNTS)
@@ -40,8 +39,8 @@ def shown(value: float, metric: str) -> str:
     """A value of a metric with a sensible number of digits; `-` where there is none."""
     if value != value:
         return "-"
-    sign = "+" if KNOWN[metric].better == "nearer 0" else ""
-    return f"{value:{sign}.{2 if KNOWN[metric].unit else 3}f}"
+    sign = "+" if ALL_METRICS[metric].better == "nearer 0" else ""
+    return f"{value:{sign}.{2 if ALL_METRICS[metric].unit else 3}f}"
 
 
 def beside(scores: Scores, model: str, labels: Sequence[str], metric: str) -> str:
@@ -61,7 +60,7 @@ def _cell(scores: Scores, model: str, label: str, metric: str) -> str:
 
 
 def _mean_of_labels(scores: Scores, model: str, metric: str) -> str:
-    if KNOWN[metric].better == "nearer 0":
+    if ALL_METRICS[metric].better == "nearer 0":
         return "-"  # signed errors of two labels would cancel
     mean = shown(scores.mean_of_labels(model, metric), metric)
     return with_counts(mean, beside(scores, model, scores.labels, metric))

@@ -45,7 +45,7 @@ SLAB_METRICS = {
     "IoU of slabs": Metric("", "higher", "likewise"),
 }
 """Of thin-thick data alone, see `slabs`."""
-KNOWN: dict[str, Metric] = {**METRICS, **SLAB_METRICS}
+ALL_METRICS: dict[str, Metric] = {**METRICS, **SLAB_METRICS}
 
 OVERLAP = ("Dice", "IoU")
 DISTANCES = ("HD", "HD95", "ASSD")

@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnunetv2_ext.evaluation.metrics import KNOWN, LESIONS
+from nnunetv2_ext.evaluation.metrics import ALL_METRICS, LESIONS
 from nnunetv2_ext.evaluation.scores import BOTH_EMPTY, Score, Scores, nan_mean
 
 PERFECT: Mapping[str, float] = {
     name: float(metric.better == "higher")
-    for name, metric in KNOWN.items()
+    for name, metric in ALL_METRICS.items()
     if metric.better and name not in LESIONS[:2]
 }
 """What a model scores that finds nothing where nothing is."""
@@ -70,7 +70,7 @@ class _Both(NamedTuple):
 
 
 def _side_by_side(first: Score | None, second: Score | None, metric: str) -> _Both:
-    change = abs if KNOWN[metric].better == "nearer 0" else float
+    change = abs if ALL_METRICS[metric].better == "nearer 0" else float
     lines = (first, second)
     values = [math.nan if line is None else change(line.value) for line in lines]
     counts = [not math.isnan(value) for value in values]

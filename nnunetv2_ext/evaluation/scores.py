@@ -85,8 +85,8 @@ class Scores:
 
     def case_mean(self, model: str, case: str, metric: str) -> float:
         """The mean of a case over its labels that count."""
-        values = (self.values(model, label, metric).get(case, math.nan) for label in self.labels)
-        return nan_mean(values)
+        lines = (self.of(model, label, metric).get(case) for label in self.labels)
+        return nan_mean(line.value for line in lines if line is not None)
 
     def decided(self, model: str, label: str, metric: str) -> int:
         """How many cases count with a value that was decided, since one of both masks is empty."""

@@ -187,9 +187,9 @@ def choose(
             return nan_mean(dice(_labels(truth), _labels(prediction), labels).values())
 
         means = for_each(mean, names, processes=processes, label="score", progress=progress)
-        scored = sorted((-of, name) for name, of in zip(names, means, strict=True) if not math.isnan(of))
+        scored = sorted((of, name) for name, of in zip(names, means, strict=True) if not math.isnan(of))
         if scored:
-            return _ranked([name for _, name in scored], number)
+            return _ranked([name for _, name in reversed(scored)], number)
     return {names[index]: "" for index in _spread(len(names), number)}
 
 
@@ -199,17 +199,21 @@ def _ranked(names: Sequence[str], number: int) -> dict[str, str]:
         return {names[0]: ""}
     picked = _spread(len(names), number)
     told = {0: "Best case", len(names) - 1: "Worst case"}
-    if len(picked) % 2:
-        told.setdefault(picked[len(picked) // 2], "Median case")
+    told.setdefault(len(names) - 1 - median_place(len(names)), "Median case")
     return {names[index]: told.get(index, f"Case {index + 1} of {len(names)} by Dice") for index in picked}
 
 
+def median_place(count: int) -> int:
+    """The place of the median among so many cases from worst to best: of two in the middle it is the worse."""
+    return (count - 1) // 2
+
+
 def _spread(count: int, number: int) -> list[int]:
-    """So many of `count` places, or all of them, from the first to the last; one alone is in the middle."""
+    """So many of `count` places, or all of them, from the first to the last, the middle one where they are odd."""
     number = min(number, count)
-    if number == 1:
-        return [count // 2]
-    return [round(place * (count - 1) / (number - 1)) for place in range(number)]
+    middle = count - 1 - median_place(count)
+    last = number - 1
+    return [middle if 2 * place == last else round(place * (count - 1) / last) for place in range(number)]
 
 
 def named(cases: Mapping[str, Files], names: Sequence[str]) -> dict[str, str]:

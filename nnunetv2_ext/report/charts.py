@@ -250,6 +250,7 @@ def _svg(figure: Figure, alt: str) -> str:
         lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0].replace("\n", " ")),
         text,
     )
+    text = re.sub(r"M (\S+ \S+) +L \1 *(?=[M\"])", r"M\1h0", text)  # of points
     text = re.sub(r"font: (\d+)px [^;\"]*", r"font-size: \1px", text)
     text = re.sub(r">\s+<", "><", text)
     head = re.match(r"<svg[^>]*>", text)

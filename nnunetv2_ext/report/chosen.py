@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from nnunetv2_ext.data.cases import ending_of
+from nnunetv2_ext.data.sources import find_volumes
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
-from nnunetv2_ext.report.cases import Files, Read, read_case
+from nnunetv2_ext.report.cases import Files, Read, median_place, read_case
 from nnunetv2_ext.report.charts import letter
 from nnunetv2_ext.report.pictures import around, planes
 from nnunetv2_ext.report.tables import metric_of, number
@@ -69,12 +69,12 @@ def rank_cases(scores: Scores) -> list[tuple[str, float]]:
     return sorted(known, key=lambda item: (sign * item[1], item[0]))
 
 
-def choose(ranked: Sequence[tuple[str, float]], worst: int) -> list[Chosen]:
+def worst_median_best(ranked: Sequence[tuple[str, float]], worst: int) -> list[Chosen]:
     """So many of the worst cases, the median and the best one, each once; none where `worst` is 0."""
     if not worst or not ranked:
         return []
     places = {place: f"worst, no. {place + 1}" for place in range(min(worst, len(ranked)))}
-    places |= {(len(ranked) - 1) // 2: "median", len(ranked) - 1: "best", 0: "worst"}
+    places |= {median_place(len(ranked)): "median", len(ranked) - 1: "best", 0: "worst"}
     if len(ranked) == 1:
         places = {0: "the only case"}
     return [Chosen(ranked[place][0], rank, ranked[place][1]) for place, rank in places.items()]
@@ -82,8 +82,8 @@ def choose(ranked: Sequence[tuple[str, float]], worst: int) -> list[Chosen]:
 
 def choose_few(ranked: Sequence[tuple[str, float]], count: int) -> list[Chosen]:
     """The worst, the median and the best case, and the next worst where more are asked for."""
-    first = choose(ranked, min(count, 1))
-    more = [one for one in choose(ranked, count) if one.case not in {held.case for held in first}]
+    first = worst_median_best(ranked, min(count, 1))
+    more = [one for one in worst_median_best(ranked, count) if one.case not in {held.case for held in first}]
     return [*first, *more][:count]
 
 
@@ -158,9 +158,11 @@ def _image(summary: Summary, case: str, images: Path | None) -> Path:
     labels = summary.files[case][0]
     beside = labels.parent.with_name(labels.parent.name.replace("labels", "images"))
     folders = [folder for folder in (images, summary.images, beside) if folder is not None]
-    names = [f"{case}_0000{ending_of(labels.name)}", f"{case}{ending_of(labels.name)}"]
+    names = (f"{case}_0000", case)
     for folder in folders:
-        for name in names:
-            if (folder / name).is_file() and folder != labels.parent:
-                return folder / name
-    raise InputError(f"no {names[0]} in {folders[0]}", "the image of the case", "name the folder of the images with -i")
+        if folder.is_dir() and folder != labels.parent:
+            volumes = find_volumes(folder)
+            if found := [volumes[name] for name in names if name in volumes]:
+                return found[0]
+    got = f"no volume {listed(names, separator=' or ')} in {folders[0]}"
+    raise InputError(got, "the image of the case", "name the folder of the images with -i")

@@ -23,14 +23,14 @@ from nnunetv2_ext.evaluation.comparison import (
     together,
 )
 from nnunetv2_ext.evaluation.means import COUNTS
-from nnunetv2_ext.evaluation.metrics import KNOWN, Metric, Settings
+from nnunetv2_ext.evaluation.metrics import ALL_METRICS, Metric, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import FILE as SCORES
 from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
 from nnunetv2_ext.files import check_output_file, unwritable, write_beside
 from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, is_wide, letter
-from nnunetv2_ext.report.chosen import choose, choose_few, picture_case, rank_cases, rank_metric, view_case
+from nnunetv2_ext.report.chosen import choose_few, picture_case, rank_cases, rank_metric, view_case, worst_median_best
 from nnunetv2_ext.report.models import Trained, describe_model, model_folders
 from nnunetv2_ext.report.tables import (
     NONE,
@@ -60,6 +60,7 @@ def write_report(
     *,
     images: Path | None = None,
     title: str | None = None,
+    note: str = "",
     cases: int = 3,
     turned: int = 3,
 ) -> list[str]:
@@ -70,6 +71,7 @@ def write_report(
         output: an HTML file; one that is there is replaced.
         images: folder of the images, named as in imagesTr; None: where the evaluation or its labels tell.
         title: by default the data set's name.
+        note: what a reader must know first, below the heading.
         cases: how many of the worst cases have pictures, beside the median and the best one.
         turned: how many cases are in the interactive viewer.
 
@@ -88,6 +90,7 @@ def write_report(
     trained = _trained(summaries)
     ranked, groups = rank_cases(scores), means(scores)
     content = {
+        "note": note,
         "title": title or _title(evaluations, trained),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": [f"nnunetv2_ext {__version__}", f"nnunetv2 {metadata.version('nnunetv2')}"],
@@ -107,11 +110,11 @@ def write_report(
         "boxes": _boxes(scores),
         "all_cases": all_cases(scores),
         "columns": [(with_unit(metric), headed(metric, scores)) for metric in scores.metrics],
-        "meanings": [(metric, KNOWN[metric]) for metric in scores.metrics if metric in KNOWN],
+        "meanings": [(metric, ALL_METRICS[metric]) for metric in scores.metrics if metric in ALL_METRICS],
         "rank_metric": rank_metric(scores),
     }
     content |= _comparison(scores)
-    chosen = choose(ranked, cases) if summaries else []
+    chosen = worst_median_best(ranked, cases) if summaries else []
     shown = [picture_case(scores, summaries, one, images) for one in chosen]
     views = [view_case(summaries, one, images) for one in choose_few(ranked, turned)]
     known = [view for view in views if view is not None]

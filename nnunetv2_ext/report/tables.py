@@ -9,7 +9,7 @@ import numpy as np
 from nnunetv2_ext.evaluation.comparison import Comparison
 from nnunetv2_ext.evaluation.intervals import Interval, interval, interval_of_labels
 from nnunetv2_ext.evaluation.means import beside
-from nnunetv2_ext.evaluation.metrics import KNOWN, Metric
+from nnunetv2_ext.evaluation.metrics import ALL_METRICS, Metric
 from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.inference.record import prediction_records
@@ -25,7 +25,7 @@ WEAKEST = 6
 
 def metric_of(name: str) -> Metric:
     """What a metric means, nothing of one that is not ours."""
-    return KNOWN.get(name, Metric("", "", ""))
+    return ALL_METRICS.get(name, Metric("", "", ""))
 
 
 def number(value: float, metric: str) -> str:
@@ -121,8 +121,12 @@ def weakest(scores: Scores, metric: str) -> list[Row]:
 
 
 def _tolerance(scores: Scores, label: str, metric: str) -> str:
-    settings = {line.how for line in scores.lines if line.metric == metric and label in (line.label, ALL)}
-    return settings.pop() if len(settings) == 1 and metric == "NSD" else ""
+    if metric != "NSD":
+        return ""
+    labels = scores.labels if label == ALL else (label,)
+    lines = (line for model in scores.models for one in labels for line in scores.of(model, one, metric).values())
+    settings = {line.how for line in lines}
+    return settings.pop() if len(settings) == 1 else ""
 
 
 class Cell(NamedTuple):
