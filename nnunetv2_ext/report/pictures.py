@@ -33,6 +33,17 @@ def around(masks: Sequence[np.ndarray | None], spacing: Spacing) -> tuple[slice,
     return tuple(box)
 
 
+def telling_place(
+    reference: np.ndarray | None, prediction: np.ndarray, labels: Mapping[str, Sequence[int]]
+) -> tuple[int, int, int]:
+    """The indices of the planes in which the reference's labels are largest, or the prediction's where it has none."""
+    styles = label_styles(labels).values()
+    marked = reference is not None and any(np.isin(reference, style.values).any() for style in styles)
+    telling = reference if reference is not None and marked else prediction
+    first, second, third = (telling_index(telling, axis, styles) for axis in range(3))
+    return first, second, third
+
+
 def planes(
     case: Read, labels: Mapping[str, Sequence[int]], box: tuple[slice, ...], window: tuple[float, float] | None = None
 ) -> str:
@@ -49,7 +60,7 @@ def planes(
     styles = label_styles(labels).values()
     image, prediction = case.image[box], case.prediction[box]
     reference = np.zeros_like(prediction) if case.truth is None else case.truth[box]
-    telling = reference if any(np.isin(reference, style.values).any() for style in styles) else prediction
+    through = telling_place(reference, prediction, labels)
     shades = window or window_of(image)
     high, deep, wide = (size * step for size, step in zip(image.shape, case.spacing, strict=True))
     panels = ((wide, deep), (wide, high), (deep, high))  # mm
@@ -62,10 +73,9 @@ def planes(
     left = 0.0
     for axis, (across, up) in enumerate(panels):
         axes = figure.add_axes((left / total, 0.5 - up / tall / 2, across / total, up / tall))
-        index = telling_index(telling, axis, styles)
         # Slices count upwards from the feet; rows of an axial plane count downwards from the front.
         extent = (0.0, across, 0.0, up) if axis else (0.0, across, up, 0.0)
-        grey, area, line = (np.take(of, index, axis) for of in (image, reference, prediction))
+        grey, area, line = (np.take(of, through[axis], axis) for of in (image, reference, prediction))
         _draw(axes, grey, area, line, extent, styles, shades)
         left += across + gap
     return _png(figure)

@@ -100,6 +100,7 @@
       maps = { reference, prediction };
       part("reference").disabled = !reference;
       part("drawn").textContent = reference ? "line" : "area";
+      view.scene.crosshairPos = view.mm2frac(cases[chosen].place);
       settle();
       view.createOnLocationChange();
       await new Promise(requestAnimationFrame);

@@ -10,7 +10,7 @@ import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -92,14 +92,15 @@ def _body(cases: Sequence[ViewedCase], niivue: str) -> str:
     )
 
 
-def _case(case: ViewedCase) -> dict[str, str | None]:
+def _case(case: ViewedCase) -> dict[str, Any]:
     packed = pack(case.image, case.reference, case.prediction, case.spacing, case.labels)
     note = f"{case.title}: voxels of {_millimetres(packed.spacing)}"
     if not np.allclose(packed.spacing, case.spacing):
         note += f" (in the file: {_millimetres(case.spacing)})"
     if not np.allclose(np.multiply(packed.shape, packed.spacing), np.multiply(case.image.shape, case.spacing)):
         note += ", cropped to the labels"
-    return {"image": packed.image, "reference": packed.reference, "prediction": packed.prediction, "note": note + "."}
+    volumes = {"image": packed.image, "reference": packed.reference, "prediction": packed.prediction}
+    return {**volumes, "note": note + ".", "place": packed.place}
 
 
 def _millimetres(spacing: Spacing) -> str:

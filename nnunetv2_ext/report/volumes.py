@@ -10,7 +10,7 @@ import numpy as np
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.report.figure import Spacing, window_of
-from nnunetv2_ext.report.pictures import around
+from nnunetv2_ext.report.pictures import around, telling_place
 
 IN_PLANE = 256
 """Most voxels along rows and columns."""
@@ -21,13 +21,17 @@ MOST_LABELS = 255
 
 
 class Packed(NamedTuple):
-    """A case on one grid as NIfTI files (.nii.gz) in base64; `shape` and `spacing` of these are (Z, Y, X)."""
+    """A case on one grid as NIfTI files (.nii.gz) in base64; `shape` and `spacing` of these are (Z, Y, X).
+
+    `place` is where its pictures are cut, in mm of the files' own axes (X, Y, Z).
+    """
 
     image: str
     reference: str | None
     prediction: str
     shape: tuple[int, ...]
     spacing: Spacing
+    place: tuple[float, float, float]
 
     def size(self) -> int:
         """Bytes in the page."""
@@ -59,6 +63,7 @@ def pack(
     maps = [numbered(values, labels) for values in (prediction, reference) if values is not None]
     box = around(maps, spacing)
     maps = [values[box] for values in maps]
+    place = telling_place(None if reference is None else reference[box], prediction[box], labels)
     low, high = window or window_of(image[box])
     grey = np.nan_to_num(image[box].astype(np.float32), nan=low, posinf=high, neginf=low).clip(low, high)
     grey = ((grey - low) / (high - low)).astype(np.float32)
@@ -67,7 +72,7 @@ def pack(
         shape = tuple(
             max(1, min(size, round(size * step / finest))) for size, step in zip(grey.shape, spacing, strict=True)
         )
-        packed = _written(grey, maps, shape, spacing)
+        packed = _written(grey, maps, shape, spacing, place)
         if packed.size() <= BYTES or max(shape) == 1:
             return packed
         finest = max(finest, min(packed.spacing)) * max(1.1, (packed.size() / BYTES) ** (1 / 3))
@@ -88,7 +93,9 @@ def numbered(values: np.ndarray, labels: Mapping[str, Sequence[int]]) -> np.ndar
     return result
 
 
-def _written(grey: np.ndarray, maps: list[np.ndarray], shape: tuple[int, ...], spacing: Spacing) -> Packed:
+def _written(
+    grey: np.ndarray, maps: list[np.ndarray], shape: tuple[int, ...], spacing: Spacing, place: tuple[int, int, int]
+) -> Packed:
     steps = [step * size / new for step, size, new in zip(spacing, grey.shape, shape, strict=True)]
     for axis, size in enumerate(shape):
         grey = _means(grey, axis, size)
@@ -97,7 +104,10 @@ def _written(grey: np.ndarray, maps: list[np.ndarray], shape: tuple[int, ...], s
     ]
     prediction, *reference = (_nifti(values[np.ix_(*centres)], steps) for values in maps)
     image = _nifti(np.rint(grey * 255).astype(np.uint8), steps)
-    return Packed(image, reference[0] if reference else None, prediction, shape, (steps[0], steps[1], steps[2]))
+    # from the centre of the first voxel of the file to that of the one in the place
+    z, y, x = ((index + 0.5) * old - 0.5 * new for index, old, new in zip(place, spacing, steps, strict=True))
+    step_z, step_y, step_x = steps
+    return Packed(image, reference[0] if reference else None, prediction, shape, (step_z, step_y, step_x), (-x, -y, z))
 
 
 def _means(values: np.ndarray, axis: int, size: int) -> np.ndarray:

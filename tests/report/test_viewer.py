@@ -24,16 +24,19 @@ with_niivue = pytest.mark.skipif(not importlib.util.find_spec("ipyniivue"), reas
 
 
 def cases() -> list[ViewedCase]:
-    """A cube of 20 mm, front right, with a lesion in the reference alone; a lesion without a reference."""
+    """A cube of 20 mm, front right, with a lesion in the reference alone; a lesion without a reference; two corners."""
     image = np.zeros((9, 40, 40)) + np.arange(40)
     liver, lesion = np.zeros(image.shape, np.uint8), np.zeros(image.shape, np.uint8)
     liver[1:5, 3:23, 3:23] = 1
     lesion[2:7, 10:30, 5:21] = 2
     both = liver.copy()
     both[6:8, 28:33, 28:33] = 2
+    corners = np.zeros(image.shape, np.uint8)
+    corners[:2, :4, :4] = corners[-1:, -3:, -3:] = 2
     return [
         ViewedCase(f"first {EVIL}", image, both, liver, SPACING, LABELS),
         ViewedCase("second", image, None, lesion, SPACING, LABELS),
+        ViewedCase("corners", image, corners, corners, SPACING, LABELS),
     ]
 
 
@@ -173,6 +176,12 @@ class TestInABrowser:
         assert browser.run("document.querySelector('[data-part=place]').textContent") == (
             "At the crosshair: prediction: lesion."
         )
+        put(browser, case=0)
+
+    def test_planes_go_through_labels_that_lie_in_corners(self, browser: Chromium) -> None:
+        put(browser, case=2)
+        told = browser.run("document.querySelector('[data-part=place]').textContent")
+        assert told == "At the crosshair: reference: lesion, prediction: lesion."
         put(browser, case=0)
 
     def test_keys_work_and_the_wheel_is_the_page_s_until_a_click(self, browser: Chromium) -> None:

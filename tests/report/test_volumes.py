@@ -42,6 +42,8 @@ def test_cropped_to_labels_and_margin_spacing_kept() -> None:
         assert nib.aff2axcodes(file.affine) == ("L", "P", "S")
         assert file.get_data_dtype() == np.uint8
     assert packed.spacing == pytest.approx(SPACING)
+    voxel = np.linalg.inv(file.affine) @ (*packed.place, 1)  # the reference's, in the order of the file
+    np.testing.assert_allclose(voxel[:3], (45 - box[2].start, 40 - box[1].start, 10 - box[0].start), atol=1e-4)
 
 
 def test_everything_is_shown_where_there_is_no_label_and_no_reference() -> None:
