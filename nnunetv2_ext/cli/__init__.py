@@ -5,6 +5,7 @@ asked for, so that light commands stay light.
 """
 
 import argparse
+import errno
 import importlib
 import io
 import os
@@ -13,7 +14,7 @@ from collections.abc import Collection, Sequence
 from importlib.metadata import entry_points
 
 from nnunetv2_ext import __version__
-from nnunetv2_ext.cli.options import Help
+from nnunetv2_ext.cli.options import Help, check_paths, tell_empty_paths
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.processes import LEAST, check_processes
 
@@ -109,15 +110,25 @@ def _run(arguments: list[str]) -> int:
         if name == asked:
             command = importlib.import_module(f"nnunetv2_ext.cli.{name}")
             command.add_arguments(command_parser)
-            command_parser.set_defaults(run=command.run, refuse=command_parser.error)
+            tell_empty_paths(command_parser)
+            command_parser.set_defaults(run=command.run, parser=command_parser)
             flags = {flag for action in command_parser._actions for flag in action.option_strings}
     args, unknown = parser.parse_known_args([_spelled(argument, flags) for argument in arguments])
     if unknown:
-        args.refuse(f"unrecognized arguments: {' '.join(unknown)}")
+        args.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     try:
+        check_paths(args.parser, args)
         return args.run(args)
     except InputError as error:
         print(f"nnunetv2_ext {args.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        told = InputError(
+            f"the name {str(error.filename)[:50]}...", "one that file systems take", "choose a shorter one"
+        )
+        print(f"nnunetv2_ext {args.command}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

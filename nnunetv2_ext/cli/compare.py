@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "scores",
         nargs="+",
         type=Path,
-        metavar="METRICS",
+        metavar="SCORES",
         help="metrics.csv of nnunetv2_ext evaluate, or the folder that holds it",
     )
     parser.add_argument(

@@ -1,7 +1,8 @@
 """`nnunetv2_ext demo`: the whole way on synthetic phantoms, in a folder of its own.
 
 Draws a data set, plans, preprocesses, trains MNet and nnU-Net's own network on two folds each with one short training
-block, predicts unseen cases with every fold and with the ensemble of folds, and writes a table and a picture.
+block, predicts unseen cases with every fold and with the ensemble of folds, and writes scores, a table, a picture and
+the report.
 """
 
 import argparse
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
         scores = _evaluate(members, output)
         notes = [_baseline(raw, LABELS), CAVEAT]
     with steps.step("write the report"):
-        _report(scores, output, "\n\n".join([means_table(scores), *notes]) + "\n")
+        _report(output, means_table(scores), notes)
     print("", means_table(scores), "", *notes, sep="\n")
     page = output / "report" / "report.html"
     print(f"Total {steps.elapsed() / 60:.1f} min. Tables, picture and report: {page.parent}")
@@ -168,7 +169,7 @@ def _make_folder(output: Path, args: argparse.Namespace) -> None:
             shutil.rmtree(output)
     try:
         output.mkdir(parents=True, exist_ok=True)
-        settings = {name: str(value) for name, value in vars(args).items() if name not in ("run", "command")}
+        settings = {name: str(value) for name, value in vars(args).items() if not callable(value) and name != "command"}
         write_json(output / SETTINGS, settings)
     except OSError as error:
         raise InputError(
@@ -282,16 +283,17 @@ def _baseline(raw: Path, labels: Mapping[str, int]) -> str:
     return f"{BASELINE}: mean Dice {sum(dice.values()) / len(dice):.3f} ({each}). {MEANING}"
 
 
-def _report(scores: "Scores", output: Path, table: str) -> None:
+def _report(output: Path, table: str, notes: Sequence[str]) -> None:
     """Table, picture and page in the folder `report`."""
     from nnunetv2_ext.report.cases import choose, draw, find_cases
     from nnunetv2_ext.report.page import write_report
 
     raw, report = output / "nnUNet_raw" / DATASET, output / "report"
-    (report / "table.md").write_text(table, encoding="utf-8")
+    (report / "table.md").write_text("\n\n".join([table, *notes]) + "\n", encoding="utf-8")
     labels = _labels(output)
     cases = find_cases(raw / "imagesTs", output / "predictions" / _name(CONTENDERS[0], FOLDS), raw / "labelsTs")
     best = choose(cases, labels, 3, processes=os.cpu_count() or 1, progress=False)
     heading = f"{CONTENDERS[0].title}, ensemble of {len(FOLDS)} folds, on unseen phantoms"
     draw(cases, best, labels, report / "cases.png", heading=heading, note=CAVEAT, window=(-160.0, 300.0))
-    write_report([report], report / "report.html", title="Demo: unseen phantoms")
+    title = "Demo: unseen phantoms"
+    write_report([report], report / "report.html", title=title, note=" ".join(reversed(notes)))

@@ -44,9 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-p",
         dest="predictions",
         type=Path,
-        action="append",
+        action="extend",
+        nargs="+",
         metavar="PREDICTIONS",
-        help="the predictions of a model, named as the references; -p again for each further model",
+        help="the predictions of a model, named as the references; several for several models",
     )
     folders.add_argument("--names", nargs="+", metavar="NAME", help="of the models (default: those of their folders)")
     folders.add_argument(
@@ -120,6 +121,9 @@ def _settings(args: argparse.Namespace) -> "Settings":
         label, equals, value = text.rpartition("=")
         millimetres = value_of(value, float, "--tolerance")
         if equals:
+            if label in given["tolerances"]:
+                got = f"--tolerance {listed(args.tolerance, separator=' ')}"
+                raise InputError(got, f"one number for {label}", "leave the others out")
             given["tolerances"][label] = millimetres
         elif "tolerance" in given:
             got = f"--tolerance {listed(args.tolerance, separator=' ')}"
@@ -257,28 +261,20 @@ def _refuse_older(folder: Path, files: Any) -> tuple[Path, ...]:
     Raises:
         InputError: a model has changed since.
     """
-    from nnunetv2_ext.inference.record import RECORDS
+    from nnunetv2_ext.inference.record import sources
 
-    records = [path for path in sorted(folder.glob("*.json")) if RECORDS.fullmatch(path.name)]
-    if not records:  # nnUNetv2_predict writes none
-        return ()
-    try:
-        made_by = read_json(records[0], "")["models"]
-        results = nnunet_folder("nnUNet_results") / read_json(folder / "plans.json", "")["dataset_name"]
-        models = {results / one["model"].replace(":", "__"): dict(one["files"]) for one in made_by}
-    except (InputError, LookupError, TypeError, AttributeError, ValueError):  # none of ours, or no such folder
-        return ()
+    found = sources(folder)
     oldest = min(path.stat().st_mtime for path in files)
-    for model, digests in models.items():
-        for name, digest in digests.items():
-            path = model / name
+    for source in found:
+        for name, digest in source.files.items():
+            path = source.folder / name
             if path.is_file() and _changed(path) > oldest and file_state(path).digest != digest:
-                raise InputError(
-                    f"predictions in {folder} that are older than {path}",
-                    "those of the model as it is now",
-                    "predict again, with nnunetv2_ext predict ... --overwrite",
-                )
-    return tuple(model for model in models if model.is_dir())
+                again = "predict again, with nnunetv2_ext predict ... --overwrite"
+                if source.predictions != folder:
+                    again += f" for {source.predictions}, then average again with nnunetv2_ext ensemble ... --overwrite"
+                got = f"predictions in {folder} that are older than {path}"
+                raise InputError(got, "those of the model as it is now", again)
+    return tuple(dict.fromkeys(source.folder for source in found if source.folder.is_dir()))
 
 
 def _changed(path: Path) -> float:
@@ -296,7 +292,7 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, validated
     from nnunetv2_ext.evaluation.segmentations import labels_of
 
-    models, dataset = parse_models(args.models), dataset_name(args.dataset)
+    models, dataset, asked = parse_models(args.models), dataset_name(args.dataset), _folds(args.folds)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
     references, raw = preprocessed / REFERENCES, raw_folder(dataset)
     if not references.is_dir():
@@ -306,7 +302,7 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     labels = None
     for model in models:
         folder = model_folder(str(model), dataset)
-        folds = args.folds or trained_folds(folder, None, FINAL)
+        folds = asked or trained_folds(folder, None, FINAL)
         faults = [fault_of_fold(folder.parent, model, fold) for fold in folds]
         if lacking := [fault for fault in faults if fault is not None]:
             remedy = "\n  ".join(["run", *as_script(lacking)]) + "\nand then this command again"
@@ -325,6 +321,18 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
         sidecar = find_sidecar(preprocessed, dataset)
     of_cases = {case: references / f"{case}{labels.ending}" for case in found[0].files}
     return Evaluation(of_cases, found, labels, settings, sidecar, _images(references))
+
+
+def _folds(given: Sequence[str] | None) -> list[str]:
+    """The folds that are asked for, each once.
+
+    Raises:
+        InputError: something else than names of folds.
+    """
+    given = given or []
+    if odd := [fold for fold in given if fold != "all" and not fold.isdecimal()]:
+        raise InputError(f"-f {listed(odd, separator=' ')}", "numbers of folds, or all", "correct it")
+    return list(dict.fromkeys(fold if fold == "all" else str(int(fold)) for fold in given))
 
 
 def _refuse_older_validation(fold: Path, files: Mapping[str, Path], model: Any) -> None:

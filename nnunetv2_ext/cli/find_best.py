@@ -138,18 +138,19 @@ def _dice(model: str, folder: Path) -> "Scores":
     from nnunetv2_ext.evaluation.scores import read_dice_scores
 
     remedy = "run again without --no_overwrite"
-    names = _summary_keys(_description(folder, remedy)["labels"])
+    names = _summary_keys(folder, remedy)
     return read_dice_scores(model, folder / "summary.json", remedy, names=names)
 
 
-def _summary_keys(labels: Mapping[str, Any]) -> dict[str, str]:
-    """The name of each label or region in nnU-Net's summaries; a list of one value is a region beside larger ones."""
-    lists = {name: value if isinstance(value, list) else [value] for name, value in labels.items()}
-    regions = any(len(values) > 1 for values in lists.values())
-    return {
-        name: str(tuple(values) if regions and isinstance(labels[name], list) else values[0])
-        for name, values in lists.items()
-    }
+def _summary_keys(folder: Path, remedy: str) -> dict[str, str]:
+    """What nnU-Net's summaries call each label of a model or of merged predictions.
+
+    Raises:
+        InputError: as `_description`, or labels that nnU-Net refuses.
+    """
+    from nnunetv2_ext.evaluation.segmentations import labels_of
+
+    return labels_of(_description(folder, remedy), folder / "dataset.json").keys
 
 
 def check_models(
@@ -204,6 +205,8 @@ def fault_of_fold(
     dataset_folder: Path, model: Model, fold: int | str, *, probabilities: bool = False, flags: str = ""
 ) -> Fault | None:
     """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it."""
+    from nnunetv2_ext.evaluation.folder import lost_predictions
+
     name = f"{model.folder_name}/fold_{fold}"
     folder = dataset_folder / name
     validation = folder / "validation"
@@ -227,6 +230,8 @@ def fault_of_fold(
             read_plans(folder.parent / file, "") if file == "plans.json" else _description(folder.parent, "")
         except InputError as error:
             return Fault(f"{folder.parent.name} has no {file} as training wrote it: {error.args[0]}", copy)
+    if lost := lost_predictions(validation):
+        return Fault(f"{name}/validation lacks {counted(lost, 'prediction')} that its summary.json tells of", validate)
     if probabilities:
         ending = _description(folder.parent, "")["file_ending"]
         cases = sorted(path.name.removesuffix(ending) for path in validation.iterdir() if path.name.endswith(ending))
@@ -297,7 +302,7 @@ def _check_labels(dataset_folder: Path, model: Model, folds: Sequence[int]) -> N
     nnU-Net would compare these by the order of the models, or stop with an error after the work is done.
     """
     folder = dataset_folder / model.folder_name
-    labels = _summary_keys(_description(folder, "train the model again")["labels"])
+    labels = _summary_keys(folder, "train the model again")
     of_fold = {fold: _reference_voxels(folder / f"fold_{fold}" / "validation") or Counter() for fold in folds}
     total = sum(of_fold.values(), Counter())
     scored = {key for voxels in of_fold.values() for key in voxels}

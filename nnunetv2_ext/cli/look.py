@@ -57,6 +57,10 @@ def run(args: argparse.Namespace) -> int:
     check_output_file(args.output, "-o")
     if args.output.suffix.lower() != ".png":
         raise InputError(f"-o {args.output}", "a file .png", "choose one")
+    for flag, folder in {"-i": args.images, "-p": args.predictions, "-r": args.truths}.items():
+        if folder is not None and args.output.resolve().is_relative_to(folder.resolve()):
+            got = f"-o {args.output}, inside {flag} {folder}"
+            raise InputError(got, "a picture beside the volumes, which would be taken for one", "choose another folder")
     channel = value_of(args.channel, int, "--channel")
     window = None if args.window is None else tuple(value_of(args.window, float, "--window"))
     if window is not None and not window[0] < window[1]:

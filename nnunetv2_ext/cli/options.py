@@ -1,7 +1,8 @@
-"""What commands share: the help with each flag's default, values from texts, and the number of processes."""
+"""What commands share: the help with each flag's default, values from texts, paths, and the number of processes."""
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.errors import InputError
@@ -54,6 +55,43 @@ def value_of(text: str | Sequence[str], kind: Callable[[str], Any], flag: str) -
 def number(text: str | None, kind: type, flag: str) -> Any:
     """A flag's text as `int` or `float`, None where it is not given; see `value_of`."""
     return None if text is None else value_of(text, kind, flag)
+
+
+_EMPTY = Path()
+"""Stands for an empty text, which would else be the current folder."""
+
+
+def tell_empty_paths(parser: argparse.ArgumentParser) -> None:
+    """Let a parser keep apart what `check_paths` refuses."""
+    for action in parser._actions:
+        if action.type is Path:
+            action.type = lambda text: Path(text) if text else _EMPTY
+
+
+def check_paths(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuse paths that name nothing, of every flag of a command.
+
+    Raises:
+        InputError: an empty one, as of a shell variable that is not set, or one that the file system refuses.
+    """
+    for action in parser._actions:
+        given = getattr(args, action.dest, None)
+        for path in given if isinstance(given, list) else [given]:
+            flag = action.option_strings[0] if action.option_strings else str(action.metavar)
+            if path is _EMPTY:
+                raise InputError(f"an empty {flag}", "a path", "write it, or set the variable that was to hold it")
+            if isinstance(path, Path):
+                try:
+                    path.stat()
+                except (FileNotFoundError, NotADirectoryError):
+                    continue
+                except OSError as error:  # too long, closed to the user, a link to itself
+                    what = f"{flag} {_shortened(str(path))} ({error.strerror})"
+                    raise InputError(what, "a path that can be looked at", "correct it") from None
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= 100 else f"{path[:50]}...{path[-40:]}"
 
 
 def add_processes(parser: argparse.ArgumentParser) -> None:

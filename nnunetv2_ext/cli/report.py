@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="images, named as in imagesTr (default: those that the evaluation tells of, or imagesTs beside labelsTs)",
     )
-    parser.add_argument("--title", metavar="TEXT", help="heading of the page (default: the data set's name)")
+    parser.add_argument(
+        "--title", metavar="TEXT", help="heading of the page (default: the data set's name, else the folder's)"
+    )
     parser.add_argument(
         "--cases", default="3", metavar="N", help="worst cases with pictures, beside the median and the best one"
     )
@@ -48,16 +50,18 @@ def run(args: argparse.Namespace) -> int:
         if not is_whole(counts[flag], least=0):
             raise InputError(f"--{flag} {counts[flag]}", "0 or more", "correct it")
 
+    from nnunetv2_ext.report.figure import plain_words
     from nnunetv2_ext.report.page import write_report
 
-    lacking = write_report(
-        args.evaluations,
-        args.output,
-        images=args.images,
-        title=args.title,
-        cases=counts["cases"],
-        turned=counts["viewer"],
-    )
+    with plain_words():
+        lacking = write_report(
+            args.evaluations,
+            args.output,
+            images=args.images,
+            title=args.title,
+            cases=counts["cases"],
+            turned=counts["viewer"],
+        )
     for sentence in lacking:
         print(sentence)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB; open it in a browser")

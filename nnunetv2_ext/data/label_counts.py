@@ -3,8 +3,9 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-import cc3d
 import numpy as np
+
+from nnunetv2_ext.geometry.boxes import components
 
 
 @dataclass
@@ -39,12 +40,12 @@ def count_labels(
     held = np.flatnonzero(slab < thick.shape[axis])
     spread = np.zeros_like(labels)
     np.moveaxis(spread, axis, 0)[held] = np.moveaxis(thick, axis, 0)[slab[held]]
-    components, place, values, number = _components(labels)
-    thick_components, _, thick_values, thick_number = _components(thick)
-    kept = np.zeros(components, bool)
+    counted, place, values, number = _components(labels)
+    thick_counted, _, thick_values, thick_number = _components(thick)
+    kept = np.zeros(counted, bool)
     kept[number[spread[place] == values]] = True
     # Of each component its label.
-    label_of, thick_label_of = np.zeros(components, int), np.zeros(thick_components, int)
+    label_of, thick_label_of = np.zeros(counted, int), np.zeros(thick_counted, int)
     label_of[number], thick_label_of[thick_number] = values, thick_values
     counts = {}
     for value in np.unique(values).tolist():
@@ -65,9 +66,9 @@ def _components(labels: np.ndarray) -> tuple[int, tuple[np.ndarray, ...], np.nda
     """Number of components, then of each voxel with a label its place, its label and the number of its component."""
     whole = labels.astype(np.int32) if labels.dtype.kind == "f" else labels
     # Voxels that share a face, an edge or a corner are connected.
-    numbered, components = cc3d.connected_components(whole, connectivity=26, return_N=True)
+    numbered, counted = components(whole, 26)
     place = np.nonzero(labels)
-    return components, place, labels[place], numbered[place].astype(np.int64) - 1
+    return counted, place, labels[place], numbered[place].astype(np.int64) - 1
 
 
 def added(counts: Iterable[Mapping[int, LabelCount]]) -> dict[int, LabelCount]:

@@ -45,7 +45,9 @@ def _is_volume(path: Path) -> bool:
     if path.name.endswith((".img", ".img.gz")) and path.with_name(".hdr".join(path.name.rsplit(".img", 1))).exists():
         return False
     # By its ending even where it is too damaged to be recognised, so that it is not left out silently.
-    return path.name.endswith(VOLUME_ENDINGS) or bool(sitk.ImageFileReader.GetImageIOFromFileName(str(path)))
+    if path.name.endswith((*VOLUME_ENDINGS, ".tif", ".tiff")):
+        return True
+    return bool(sitk.ImageFileReader.GetImageIOFromFileName(str(path)))
 
 
 def open_volume(path: Path) -> Volume:

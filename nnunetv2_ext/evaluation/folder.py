@@ -3,6 +3,7 @@
 A run that was stopped goes on where it was; see `journal`.
 """
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,17 +16,22 @@ from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.sidecar import Sidecar
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation import scores, summary
+from nnunetv2_ext.evaluation.journal import FILE as JOURNAL
 from nnunetv2_ext.evaluation.journal import Journal, states
 from nnunetv2_ext.evaluation.metrics import Settings
 from nnunetv2_ext.evaluation.scores import Score, Scores, write_scores
 from nnunetv2_ext.evaluation.segmentations import Labels, Pair, check_headers, measure_pair, read_pair
 from nnunetv2_ext.evaluation.slabs import count_slabs, of_slabs
 from nnunetv2_ext.evaluation.summary import Summary, is_ours, read_summaries, write_summary
-from nnunetv2_ext.files import unwritable
+from nnunetv2_ext.files import read_json, unwritable
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.text import counted, listed
 
 OTHER = "choose another -o, or replace it with --overwrite"
+OWN = (scores.FILE, summary.FILE, JOURNAL)
+"""Files of the output, whose names no model's folder can have."""
+LONGEST = 255
+"""Bytes of a folder's name that file systems take."""
 
 
 class Predicted(NamedTuple):
@@ -117,6 +123,16 @@ def validated(model: Path, folds: Sequence[object], ending: str) -> dict[str, Pa
     return files
 
 
+def lost_predictions(validation: Path) -> list[str]:
+    """The files that the summary of a fold's validation tells of, and that are no longer there."""
+    try:
+        cases = read_json(validation / summary.FILE, "")["metric_per_case"]
+        told = [Path(case["prediction_file"]).name for case in cases if case.get("prediction_file")]
+    except (InputError, LookupError, TypeError, AttributeError):
+        return []
+    return [name for name in told if not (validation / name).is_file()]
+
+
 def evaluate(
     evaluation: Evaluation, output: Path, *, processes: int = 1, overwrite: bool = False, progress: bool = False
 ) -> Scores:
@@ -145,6 +161,7 @@ def evaluate(
     try:
         output.mkdir(parents=True, exist_ok=True)
         with held(output, "evaluate", "an evaluation"), ended_in_order():
+            _check_output(evaluation, output, overwrite)  # of one that ended meanwhile
             journal = Journal(output, _about(evaluation))
             journal.open()
             measure = partial(_measured, evaluation, journal)
@@ -272,7 +289,12 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     if len(set(places.values())) < len(evaluation.models):
         names = listed(one.model for one in evaluation.models)
         raise InputError(f"the models {names}", "a folder of its own for each name", "give them other --names")
-    for path in places.values():
+    for model, path in places.items():
+        if path.parent != output:
+            _check_folder(model, path.parent)
+        for file in (path, output / scores.FILE):
+            if file.is_dir():
+                raise InputError(f"a folder {file}", "none where a file of ours goes", "choose another -o")
         if path.exists() and not is_ours(path):
             raise InputError(f"{path}, which nnU-Net wrote", "no other summary where ours goes", "choose another -o")
     if overwrite:
@@ -280,22 +302,53 @@ def _check_output(evaluation: Evaluation, output: Path, overwrite: bool) -> None
     journal = Journal(output, _about(evaluation))
     if (told := journal.told()) is not None:
         if told != journal.about:
-            differing = _differing(told.get("models", []), journal.about["models"])
-            what = f"an evaluation in {output} that was stopped, with other {differing}"
+            what = f"an evaluation in {output} that was stopped, with other {_differing(told, journal.about)}"
             raise InputError(what, "the same evaluation, to go on with it", OTHER)
-    elif (output / scores.FILE).exists():
-        there = [_traits(one) for one in read_summaries(output).values()] if summary.paths_in(output) else []
-        differing = _differing(there, journal.about["models"])
+    elif (output / scores.FILE).exists() or any(path.exists() for path in places.values()):
+        try:
+            there = [_traits(one) for one in read_summaries(output).values()] if summary.paths_in(output) else []
+        except InputError as error:
+            raise InputError(error.args[0], "no other evaluation there", OTHER) from None
+        differing = _differing({"models": there}, journal.about)
         if differing:
             raise InputError(f"the scores of another evaluation in {output}, with other {differing}", "none", OTHER)
 
 
-def _differing(there: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]) -> str:
-    """In what two evaluations differ, in words; nothing where they do not."""
-    there, new = (sorted(traits, key=lambda one: str(one["model"])) for traits in (there, new))
-    if [one["model"] for one in there] != [one["model"] for one in new]:
-        return "models"
-    return listed(dict.fromkeys(k for one, other in zip(there, new, strict=True) for k in other if one[k] != other[k]))
+def _check_folder(model: str, folder: Path) -> None:
+    """Refuse the folder of one of several models that cannot be made, before anything is measured.
+
+    Raises:
+        InputError: its name is too long or that of a file of ours, or a file is there.
+    """
+    name = folder.name
+    if len(os.fsencode(name)) > LONGEST or name.removesuffix(".part") in OWN or name.startswith(".evaluate."):
+        told = model if len(model) <= 100 else f"{model[:50]}... of {len(model)} letters"
+        raise InputError(
+            f"the model {told}", f"a name that a folder in {folder.parent} can have", "give another with --names"
+        )
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}, a file", f"a folder for the summary of {model}", "choose another -o")
+
+
+def _differing(there: Any, new: Mapping[str, Any]) -> str:
+    """In what two evaluations differ, in words; nothing where they do not.
+
+    Args:
+        there: as `_about`; of what it does not tell, nothing differs.
+    """
+    try:
+        of_version = there.get("version", __version__)
+        differing = [f"version of nnunetv2_ext ({of_version}; this is {__version__})"] * (of_version != __version__)
+        differing += ["slabs of the thick slices"] * (there.get("slabs", new["slabs"]) != new["slabs"])
+        models, others = ({str(one["model"]): one for one in about["models"]} for about in (there, new))
+        if models.keys() != others.keys():
+            differing.append("models")
+        else:
+            traits = [key for name, one in others.items() for key in one if models[name].get(key) != one[key]]
+            differing += dict.fromkeys(traits)
+    except (LookupError, TypeError, AttributeError):  # a line of something else
+        return "content"
+    return listed(differing)
 
 
 def _places(evaluation: Evaluation, output: Path) -> dict[str, Path]:

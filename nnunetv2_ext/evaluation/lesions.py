@@ -2,9 +2,10 @@
 
 from typing import NamedTuple
 
-import cc3d
 import numpy as np
 from scipy import sparse
+
+from nnunetv2_ext.geometry.boxes import components
 
 
 class Matches(NamedTuple):
@@ -24,8 +25,8 @@ def match_components(reference: np.ndarray, prediction: np.ndarray, *, connectiv
         connectivity: components touch by faces (6), edges too (18) or corners too (26).
         iou: the least intersection over union of a pair; at 0 one common voxel is enough.
     """
-    ones, first = _components(reference, connectivity)
-    others, second = _components(prediction, connectivity)
+    ones, first = components(reference, connectivity)
+    others, second = components(prediction, connectivity)
     both = reference & prediction
     shape = (first + 1, second + 1)
     # counts of equal pairs are summed up
@@ -36,13 +37,3 @@ def match_components(reference: np.ndarray, prediction: np.ndarray, *, connectiv
     edges = (np.ones(np.count_nonzero(enough), bool), (of_pair.row[enough], of_pair.col[enough]))
     matched = sparse.csgraph.maximum_bipartite_matching(sparse.csr_array(edges, shape), perm_type="column")
     return Matches(first, second, int(np.count_nonzero(matched >= 0)))
-
-
-def _components(mask: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
-    """The number of its component at each voxel, from 1 (0 outside), and how many there are."""
-    numbers, count = cc3d.connected_components(
-        np.ascontiguousarray(mask),
-        connectivity=connectivity,  # type: ignore[call-overload]
-        return_N=True,
-    )
-    return numbers, int(count)

@@ -127,6 +127,7 @@ def measure(
     *,
     label: str = "",
     settings: Settings | None = None,
+    shape: Sequence[int] | None = None,
 ) -> dict[str, Measured]:
     """Every metric of `METRICS` for two masks, in that order.
 
@@ -136,13 +137,14 @@ def measure(
         spacing: in mm, in the order of the axes.
         label: its name, for a tolerance of its own.
         settings: the defaults if None.
+        shape: of the whole image, which the masks were cut from; their own if None.
 
     Raises:
         InputError: masks of other shapes, not of bool or not of three axes, or a spacing that is none.
     """
     settings = settings or Settings()
     _check(reference, prediction, spacing)
-    diagonal = math.hypot(*np.multiply(reference.shape, spacing))
+    diagonal = math.hypot(*np.multiply(reference.shape if shape is None else shape, spacing))
     box = bounding_box(reference | prediction)
     if box is not None:
         reference, prediction = reference[box.slices], prediction[box.slices]

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.journal import FILE as JOURNAL
 from nnunetv2_ext.files import read_json, unwritable, write_beside
 
 FILE = "metrics.csv"
@@ -122,9 +123,16 @@ def read_scores(path: Path) -> Scores:
     """Read `metrics.csv`, or that of a folder; empty lines and a byte order mark, as editors add, are no fault.
 
     Raises:
-        InputError: no file, another table, a value that is no number or infinite, or a line that stands twice.
+        InputError: no file, another table, a value that is no number or infinite, a line that stands twice, or an
+            evaluation beside it that has not ended, so that the scores may be those of an earlier one.
     """
     path = path / FILE if path.is_dir() else path
+    if path.name == FILE and (unfinished := path.with_name(JOURNAL)).is_file():
+        raise InputError(
+            f"an evaluation in {path.parent} that has not ended ({unfinished.name} is there)",
+            "one that has",
+            "run the same nnunetv2_ext evaluate again, which goes on with it",
+        )
     try:
         with path.open(encoding="utf-8-sig", newline="") as stream:
             rows = list(csv.reader(stream))

@@ -1,5 +1,6 @@
 """Label files of one case, reference and prediction: what their values mean, read on one grid, counted and measured."""
 
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,8 @@ from nnunetv2_ext.data.volumes import (
 )
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import Measured, Settings, measure
+from nnunetv2_ext.files import read_json
+from nnunetv2_ext.geometry.boxes import around_all, value_boxes
 from nnunetv2_ext.text import listed, one_line
 
 Label = int | tuple[int, ...]
@@ -131,9 +134,7 @@ def check_headers(pair: Pair) -> None:
     """
     for path in (pair.reference, pair.prediction):
         if is_tiff(path):
-            if not path.with_suffix(".json").is_file():
-                remedy = f'write {{"spacing": [Z, Y, X]}} in mm into {path.with_suffix(".json").name} beside it'
-                raise InputError(f"no spacing of {path}", "a file beside TIFF that tells it, as for nnU-Net", remedy)
+            tiff_spacing(path, path.with_suffix(".json"))
             dimensions = 0
             with suppress(OSError, ValueError, LookupError), TiffFile(path) as file:
                 dimensions = file.series[0].ndim
@@ -150,6 +151,24 @@ def check_headers(pair: Pair) -> None:
         if different:
             what = f"the prediction {pair.prediction} with {listed(different)}"
             raise InputError(what, f"the grid of {pair.reference}", REMEDY)
+
+
+def tiff_spacing(path: Path, beside: Path) -> tuple[float, float, float]:
+    """The spacing of TIFF along its axes (Z, Y, X) in mm, from the file that tells it.
+
+    Raises:
+        InputError: no such file, a damaged one, or no spacing in it.
+    """
+    remedy = f'write {{"spacing": [Z, Y, X]}} in mm into {beside.name} beside it'
+    if not beside.is_file():
+        raise InputError(f"no spacing of {path}", "a file beside TIFF that tells it, as for nnU-Net", remedy)
+    spacing = read_json(beside, remedy).get("spacing")
+    given = spacing if isinstance(spacing, list) else []
+    numbers = [float(one) for one in given if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(given) != 3 or len(numbers) != 3 or not all(0 < number < math.inf for number in numbers):
+        what = "no spacing" if spacing is None else f"the spacing {json.dumps(spacing)[:100]}"
+        raise InputError(f"{what} in {beside}", "three numbers of mm above 0", remedy)
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _picture(path: Path) -> InputError:
@@ -194,11 +213,11 @@ class Masks(NamedTuple):
     """The voxels of one label."""
 
     reference: np.ndarray
-    """(Z, Y, X) of bool, without the voxels that are ignored."""
+    """(Z, Y, X) of bool, without the voxels that are ignored, cut to a box that holds the label in both."""
     prediction: np.ndarray
     """Likewise."""
     counted: int
-    """Voxels that are not ignored."""
+    """Voxels of the whole image that are not ignored."""
 
 
 def masks(
@@ -210,12 +229,26 @@ def masks(
         reference: label values (Z, Y, X); where they say to ignore, nothing counts, as in nnU-Net.
         prediction: likewise.
     """
-    kept = None if ignore is None or not (found := reference == ignore).any() else ~found
-    counted = reference.size if kept is None else int(np.count_nonzero(kept))
+    boxes = [value_boxes(voxels) for voxels in (reference, prediction)]
+    ignored = ignore is not None and ignore in boxes[0]
+    counted = int(np.count_nonzero(reference != ignore)) if ignored else reference.size
     for name, label in labels.items():
         values = label if isinstance(label, tuple) else (label,)
-        one, other = (np.logical_or.reduce([voxels == value for value in values]) for voxels in (reference, prediction))
-        yield name, Masks(one, other, counted) if kept is None else Masks(one & kept, other & kept, counted)
+        box = around_all(of[value] for of in boxes for value in values if value in of)
+        cut = (slice(0),) if box is None else box.slices
+        one, other = (_is_one_of(voxels[cut], values) for voxels in (reference, prediction))
+        if ignored:
+            kept = reference[cut] != ignore
+            one, other = one & kept, other & kept
+        yield name, Masks(one, other, counted)
+
+
+def _is_one_of(voxels: np.ndarray, values: Sequence[int]) -> np.ndarray:
+    """Where a label map has one of some values."""
+    found = voxels == values[0]
+    for value in values[1:]:
+        found |= voxels == value
+    return found
 
 
 def count(of: Masks) -> dict[str, float]:
@@ -274,7 +307,10 @@ def measure_pair(reference: Voxels, prediction: Voxels, labels: Labels, settings
     Raises:
         InputError: settings that no metric can follow.
     """
+    spacing, shape = reference.spacing, reference.values.shape
     return {
-        name: Result(count(of), measure(of.reference, of.prediction, reference.spacing, label=name, settings=settings))
+        name: Result(
+            count(of), measure(of.reference, of.prediction, spacing, label=name, settings=settings, shape=shape)
+        )
         for name, of in masks(reference.values, prediction.values, labels.of, labels.ignore)
     }

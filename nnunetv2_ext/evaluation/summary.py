@@ -11,12 +11,14 @@ from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import Settings
 from nnunetv2_ext.evaluation.scores import FILE as SCORES
+from nnunetv2_ext.evaluation.scores import nan_mean
 from nnunetv2_ext.files import read_json, write_json
 
 FILE = "summary.json"
 OURS = "nnunetv2_ext"
 """The key beside nnU-Net's."""
 REMEDY = "give the folder that nnunetv2_ext evaluate wrote"
+AGAIN = "evaluate again, with --overwrite"
 
 
 class Summary(NamedTuple):
@@ -60,7 +62,7 @@ def write_summary(
     means: dict[str, dict[str, float]] = {}
     for label, key in keys.items():
         of_cases = [of_case[label] for of_case in metrics.values()]
-        means[key] = {name: _nan_mean([of_case[name] for of_case in of_cases]) for name in of_cases[0]}
+        means[key] = {name: nan_mean(of_case[name] for of_case in of_cases) for name in of_cases[0]}
     names = next(iter(means.values()))
     foreground = {name: float(np.mean([of_label[name] for of_label in means.values()])) for name in names}
     cases = [
@@ -87,12 +89,6 @@ def write_summary(
     return foreground["Dice"]
 
 
-def _nan_mean(values: list[float]) -> float:
-    known = np.array(values, float)
-    known = known[~np.isnan(known)]
-    return float(known.mean()) if known.size else float("nan")
-
-
 def read_summaries(folder: Path) -> dict[str, Summary]:
     """The summaries of an evaluation, by model: of its one model in the folder itself, of several in a folder each.
 
@@ -106,6 +102,8 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
     paths = paths_in(folder)
     if (one := folder / FILE) in paths:
         paths = [one]
+    if not paths and one.is_file():
+        paths = [one]  # tells whose it is
     if not paths:
         raise InputError(f"no {FILE} in {folder}", "the summary of an evaluation", REMEDY)
     summaries = [_read(path) for path in paths]
@@ -113,21 +111,24 @@ def read_summaries(folder: Path) -> dict[str, Summary]:
 
 
 def paths_in(folder: Path) -> list[Path]:
-    """The summaries of an evaluation, of one model or of several; those of another one have `metrics.csv` beside."""
+    """The summaries of an evaluation, of one model or of several.
+
+    Those of another one have `metrics.csv` beside; nnU-Net's, as with predictions in the same folder, are passed over.
+    """
     several = (path for path in sorted(folder.glob(f"*/{FILE}")) if not path.with_name(SCORES).exists())
-    return [path for path in (folder / FILE, *several) if path.is_file()]
+    return [path for path in (folder / FILE, *several) if path.is_file() and is_ours(path)]
 
 
 def is_ours(path: Path) -> bool:
-    """Whether a summary is one of an evaluation, and not nnU-Net's."""
+    """Whether a summary is one of an evaluation, be it damaged, and not nnU-Net's."""
     try:
         return OURS in read_json(path, REMEDY)
     except InputError:
-        return False
+        return True
 
 
 def _read(path: Path) -> Summary:
-    content = read_json(path, REMEDY)
+    content = read_json(path, AGAIN)
     if OURS not in content:
         raise InputError(f"{path} without {OURS}, which nnU-Net wrote", "a summary of nnunetv2_ext evaluate", REMEDY)
     try:
@@ -147,4 +148,4 @@ def _read(path: Path) -> Summary:
             images=None if ours["images"] is None else Path(ours["images"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
-        raise InputError(f"a damaged file {path}", "a summary of nnunetv2_ext evaluate", REMEDY) from None
+        raise InputError(f"a damaged file {path}", "a summary of nnunetv2_ext evaluate", AGAIN) from None

@@ -5,11 +5,15 @@ from typing import NamedTuple
 
 import cc3d
 import numpy as np
+import pandas as pd
+from scipy import ndimage
 
 MOST_BOXES = 32
 """More boxes than these become one."""
 _GIVEN_UP = 1000
 """So many that lie apart, the largest first, will not become few: a mask of noise is to take seconds, not hours."""
+_MOST_VALUES = 65535
+"""Up to this one, boxes are looked up by value itself."""
 
 
 class Box(NamedTuple):
@@ -88,11 +92,26 @@ def component_boxes(mask: np.ndarray) -> list[Box]:
     whole = bounding_box(mask)
     if whole is None:
         return []
-    numbered, count = cc3d.connected_components(
-        np.ascontiguousarray(mask[whole.slices], np.uint8), connectivity=26, return_N=True
-    )
+    numbered, count = components(mask[whole.slices], 26)
     found = cc3d.statistics(numbered)["bounding_boxes"][1 : count + 1]
     return [_box(*np.add([[axis.start for axis in box], [axis.stop for axis in box]], whole.low)) for box in found]
+
+
+def components(values: np.ndarray, connectivity: int) -> tuple[np.ndarray, int]:
+    """The number of its component at each voxel, from 1 (0 outside), and how many there are.
+
+    Args:
+        values: (Z, Y, X), a mask or labels as whole numbers; each label has components of its own.
+        connectivity: components touch by faces (6), edges too (18) or corners too (26).
+    """
+    # of booleans with corners, cc3d 4.1.1 cannot count those of some small masks, such as two voxels with one between
+    whole = np.ascontiguousarray(values, np.uint8 if values.dtype == bool else None)
+    numbers, count = cc3d.connected_components(
+        whole,
+        connectivity=connectivity,  # type: ignore[call-overload]
+        return_N=True,
+    )
+    return numbers, int(count)
 
 
 def bounding_box(mask: np.ndarray) -> Box | None:
@@ -105,6 +124,32 @@ def bounding_box(mask: np.ndarray) -> Box | None:
         low.append(there[0])
         high.append(there[-1] + 1)
     return _box(np.array(low), np.array(high))
+
+
+def value_boxes(values: np.ndarray) -> dict[int, Box]:
+    """The box around the voxels of each value, by value; of 0 the box around everything.
+
+    Args:
+        values: whole numbers; those of label files, so that few values occur.
+    """
+    found = {0: Box((0,) * values.ndim, values.shape)}
+    distinct = None
+    if values.dtype.kind not in "iu" or (values.size and (values.min() < 0 or values.max() > _MOST_VALUES)):
+        numbers, distinct = pd.factorize(values.ravel())
+        values = (numbers + 1).reshape(values.shape)
+    for number, box in enumerate(ndimage.find_objects(values), start=1):
+        value = number if distinct is None else int(distinct[number - 1])
+        if box is not None and value:
+            found[value] = Box(tuple(axis.start for axis in box), tuple(axis.stop for axis in box))
+    return found
+
+
+def around_all(boxes: Iterable[Box]) -> Box | None:
+    """The box around all of some boxes, None where there is none."""
+    given = list(boxes)
+    if not given:
+        return None
+    return _box(np.min([box.low for box in given], axis=0), np.max([box.high for box in given], axis=0))
 
 
 def merged(boxes: Iterable[Box], most: int = MOST_BOXES) -> list[Box]:
@@ -125,8 +170,8 @@ def merged(boxes: Iterable[Box], most: int = MOST_BOXES) -> list[Box]:
         low, high = np.vstack([low, first]), np.vstack([high, last])
         if len(low) > _GIVEN_UP:
             break
-    if len(low) > most:
-        return [_box(np.min([box.low for box in given], axis=0), np.max([box.high for box in given], axis=0))]
+    if len(low) > most and (whole := around_all(given)) is not None:
+        return [whole]
     return sorted(map(_box, low, high))
 
 

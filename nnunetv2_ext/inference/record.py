@@ -7,7 +7,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -186,3 +186,47 @@ class Record:
         regions = {case: entry["roi"] for case, entry in self.cases.items() if entry.get("roi")}
         if regions:
             write_json(self.folder / self.path.name.replace("predict", "roi"), regions, indent=1)
+
+
+class Source(NamedTuple):
+    """A trained model that predictions were made by."""
+
+    folder: Path
+    """In nnUNet_results, where it is looked for; records name no folder."""
+    folds: tuple[str, ...]
+    files: Mapping[str, str]
+    """The digest of each of its files then, by the name in its folder."""
+    predictions: Path
+    """The folder with the record that tells."""
+
+
+def prediction_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """What `predict` or `ensemble` wrote beside predictions; a damaged record is passed over."""
+    for path in sorted(folder.glob("predict*.json")) if folder.is_dir() else ():
+        if RECORDS.fullmatch(path.name):
+            try:
+                yield read_json(path, ANEW)
+            except InputError:
+                continue
+
+
+def sources(folder: Path, *, members: bool = True) -> list[Source]:
+    """The models of all records in a folder, and of those in the folders that `ensemble` averaged.
+
+    Args:
+        members: whether those are looked into.
+    """
+    found: list[Source] = []
+    results = Path(os.environ.get("nnUNet_results", "nnUNet_results"))
+    for record in prediction_records(folder):
+        try:
+            for model in record["models"]:
+                if isinstance(model, dict):
+                    dataset = str(read_json(folder / "plans.json", ANEW)["dataset_name"])
+                    place = results / dataset / str(model["model"]).replace(":", "__")
+                    found.append(Source(place, tuple(map(str, model["folds"])), dict(model.get("files", {})), folder))
+                elif members:
+                    found += sources(Path(model[0]), members=False)
+        except (InputError, LookupError, TypeError, ValueError):  # none of ours
+            continue
+    return found

@@ -1,27 +1,33 @@
 """The cases of folders for a picture: paired by name, read upright, scored where there is a truth, chosen."""
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import SimpleITK as sitk
+import tifffile
 
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.sources import find_volumes, open_volume, pair_by_name
-from nnunetv2_ext.data.volumes import Volume, check_labels
+from nnunetv2_ext.data.volumes import Grid, Volume, check_labels
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import MM3_PER_ML
 from nnunetv2_ext.evaluation.scores import nan_mean
-from nnunetv2_ext.evaluation.segmentations import Label, Labels, count, is_tiff, masks
+from nnunetv2_ext.evaluation.segmentations import Label, Labels, count, is_tiff, masks, tiff_spacing
 from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.report.figure import Shown, save_cases
-from nnunetv2_ext.text import counted, listed
+from nnunetv2_ext.text import counted, listed, one_line
 
 ORIENTATION = "LPS"
 """Of what is read: columns run to the patient's left, rows to the back, slices to the head."""
+
+UNPLACED = Grid((0, 0, 0), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0), "no place in TIFF")
 
 LABELS_TOLD = 8
 """In a case's title."""
@@ -117,9 +123,35 @@ def _opened(files: Files) -> list[Volume]:
 
 
 def _open(path: Path) -> Volume:
-    if is_tiff(path):
-        raise InputError(f"{path}, whose header tells no spacing", "a volume that tells it", "convert it to .nii.gz")
-    return open_volume(path)
+    return _open_tiff(path) if is_tiff(path) else open_volume(path)
+
+
+class _Tiff(Volume):
+    """A volume in TIFF."""
+
+    def read(self) -> np.ndarray:
+        with _readable(self.path):
+            return np.asarray(tifffile.imread(self.path))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # of a damaged file anything
+        raise InputError(f"an unreadable file {path} ({one_line(error)})", "TIFF", "restore it") from None
+
+
+def _open_tiff(path: Path) -> Volume:
+    """TIFF as nnU-Net has it: a file beside it tells the spacing, that of an image without the channel's number."""
+    beside = path.with_suffix(".json")
+    of_image = path.with_name(re.sub(r"_\d{4}$", "", path.stem) + ".json")
+    z, y, x = tiff_spacing(path, of_image if of_image.is_file() or not beside.is_file() else beside)
+    with _readable(path), tifffile.TiffFile(path) as file:
+        shape = file.series[0].shape
+    if len(shape) != 3:
+        raise InputError(f"{path} of {len(shape)} dimensions", "3D volumes of one value per voxel", "convert it")
+    return _Tiff(path, replace(UNPLACED, size=shape[::-1], spacing=(x, y, z)))
 
 
 def _labels(volume: Volume) -> np.ndarray:
@@ -234,8 +266,9 @@ def _shown(name: str, rank: str, case: Read, labels: Labels, drawn: Mapping[str,
     if any(not math.isnan(value) for value in scores.values()):
         lines.append(f"mean Dice {nan_mean(scores.values()):.2f}")
     ml = math.prod(case.spacing) / MM3_PER_ML
-    maps = [values for values in (case.prediction, case.truth) if values is not None]
-    volumes = {label: [ml * int(np.isin(values, value).sum()) for values in maps] for label, value in drawn.items()}
+    both = (case.prediction if case.truth is None else case.truth, case.prediction)
+    counts = {label: count(of) for label, of in masks(*both, drawn, None)}
+    volumes = {label: [ml * of["n_pred"], ml * of["n_ref"]] for label, of in counts.items()}
     there = [label for label in drawn if any(volumes[label])]
     # the worst, or the largest
     weights = {label: scores[label] if label in scores else -volumes[label][0] for label in there}

@@ -3,11 +3,13 @@
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -46,26 +48,33 @@ def letter(number: int) -> str:
     return chr(ord("A") + number % 26) + (str(number // 26 + 1) if number >= 26 else "")
 
 
+@contextmanager
+def _style(alt: str) -> Iterator[None]:
+    """The style of charts, whatever a training in the same process has left behind: nnU-Net's scales all fonts."""
+    with style.context("default"), matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
+        yield
+
+
 def curves_chart(folds: Sequence[Fold], alt: str) -> str:
     """Losses (training solid, validation dashed) and pseudo Dice (its moving average bold) over epochs, fold by fold.
 
     Args:
         alt: what it shows, for those who do not see it.
     """
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
+    with _style(alt):
         figure = Figure((9.2, 2.6))
         FigureCanvasAgg(figure)
         losses, dice = figure.subplots(1, 2)
         for number, fold in enumerate(folds):
             colour = LINES[number % len(LINES)]
-            for key, axes, style in (
+            for key, axes, look in (
                 ("train_losses", losses, {"linestyle": "-", "linewidth": 1.3}),
                 ("val_losses", losses, {"linestyle": (0, (3, 1.5)), "linewidth": 1.1}),
                 ("mean_fg_dice", dice, {"linestyle": "-", "linewidth": 0.6, "alpha": 0.55}),
                 ("ema_fg_dice", dice, {"linestyle": "-", "linewidth": 1.6}),
             ):
                 values = np.asarray(fold.curves.get(key, ()), float)
-                axes.plot(np.arange(1, len(values) + 1), values, color=colour, **style)
+                axes.plot(np.arange(1, len(values) + 1), values, color=colour, **look)
         for axes, title in (
             (losses, "loss: training solid, validation dashed"),
             (dice, "pseudo Dice: moving average bold"),
@@ -122,7 +131,7 @@ def box_chart(
         zero: whether the axis begins at 0.
     """
     models = max(map(len, values.values()))
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
+    with _style(alt):
         wide = is_wide(len(values), models)
         size = (9.4, 3.1) if wide else (4.6, 2.5)
         figure = Figure(size)

@@ -1,12 +1,16 @@
 """A picture of some cases: image, truth (where there is one) and prediction side by side in three planes, to scale."""
 
 import textwrap
-from collections.abc import Collection, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import matplotlib
 import numpy as np
+from matplotlib import style as styles_of_matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +19,7 @@ from matplotlib.patches import Patch
 
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.files import write_beside
+from nnunetv2_ext.geometry.boxes import around_all, value_boxes
 
 PLANES = ("axial", "coronal", "sagittal")
 LINES: tuple[Literal["solid", "dotted", "dashed"], ...] = ("solid", "dotted", "dashed")
@@ -48,6 +53,22 @@ class Style(NamedTuple):
     line: Literal["solid", "dotted", "dashed"]
 
 
+@contextmanager
+def plain_words() -> Iterator[None]:
+    """Within it names are drawn as they are: `$` begins no formula, and a letter that no font has is no warning.
+
+    Nor does the style count that a training in the same process has left behind.
+    """
+    with (
+        styles_of_matplotlib.context("default"),
+        matplotlib.rc_context({"text.parse_math": False}),
+        warnings.catch_warnings(),
+    ):
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        yield
+
+
+@plain_words()
 def save_cases(
     cases: Sequence[Shown],
     labels: Mapping[str, int | Sequence[int]],
@@ -100,7 +121,7 @@ def save_cases(
         figure.text(EDGE / width, (top - row / 2) / height, title, va="center", fontsize=10, linespacing=1.5)
         shades = window or window_of(case.image)
         left = margin_left
-        telling = case.truth if case.truth is not None and _is_marked(case.truth, styles.values()) else case.prediction
+        telling = case.truth if case.truth is not None and is_marked(case.truth, styles.values()) else case.prediction
         for plane, in_mm in enumerate(widths):
             wide = in_mm * inches
             index = telling_index(telling, plane, styles.values())
@@ -162,16 +183,23 @@ def window_of(image: np.ndarray) -> tuple[float, float]:
     return low, high if high > low else low + 1
 
 
-def _is_marked(values: np.ndarray, styles: Collection[Style]) -> bool:
-    return any(np.isin(values, style.values).any() for style in styles)
+def is_marked(values: np.ndarray, styles: Collection[Style]) -> bool:
+    """Whether a label map holds a label that is drawn."""
+    boxes = value_boxes(values)
+    return any(value in boxes for style in styles for value in style.values)
 
 
 def telling_index(labels: np.ndarray, axis: int, styles: Collection[Style]) -> int:
     """The slice along `axis` with the largest summed share of each label; the middle one where there is no label."""
     others = tuple(other for other in range(3) if other != axis)
-    areas = [np.isin(labels, style.values).sum(axis=others) for style in styles]
-    shares = [area / area.max() for area in areas if area.any()]
-    return int(np.argmax(np.sum(shares, axis=0))) if shares else labels.shape[axis] // 2
+    boxes = value_boxes(labels)
+    shares = np.zeros(labels.shape[axis])
+    for style in styles:
+        box = around_all(boxes[value] for value in style.values if value in boxes)
+        if box is not None:
+            area = np.isin(labels[box.slices], style.values).sum(axis=others)
+            shares[box.slices[axis]] += area / area.max()
+    return int(np.argmax(shares)) if shares.any() else labels.shape[axis] // 2
 
 
 def _draw_scale(figure: Figure, inches: float) -> None:

@@ -1,7 +1,6 @@
 """What the folder of a trained model tells: how it was planned and trained, and its curves, fold by fold."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from numbers import Real
 from pathlib import Path
@@ -13,7 +12,7 @@ from nnunetv2_ext.block import planned_block, resolve_block
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.evaluation.summary import Summary
 from nnunetv2_ext.files import read_json
-from nnunetv2_ext.inference.record import RECORDS
+from nnunetv2_ext.inference.record import sources
 from nnunetv2_ext.registry import TRAINERS
 from nnunetv2_ext.text import duration, listed
 from nnunetv2_ext.weights.checkpoint import prediction_faults, read_checkpoint
@@ -50,16 +49,6 @@ class Trained(NamedTuple):
     """Why something is not known, a sentence each."""
 
 
-def prediction_records(folder: Path) -> Iterator[dict[str, Any]]:
-    """What `predict` or `ensemble` wrote beside predictions; a damaged record is passed over."""
-    for path in sorted(folder.glob("predict*.json")) if folder.is_dir() else ():
-        if RECORDS.fullmatch(path.name):
-            try:
-                yield read_json(path, REMEDY)
-            except InputError:
-                continue
-
-
 def prediction_folders(summary: Summary) -> list[Path]:
     """Where the predictions of a model lie: one folder, or that of each fold."""
     return sorted({prediction.parent for _, prediction in summary.files.values()})
@@ -69,32 +58,10 @@ def model_folders(summary: Summary) -> dict[Path, tuple[str, ...]]:
     """The trained models behind an evaluated one, with their folds: as it tells, or by what `predict` wrote."""
     found: dict[Path, tuple[str, ...]] = {}
     for folder in prediction_folders(summary):
-        found |= _predicted_by(folder)
+        found |= {source.folder: source.folds for source in sources(folder)}
     if not summary.model_folders:
         return found
     return {folder: summary.folds or found.get(folder, ()) for folder in summary.model_folders}
-
-
-def _predicted_by(folder: Path, *, members: bool = True) -> dict[Path, tuple[str, ...]]:
-    """The models of a record, which names no folder: they are looked for in nnUNet_results.
-
-    Args:
-        members: whether the folders that `ensemble` averaged are looked into.
-    """
-    found: dict[Path, tuple[str, ...]] = {}
-    for record in prediction_records(folder):
-        try:
-            for model in record["models"]:
-                if isinstance(model, dict):
-                    dataset = str(read_json(folder / "plans.json", REMEDY)["dataset_name"])
-                    name = str(model["model"]).replace(":", "__")
-                    results = Path(os.environ.get("nnUNet_results", "nnUNet_results"))
-                    found[results / dataset / name] = tuple(map(str, model["folds"]))
-                elif members:
-                    found |= _predicted_by(Path(model[0]), members=False)
-        except (InputError, LookupError, TypeError):
-            continue
-    return found
 
 
 def describe_model(folder: Path, folds: Sequence[str] = ()) -> Trained:

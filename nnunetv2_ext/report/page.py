@@ -60,6 +60,7 @@ def write_report(
     *,
     images: Path | None = None,
     title: str | None = None,
+    note: str = "",
     cases: int = 3,
     turned: int = 3,
 ) -> list[str]:
@@ -70,6 +71,7 @@ def write_report(
         output: an HTML file; one that is there is replaced.
         images: folder of the images, named as in imagesTr; None: where the evaluation or its labels tell.
         title: by default the data set's name.
+        note: what a reader must know first, below the heading.
         cases: how many of the worst cases have pictures, beside the median and the best one.
         turned: how many cases are in the interactive viewer.
 
@@ -88,6 +90,7 @@ def write_report(
     trained = _trained(summaries)
     ranked, groups = rank_cases(scores), means(scores)
     content = {
+        "note": note,
         "title": title or _title(evaluations, trained),
         "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "versions": [f"nnunetv2_ext {__version__}", f"nnunetv2 {metadata.version('nnunetv2')}"],

@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from nnunetv2_ext.report.cases import Read
-from nnunetv2_ext.report.figure import Spacing, Style, label_styles, telling_index, window_of
+from nnunetv2_ext.report.figure import Spacing, Style, is_marked, label_styles, telling_index, window_of
 
 PIXELS = (1040, 420)
 """The most that a picture of three planes has."""
@@ -38,8 +38,7 @@ def telling_place(
 ) -> tuple[int, int, int]:
     """The indices of the planes in which the reference's labels are largest, or the prediction's where it has none."""
     styles = label_styles(labels).values()
-    marked = reference is not None and any(np.isin(reference, style.values).any() for style in styles)
-    telling = reference if reference is not None and marked else prediction
+    telling = reference if reference is not None and is_marked(reference, styles) else prediction
     first, second, third = (telling_index(telling, axis, styles) for axis in range(3))
     return first, second, third
 

@@ -12,8 +12,9 @@ from nnunetv2_ext.evaluation.means import beside
 from nnunetv2_ext.evaluation.metrics import ALL_METRICS, Metric
 from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
+from nnunetv2_ext.inference.record import prediction_records
 from nnunetv2_ext.report.charts import letter
-from nnunetv2_ext.report.models import prediction_folders, prediction_records
+from nnunetv2_ext.report.models import prediction_folders
 
 ALL = "all labels"
 NONE = "\N{EN DASH}"

@@ -9,6 +9,7 @@ import nibabel as nib
 import numpy as np
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.geometry.boxes import around_all, value_boxes
 from nnunetv2_ext.report.figure import Spacing, window_of
 from nnunetv2_ext.report.pictures import around, telling_place
 
@@ -87,9 +88,11 @@ def numbered(values: np.ndarray, labels: Mapping[str, Sequence[int]]) -> np.ndar
         remedy = "leave the interactive view out with --viewer 0"
         raise InputError(f"{len(labels)} labels", f"at most {MOST_LABELS} in the interactive view", remedy)
     result = np.zeros(values.shape, np.uint8)
-    names = list(labels)
+    boxes, names = value_boxes(values), list(labels)
     for name in sorted(names, key=lambda name: len(labels[name]), reverse=True):
-        result[np.isin(values, labels[name])] = names.index(name) + 1
+        box = around_all(boxes[value] for value in labels[name] if value in boxes)
+        if box is not None:
+            result[box.slices][np.isin(values[box.slices], labels[name])] = names.index(name) + 1
     return result
 
 

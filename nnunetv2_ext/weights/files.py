@@ -17,6 +17,10 @@ FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", 
 """The checkpoints of a fold."""
 
 
+SAVED = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
+"""In the first bytes of what `torch.save` wrote before it wrote zip archives."""
+
+
 def trained_folds(model: Path, asked: Sequence[str] | None, checkpoint: str) -> list[str]:
     """The folds that are asked for, by default all that have the checkpoint (`all` where it stands alone).
 
@@ -76,15 +80,22 @@ def read_torch_file(
                 return torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged zip or pickle fails in many ways; none of them is the user's concern
         # what the restricted unpickler refuses is named "Unsupported ..." or "unsupported ..."; anything else is damage
-        if not trust and isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower():
+        unsupported = isinstance(error, pickle.UnpicklingError) and "unsupported" in str(error).lower()
+        if not trust and unsupported and _is_saved(file):
             raise ForeignObject(
                 f"{file}, which holds {_foreign(error)} beside tensors and numbers",
                 f"a {noun} without such objects, since making them can run code that the file carries",
                 trusted,
             ) from None
-        raise InputError(
-            f"the damaged {noun} {file}, which cannot be read ({one_line(error)[:120]})", "a whole file", remedy
-        ) from None
+        why = "torch.save did not write it" if unsupported else one_line(error)[:120]
+        raise InputError(f"the damaged {noun} {file}, which cannot be read ({why})", "a whole file", remedy) from None
+
+
+def _is_saved(file: Path) -> bool:
+    """Whether a file begins as those of `torch.save` do: as a zip archive or, once, with a pickled number."""
+    with file.open("rb") as stream:
+        start = stream.read(64)
+    return start.startswith(b"PK") or SAVED in start
 
 
 def _foreign(error: Exception) -> str:

@@ -129,5 +129,10 @@ def test_all_steps_with_two_iterations(tmp_path, warm):
         assert told in table
     page = report / "report.html"
     assert f"python -m webbrowser {page.as_uri()}" in output
-    assert "MNet, ensemble of 2" in page.read_text()
+    text = page.read_text()
+    for told in ("MNet, ensemble of 2", demo.CAVEAT, baseline[0]):
+        assert told in text
+    # whatever the trainings in this process have made of matplotlib's fonts
+    assert set(re.findall(r"font-size: (\d+)px", text)) == {"8", "9"}
+    assert "refuse" not in (tmp_path / "demo" / demo.SETTINGS).read_text()
     assert page.stat().st_size < 8e6

@@ -176,5 +176,6 @@ def test_the_cross_validation_of_models(models: Path, capsys: pytest.CaptureFixt
     assert summaries[MODEL].folds == ("0", "1")
     assert summaries[OTHER].model_folders == (models / "results" / DATASET / OTHER.replace(":", "__"),)
     assert summaries[MODEL].images == models / "raw" / DATASET / "imagesTr"
-    assert of_models(models, "-f", "1", "--overwrite") == 0
+    assert of_models(models, "-f", "1", "1", "01", "--overwrite") == 0
+    assert read_summaries(models / "out")[MODEL].folds == ("1",)
     assert read_scores(models / "out").cases == ("c",)

@@ -18,13 +18,10 @@ from nnunetv2_ext.files import file_state
 from tests.cli.boxes import (
     DATASET,
     DESCRIPTION,
-    FOLDS,
     MODEL,
-    OTHER,
     SPACING,
     broken,
     evaluate,
-    of_models,
     reference,
     write,
     write_folders,
@@ -98,6 +95,20 @@ def _flat_tiff(folder: Path) -> None:
         (folder / name / "a.json").write_text(json.dumps({"spacing": SPACING}))
 
 
+def _tiff(content: str | None) -> Callable[[Path], None]:
+    def write_tiff(folder: Path) -> None:
+        (folder / "raw" / "dataset.json").write_text(json.dumps({**DESCRIPTION, "file_ending": ".tif"}))
+        for name in ("raw/labelsTs", "predictions"):
+            tifffile.imwrite(folder / name / "a.tif", reference())
+            (folder / name / "a.json").write_text(json.dumps({"spacing": SPACING}))
+        if content is None:
+            (folder / "predictions" / "a.json").unlink()
+        else:
+            (folder / "predictions" / "a.json").write_text(content)
+
+    return write_tiff
+
+
 def _empty_folder(folder: Path) -> None:
     for path in (folder / "predictions").iterdir():
         path.unlink()
@@ -167,6 +178,15 @@ def _nothing(folder: Path) -> None:
         (_flat, [], "2 dimensions and 1 values per voxel"),
         (_pictures, [], "a.png, a picture of two dimensions"),
         (_flat_tiff, [], "a.tif, a picture of two dimensions"),
+        (_tiff(None), [], "no spacing of"),
+        (_tiff("{"), [], "predictions/a.json (Expecting"),
+        (_tiff("[4, 1, 1]"), [], "a list in"),
+        (_tiff("{}"), [], "predictions/a.json; expected three numbers of mm above 0; write"),
+        (_tiff('{"spacing": ["4", "1", "x"]}'), [], 'got the spacing ["4", "1", "x"] in'),
+        (_tiff('{"spacing": [4, 1]}'), [], "got the spacing [4, 1] in"),
+        (_tiff('{"spacing": [4, 1, 0]}'), [], '{"spacing": [Z, Y, X]} in mm into a.json beside it'),
+        (_tiff('{"spacing": [4, 1, NaN]}'), [], "three numbers of mm above 0"),
+        (_tiff('{"spacing": 4}'), [], "got the spacing 4 in"),
         (_empty_folder, [], "no file *.nii.gz in"),
         (_other_ending, [], "no file *.mha in"),
         (_no_folder, [], "got no folder"),
@@ -181,6 +201,7 @@ def _nothing(folder: Path) -> None:
         (_nothing, ["-np", "0"], "-np 0"),
         (_nothing, ["-np", "two"], "-np two"),
         (_nothing, ["--tolerance", "1", "2"], "one number for all labels"),
+        (_nothing, ["--tolerance", "left=2", "left=3"], "--tolerance left=2 left=3; expected one number for left"),
         (_nothing, ["--tolerance", "0"], "the tolerance 0.0; expected a number of mm above 0"),
         (_nothing, ["--tolerance", "middle=1"], "--tolerance of middle; expected labels of"),
         (_nothing, ["--tolerance", "left=much"], "--tolerance much"),
@@ -204,6 +225,9 @@ def test_bad_input(
     assert not (folder / "out" / "metrics.csv").exists()
 
 
+TWO = ["-r", "raw/labelsTs", "-p", "predictions", "-p", "other", "--names", "A"]
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
@@ -214,12 +238,25 @@ def test_bad_input(
         (["-r", "raw/labelsTs", "-p", "raw/labelsTs"], "as -r and as -p"),
         (["-r", "raw/labelsTs", "-p", "predictions", "-p", "predictions/"], "twice"),
         (["-r", "raw/labelsTs", "-p", "predictions", "-p", "raw", "--names", "A", "A"], "--names A A"),
+        (["-d", "1", "-m", MODEL, "-f", "x/../0"], "-f x/../0; expected numbers of folds, or all"),
+        *(
+            ([*TWO, name], f"the model {told}; expected a name that a folder in out can have; give another with")
+            for name, told in {
+                **{name: name for name in ("metrics.csv", "summary.json", "evaluate.unfinished.jsonl")},
+                ".evaluate.lock": ".evaluate.lock",
+                "x" * 300: "x" * 50 + "... of 300 letters",
+            }.items()
+        ),
     ],
 )
 def test_flags_that_do_not_go_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], flags: list[str], told: str
 ) -> None:
     monkeypatch.chdir(folder)
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        monkeypatch.setenv(variable, ".")
+    Path("Dataset001_Boxes").mkdir()
+    shutil.copytree("predictions", "other")
     assert main(["evaluate", "-o", "out", *flags]) == 2
     assert told in capsys.readouterr().err
     assert not (folder / "out").exists()
@@ -253,6 +290,38 @@ def test_another_evaluation_is_kept(
         assert evaluate(folder, *flags, "--overwrite") == 0
 
 
+@pytest.mark.parametrize("damaged", ["{", "[]", '{"nnunetv2_ext": {}}', ""])
+def test_a_damaged_summary_is_another_evaluation(
+    folder: Path, capsys: pytest.CaptureFixture[str], damaged: str
+) -> None:
+    assert evaluate(folder) == 0
+    path = folder / "out" / "summary.json"
+    whole = path.read_bytes()
+    path.write_text(damaged)
+    assert evaluate(folder) == 2
+    err = capsys.readouterr().err
+    assert f"{path}" in err and "choose another -o, or replace it with --overwrite" in err
+    assert path.read_text() == damaged
+    assert evaluate(folder, "--overwrite") == 0
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["summary.json", "metrics.csv"])
+def test_a_folder_where_a_file_goes(folder: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    (folder / "out" / name).mkdir(parents=True)
+    assert evaluate(folder, "--overwrite") == 2
+    assert f"got a folder {folder / 'out' / name};" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["5", "{}", '{"models": [1]}'])
+def test_a_damaged_journal_is_another_evaluation(folder: Path, capsys: pytest.CaptureFixture[str], line: str) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "evaluate.unfinished.jsonl").write_text(line + "\n")
+    assert evaluate(folder) == 2
+    assert "that was stopped, with other content;" in capsys.readouterr().err
+    assert evaluate(folder, "--overwrite") == 0
+
+
 def test_a_model_that_changed_after_its_predictions(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,8 +331,9 @@ def test_a_model_that_changed_after_its_predictions(
     checkpoint.write_text("weights")
     monkeypatch.setenv("nnUNet_results", str(folder / "results"))
     made_of = {"fold_0/checkpoint_final.pth": file_state(checkpoint).digest}
-    made_by = [{"model": MODEL, "files": made_of}]
-    (folder / "predictions" / "predict.json").write_text(json.dumps({"models": made_by}))
+    made_by = [{"model": MODEL, "folds": ["0"], "files": made_of}]
+    for name in ("predict.json", "predict_1_of_2.json"):  # of two processes, the first without a case
+        (folder / "predictions" / name).write_text(json.dumps({"models": made_by if "2" in name else []}))
     (folder / "predictions" / "plans.json").write_text(json.dumps({"dataset_name": DATASET}))
     os.utime(checkpoint)  # newer than the predictions, but what made them
     assert evaluate(folder) == 0
@@ -271,78 +341,9 @@ def test_a_model_that_changed_after_its_predictions(
     checkpoint.write_text("trained anew")
     assert evaluate(folder) == 2
     assert f"older than {checkpoint}" in capsys.readouterr().err
-
-
-# --- models ---
-
-
-def of(folder: Path, name: str = MODEL, fold: str = "0") -> Path:
-    return folder / "results" / DATASET / name.replace(":", "__") / f"fold_{fold}"
-
-
-def _no_validation(folder: Path) -> None:
-    shutil.rmtree(of(folder) / "validation")
-
-
-def _unfinished_validation(folder: Path) -> None:
-    (of(folder) / "validation" / "summary.json").unlink()
-
-
-def _untrained(folder: Path) -> None:
-    for fold in FOLDS:
-        shutil.rmtree(of(folder, fold=fold))
-
-
-def _twice(folder: Path) -> None:
-    shutil.copy(of(folder) / "validation" / "a.nii.gz", of(folder, fold="1") / "validation")
-
-
-def _others(folder: Path) -> None:
-    (of(folder, OTHER) / "validation" / "a.nii.gz").unlink()
-
-
-def _older(folder: Path) -> None:
-    os.utime(of(folder) / "checkpoint_final.pth", (4e9, 4e9))
-
-
-def _no_references(folder: Path) -> None:
-    shutil.rmtree(folder / "preprocessed" / DATASET / "gt_segmentations")
-
-
-def _lost_reference(folder: Path) -> None:
-    (folder / "preprocessed" / DATASET / "gt_segmentations" / "a.nii.gz").unlink()
-
-
-def _means_something_else(folder: Path) -> None:
-    turned = {"background": 0, "left": 2, "right": 1}
-    (of(folder, OTHER).parent / "dataset.json").write_text(json.dumps({**DESCRIPTION, "labels": turned}))
-
-
-VALIDATE = f"nnUNetv2_train {DATASET} 3d_fullres 0 -tr MNetTrainer -p MNetPlans --val"
-
-
-@pytest.mark.parametrize(
-    ("spoil", "flags", "told"),
-    [
-        (_no_validation, [], VALIDATE),
-        (_unfinished_validation, [], VALIDATE),
-        (_untrained, [], "no checkpoint_final.pth in any fold"),
-        (_nothing, ["-f", "0", "3"], f"nnUNetv2_train {DATASET} 3d_fullres 3 -tr MNetTrainer -p MNetPlans"),
-        (_nothing, ["-m", "PaRTrainer:PaRPlans:3d_fullres"], "no trained model PaRTrainer:PaRPlans:3d_fullres"),
-        (_nothing, ["-m", "PaRTrainer"], "the model 'PaRTrainer'"),
-        (_nothing, ["-d", "902"], "no data set 902"),
-        (_twice, [], "1 case (a) in the validation of several folds"),
-        (_others, [], "1 case (a) that only one of"),
-        (_older, [], VALIDATE),
-        (_no_references, [], "gt_segmentations; expected the references"),
-        (_lost_reference, [], "no file"),
-        (_means_something_else, [], "'left' = 1 in"),
-    ],
-)
-def test_bad_models(
-    models: Path, capsys: pytest.CaptureFixture[str], spoil: Callable[[Path], None], flags: list[str], told: str
-) -> None:
-    spoil(models)
-    assert of_models(models, *flags) == 2
-    assert told in (err := capsys.readouterr().err), err
-    assert not (models / "out").exists()
+    members = [[str(folder / "predictions"), 1.0]]
+    shutil.copytree(folder / "predictions", folder / "ensemble", copy_function=shutil.copy2)
+    (folder / "ensemble" / "predict_1_of_2.json").unlink()
+    (folder / "ensemble" / "predict.json").write_text(json.dumps({"models": members}))
+    assert evaluate(folder, predictions=("ensemble",)) == 2
+    assert f"older than {checkpoint}" in (err := capsys.readouterr().err) and "nnunetv2_ext ensemble" in err

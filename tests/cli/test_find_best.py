@@ -207,7 +207,8 @@ def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, 
     for identifier, value in dice.items():
         merged = tmp_path / (f"ensembles/{both}" if identifier == both else f"{identifier}/crossval_results_folds_0_1")
         merged.mkdir(parents=True)
-        (merged / "dataset.json").write_text(json.dumps({"labels": labels, "file_ending": ".nii.gz"}))
+        described = {"labels": labels, "regions_class_order": [1, 2], "file_ending": ".nii.gz"}
+        (merged / "dataset.json").write_text(json.dumps(described))
         of_case = {"(1, 2)": {"Dice": value + 0.05}, "2": {"Dice": value - 0.05}}
         cases = (of_case, {**of_case, "2": {"Dice": None}})
         of_cases = [{"prediction_file": f"{number}.nii.gz", "metrics": case} for number, case in enumerate(cases)]

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -179,6 +180,28 @@ def test_images_of_one_file_and_another_format(folders, drawn, capsys):
     assert capsys.readouterr().out == "cases.png: a, c, e\n"
 
 
+def in_tiff(folders, spacing='{"spacing": [5, 1, 1]}'):
+    """The volumes in TIFF, as nnU-Net has them: the spacing in CASE.json beside."""
+    for path in folders.glob("*/*.nii.gz"):
+        name = path.name.removesuffix(".nii.gz")
+        tifffile.imwrite(path.with_name(f"{name}.tif"), sitk.GetArrayFromImage(sitk.ReadImage(str(path))))
+        path.with_name(name.removesuffix("_0000").removesuffix("_0001") + ".json").write_text(spacing)
+        path.unlink()
+
+
+@pytest.mark.parametrize("channel", ["0", "1"])
+def test_tiff_is_read_as_the_other_formats_are(folders, drawn, channel):
+    flags = ("-r", "labels", "--channel", channel)
+    assert look(*flags) == 0
+    before = drawn["cases"]
+    in_tiff(folders)
+    assert look(*flags) == 0
+    for one, other in zip(before, drawn["cases"], strict=True):
+        assert (one.title, one.spacing) == (other.title, other.spacing)
+        for name in ("image", "truth", "prediction"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
 def empty(folder):
     for path in folder.iterdir():
         path.unlink()
@@ -238,6 +261,11 @@ A = ("--cases", "a")
         (None, ("--window", "5", "5"), "the lower value first"),
         (None, ("--window", "dark", "5"), "--window dark 5"),
         (None, ("--window", "0", "nan"), "the lower value first"),
+        (None, ("-o", "predictions/a.png"), "-o predictions/a.png, inside -p predictions"),
+        (None, ("-o", "images/a.png"), "-o images/a.png, inside -i images"),
+        (None, ("-r", "labels", "-o", "labels/a.png"), "-o labels/a.png, inside -r labels"),
+        (lambda folders: in_tiff(folders, '{"spacing": [4, 1]}'), (), "got the spacing [4, 1] in images/a.json"),
+        (lambda folders: [in_tiff(folders), damage("images/a_0000.tif")(folders)], A, "images/a_0000.tif"),
         (None, ("-o", "cases.jpg"), "a file .png"),
         (None, ("-o", "nowhere/cases.png"), "an existing folder"),
         (None, ("-o", "/proc/cases.png"), "an error on writing"),

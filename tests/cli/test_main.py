@@ -72,6 +72,46 @@ def test_underscores_and_dashes_of_flags_are_one(
     assert "got no data set 42" in capsys.readouterr().err
 
 
+PATHS = [
+    (command, flag)
+    for command, flags in {
+        "evaluate": ("-r", "-p", "-o", "-djfile"),
+        "compare": ("METRICS", "-o"),
+        "look": ("-i", "-p", "-r", "-o", "-djfile"),
+        "report": ("EVALUATION", "-o", "-i"),
+        "predict": ("-i", "-o", "-prev_stage_predictions"),
+    }.items()
+    for flag in flags
+]
+
+
+@pytest.mark.parametrize(("command", "flag"), PATHS)
+@pytest.mark.parametrize(
+    ("path", "told"), [("", "an empty {}; expected a path"), ("x" * 300, "{} xxx"), ("loop", "{} loop (")]
+)
+def test_a_path_that_names_nothing(
+    command: str, flag: str, path: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    required = {"evaluate": ["-o"], "look": ["-i", "-p", "-o"], "report": ["EVALUATION", "-o"], "compare": ["METRICS"]}
+    given = dict.fromkeys(required.get(command, ["-i", "-o"]), "there") | {flag: path}
+    flags = [text for name, value in given.items() for text in ([name] * name.startswith("-") + [value])]
+    assert main([command, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nnunetv2_ext {command}: got {told.format(flag)}"), error
+    assert error.count("\n") == 1 and len(error) < 400
+    assert [entry.name for entry in tmp_path.iterdir()] == ["loop"]
+
+
+@pytest.mark.parametrize("arguments", [["predict", "-i", ".", "-o", "out", "-m"], ["evaluate", "-o", "out", "-d"]])
+def test_a_name_that_is_too_long(arguments: list[str], nnunet_folders: Path, capsys: Any) -> None:
+    flags = ["-m", "a:b:c"] * (arguments[0] == "evaluate")
+    assert main([*arguments, "x" * 300, *flags]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"nnunetv2_ext {arguments[0]}: got ") and error.count("\n") == 1
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_tells_its_meaning_and_default(command: str) -> None:
     parser = argparse.ArgumentParser(formatter_class=Help)

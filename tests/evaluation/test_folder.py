@@ -17,7 +17,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation import folder as module
 from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, evaluate, files_in
 from nnunetv2_ext.evaluation.journal import FILE
-from nnunetv2_ext.evaluation.metrics import METRICS
+from nnunetv2_ext.evaluation.metrics import METRICS, Settings
 from nnunetv2_ext.evaluation.scores import read_scores
 from nnunetv2_ext.evaluation.segmentations import Labels
 from nnunetv2_ext.evaluation.summary import read_summaries
@@ -111,6 +111,40 @@ def test_a_stopped_evaluation_goes_on(of_two: Evaluation, tmp_path: Path, measur
     assert str(fresh.lines) == str(scores.lines)
 
 
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ({"version": "0.0.1"}, r"other version of nnunetv2_ext \(0\.0\.1; this is .*\); expected"),
+        ({"slabs": "of old ones"}, "other slabs of the thick slices; expected"),
+        ({"models": []}, "other models; expected"),
+        ([], "other content; expected"),
+    ],
+)
+def test_in_what_a_stopped_evaluation_differs(of_two: Evaluation, tmp_path: Path, line: Any, told: str) -> None:
+    (tmp_path / "out").mkdir()
+    about = {**module._about(of_two), **line} if line else line
+    (tmp_path / "out" / FILE).write_text(json.dumps(about) + "\n")
+    with pytest.raises(InputError, match=told):
+        evaluate(of_two, tmp_path / "out")
+
+
+def test_scores_beside_an_evaluation_that_has_not_ended_are_not_read(
+    of_two: Evaluation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are those of the earlier one, whose settings may be others."""
+    evaluate(of_two, tmp_path / "out")
+    other = dataclasses.replace(of_two, settings=Settings(tolerance=3))
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_measured", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            evaluate(other, tmp_path / "out", overwrite=True)
+    for path in (tmp_path / "out", tmp_path / "out" / "metrics.csv"):
+        with pytest.raises(InputError, match=r"has not ended .*run the same nnunetv2_ext evaluate again"):
+            read_scores(path)
+    evaluate(other, tmp_path / "out")
+    assert {line.how for line in read_scores(tmp_path / "out").lines if line.metric == "NSD"} == {"tolerance 3 mm"}
+
+
 def test_where_no_case_can_be_measured_nothing_stays(of_two: Evaluation, tmp_path: Path) -> None:
     wrong = dataclasses.replace(of_two, labels=Labels({"one": 1}, known=frozenset(range(2))))
     with pytest.raises(InputError, match="8 faulty cases"):
@@ -140,6 +174,16 @@ def test_the_summaries_of_another_evaluation_below_stay(of_two: Evaluation, tmp_
     assert read_summaries(tmp_path / "out").keys() == {"x", "y"}
     evaluate(of_two, tmp_path / "out", overwrite=True)
     assert read_summaries(tmp_path / "out" / "first").keys() == {"x"}
+
+
+def test_summaries_of_nnunet_beside_predictions_in_the_output_stay(of_two: Evaluation, tmp_path: Path) -> None:
+    models = [one._replace(model=f"model {one.model}") for one in of_two.models]
+    for model in ("x", "y"):
+        (tmp_path / model / "summary.json").write_text('{"metric_per_case": [], "mean": {}}')
+    for _ in range(2):
+        evaluate(dataclasses.replace(of_two, models=models), tmp_path)
+        assert read_summaries(tmp_path).keys() == {"model x", "model y"}
+    assert json.loads((tmp_path / "x" / "summary.json").read_text()) == {"metric_per_case": [], "mean": {}}
 
 
 def test_slabs_of_a_thin_thick_data_set(tmp_path: Path) -> None:

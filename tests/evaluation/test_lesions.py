@@ -29,6 +29,7 @@ def row(text: str) -> np.ndarray:
         # the best pair alone (second with first) would leave one without a partner
         ("xxxx.xxxxx", "..xxxxxxx.", 0.1, (2, 1, 1)),
         ("xxxxxx.xx.", "x.xxxxxxx.", 0.1, (2, 2, 2)),
+        ("x.x", "x.x", 0.1, (2, 2, 2)),  # of which cc3d cannot count a boolean mask
         ("..........", "xx..xx....", 0.1, (0, 2, 0)),
         ("xx..xx....", "..........", 0.1, (2, 0, 0)),
     ],

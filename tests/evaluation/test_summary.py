@@ -70,3 +70,16 @@ def test_another_summary_is_refused(tmp_path: Path, content: object, told: str) 
         (tmp_path / "summary.json").write_text(content if isinstance(content, str) else json.dumps(content))
     with pytest.raises(InputError, match=told):
         read_summaries(tmp_path)
+
+
+def test_those_of_nnunet_beside_are_passed_over_and_damaged_ones_told(tmp_path: Path) -> None:
+    for model in ("one", "other"):
+        (tmp_path / model).mkdir()
+        write_summary(tmp_path / model / "summary.json", summary(model, tmp_path), METRICS, keys=KEYS)
+    for folder in (tmp_path, tmp_path / "predictions"):
+        folder.mkdir(exist_ok=True)
+        (folder / "summary.json").write_text('{"metric_per_case": [], "mean": {}}')
+    assert read_summaries(tmp_path).keys() == {"one", "other"}
+    (tmp_path / "other" / "summary.json").write_text("{")
+    with pytest.raises(InputError, match="damaged"):
+        read_summaries(tmp_path)

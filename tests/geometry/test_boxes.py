@@ -10,11 +10,42 @@ from nnunetv2_ext.geometry.boxes import (
     Box,
     Preprocessing,
     around,
+    around_all,
     bounding_box,
     component_boxes,
+    components,
     margin_in_voxels,
     merged,
+    value_boxes,
 )
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int64, np.float32])
+@pytest.mark.parametrize("values", [(1, 2), (7, 200), (3, -4), (2, 70_000), (1, 2**40)])
+def test_boxes_of_values(values: tuple[int, int], dtype: type) -> None:
+    if np.issubdtype(dtype, np.integer) and not all(np.iinfo(dtype).min <= v <= np.iinfo(dtype).max for v in values):
+        pytest.skip("no value of this type")
+    labels: np.ndarray = np.zeros((4, 5, 6), dtype)
+    labels[1, 2, 3] = labels[3, 2, 1] = values[0]
+    labels[0, 4, 2:6] = values[1]
+    one, other = Box((1, 2, 1), (4, 3, 4)), Box((0, 4, 2), (1, 5, 6))
+    assert value_boxes(labels) == {0: Box((0, 0, 0), (4, 5, 6)), values[0]: one, values[1]: other}
+    assert around_all((one, other)) == Box((0, 2, 1), (4, 5, 6))
+    assert value_boxes(np.zeros((2, 2, 2), dtype)) == {0: Box((0, 0, 0), (2, 2, 2))}
+    assert around_all(()) is None
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+@pytest.mark.parametrize("shape", [(1, 1, 5), (1, 3, 3), (2, 2, 2), (3, 1, 3), (2, 1, 4)])
+def test_components_of_every_small_mask(shape: tuple[int, ...], connectivity: int) -> None:
+    near = ndimage.generate_binary_structure(3, {6: 1, 18: 2, 26: 3}[connectivity])
+    voxels = int(np.prod(shape))
+    for number in range(2**voxels):
+        mask = (number >> np.arange(voxels) & 1).astype(bool).reshape(shape)
+        for values in (mask, mask.astype(np.int32)):
+            numbers, count = components(values, connectivity)
+            assert count == ndimage.label(mask, near)[1]
+            assert np.unique(numbers[mask]).tolist() == list(range(1, count + 1))
 
 
 @pytest.mark.parametrize(

@@ -176,6 +176,12 @@ def _unfinished(validated: Validated) -> None:
     (validated.validation(1) / "summary.json").unlink()
 
 
+def _lost(validated: Validated) -> None:
+    lost = {"metric_per_case": [{"prediction_file": "fold_1/validation/case_11.nii.gz"}]}
+    (validated.validation(1) / "summary.json").write_text(json.dumps(lost))
+    (validated.model / "fold_1" / "checkpoint_final.pth").touch()
+
+
 def _untrained(validated: Validated) -> None:
     (validated.validation(1) / "summary.json").unlink()
     (validated.model / "fold_1" / "checkpoint_final.pth").touch()
@@ -213,6 +219,7 @@ TRAIN = f"nnUNetv2_train {DATASET} 3d_roi 1 -tr BackboneTrainer -p ROIPlans"
     ("change", "flags", "message"),
     [
         (_unfinished, [], f"no finished validation in 1 fold (fold_1) of .*run\n  {TRAIN}\nand"),
+        (_lost, [], f"no finished validation in 1 fold (fold_1) of .*run\n  {TRAIN} --val\nand"),
         (_untrained, [], f"run\n  {TRAIN} --val\nand"),
         (_twice, [], r"1 case (case_0) in the validation of several folds"),
         (_few, [], "9 validated cases in folds 0 1; expected 10 or more, best 50"),

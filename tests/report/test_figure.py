@@ -1,7 +1,9 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import RendererAgg
 from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
@@ -55,6 +57,25 @@ def test_a_note_stands_above_the_cases(tmp_path):
     # what the note is written on: nothing stands there without it, and all below it is the same
     assert (pictures["with"][45:62] < 0.5).any()
     np.testing.assert_allclose(pictures["with"][-100:], pictures["without"][-100:], atol=0.02)
+
+
+@pytest.mark.parametrize(
+    "name", ["$", "a$b$c", "$\\frac{1}{2}$", "$\\nothing$", "a_b", "_a", "\u809d\u81d3", "%", "{}", "a\\"]
+)
+def test_names_are_drawn_as_they_are(tmp_path, monkeypatch, name):
+    drawn: list[str] = []
+    told = RendererAgg.draw_text
+
+    def tell(self: Any, gc: Any, x: Any, y: Any, text: str, *rest: Any, ismath: Any = False, **more: Any) -> None:
+        assert not ismath
+        drawn.append(text)
+        told(self, gc, x, y, text, *rest, ismath=ismath, **more)  # type: ignore[misc]
+
+    monkeypatch.setattr(RendererAgg, "draw_text", tell)
+    save_cases([case(title=f"case {name}")], {f"label {name}": 1, name: 2}, tmp_path / "a.png", heading=name, note=name)
+    for text in (f"case {name}", f"label {name}", name):
+        assert text in drawn
+    assert drawn.count(name) == 3  # of the heading, the note and the legend
 
 
 def test_different_grids_in_one_picture(tmp_path):

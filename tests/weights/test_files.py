@@ -19,8 +19,12 @@ from tests.weights.made import checkpoint, in_v1_checkpoint, published, start_of
         lambda whole: whole[:100],
         lambda whole: b"",
         lambda whole: b"hello world, this is no file of weights",
+        lambda whole: b"garbage",
+        lambda whole: b"version https://git-lfs.github.com/spec/v1\n",
+        lambda whole: b"\0" * len(whole),
+        lambda whole: b"cpathlib\nPath\n.",
     ],
-    ids=["truncated", "hardly begun", "empty", "text"],
+    ids=["truncated", "hardly begun", "empty", "text", "garbage", "a stand-in", "zeros", "a bare pickle"],
 )
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_damaged_file(damage, flags, zipped, tmp_path, capsys):
