@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from nnunetv2_ext.evaluation.metrics import ALL_METRICS, LESIONS
-from nnunetv2_ext.evaluation.scores import BOTH_EMPTY, Score, Scores, nan_mean
+from nnunetv2_ext.evaluation.scores import BOTH_EMPTY, Scores
 
 PERFECT: Mapping[str, float] = {
     name: float(metric.better == "higher")
@@ -43,41 +43,23 @@ def pair(scores: Scores, first: str, second: str, labels: Sequence[str], metric:
     of lesions have no such value, as there is no lesion to count.
     """
     cases = sorted(cases_of(scores, first, labels, metric))
-    lines = [(scores.of(first, label, metric), scores.of(second, label, metric)) for label in labels]
-    values, decided, right = [], [], []
-    for case in cases:
-        of_case = [_side_by_side(ours.get(case), theirs.get(case), metric) for ours, theirs in lines]
-        values.append([nan_mean(of_model) for of_model in zip(*(one[:2] for one in of_case), strict=True)])
-        decided.append(any(one.decided for one in of_case))
-        right.append(any(one.rightly_empty for one in of_case))
-    both = np.array(values, float).reshape(-1, 2)
-    counts = ~np.isnan(both).any(axis=1)
+    shape = (2, len(labels), len(cases))
+    lines = [
+        scores.of(model, label, metric).get(case) for model in (first, second) for label in labels for case in cases
+    ]
+    values = np.array([math.nan if line is None else line.value for line in lines], float).reshape(shape)
+    notes = np.array(["" if line is None else line.note for line in lines], object).reshape(shape)
+    if ALL_METRICS[metric].better == "nearer 0":
+        values = abs(values)
+    known = ~np.isnan(values)
+    decided = known & (notes != "")
+    right = ~known & known[::-1] & (notes == BOTH_EMPTY) & (metric in PERFECT)
+    values[right] = PERFECT.get(metric, math.nan)
+    counts = (known | right).sum(axis=1)  # (2, cases)
+    pairs = (counts > 0).all(axis=0)
+    means = np.nansum(values, axis=1)[:, pairs] / counts[:, pairs]
     return Pairs(
-        both[counts],
-        int((~counts).sum()),
-        int((counts & np.array(decided, bool)).sum()),
-        int((counts & np.array(right, bool)).sum()),
+        means.T,
+        int((~pairs).sum()),
+        *(int((pairs & which.any(axis=(0, 1))).sum()) for which in (decided, right)),
     )
-
-
-class _Both(NamedTuple):
-    """One case and label."""
-
-    first: float
-    second: float
-    decided: bool
-    rightly_empty: bool
-
-
-def _side_by_side(first: Score | None, second: Score | None, metric: str) -> _Both:
-    change = abs if ALL_METRICS[metric].better == "nearer 0" else float
-    lines = (first, second)
-    values = [math.nan if line is None else change(line.value) for line in lines]
-    counts = [not math.isnan(value) for value in values]
-    decided = any(line is not None and line.note and known for line, known in zip(lines, counts, strict=True))
-    perfect = PERFECT.get(metric)
-    right = counts.index(False) if counts[0] != counts[1] else None
-    if right is None or perfect is None or (line := lines[right]) is None or line.note != BOTH_EMPTY:
-        return _Both(values[0], values[1], decided, False)
-    values[right] = perfect
-    return _Both(values[0], values[1], decided, True)
