@@ -12,7 +12,7 @@ from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from nnunetv2_ext.report.cases import Read
-from nnunetv2_ext.report.figure import Spacing, Style, label_styles, telling_index, window_of
+from nnunetv2_ext.report.figure import Spacing, Style, is_marked, label_styles, telling_index, window_of
 
 PIXELS = (1040, 420)
 """The most that a picture of three planes has."""
