@@ -110,7 +110,7 @@ def _millimetres(spacing: Spacing) -> str:
 def _licence() -> str:
     """NiiVue's licence as the package ships it, and those of the libraries bundled in it."""
     shipped = [path for path in importlib.metadata.files("ipyniivue") or () if path.name == "LICENSE"]
-    return "\n".join([*(path.read_text() for path in shipped), _ours("viewer-licences.txt")])
+    return "\n".join([*(path.read_text(encoding="utf-8") for path in shipped), _ours("viewer-licences.txt")])
 
 
 def _ours(name: str) -> str:

@@ -55,7 +55,7 @@ def test_overwrite_replaces_an_earlier_demo(tmp_path):
     (tmp_path / "demo" / "old").touch()
     demo._make_folder(tmp_path / "demo", settings(overwrite=True))
     assert [path.name for path in (tmp_path / "demo").iterdir()] == [demo.SETTINGS]
-    assert json.loads((tmp_path / "demo" / demo.SETTINGS).read_text())["epochs"] == "1"
+    assert json.loads((tmp_path / "demo" / demo.SETTINGS).read_text(encoding="utf-8"))["epochs"] == "1"
 
 
 def test_output_is_a_file(tmp_path):
@@ -85,7 +85,7 @@ from nnunetv2_ext.cli import demo, main
 def plan_narrow():
     plan_and_preprocess()
     for path in Path(os.environ["nnUNet_preprocessed"]).glob("*/*Plans.json"):
-        plans = json.loads(path.read_text())
+        plans = json.loads(path.read_text(encoding="utf-8"))
         arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
         arguments["features_per_stage"] = [width // 8 for width in arguments["features_per_stage"]]
         path.write_text(json.dumps(plans))
@@ -118,7 +118,7 @@ def test_all_steps_with_two_iterations(tmp_path, warm):
     assert scores.labels == ("liver", "kidney", "lesion")
     assert len(scores.cases) == 2
     assert (report / "cases.png").stat().st_size > 10_000
-    table = (report / "table.md").read_text()
+    table = (report / "table.md").read_text(encoding="utf-8")
     baseline = re.search(
         r"Threshold per label: mean Dice (0\.\d+) \(liver 0\.\d+, kidney 0\.\d+, lesion 0\.\d+\)", table
     )
@@ -129,10 +129,10 @@ def test_all_steps_with_two_iterations(tmp_path, warm):
         assert told in table
     page = report / "report.html"
     assert f"python -m webbrowser {page.as_uri()}" in output
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     for told in ("MNet, ensemble of 2", demo.CAVEAT, baseline[0]):
         assert told in text
     # whatever the trainings in this process have made of matplotlib's fonts
     assert set(re.findall(r"font-size: (\d+)px", text)) == {"8", "9"}
-    assert "refuse" not in (tmp_path / "demo" / demo.SETTINGS).read_text()
+    assert "refuse" not in (tmp_path / "demo" / demo.SETTINGS).read_text(encoding="utf-8")
     assert page.stat().st_size < 8e6

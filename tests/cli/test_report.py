@@ -11,7 +11,7 @@ def test_page_and_what_it_lacks_are_told(tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"Its folder {tmp_path / 'gone__plans__3d'} is not there, which tells how it was trained." in out
     assert f"{page}: " in out.splitlines()[-1]
-    assert "<h1>Mine</h1>" in page.read_text()
+    assert "<h1>Mine</h1>" in page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -72,12 +72,12 @@ def two(tmp_path_factory) -> tuple[Path, Page, list[str]]:
         json.dumps({"cases": {}, "failed": {"case_9": "got a <broken> image"}})
     )
     told = write_report([evaluation], root / "page.html", title="Boxes", turned=0)
-    return root, Page((root / "page.html").read_text()), told
+    return root, Page((root / "page.html").read_text(encoding="utf-8")), told
 
 
 def test_nothing_is_loaded_from_elsewhere(two):
     root, page, _ = two
-    text = (root / "page.html").read_text()
+    text = (root / "page.html").read_text(encoding="utf-8")
     for tag, attributes in page.elements:
         for name in ("src", "href", "xlink:href", "action", "srcset", "poster", "data", "background"):
             assert (attributes.get(name) or "#").startswith(("#", "data:")), (tag, attributes)
@@ -112,7 +112,7 @@ def test_failures_come_first(two):
 
 def test_means_are_those_of_the_scores(two):
     root, _, _ = two
-    text = (root / "page.html").read_text()
+    text = (root / "page.html").read_text(encoding="utf-8")
     scores = read_scores(root / "evaluation")
     for label in scores.labels:
         for model in scores.models:
@@ -140,16 +140,16 @@ def test_names_are_text(tmp_path, place):
         tmp_path, {names["model"]: [boxes(1)]}, cases=[names["case"]], labels={names["label"]: (1, 2)}
     )
     write_report([evaluation], tmp_path / "page.html", title=names["title"], turned=0)
-    page = Page((tmp_path / "page.html").read_text())
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert HOSTILE in page.text
     assert len(page.of("script")) == 1
-    assert len(page.of("b")) == len(re.findall("<b>[A-Z]</b>", (tmp_path / "page.html").read_text()))
+    assert len(page.of("b")) == len(re.findall("<b>[A-Z]</b>", (tmp_path / "page.html").read_text(encoding="utf-8")))
 
 
 def test_one_case_has_no_interval_and_one_model_no_comparison(tmp_path):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(1)]})
     write_report([evaluation], tmp_path / "page.html", turned=0)
-    page = Page((tmp_path / "page.html").read_text())
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "of one case there is no interval" in page.text
     assert "nan" not in page.text.lower().replace("nanmean", "")
     assert "Comparison of models" not in page.text
@@ -159,7 +159,7 @@ def test_the_comparison_is_that_of_compare(tmp_path):
     models = {"a": [boxes(n, lesion=n > 0) for n in (0, 1, 2)], "b": [boxes(n) for n in (3, 4, 5)]}
     evaluation = write_evaluation(tmp_path, models)
     write_report([evaluation], tmp_path / "page.html", cases=0, turned=0)
-    text = Page((tmp_path / "page.html").read_text()).text
+    text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     notes = comparison_notes(compare(read_scores(evaluation)))
     assert any(note.startswith("Too few pairs") for note in notes)
     assert all(note in text for note in notes)
@@ -170,7 +170,7 @@ def test_metrics_alone_make_a_page(tmp_path):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(1), boxes(0)]})
     (evaluation / "summary.json").unlink()
     told = write_report([evaluation / "metrics.csv"], tmp_path / "page.html")
-    page = Page((tmp_path / "page.html").read_text())
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "Models and pictures" in told[0]
     assert told[0] in page.text
     assert page.of("img") == []
@@ -181,7 +181,7 @@ def test_a_model_without_its_summary_is_told(tmp_path):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(1)], "theirs": [boxes(0)]})
     (evaluation / "1" / "summary.json").unlink()
     told = write_report([evaluation], tmp_path / "page.html", turned=0)
-    page = Page((tmp_path / "page.html").read_text())
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert told == ["No summary.json of theirs: models and pictures of it are missing; evaluate again."]
     assert told[0] in page.text and len(page.of("img")) == 1
 
@@ -197,7 +197,9 @@ def test_long_names_are_shortened_in_tables(tmp_path):
     lines = tuple(line._replace(label="x" * 300) for line in scores.lines if line.label == "organ")
     write_scores(Scores(lines), tmp_path / "metrics.csv")
     write_report([tmp_path / "metrics.csv"], tmp_path / "page.html")
-    assert max(map(len, re.findall(r"<t[dh][^>]*>([^<]*)", (tmp_path / "page.html").read_text()))) <= 100
+    assert (
+        max(map(len, re.findall(r"<t[dh][^>]*>([^<]*)", (tmp_path / "page.html").read_text(encoding="utf-8")))) <= 100
+    )
 
 
 def lose_prediction(root):
@@ -255,7 +257,7 @@ def test_what_a_picture_lacks_is_told(tmp_path, damage, expected, pictures):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(3), boxes(0)]})
     damage(tmp_path)
     told = write_report([evaluation], tmp_path / "page.html", turned=0)
-    page = Page((tmp_path / "page.html").read_text())
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert any(expected in sentence for sentence in told)
     assert all(sentence in page.text for sentence in told)
     assert len(page.of("img")) == pictures
@@ -267,7 +269,7 @@ def test_several_evaluations_make_one_page(tmp_path):
         for name, shift in (("ours", 0), ("theirs", 3))
     ]
     write_report(parts, tmp_path / "page.html", turned=0)
-    page = Page((tmp_path / "page.html").read_text())
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "Comparison of models" in page.text
     assert len(page.of("img")) == 4
 
@@ -280,7 +282,7 @@ def test_models_of_other_cases_are_told_apart(tmp_path):
     write_report(parts, tmp_path / "page.html", turned=0)
     assert "Not compared: got 2 cases (b, c) that only one of ours and theirs has" in (
         tmp_path / "page.html"
-    ).read_text().replace("&#39;", "'")
+    ).read_text(encoding="utf-8").replace("&#39;", "'")
 
 
 @pytest.mark.parametrize(
@@ -330,7 +332,7 @@ def test_where_nothing_counts_the_page_says_so(tmp_path):
     scores = read_scores(write_evaluation(tmp_path, {"ours": [boxes(0)]}))
     write_scores(Scores(tuple(uncounted(line) for line in scores.lines)), tmp_path / "metrics.csv")
     write_report([tmp_path / "metrics.csv"], tmp_path / "page.html")
-    text = Page((tmp_path / "page.html").read_text()).text
+    text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert "Nothing counts" in text and "No case failed" not in text
 
 
@@ -340,7 +342,7 @@ def test_odd_scores_make_a_page(tmp_path, change):
     lines = (change(line) for line in read_scores(evaluation).lines)
     write_scores(Scores(tuple(line for line in lines if line is not None)), evaluation / "metrics.csv")
     assert write_report([evaluation], tmp_path / "page.html", cases=0, turned=0) == []
-    text = Page((tmp_path / "page.html").read_text()).text
+    text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert not re.search(r"\b(nan|inf|None)\b", text)
 
 
@@ -363,7 +365,7 @@ def test_the_viewer_or_how_to_add_it(tmp_path, monkeypatch, installed):
     monkeypatch.setattr(page_module, "viewer", viewer)
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(shift) for shift in (2, 0, 3, 1)]})
     write_report([evaluation], tmp_path / "page.html", cases=0, turned=3)
-    page = Page((tmp_path / "page.html").read_text())
+    page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert [case.title for case in seen] == [
         "case_2 by ours (worst)",
         "case_0 by ours (median)",
