@@ -1,6 +1,8 @@
 """Shared fixtures: where real data and the published networks' outputs lie, when they are at hand."""
 
+import locale
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,6 +36,17 @@ def hippocampus() -> Path:
 def golden() -> Path:
     """Outputs of the published networks, with their weights."""
     return _folder("NNUNETV2_EXT_GOLDEN", BESIDE, "golden")
+
+
+@pytest.fixture(autouse=True)
+def process_as_before() -> Iterator[None]:
+    """What a test leaves behind in the process of all: SimpleITK's locale (after DICOM), more threads of PyTorch."""
+    before = locale.setlocale(locale.LC_ALL)
+    yield
+    if locale.setlocale(locale.LC_ALL) != before:
+        locale.setlocale(locale.LC_ALL, before)
+    if (torch := sys.modules.get("torch")) is not None and torch.get_num_threads() != 1:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             images=args.images,
             title=args.title,
             cases=counts["cases"],
-            turned=counts["viewer"],
+            viewer_cases=counts["viewer"],
         )
     for sentence in lacking:
         print(sentence)

@@ -62,7 +62,7 @@ def write_report(
     title: str | None = None,
     note: str = "",
     cases: int = 3,
-    turned: int = 3,
+    viewer_cases: int = 3,
 ) -> list[str]:
     """Write the page, whole or not at all.
 
@@ -73,7 +73,7 @@ def write_report(
         title: by default the data set's name.
         note: what a reader must know first, below the heading.
         cases: how many of the worst cases have pictures, beside the median and the best one.
-        turned: how many cases are in the interactive viewer.
+        viewer_cases: how many cases are in the interactive viewer.
 
     Returns:
         What the page lacks, a sentence each.
@@ -116,7 +116,7 @@ def write_report(
     content |= _comparison(scores)
     chosen = worst_median_best(ranked, cases) if summaries else []
     shown = [picture_case(scores, summaries, one, images) for one in chosen]
-    views = [view_case(summaries, one, images) for one in choose_few(ranked, turned)]
+    views = [view_case(summaries, one, images) for one in choose_few(ranked, viewer_cases)]
     known = [view for view in views if view is not None]
     parts = viewer(known)
     content |= {

@@ -124,7 +124,7 @@ def test_all_steps_with_two_iterations(tmp_path, warm):
     )
     assert baseline is not None
     assert float(baseline[1]) <= 0.6
-    for told in (baseline[0], demo.MEANING, demo.CAVEAT, "| MNet, ensemble of 2   | mean of labels"):
+    for told in (baseline[0], demo.MEANING, demo.CAVEAT, "| mean of labels |"):
         assert told in output
         assert told in table
     page = report / "report.html"

@@ -50,4 +50,4 @@ def test_an_image_is_found_as_look_finds_it(tmp_path, name):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(3)]}, images=False)
     write(np.zeros(SHAPE, np.float32), tmp_path / "elsewhere" / name)
     write(np.zeros(SHAPE, np.float32), tmp_path / "elsewhere" / "case_0_0001.nii.gz")
-    assert write_report([evaluation], tmp_path / "page.html", images=tmp_path / "elsewhere", turned=0) == []
+    assert write_report([evaluation], tmp_path / "page.html", images=tmp_path / "elsewhere", viewer_cases=0) == []

@@ -71,7 +71,7 @@ def two(tmp_path_factory) -> tuple[Path, Page, list[str]]:
     (root / "predictions_evaluation_1" / "predict.json").write_text(
         json.dumps({"cases": {}, "failed": {"case_9": "got a <broken> image"}})
     )
-    told = write_report([evaluation], root / "page.html", title="Boxes", turned=0)
+    told = write_report([evaluation], root / "page.html", title="Boxes", viewer_cases=0)
     return root, Page((root / "page.html").read_text(encoding="utf-8")), told
 
 
@@ -139,7 +139,7 @@ def test_names_are_text(tmp_path, place):
     evaluation = write_evaluation(
         tmp_path, {names["model"]: [boxes(1)]}, cases=[names["case"]], labels={names["label"]: (1, 2)}
     )
-    write_report([evaluation], tmp_path / "page.html", title=names["title"], turned=0)
+    write_report([evaluation], tmp_path / "page.html", title=names["title"], viewer_cases=0)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert HOSTILE in page.text
     assert len(page.of("script")) == 1
@@ -148,7 +148,7 @@ def test_names_are_text(tmp_path, place):
 
 def test_one_case_has_no_interval_and_one_model_no_comparison(tmp_path):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(1)]})
-    write_report([evaluation], tmp_path / "page.html", turned=0)
+    write_report([evaluation], tmp_path / "page.html", viewer_cases=0)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "of one case there is no interval" in page.text
     assert "nan" not in page.text.lower().replace("nanmean", "")
@@ -158,7 +158,7 @@ def test_one_case_has_no_interval_and_one_model_no_comparison(tmp_path):
 def test_the_comparison_is_that_of_compare(tmp_path):
     models = {"a": [boxes(n, lesion=n > 0) for n in (0, 1, 2)], "b": [boxes(n) for n in (3, 4, 5)]}
     evaluation = write_evaluation(tmp_path, models)
-    write_report([evaluation], tmp_path / "page.html", cases=0, turned=0)
+    write_report([evaluation], tmp_path / "page.html", cases=0, viewer_cases=0)
     text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     notes = comparison_notes(compare(read_scores(evaluation)))
     assert any(note.startswith("Too few pairs") for note in notes)
@@ -180,7 +180,7 @@ def test_metrics_alone_make_a_page(tmp_path):
 def test_a_model_without_its_summary_is_told(tmp_path):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(1)], "theirs": [boxes(0)]})
     (evaluation / "1" / "summary.json").unlink()
-    told = write_report([evaluation], tmp_path / "page.html", turned=0)
+    told = write_report([evaluation], tmp_path / "page.html", viewer_cases=0)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert told == ["No summary.json of theirs: models and pictures of it are missing; evaluate again."]
     assert told[0] in page.text and len(page.of("img")) == 1
@@ -256,7 +256,7 @@ def image_of_another_spacing(root):
 def test_what_a_picture_lacks_is_told(tmp_path, damage, expected, pictures):
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(3), boxes(0)]})
     damage(tmp_path)
-    told = write_report([evaluation], tmp_path / "page.html", turned=0)
+    told = write_report([evaluation], tmp_path / "page.html", viewer_cases=0)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert any(expected in sentence for sentence in told)
     assert all(sentence in page.text for sentence in told)
@@ -268,7 +268,7 @@ def test_several_evaluations_make_one_page(tmp_path):
         write_evaluation(tmp_path, {name: [boxes(shift), boxes(1)]}, output=name)
         for name, shift in (("ours", 0), ("theirs", 3))
     ]
-    write_report(parts, tmp_path / "page.html", turned=0)
+    write_report(parts, tmp_path / "page.html", viewer_cases=0)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert "Comparison of models" in page.text
     assert len(page.of("img")) == 4
@@ -279,7 +279,7 @@ def test_models_of_other_cases_are_told_apart(tmp_path):
         write_evaluation(tmp_path, {name: [boxes(0), boxes(1)]}, output=name, cases=cases)
         for name, cases in (("ours", ["a", "b"]), ("theirs", ["a", "c"]))
     ]
-    write_report(parts, tmp_path / "page.html", turned=0)
+    write_report(parts, tmp_path / "page.html", viewer_cases=0)
     assert "Not compared: got 2 cases (b, c) that only one of ours and theirs has" in (
         tmp_path / "page.html"
     ).read_text(encoding="utf-8").replace("&#39;", "'")
@@ -341,7 +341,7 @@ def test_odd_scores_make_a_page(tmp_path, change):
     evaluation = write_evaluation(tmp_path, {"a": [boxes(0, lesion=False), boxes(1)], "b": [boxes(2), boxes(0)]})
     lines = (change(line) for line in read_scores(evaluation).lines)
     write_scores(Scores(tuple(line for line in lines if line is not None)), evaluation / "metrics.csv")
-    assert write_report([evaluation], tmp_path / "page.html", cases=0, turned=0) == []
+    assert write_report([evaluation], tmp_path / "page.html", cases=0, viewer_cases=0) == []
     text = Page((tmp_path / "page.html").read_text(encoding="utf-8")).text
     assert not re.search(r"\b(nan|inf|None)\b", text)
 
@@ -364,7 +364,7 @@ def test_the_viewer_or_how_to_add_it(tmp_path, monkeypatch, installed):
 
     monkeypatch.setattr(page_module, "viewer", viewer)
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(shift) for shift in (2, 0, 3, 1)]})
-    write_report([evaluation], tmp_path / "page.html", cases=0, turned=3)
+    write_report([evaluation], tmp_path / "page.html", cases=0, viewer_cases=3)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
     assert [case.title for case in seen] == [
         "case_2 by ours (worst)",
