@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.patheffects import withStroke
 
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.files import write_beside
@@ -121,16 +122,15 @@ def save_cases(
         figure.text(EDGE / width, (top - row / 2) / height, title, va="center", fontsize=10, linespacing=1.5)
         shades = window or window_of(case.image)
         left = margin_left
-        telling = case.truth if case.truth is not None and is_marked(case.truth, styles.values()) else case.prediction
+        through = telling_place(case.truth, case.prediction, labels)
         for plane, in_mm in enumerate(widths):
             wide = in_mm * inches
-            index = telling_index(telling, plane, styles.values())
             group = left
             for column in columns:
                 overlay = {"image": None, "truth": case.truth, "prediction": case.prediction}[column]
                 if column != "truth" or case.truth is not None:
                     axes = figure.add_axes((left / width, (top - row) / height, wide / width, row / height))
-                    _draw(axes, case, plane, index, overlay, styles.values(), shades)
+                    _draw(axes, case, plane, through[plane], overlay, styles.values(), shades)
                 if case is cases[0]:
                     figure.text((left + wide / 2) / width, (top + 0.07) / height, column, ha="center", fontsize=9)
                 left += wide + GAP
@@ -202,6 +202,16 @@ def telling_index(labels: np.ndarray, axis: int, styles: Collection[Style]) -> i
     return int(np.argmax(shares)) if shares.any() else labels.shape[axis] // 2
 
 
+def telling_place(
+    reference: np.ndarray | None, prediction: np.ndarray, labels: Mapping[str, int | Sequence[int]]
+) -> tuple[int, int, int]:
+    """The indices of the planes in which the reference's labels are largest, or the prediction's where it has none."""
+    styles = label_styles(labels).values()
+    telling = reference if reference is not None and is_marked(reference, styles) else prediction
+    first, second, third = (telling_index(telling, axis, styles) for axis in range(3))
+    return first, second, third
+
+
 def _draw_scale(figure: Figure, inches: float) -> None:
     """A bar of a round number of mm in the lower right corner; it holds for every panel."""
     width, height = figure.get_size_inches()
@@ -225,27 +235,63 @@ def _draw(
     shades: tuple[float, float],
 ) -> None:
     """One panel: the slice in grey, on it the labels' areas in faint colour with a firm outline."""
-    vertical, horizontal = (axis for axis in range(3) if axis != plane)
-    height, width = (case.image.shape[axis] * case.spacing[axis] for axis in (vertical, horizontal))
-    # Slices count upwards from the feet; rows of an axial slice count downwards from the front.
-    upward = vertical == 0
-    # (left, right, bottom, top) of the panel in mm
-    extent = (0.0, width, 0.0, height) if upward else (0.0, width, height, 0.0)
-    grey = np.take(case.image, index, axis=plane)
-    if upward:
-        grey = grey[::-1]
-    axes.imshow(grey, cmap="gray", vmin=shades[0], vmax=shades[1], extent=extent, interpolation="nearest")
-    if overlay is not None:
-        # with a border of nothing, so that outlines close at the edge
-        marks = np.take(overlay, index, axis=plane)
-        rows = (np.arange(marks.shape[0] + 2) - 0.5) * case.spacing[vertical]
-        columns = (np.arange(marks.shape[1] + 2) - 0.5) * case.spacing[horizontal]
-        for style in styles:
-            mask = np.pad(np.isin(marks, style.values), 1).astype(float)
-            if mask.any():
-                axes.contourf(columns, rows, mask, [0.5, 1.5], colors=[style.colour], alpha=0.22)
-                axes.contour(columns, rows, mask, [0.5], colors=[style.colour], linewidths=1.3, linestyles=style.line)
+    grey = np.take(case.image, index, plane)
+    marks = None if overlay is None else np.take(overlay, index, plane)
+    extent = extent_of(case.image.shape, case.spacing, plane)
+    draw_plane(axes, grey, extent, styles, shades, area=marks, line=marks, alpha=0.22, linewidth=1.3)
+
+
+def draw_plane(
+    axes: Axes,
+    grey: np.ndarray,
+    extent: tuple[float, float, float, float],
+    styles: Collection[Style],
+    shades: tuple[float, float],
+    *,
+    area: np.ndarray | None = None,
+    line: np.ndarray | None = None,
+    alpha: float,
+    linewidth: float,
+    rim: float = 0.0,
+) -> None:
+    """One plane: the slice in grey, on it labels as areas in faint colour and as firm outlines.
+
+    Args:
+        grey: (rows, columns) of the image.
+        extent: left, right, bottom and top in mm, see `extent_of`.
+        area: the label map whose labels are filled, with `alpha`.
+        line: the one whose labels are outlined.
+        rim: width of the black line below the outlines.
+    """
+    upward = extent[3] > extent[2]
+    rows = grey[::-1] if upward else grey
+    axes.imshow(rows, cmap="gray", vmin=shades[0], vmax=shades[1], extent=extent, interpolation="nearest")
+    # with a border of nothing, so that outlines close at the edge
+    size = (max(extent[2:]), extent[1])
+    down, along = ((np.arange(length + 2) - 0.5) * of / length for length, of in zip(grey.shape, size, strict=True))
+    for style in styles:
+        if area is not None and (mask := _padded(area, style)).any():
+            axes.contourf(along, down, mask, [0.5, 1.5], colors=[style.colour], alpha=alpha)
+        if line is not None and (mask := _padded(line, style)).any():
+            drawn = axes.contour(
+                along, down, mask, [0.5], colors=[style.colour], linewidths=linewidth, linestyles=style.line
+            )
+            if rim:
+                drawn.set(path_effects=[withStroke(linewidth=rim, foreground="black")])
     axes.set_xlim(extent[:2])
     axes.set_ylim(extent[2:])
     axes.set_facecolor("black")
     axes.set_axis_off()
+
+
+def extent_of(shape: Sequence[int], spacing: Spacing, axis: int) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top in mm of the planes along an axis of a volume.
+
+    Slices count upwards from the feet; rows of an axial plane count downwards from the front.
+    """
+    tall, wide = (shape[other] * spacing[other] for other in range(3) if other != axis)
+    return (0.0, wide, 0.0, tall) if axis else (0.0, wide, tall, 0.0)
+
+
+def _padded(labels: np.ndarray, style: Style) -> np.ndarray:
+    return np.pad(np.isin(labels, style.values), 1).astype(float)

@@ -2,17 +2,15 @@
 
 import base64
 import io
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from nnunetv2_ext.report.cases import Read
-from nnunetv2_ext.report.figure import Spacing, Style, is_marked, label_styles, telling_index, window_of
+from nnunetv2_ext.report.figure import Spacing, draw_plane, extent_of, label_styles, telling_place, window_of
 
 PIXELS = (1040, 420)
 """The most that a picture of three planes has."""
@@ -31,16 +29,6 @@ def around(masks: Sequence[np.ndarray | None], spacing: Spacing) -> tuple[slice,
         margin = round(MARGIN / step)
         box.append(slice(max(0, int(found[0]) - margin), int(found[-1]) + 1 + margin) if len(found) else slice(None))
     return tuple(box)
-
-
-def telling_place(
-    reference: np.ndarray | None, prediction: np.ndarray, labels: Mapping[str, Sequence[int]]
-) -> tuple[int, int, int]:
-    """The indices of the planes in which the reference's labels are largest, or the prediction's where it has none."""
-    styles = label_styles(labels).values()
-    telling = reference if reference is not None and is_marked(reference, styles) else prediction
-    first, second, third = (telling_index(telling, axis, styles) for axis in range(3))
-    return first, second, third
 
 
 def planes(
@@ -72,42 +60,11 @@ def planes(
     left = 0.0
     for axis, (across, up) in enumerate(panels):
         axes = figure.add_axes((left / total, 0.5 - up / tall / 2, across / total, up / tall))
-        # Slices count upwards from the feet; rows of an axial plane count downwards from the front.
-        extent = (0.0, across, 0.0, up) if axis else (0.0, across, up, 0.0)
+        extent = extent_of(image.shape, case.spacing, axis)
         grey, area, line = (np.take(of, through[axis], axis) for of in (image, reference, prediction))
-        _draw(axes, grey, area, line, extent, styles, shades)
+        draw_plane(axes, grey, extent, styles, shades, area=area, line=line, alpha=0.4, linewidth=1.5, rim=3)
         left += across + gap
     return _png(figure)
-
-
-def _draw(
-    axes: Axes,
-    grey: np.ndarray,
-    reference: np.ndarray,
-    prediction: np.ndarray,
-    extent: tuple[float, float, float, float],
-    styles: Collection[Style],
-    shades: tuple[float, float],
-) -> None:
-    """One plane; `extent` is left, right, bottom and top in mm."""
-    upward = extent[3] > extent[2]
-    rows = grey[::-1] if upward else grey
-    axes.imshow(rows, cmap="gray", vmin=shades[0], vmax=shades[1], extent=extent, interpolation="nearest")
-    # with a border of nothing, so that lines close at the edge
-    size = (max(extent[2:]), extent[1])
-    down, along = (
-        (np.arange(length + 2) - 0.5) * of / length for length, of in zip(prediction.shape, size, strict=True)
-    )
-    for style in styles:
-        area, line = (np.pad(np.isin(of, style.values), 1).astype(float) for of in (reference, prediction))
-        if area.any():
-            axes.contourf(along, down, area, [0.5, 1.5], colors=[style.colour], alpha=0.4)
-        if line.any():
-            drawn = axes.contour(along, down, line, [0.5], colors=[style.colour], linewidths=1.5, linestyles=style.line)
-            drawn.set(path_effects=[withStroke(linewidth=3, foreground="black")])
-    axes.set_xlim(extent[:2])
-    axes.set_ylim(extent[2:])
-    axes.set_axis_off()
 
 
 def _png(figure: Figure) -> str:

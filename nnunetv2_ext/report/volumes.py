@@ -10,8 +10,8 @@ import numpy as np
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.boxes import around_all, value_boxes
-from nnunetv2_ext.report.figure import Spacing, window_of
-from nnunetv2_ext.report.pictures import around, telling_place
+from nnunetv2_ext.report.figure import Spacing, telling_place, window_of
+from nnunetv2_ext.report.pictures import around
 
 IN_PLANE = 256
 """Most voxels along rows and columns."""
