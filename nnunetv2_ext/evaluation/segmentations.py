@@ -18,6 +18,7 @@ from tifffile import TiffFile
 from nnunetv2_ext.data.description import BACKGROUND, IGNORE, ending_faults, label_faults, overwriting_reader
 from nnunetv2_ext.data.volumes import (
     VOLUME_ENDINGS,
+    Grid,
     check_labels,
     read_grid,
     read_labels,
@@ -145,12 +146,17 @@ def check_headers(pair: Pair) -> None:
     if is_tiff(pair.reference) or is_tiff(pair.prediction):
         return
     reference, prediction = read_grid(pair.reference), read_grid(pair.prediction)
-    if different := reference.differences(prediction):
-        if reference.doubt or prediction.doubt:
-            different = [told for told in different if told.startswith(("size", "spacing"))]
-        if different:
-            what = f"the prediction {pair.prediction} with {listed(different)}"
-            raise InputError(what, f"the grid of {pair.reference}", REMEDY)
+    if different := certain_differences(reference, prediction):
+        what = f"the prediction {pair.prediction} with {listed(different)}"
+        raise InputError(what, f"the grid of {pair.reference}", REMEDY)
+
+
+def certain_differences(one: Grid, other: Grid) -> list[str]:
+    """In what two grids differ, in words; where a file leaves its place in doubt, size and spacing alone count."""
+    different = one.differences(other)
+    if one.doubt or other.doubt:
+        return [told for told in different if told.startswith(("size", "spacing"))]
+    return different
 
 
 def tiff_spacing(path: Path, beside: Path) -> tuple[float, float, float]:

@@ -19,7 +19,15 @@ from nnunetv2_ext.data.volumes import Grid, Volume, check_labels
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.metrics import MM3_PER_ML
 from nnunetv2_ext.evaluation.scores import nan_mean
-from nnunetv2_ext.evaluation.segmentations import Label, Labels, count, is_tiff, masks, tiff_spacing
+from nnunetv2_ext.evaluation.segmentations import (
+    Label,
+    Labels,
+    certain_differences,
+    count,
+    is_tiff,
+    masks,
+    tiff_spacing,
+)
 from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.report.figure import Shown, save_cases
 from nnunetv2_ext.text import counted, listed, one_line
@@ -113,10 +121,7 @@ def _opened(files: Files) -> list[Volume]:
     """
     image, *others = (_open(path) for path in files if path is not None)
     for other in others:
-        different = image.grid.differences(other.grid)
-        if image.grid.doubt or other.grid.doubt:
-            different = [told for told in different if told.startswith(("size", "spacing"))]
-        if different:
+        if different := certain_differences(image.grid, other.grid):
             what = f"{other.path} with {listed(different)}"
             raise InputError(what, f"the grid of {image.path}", "give the files that belong together")
     return [image, *others]
