@@ -83,6 +83,7 @@ class Task:
             told = jobs_of([id]).get(id)
         except Silence:
             told = None
+        sys.stderr.write(f"DEBUG {told}\n")
         if told is not None and (told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED):
             stop(record.CANCELLED)
         elif told is None or not told.exit:
