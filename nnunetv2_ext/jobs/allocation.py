@@ -20,7 +20,7 @@ from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.groups import SIGNALS
 from nnunetv2_ext.jobs.record import read_job, read_state, write_state
 from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
-from nnunetv2_ext.jobs.squeue import LIVING, Silence, ask, jobs_of
+from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
 from nnunetv2_ext.jobs.supervisor import PATIENCE, is_to_run_again, stop, supervise
 from nnunetv2_ext.locks import hold
 from nnunetv2_ext.text import one_line
@@ -71,31 +71,50 @@ class Task:
         if state.state != record.WAITING or count <= read_job(folder, self.name).retries:
             return DelayedSubmission(self)
         *before, last = state.attempts
-        why = f"{count} runs reached the time limit without a whole epoch or an end: give it more --minutes"
+        why = f"runs without a whole epoch before the time limit: {count}; give it more --minutes"
         attempts = (*before, replace(last, reason=why))
         write_state(folder, self.name, replace(state, state=record.TIMED_OUT, attempts=attempts))
         return None
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Stop the command: cancelled, taken from this node, or the script of the job is gone."""
+        """Stop the command, and find out why: cancelled, taken from this node, or the script of the job is gone."""
         id = os.environ.get("SLURM_JOB_ID", "")
+        told = _why(id)
+        if told is not None and (told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED):
+            stop(record.CANCELLED)
+            return
+        if told is None or not told.exit:
+            stop(record.WAITING, TAKEN)
+            return
+        stop(record.WAITING, SCRIPT_KILLED)
+        folder = Path(self.folder)
+        state = read_state(folder, self.name)
+        *before, last = state.attempts
+        attempts = (*before, replace(last, exit=told.exit))
+        again = why_not_again(attempts, read_job(folder, self.name).retries) is None
+        state = replace(state, attempts=attempts, state=record.WAITING if again else record.FAILED)
+        write_state(folder, self.name, state)
+        if again:
+            requeue(id, patience=0)
+
+
+def _why(id: str) -> Told | None:
+    """What SLURM says of a job that it ends, whose exit status it may know a moment later; None where it is silent."""
+    end = time.monotonic() + 2
+    while True:
         try:
             told = jobs_of([id]).get(id)
         except Silence:
-            told = None
-        sys.stderr.write(f"DEBUG {told}\n")
-        if told is not None and (told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED):
-            stop(record.CANCELLED)
-        elif told is None or not told.exit:
-            stop(record.WAITING, TAKEN)
-        else:
-            stop(record.WAITING, SCRIPT_KILLED)
-            folder = Path(self.folder)
-            state = read_state(folder, self.name)
-            if why_not_again(state.attempts, read_job(folder, self.name).retries) is None:
-                requeue(id, patience=0)
-            else:
-                write_state(folder, self.name, replace(state, state=record.FAILED))
+            return None
+        if (
+            told is None
+            or told.exit
+            or told.state != "COMPLETING"
+            or seconds(told.began) > time.time()
+            or time.monotonic() > end
+        ):
+            return told
+        time.sleep(0.1)
 
 
 def requeue(id: str, *, patience: float) -> None:

@@ -19,7 +19,19 @@ from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.allocation import Task
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import Job, Resources, State
-from nnunetv2_ext.jobs.squeue import LIVING, PATIENCE, QUEUED, Silence, Told, ask, jobs_of, partition_of, said, words
+from nnunetv2_ext.jobs.squeue import (
+    LIVING,
+    PATIENCE,
+    QUEUED,
+    Silence,
+    Told,
+    ask,
+    jobs_of,
+    partition_of,
+    said,
+    seconds,
+    words,
+)
 from nnunetv2_ext.text import listed, one_line
 
 FOLDER = "slurm"
@@ -58,7 +70,8 @@ class Slurm:
 
     def submit(self, folder: Path, jobs: Sequence[Job]) -> None:
         """Hand over jobs in the order of what they need."""
-        known, ids = record.read_jobs(folder), {}
+        known = record.read_jobs(folder)
+        ids: dict[str, str] = {}
         others = {need for job in jobs for need in job.needs} - {job.name for job in jobs}
         seen = self.look(folder, {name: known[name] for name in others if name in known})
         for job in _in_order(jobs):
@@ -68,7 +81,9 @@ class Slurm:
                     needed.append(ids[need])
                 elif need not in seen or seen[need].state not in (record.FINISHED, record.WAITING, record.RUNNING):
                     state = f"is {seen[need].state}" if need in seen else "is not known"
-                    raise InputError(f"{job.name}, which needs {need}", "a job that can finish", f"{need} {state}: submit it too")
+                    raise InputError(
+                        f"{job.name}, which needs {need}", "a job that can finish", f"{need} {state}: submit it too"
+                    )
                 elif seen[need].state != record.FINISHED:
                     needed.append(str(known[need].id))
             ids[job.name] = _submit(folder, job, needed, [*ids])
@@ -211,9 +226,11 @@ def merged(state: State, told: Told | None) -> Seen:
     if told.state in QUEUED:
         if told.reason == "DependencyNeverSatisfied":
             return Seen(record.BLOCKED, None, words(told.reason))
-        return Seen(record.WAITING, None, last.reason if told.reason == "BeginTime" and last.reason else words(told.reason))
+        return Seen(
+            record.WAITING, None, last.reason if told.reason == "BeginTime" and last.reason else words(told.reason)
+        )
     if told.state in LIVING:
-        began = _seconds(told.began)
+        began = seconds(told.began)
         if state.state in record.ENDED and (last.ended or 0) >= began:  # what is left is to leave the node
             return written
         return Seen(record.RUNNING)
@@ -224,17 +241,9 @@ def merged(state: State, told: Told | None) -> Seen:
     if told.state in ("CANCELLED", "PREEMPTED", "REVOKED"):
         return Seen(record.CANCELLED, last.exit, "" if told.state == "CANCELLED" else told.state.lower())
     if told.state in ("TIMEOUT", "DEADLINE"):
-        return Seen(record.TIMED_OUT, last.exit, f"SLURM ended it at its time limit")
+        return Seen(record.TIMED_OUT, last.exit, "SLURM ended it at its time limit")
     if state.state in (record.FAILED, record.TIMED_OUT) and last.ended is not None:
         return written
     exit = told.exit or last.exit
     reason = told.reason if told.reason not in ("", "NonZeroExitCode", "RaisedSignal:9(Killed)") else ""
     return Seen(record.FAILED, exit, reason or f"its supervisor was ended with exit status {exit}")
-
-
-def _seconds(text: str) -> float:
-    """A time that SLURM tells, by the clock of this machine, in seconds since 1970."""
-    try:
-        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
-    except ValueError:
-        return 0.0

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -150,7 +151,9 @@ def partition_of(name: str | None) -> Partition:
         text = ask("scontrol", "--oneliner", "show", "partition")
     except Silence as silence:
         raise InputError(
-            f"no SLURM here ({one_line(silence)})", "a controller that answers", "try `scontrol ping`, or use --on local"
+            f"no SLURM here ({one_line(silence)})",
+            "a controller that answers",
+            "try `scontrol ping`, or use --on local",
         ) from None
     known = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.strip()]
     chosen = [each for each in known if (each["PartitionName"] == name if name else each.get("Default") == "YES")]
@@ -169,3 +172,11 @@ def minutes_of(text: str) -> float | None:
         return None
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     return days * 1440 + hours * 60 + minutes + seconds / 60
+
+
+def seconds(text: str) -> float:
+    """A time that SLURM tells, by the clock of this machine, in seconds since 1970."""
+    try:
+        return time.mktime(time.strptime(text, "%Y-%m-%dT%H:%M:%S"))
+    except ValueError:
+        return 0.0

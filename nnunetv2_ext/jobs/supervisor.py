@@ -44,6 +44,8 @@ PATIENCE = 2.0
 BUSY = 75
 """The exit status of a supervisor whose GPU another job has: nothing has happened."""
 STOPPED = SIGNALS + signal.SIGTERM
+SHARED = (STOPPED, SIGNALS + signal.SIGUSR2)
+"""Exit statuses by the signals that SLURM sends to all processes of a job at once."""
 _supervisor: "Supervisor | None" = None
 
 
@@ -282,6 +284,10 @@ class Supervisor:
         if self.group is None:
             return  # a signal's handler has
         status = group.end()
+        if status in SHARED and not self.stopped:
+            time.sleep(0.2)  # this process is told in a moment, and its handler says why
+            if self.group is None:
+                return
         self.group = None
         self.log.finish()
         if self.stopped:

@@ -35,7 +35,7 @@ JobAcctGatherType=jobacct_gather/none
 SwitchType=switch/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=1
+SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=1,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
 KillWait=2
@@ -150,7 +150,12 @@ class Cluster:
             MUNGE_SOCKET.symlink_to(folder / "munge.socket")
             self._linked = True
         data, database = folder / "database", folder / "database.socket"
-        install = ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--auth-root-authentication-method=normal"]
+        install = [
+            "mariadb-install-db",
+            "--no-defaults",
+            f"--datadir={data}",
+            "--auth-root-authentication-method=normal",
+        ]
         subprocess.run([*install, "--user=root", "--skip-test-db"], check=True, capture_output=True)
         place = [f"--datadir={data}", f"--socket={database}", f"--port={self._ports[3]}", "--bind-address=127.0.0.1"]
         small = ["--innodb-buffer-pool-size=64M", "--skip-name-resolve", f"--pid-file={folder / 'database.pid'}"]
