@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Optional
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.groups import SIGNALS
-from nnunetv2_ext.jobs.record import read_job, read_state, write_state
+from nnunetv2_ext.jobs.record import read_job, read_state, write_job, write_state
 from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
 from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
 from nnunetv2_ext.jobs.supervisor import PATIENCE, is_to_run_again, stop, supervise
@@ -45,6 +45,9 @@ class Task:
         folder = Path(self.folder)
         try:
             hold(folder, self.name, f"the job {self.name}", patience=PATIENCE)
+            job, id = read_job(folder, self.name), os.environ.get("SLURM_JOB_ID")
+            if job.id != id:  # who submitted it was killed before it could write it down
+                write_job(folder, replace(job, id=id))
             state = read_state(folder, self.name)
             if state.state in record.ENDED and state.state != record.FINISHED:  # SLURM or its user starts it again
                 write_state(folder, self.name, replace(state, state=record.WAITING))
@@ -71,7 +74,7 @@ class Task:
         if state.state != record.WAITING or count <= read_job(folder, self.name).retries:
             return DelayedSubmission(self)
         *before, last = state.attempts
-        why = f"runs without a whole epoch before the time limit: {count}; give it more --minutes"
+        why = f"runs without a whole epoch before the time limit: {count}; give it a longer --time"
         attempts = (*before, replace(last, reason=why))
         write_state(folder, self.name, replace(state, state=record.TIMED_OUT, attempts=attempts))
         return None

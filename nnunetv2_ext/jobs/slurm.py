@@ -3,8 +3,11 @@
 submitit alone waits for ever for a killed job where there is no accounting, and takes any `srun` for a SLURM.
 """
 
+import contextlib
+import io
 import math
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +18,7 @@ from typing import Any
 
 from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.allocation import Task
 from nnunetv2_ext.jobs.engine import Seen
@@ -43,7 +47,7 @@ NOTICE = 60
 """Seconds before the time limit at which a job is told of it; SLURM may do so a minute earlier."""
 OURS = "array dependency error job-name kill-on-invalid-dep nodes no-requeue ntasks ntasks-per-node open-mode output"
 OURS += " parsable requeue signal test-only wait wrap"
-FLAGS = {"partition": "--partition", "account": "--account", "gres": "--gres", "time": "--minutes"}
+FLAGS = {"partition": "--partition", "account": "--account", "gres": "--gres", "time": "--time"}
 FLAGS |= {"mem": "--memory", "cpus-per-task": "--cpus"}
 """Options of sbatch that have a flag of ours."""
 
@@ -60,33 +64,37 @@ class Slurm:
             flag = "--jobs" if resources.gpus is None else "--gpus"
             raise InputError(f"{flag} on SLURM", "it on this machine alone", "say --gres gpu:1, for instance")
         options = options_of(resources)
-        command = ["sbatch", "--test-only", *_flags(options), "--wrap=true"]
+        command = ["sbatch", "--wrap=true", "--test-only", *_flags(options)]
         try:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InputError(f"no answer from sbatch ({one_line(error)})", "one of SLURM's", "try again") from None
         if done.returncode:
-            raise _refused("such a job", _flags(options), said(done.stderr))
+            raise _refused("a job", options, said(done.stderr))
 
     def submit(self, folder: Path, jobs: Sequence[Job]) -> None:
-        """Hand over jobs in the order of what they need."""
+        """See `Engine.submit`; a job that SLURM has in its hands is left alone, one that has ended runs anew."""
+        folder = folder.absolute()
         known = record.read_jobs(folder)
-        ids: dict[str, str] = {}
-        others = {need for job in jobs for need in job.needs} - {job.name for job in jobs}
-        seen = self.look(folder, {name: known[name] for name in others if name in known})
-        for job in _in_order(jobs):
-            needed = []
-            for need in job.needs:
-                if need in ids:
-                    needed.append(ids[need])
-                elif need not in seen or seen[need].state not in (record.FINISHED, record.WAITING, record.RUNNING):
-                    state = f"is {seen[need].state}" if need in seen else "is not known"
-                    raise InputError(
-                        f"{job.name}, which needs {need}", "a job that can finish", f"{need} {state}: submit it too"
-                    )
-                elif seen[need].state != record.FINISHED:
-                    needed.append(str(known[need].id))
-            ids[job.name] = _submit(folder, job, needed, [*ids])
+        names = {name for job in jobs for name in (job.name, *job.needs)} & known.keys()
+        seen = self.look(folder, {name: known[name] for name in names})
+        ids: dict[str, str | None] = {}  # of what is in the queue, and None of what has finished
+        for name, one in seen.items():
+            if one.state in (record.WAITING, record.RUNNING) and known[name].id is not None:
+                ids[name] = known[name].id
+            elif one.state == record.FINISHED:
+                ids[name] = None
+        ordered = _in_order([job for job in jobs if ids.get(job.name) is None])
+        for job in ordered:
+            for need in sorted(set(job.needs) - ids.keys() - {other.name for other in ordered}):
+                state = f"is {seen[need].state}" if need in seen else "is not known"
+                got = f"{job.name}, which needs {need}, which {state}"
+                raise InputError(got, "a job that can begin", f"submit {need} with it")
+        new: list[str] = []
+        for job in ordered:
+            needed = [id for need in job.needs if (id := ids.get(need)) is not None]
+            ids[job.name] = _submit(folder, job, needed, new)
+            new.append(job.name)
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
         """How jobs stand: what SLURM says of those that are in its hands, what the supervisor wrote of the others."""
@@ -96,7 +104,13 @@ class Slurm:
             told = jobs_of(ids)
         except Silence as silence:
             return {name: _unasked(state, one_line(silence)) for name, state in states.items()}
-        return {name: merged(states[name], told.get(job.id or "")) for name, job in jobs.items()}
+        seen = {name: merged(states[name], told.get(job.id or "")) for name, job in jobs.items()}
+        lost = (record.FAILED, record.CANCELLED, record.TIMED_OUT, record.BLOCKED)
+        for job in _in_order([*jobs.values()]):
+            needs = [need for need in job.needs if need in seen and seen[need].state in lost]
+            if needs and seen[job.name].state == record.CANCELLED and not states[job.name].attempts:
+                seen[job.name] = Seen(record.BLOCKED, None, f"{needs[0]} did not finish")
+        return seen
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """End jobs, and wait until SLURM has ended all their processes."""
@@ -117,11 +131,14 @@ def options_of(resources: Resources) -> dict[str, Any]:
     Raises:
         InputError: no SLURM, no such partition, more time than it gives, or a line that is no option.
     """
+    for flag, value in (("--time", resources.minutes), ("--memory", resources.memory_gb)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{flag} {value:g}", "a number above 0", "correct it")
     partition = partition_of(resources.partition)
     minutes = resources.minutes
     if minutes is not None and partition.most is not None and minutes > partition.most:
-        got = f"--minutes {minutes:g} in the partition {partition.name}"
-        raise InputError(got, f"at most {partition.most:g}", "say fewer: a job goes on where it was, in a new run")
+        got = f"a time of {minutes:g} minutes in the partition {partition.name}"
+        raise InputError(got, f"at most {partition.most:g}", "say a shorter --time: a job goes on in a new run")
     if minutes is None:  # submitit would say five minutes
         minutes = partition.default or partition.most or 0
     options: dict[str, Any] = {"time": math.ceil(minutes), "requeue": True}
@@ -134,13 +151,13 @@ def options_of(resources: Resources) -> dict[str, Any]:
     }
     options |= {key: value for key, value in given.items() if value is not None}
     for line in resources.lines:
-        key, separator, value = line.strip().removeprefix("--").partition("=" if "=" in line else " ")
-        if not line.strip().startswith("--") or not key or "\n" in line or (separator and not value.strip()):
+        key, separator, text = line.strip().removeprefix("--").partition("=" if "=" in line else " ")
+        if not line.strip().startswith("--") or not key or "\n" in line or (separator and not text.strip()):
             raise InputError(f"the line '{line}'", "one option of sbatch", "write it as --qos=long, for instance")
         if key in FLAGS or key in OURS.split():
             remedy = f"say {FLAGS[key]}" if key in FLAGS else "leave it out"
             raise InputError(f"the line '{line}'", "an option that is not set for every job", remedy)
-        options[key] = value.strip() if separator else True
+        options[key] = text.strip() if separator else True
     return options
 
 
@@ -148,8 +165,10 @@ def _flags(options: Mapping[str, Any]) -> list[str]:
     return [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
 
 
-def _refused(what: str, flags: Sequence[str], words: str) -> InputError:
-    return InputError(f"{what} ({listed(flags, separator=' ')})", "one that SLURM takes", f"SLURM says: {words}")
+def _refused(what: str, options: Mapping[str, Any], words: str) -> InputError:
+    flags = listed(_flags(options), separator=" ")
+    remedy = f"correct {listed([*dict.fromkeys(FLAGS.values())])} or --slurm"
+    return InputError(f"{what} that SLURM refuses ({words}; {flags})", "one that its partition can run", remedy)
 
 
 def _in_order(jobs: Sequence[Job]) -> list[Job]:
@@ -165,39 +184,55 @@ def _in_order(jobs: Sequence[Job]) -> list[Job]:
 
 
 def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]) -> str:
-    """Submit one job and write its id down; where it is refused, its record is as it was."""
+    """Submit one job and write its id down; where it is refused, all is as it was."""
     import submitit
 
-    path = folder / job.name / record.JOB
-    old = path.read_bytes() if path.is_file() else None
-    record.write_job(folder, replace(job, engine=Slurm.name, id=None))  # read by the job, which may start at once
+    kept = {path: path.read_bytes() for path in (folder / job.name).glob("*.json")}
     options = options_of(job.resources)
     if needed:
         options |= {"dependency": f"afterok:{':'.join(needed)}", "kill-on-invalid-dep": "yes"}
-    seconds = options["time"] * 60
-    python = shlex.quote(sys.executable)
-    ended = shlex.join([sys.executable, "-m", "nnunetv2_ext.jobs.allocation", str(folder), job.name])
-    executor = submitit.SlurmExecutor(folder / job.name / FOLDER, max_num_timeout=UNENDING, python=python)
-    executor.update_parameters(
-        job_name=f"{folder.parent.name}/{job.name}",
-        time=options["time"],
-        signal_delay_s=min(NOTICE, seconds // 10) if seconds else NOTICE,
-        # newer versions of srun do not take over the number of CPUs
-        setup=["export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"],
-        teardown=["code=$?", f"[ $code = 0 ] || {ended} $code", "exit $code"],
-        additional_parameters=options,
-    )
     try:
-        id = str(executor.submit(Task(str(folder), job.name)).job_id)
+        job = replace(job, engine=Slurm.name, id=None)
+        record.write_job(folder, job)  # before it is submitted: it may begin at once
+        record.write_state(folder, job.name, State())
+        executor = submitit.SlurmExecutor(
+            folder / job.name / FOLDER, max_num_timeout=UNENDING, python=shlex.quote(sys.executable)
+        )
+        executor.update_parameters(**_script(folder, job, options))
+        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes with the error, too
+            id = str(executor.submit(Task(str(folder), job.name)).job_id)
+        record.write_job(folder, replace(job, id=id))
+    except OSError as error:
+        _take_back(folder / job.name, kept)
+        raise unwritable(folder / job.name, error) from None
     except Exception as error:  # submitit's own types, whose text is what sbatch said
-        if old is None:
-            path.unlink()
-        else:
-            path.write_bytes(old)
-        earlier = f"; submitted before it, and in the queue: {listed(before)}" if before else ""
-        raise _refused(job.name, _flags(options), said(str(error)) + earlier) from None
-    record.write_job(folder, replace(job, engine=Slurm.name, id=id))
+        _take_back(folder / job.name, kept)
+        earlier = f"; in the queue, since submitted before it: {listed(before, shown=10)}" if before else ""
+        raise _refused(job.name, options, said(str(error)) + earlier) from None
     return id
+
+
+def _script(folder: Path, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What submitit writes the script of a job from."""
+    ended = shlex.join([sys.executable, "-m", "nnunetv2_ext.jobs.allocation", str(folder), job.name])
+    seconds = options["time"] * 60
+    return {
+        "job_name": f"{folder.parent.name}/{job.name}",
+        "time": options["time"],
+        "signal_delay_s": min(NOTICE, seconds // 10) if seconds else NOTICE,
+        # newer versions of srun do not take over the number of CPUs
+        "setup": ["export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"],
+        "teardown": ["code=$?", f"[ $code = 0 ] || {ended} $code", "exit $code"],
+        "additional_parameters": {**options},
+    }
+
+
+def _take_back(folder: Path, kept: Mapping[Path, bytes]) -> None:
+    """Leave the folder of a job as it was before it was submitted."""
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    for path, content in kept.items():
+        path.write_bytes(content)
 
 
 def _unasked(state: State, why: str) -> Seen:
@@ -222,7 +257,9 @@ def merged(state: State, told: Told | None) -> Seen:
     if told is None:
         if state.state in record.ENDED:
             return written
-        return Seen(record.FAILED, last.exit, "SLURM knows it no longer, and its supervisor wrote no end")
+        if not state.attempts:
+            return Seen(record.CANCELLED, None, "it had not begun, and SLURM knows it no longer")
+        return Seen(record.FAILED, last.exit, "its supervisor wrote no end, and SLURM knows it no longer")
     if told.state in QUEUED:
         if told.reason == "DependencyNeverSatisfied":
             return Seen(record.BLOCKED, None, words(told.reason))

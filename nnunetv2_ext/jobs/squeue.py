@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import one_line
+from nnunetv2_ext.text import listed, one_line
 
 PATIENCE = 10
 """Seconds that a command of SLURM's may take to answer."""
@@ -71,7 +71,7 @@ def ask(*command: str) -> str:
 def said(text: str) -> str:
     """What a command of SLURM's complains about, as one line: the last that is no hint to call for help."""
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("Try ")]
-    return re.sub(r"^\w+: (error: )?", "", lines[-1]) if lines else ""
+    return re.sub(r"^\w+: (error: )?", "", lines[-1]).rstrip(".!") if lines else ""
 
 
 def jobs_of(ids: Sequence[str]) -> dict[str, Told]:
@@ -156,13 +156,19 @@ def partition_of(name: str | None) -> Partition:
             "try `scontrol ping`, or use --on local",
         ) from None
     known = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in text.splitlines() if line.strip()]
-    chosen = [each for each in known if (each["PartitionName"] == name if name else each.get("Default") == "YES")]
-    names = ", ".join(each["PartitionName"] for each in known)
+    names = [each["PartitionName"] for each in known]
+    if name is None:
+        chosen = [each for each in known if each.get("Default") == "YES"]
+    else:  # of several, SLURM takes the first that is free
+        wanted = name.split(",")
+        chosen = [each for each in known if each["PartitionName"] in wanted] if {*wanted} <= {*names} else []
     if not chosen:
-        got = f"the partition '{name}'" if name else "no partition, and the cluster has none by default"
-        raise InputError(got, f"one of {names}", "choose one with --partition")
-    one = chosen[0]
-    return Partition(one["PartitionName"], minutes_of(one.get("DefaultTime", "")), minutes_of(one.get("MaxTime", "")))
+        got = f"the partition '{name}'" if name is not None else "no partition, and the cluster has none by default"
+        raise InputError(got, f"one of {listed(names, shown=20)}", "choose one with --partition")
+    most = [minutes_of(each.get("MaxTime", "")) for each in chosen]
+    ends = [each for each in most if each is not None]
+    default = minutes_of(chosen[0].get("DefaultTime", ""))
+    return Partition(chosen[0]["PartitionName"], default, max(ends) if len(ends) == len(most) else None)
 
 
 def minutes_of(text: str) -> float | None:

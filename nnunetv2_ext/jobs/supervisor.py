@@ -89,7 +89,7 @@ def stop(state: str, why: str = "") -> None:
 
     Args:
         state: `WAITING` where the job runs again later.
-        why: the reason of its attempt, which ends with `retries.AGAIN` where it runs again later; the state where empty.
+        why: the reason of its attempt, with `retries.AGAIN` at its end where it runs again; by default the state.
     """
     if _supervisor is not None:
         _supervisor.stop(state, why)
