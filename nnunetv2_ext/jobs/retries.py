@@ -10,6 +10,7 @@ from nnunetv2_ext.jobs.record import Attempt
 AGAIN = "in the queue again"
 """How the reason of an attempt ends that did not fail: it was stopped to go on later."""
 TIME_LIMIT = f"time limit: {AGAIN}"
+SUPERVISOR_KILLED = "its supervisor was killed: by somebody, or as the machine went down"
 FULL = ("No space left on device", "Disk quota exceeded")
 MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "OutOfMemoryError", "DefaultCPUAllocator")
 GENERAL = ("background workers are no longer alive", "Some background worker is 6 feet under", "ChildFailedError")

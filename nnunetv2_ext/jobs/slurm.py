@@ -45,7 +45,9 @@ UNENDING = 10**6
 """Time-outs until submitit gives up: it takes every preemption of a short job for one. We count ourselves."""
 NOTICE = 60
 """Seconds before the time limit at which a job is told of it; SLURM may do so a minute earlier."""
-OURS = "array dependency error job-name kill-on-invalid-dep nodes no-requeue ntasks ntasks-per-node open-mode output"
+OURS = (
+    "array chdir dependency error job-name kill-on-invalid-dep nodes no-requeue ntasks ntasks-per-node open-mode output"
+)
 OURS += " parsable requeue signal test-only wait wrap"
 FLAGS = {"partition": "--partition", "account": "--account", "gres": "--gres", "time": "--time"}
 FLAGS |= {"mem": "--memory", "cpus-per-task": "--cpus"}
@@ -192,7 +194,7 @@ def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]
     if needed:
         options |= {"dependency": f"afterok:{':'.join(needed)}", "kill-on-invalid-dep": "yes"}
     try:
-        job = replace(job, engine=Slurm.name, id=None)
+        job = replace(job, engine=Slurm.name, id=None, directory=job.directory or Path.cwd())
         record.write_job(folder, job)  # before it is submitted: it may begin at once
         record.write_state(folder, job.name, State())
         executor = submitit.SlurmExecutor(
@@ -223,7 +225,7 @@ def _script(folder: Path, job: Job, options: Mapping[str, Any]) -> dict[str, Any
         # newer versions of srun do not take over the number of CPUs
         "setup": ["export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"],
         "teardown": ["code=$?", f"[ $code = 0 ] || {ended} $code", "exit $code"],
-        "additional_parameters": {**options},
+        "additional_parameters": {**options, "chdir": folder / job.name},  # python -m imports from where it is run
     }
 
 
