@@ -44,7 +44,7 @@ MinJobAge={min_job_age}
 SlurmctldTimeout=30
 SlurmdTimeout=30
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=2 RealMemory=4000 Gres=gpu:1 State=UNKNOWN
+NodeName={host} NodeAddr=127.0.0.1 Port={ports[1]} CPUs=16 RealMemory=4000 Gres=gpu:1 State=UNKNOWN
 PartitionName=short Nodes={host} Default=YES MaxTime=1-00:00:00 DefaultTime=60 State=UP
 PartitionName=down Nodes={host} MaxTime=INFINITE State=DOWN
 """
