@@ -280,9 +280,13 @@ def merged(state: State, told: Told | None) -> Seen:
     if told.state in ("CANCELLED", "PREEMPTED", "REVOKED"):
         return Seen(record.CANCELLED, last.exit, "" if told.state == "CANCELLED" else told.state.lower())
     if told.state in ("TIMEOUT", "DEADLINE"):
-        return Seen(record.TIMED_OUT, last.exit, "SLURM ended it at its time limit")
+        return Seen(record.TIMED_OUT, last.exit, words("TimeLimit"))
     if state.state in (record.FAILED, record.TIMED_OUT) and last.ended is not None:
         return written
     exit = told.exit or last.exit
-    reason = told.reason if told.reason not in ("", "NonZeroExitCode", "RaisedSignal:9(Killed)") else ""
-    return Seen(record.FAILED, exit, reason or f"its supervisor was ended with exit status {exit}")
+    why = {"NODE_FAIL": "NodeFail", "BOOT_FAIL": "NodeFail", "OUT_OF_MEMORY": "OutOfMemory"}.get(
+        told.state, told.reason
+    )
+    if why in ("", "NonZeroExitCode") or why.startswith("RaisedSignal"):
+        return Seen(record.FAILED, exit, f"its supervisor was ended with exit status {exit}")
+    return Seen(record.FAILED, exit, words(why))
