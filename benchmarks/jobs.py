@@ -243,7 +243,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=20, help="kills over five folds (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=12, help="of each fold (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="trainings timed bare and as a job (default %(default)s)")
-    parser.add_argument("--pause", type=float, default=20, help="seconds between two kills at most (default %(default)s)")
+    parser.add_argument(
+        "--pause", type=float, default=20, help="seconds between two kills at most (default %(default)s)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default %(default)s)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="jobs_", ignore_cleanup_errors=True) as name:

@@ -211,7 +211,11 @@ def test_resources_that_are_not_there_are_refused(gpus: None, resources: Resourc
         Local().check(resources)
 
 
-def test_gpus_without_a_driver_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match=r"got GPU 0 on .*, where nvidia-smi lists none; .* leave out --gpus"):
+@pytest.mark.parametrize(("count", "refused"), [("0", True), ("", True), ("1", False)])
+def test_gpus_without_nvidia_smi_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, count: str, refused: bool) -> None:
+    monkeypatch.setattr("nnunetv2_ext.jobs.devices._said", lambda *command: "" if command[-1] == "-L" else f"{count}\n")
+    if not refused:
+        Local().check(Resources(gpus=(0,)))
+        return
+    with pytest.raises(InputError, match=r"got GPU 0 on .*, which has none that CUDA can use; .* leave out --gpus"):
         Local().check(Resources(gpus=(0,)))
