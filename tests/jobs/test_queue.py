@@ -1,6 +1,7 @@
 """Jobs in their turn: needs, places, GPUs, and kills of the queue and of what it started."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -120,6 +121,25 @@ def test_a_killed_supervisor_is_started_again_and_counted(jobs: Jobs) -> None:
     os.kill(jobs.process("a"), signal.SIGKILL)
     jobs.until(a=FINISHED)
     assert [attempt.exit for attempt in jobs.state("a").attempts] == [137, 0]
+
+
+def test_a_job_whose_supervisor_was_killed_too_often_has_failed(jobs: Jobs) -> None:
+    jobs.submit(jobs.job("a", "SLEEP"))
+    wait_for(jobs.sleepers)
+    os.kill(jobs.process("a"), signal.SIGKILL)
+    wait_for(lambda: jobs.state("a").state == FAILED)
+    assert [attempt.exit for attempt in jobs.state("a").attempts] == [137]
+    wait_for(lambda: not is_held(jobs.folder, "queue"))
+    assert not ensure_queue(jobs.folder)
+
+
+def test_a_queue_ends_where_its_jobs_were_removed(jobs: Jobs) -> None:
+    jobs.submit(jobs.job("a", "SLEEP"))
+    wait_for(jobs.sleepers)
+    queue, supervisor = jobs.process("queue"), jobs.process("a")
+    shutil.rmtree(jobs.folder)
+    os.kill(supervisor, signal.SIGTERM)
+    wait_for(lambda: not Path(f"/proc/{queue}").exists(), 15)
 
 
 def test_a_killed_queue_loses_nothing(jobs: Jobs) -> None:
