@@ -143,11 +143,21 @@ def wrote(name: str, ended: float | None, exit: int | None = None, reason: str =
         (wrote(FAILED, NOW + 5, 1, "ValueError"), Told("FAILED", "NonZeroExitCode", 1), Seen(FAILED, 1, "ValueError")),
         (wrote(FINISHED, NOW + 5, 0), Told("COMPLETED"), Seen(FINISHED, 0)),
         (wrote(FINISHED, NOW + 5, 0), None, Seen(FINISHED, 0)),
+        (wrote(RUNNING, None), Told("COMPLETED"), Seen(FINISHED, 0)),
+        (State(), Told("CANCELLED", "Dependency"), Seen(CANCELLED)),
         (wrote(WAITING, NOW + 5, 143, TIME_LIMIT), Told("CANCELLED", "", 0), Seen(CANCELLED, 143)),
     ],
 )
 def test_merged(written: State, told: Told | None, seen: Seen) -> None:
     assert slurm.merged(written, told) == seen
+
+
+def test_a_submission_that_was_killed_and_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm, "jobs_of", lambda ids: {})
+    jobs = {"a": Job("a", ("true",), engine="slurm"), "b": Job("b", ("true",), ("a",), engine="slurm", id="8")}
+    seen = slurm.Slurm().look(tmp_path, jobs)
+    assert seen["a"].state == CANCELLED and "submit it again" in seen["a"].reason
+    assert seen["b"] == Seen(BLOCKED, None, "a did not finish")
 
 
 def test_a_silent_controller_leaves_what_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
