@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Optional
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.groups import SIGNALS
-from nnunetv2_ext.jobs.record import read_job, read_state, write_job, write_state
+from nnunetv2_ext.jobs.record import State, read_job, read_state, write_job, write_state
 from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
 from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
 from nnunetv2_ext.jobs.supervisor import PATIENCE, is_to_run_again, stop, supervise
@@ -73,33 +73,37 @@ class Task:
         count = in_vain(state.attempts)
         if state.state != record.WAITING or count <= read_job(folder, self.name).retries:
             return DelayedSubmission(self)
-        *before, last = state.attempts
         why = f"runs without a whole epoch before the time limit: {count}; give it a longer --time"
-        attempts = (*before, replace(last, reason=why))
-        write_state(folder, self.name, replace(state, state=record.TIMED_OUT, attempts=attempts))
+        self._mend(state, record.TIMED_OUT, why, state.attempts[-1].exit)
         return None
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Stop the command, and find out why: cancelled, taken from this node, or the script of the job is gone."""
-        id = os.environ.get("SLURM_JOB_ID", "")
-        told = _why(id)
-        if told is not None and (told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED):
-            stop(record.CANCELLED)
+        """Stop the command; then find out why: cancelled, taken from this node, or the script of the job is gone.
+
+        Until SLURM has said so it counts as taken away: where this process is killed meanwhile, it goes on later.
+        """
+        stop(record.WAITING, TAKEN)
+        id, folder = os.environ.get("SLURM_JOB_ID", ""), Path(self.folder)
+        state, told = read_state(folder, self.name), _why(id)
+        if state.state != record.WAITING or told is None:
             return
-        if told is None or not told.exit:
-            stop(record.WAITING, TAKEN)
-            return
-        stop(record.WAITING, SCRIPT_KILLED)
-        folder = Path(self.folder)
-        state = read_state(folder, self.name)
-        *before, last = state.attempts
-        attempts = (*before, replace(last, exit=told.exit))
-        again = why_not_again(attempts, read_job(folder, self.name).retries) is None
-        state = replace(state, attempts=attempts, state=record.WAITING if again else record.FAILED)
-        write_state(folder, self.name, state)
-        if again:
-            with suppress(Silence):
-                requeue(id)
+        if told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED:
+            self._mend(state, record.CANCELLED, "cancelled", CANCELLED)
+        elif told.exit:
+            self._mend(state, record.WAITING, SCRIPT_KILLED, told.exit)
+            attempts = read_state(folder, self.name).attempts
+            if attempts and why_not_again(attempts, read_job(folder, self.name).retries) is not None:
+                self._mend(state, record.FAILED, SCRIPT_KILLED, told.exit)
+            else:
+                with suppress(Silence):
+                    requeue(id)
+
+    def _mend(self, state: State, name: str, reason: str, exit: int | None) -> None:
+        """Write a state with another name, and another end of its last attempt."""
+        attempts = state.attempts
+        if attempts:
+            attempts = (*attempts[:-1], replace(attempts[-1], reason=reason, exit=exit))
+        write_state(Path(self.folder), self.name, replace(state, state=name, attempts=attempts))
 
 
 def _why(id: str) -> Told | None:
