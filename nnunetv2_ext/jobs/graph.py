@@ -1,8 +1,6 @@
 """From a request to jobs: preprocessing, trainings, and what comes after them, each with the jobs that it needs."""
 
 import os
-import shutil
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,12 +62,6 @@ class How(NamedTuple):
 def job_name(model: Model, fold: str) -> str:
     """The name of the job that trains a fold."""
     return f"{model.folder_name}__fold_{fold}"
-
-
-def script(name: str) -> str:
-    """A command of this installation, by its path where that can be told."""
-    beside = Path(sys.executable).with_name(name)
-    return str(beside) if beside.is_file() else shutil.which(name) or name
 
 
 def under_way(seen: Seen | None) -> bool:
@@ -152,9 +144,11 @@ class _Planned:
             _refuse_trained_elsewhere(place)
             if needs is None:
                 needs = [*self._first_stage(one), *self._preprocess(one)]
-            command = [script("nnUNetv2_train"), self.dataset, model.configuration, fold]
+            command = ["nnUNetv2_train", self.dataset, model.configuration, fold]
             command += ["-tr", model.trainer, "-p", model.plans, *["--npz"] * self.npz, *self.how.device_flags]
-            self.jobs[name] = self.how.job(name, command, needs, place)
+            # of a whole fold, only what the next stage lacks is made; its job is no training any more
+            again = ["--val"] * (fault is None)
+            self.jobs[name] = self.how.job(name, [*command, *again], needs, None if again else place)
             names.append(name)
             self.sizes[model] = (one, self.sizes.get(model, (one, 0))[1] + 1)
         return names
@@ -184,7 +178,7 @@ class _Planned:
             from nnunetv2.configuration import default_num_processes
 
             number = str(int(self.dataset[7:10]))  # the command takes no name
-            command = [script("nnUNetv2_preprocess"), "-d", number, "-plans_name", one.model.plans]
+            command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", one.model.plans]
             command += ["-c", one.model.configuration, "-np", str(min(default_num_processes, os.cpu_count() or 1))]
             self.jobs[name] = self.how.job(name, [*command, "--no_pbar"])
         return [name]
@@ -343,7 +337,7 @@ class _Following:
 
     def _add(self, step: str, arguments: Sequence[str], needs: Iterable[str], name: str | None = None) -> None:
         name = name or step
-        command = (sys.executable, "-m", "nnunetv2_ext", step, *arguments)
+        command = ("nnunetv2_ext", step, *arguments)
         if under_way(self.standing.get(name)):
             raise InputError(
                 f"a job {name} that is {self.standing[name].state} for an earlier request",
