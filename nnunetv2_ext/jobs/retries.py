@@ -4,12 +4,9 @@ import re
 import signal
 from collections.abc import Sequence
 
-from nnunetv2_ext.jobs.record import Attempt
+from nnunetv2_ext.jobs.groups import SIGNALS
+from nnunetv2_ext.jobs.record import WAITING, Attempt
 
-KILLED = 137
-"""The exit status of what SIGKILL ended, its supervisor for one."""
-SIGNALS = 128
-"""An exit status above it is this and the number of a signal."""
 FULL = ("No space left on device", "Disk quota exceeded")
 MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "OutOfMemoryError", "DefaultCPUAllocator")
 GENERAL = ("background workers are no longer alive", "Some background worker is 6 feet under", "ChildFailedError")
@@ -74,7 +71,7 @@ def why_not_again(attempts: Sequence[Attempt], retries: int) -> str | None:
 
     Failures are counted since the last progress: a training that gained whole epochs since it last failed has all its
     retries before it again. One that fails twice in the same way, without an epoch gained, would fail a third time. A
-    signal from outside is no way of its own to fail.
+    signal from outside is no way of its own to fail, and what was stopped to go on later has not failed.
 
     Args:
         attempts: all, the last of which failed.
@@ -85,6 +82,7 @@ def why_not_again(attempts: Sequence[Attempt], retries: int) -> str | None:
         return "it was refused, and would be again"
     failures, best = 0, 0
     gained = False
+    attempts = [attempt for attempt in attempts if attempt.reason != WAITING]
     for attempt in attempts:
         gained = (attempt.epochs or 0) > best
         best = max(best, attempt.epochs or 0)

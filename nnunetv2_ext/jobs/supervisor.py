@@ -1,4 +1,4 @@
-"""Runs one job to its end: `python -m nnunetv2_ext.jobs.supervisor FOLDER_OF_JOBS NAME`.
+"""Runs one job to its end: `python -m nnunetv2_ext.jobs.supervisor FOLDER_OF_JOBS NAME [GPU]`.
 
 The command runs in a process group of its own, which ends as a whole: with the command, with a signal to the
 supervisor, at the time limit, and, by a watcher, when the supervisor itself is killed.
@@ -8,19 +8,18 @@ import contextlib
 import os
 import platform
 import signal
-import subprocess
 import sys
-import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.jobs.devices import leave_gpu, take_gpu
 from nnunetv2_ext.jobs.folds import command_now, set_damaged_aside, whole_epochs
+from nnunetv2_ext.jobs.groups import KILLED, SIGNALS, Group, await_end
+from nnunetv2_ext.jobs.log import Log
 from nnunetv2_ext.jobs.record import (
     CANCELLED,
     ENDED,
@@ -29,7 +28,6 @@ from nnunetv2_ext.jobs.record import (
     LOG,
     RUNNING,
     TIMED_OUT,
-    WAITING,
     Attempt,
     Job,
     State,
@@ -37,29 +35,24 @@ from nnunetv2_ext.jobs.record import (
     read_state,
     write_state,
 )
-from nnunetv2_ext.jobs.retries import KILLED, SIGNALS, reason, why_not_again
+from nnunetv2_ext.jobs.retries import reason, why_not_again
 from nnunetv2_ext.locks import PARENT, hold, let_go, lock_file
 from nnunetv2_ext.text import one_line
 
-GRACE = 5.0
-"""Seconds between asking the processes of a command to end and killing them."""
-LOCK_PATIENCE = 2.0
+PATIENCE = 2.0
+"""Seconds to wait for a lock, which who looks takes for an instant."""
 BUSY = 75
-"""The exit status of a supervisor whose device another job has: nothing has happened."""
-TAIL = 1 << 16
-"""Bytes of the output in which the reason of a failure is looked for."""
+"""The exit status of a supervisor whose GPU another job has: nothing has happened."""
 STOPPED = SIGNALS + signal.SIGTERM
-_AFTER_GO = 'read -r go && exec "$@" < /dev/null'
-_WATCH = 'read -r group; read -r end || kill -s KILL -- "-$group"'
-"""The watcher: its input ends unsaid only with the supervisor."""
 _supervisor: "Supervisor | None" = None
 
 
-def supervise(folder: Path, name: str, *, signals: bool = True) -> int:
+def supervise(folder: Path, name: str, *, gpu: str | None = None, signals: bool = True) -> int:
     """Run a job, again after failures, until it has finished or is given up.
 
     Args:
         folder: of all jobs of the data set.
+        gpu: the GPU of this machine that it takes for itself.
         signals: end the job as cancelled on SIGTERM, SIGINT and SIGHUP.
 
     Returns:
@@ -70,8 +63,13 @@ def supervise(folder: Path, name: str, *, signals: bool = True) -> int:
     """
     global _supervisor
     job = read_job(folder, name)
-    hold(folder, name, f"the job {name}", patience=LOCK_PATIENCE)
+    hold(folder, name, f"the job {name}", patience=PATIENCE)
     try:
+        if gpu is not None:
+            try:
+                take_gpu(gpu, f"the job {name}")
+            except InputError:
+                return BUSY
         _supervisor = Supervisor(folder, job)
         with _handled(signals):
             return _supervisor.run()
@@ -79,6 +77,8 @@ def supervise(folder: Path, name: str, *, signals: bool = True) -> int:
         if _supervisor is not None:
             _supervisor.close()
         _supervisor = None
+        if gpu is not None:
+            leave_gpu(gpu)
         let_go(folder, name)
 
 
@@ -121,9 +121,8 @@ class Supervisor:
         self.state = State()
         self.stopped = ""
         """The state in which it was stopped from outside."""
-        self.process: subprocess.Popen[bytes] | None = None
-        self.watcher: subprocess.Popen[bytes] | None = None
-        self.log = _Log(folder / job.name / LOG)
+        self.group: Group | None = None
+        self.log = Log(folder / job.name / LOG)
 
     def run(self) -> int:
         """See `supervise`."""
@@ -171,16 +170,16 @@ class Supervisor:
         if self.stopped or self.state.state in ENDED:
             return
         self.stopped = state
-        if self.process is not None:
-            self._terminate(self.process.pid)
-            self._end_attempt(self.process)
+        if self.group is not None:
+            self.group.terminate()
+            self._end_attempt(self.group)
         self._write(state, f"{state} from outside" if state == CANCELLED else state)
 
     def close(self) -> None:
         """Leave nothing behind, whatever happened."""
-        if self.process is not None:
-            _end_group(self.process.pid, patience=0)
-        self._dismiss_watcher()
+        if self.group is not None:
+            self.group.terminate()
+            self.group.end()
         self.log.close()
 
     def _last_exit(self) -> int:
@@ -192,7 +191,7 @@ class Supervisor:
         if self.state.state != RUNNING or not self.state.attempts or self.state.attempts[-1].ended is not None:
             return
         if self.state.host == platform.node() and self.state.group is not None:
-            _await_end(self.state.group, GRACE)
+            await_end(self.state.group)
         self._finish_attempt(KILLED, "its supervisor was killed: by somebody, or as the machine went down")
 
     def _goes_on(self) -> bool:
@@ -217,7 +216,7 @@ class Supervisor:
             return
         try:
             fold.parent.mkdir(parents=True, exist_ok=True)
-            hold(fold.parent, fold.name, "a training", patience=LOCK_PATIENCE)
+            hold(fold.parent, fold.name, "a training", patience=PATIENCE)
         except OSError as error:
             self.log.say(f"{fold.parent} cannot be made ({one_line(error)})")
         try:
@@ -244,58 +243,25 @@ class Supervisor:
         environment = {"PYTHONUNBUFFERED": "1", **os.environ, **self.job.environment}
         if self.job.fold is not None:
             environment[PARENT] = os.path.realpath(lock_file(self.job.fold.parent, self.job.fold.name))
-        # It waits for a word before it begins, so that at no moment a command runs that nobody watches.
-        process = subprocess.Popen(
-            ["sh", "-c", _AFTER_GO, "sh", *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,
-        )
-        self.process = process
-        self.watcher = subprocess.Popen(
-            ["sh", "-c", _WATCH],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        _tell(self.watcher, f"{process.pid}\n")
-        self.log.follow(process.stdout)
-        self.state = replace(self.state, attempts=(*self.state.attempts, Attempt(time.time())), group=process.pid)
+        self.group = group = Group(command, environment)
+        self.log.follow(group.output)
+        self.state = replace(self.state, attempts=(*self.state.attempts, Attempt(time.time())), group=group.id)
         self._write(RUNNING)
         if self.job.engine == "local" and self.job.resources.minutes is not None:
             signal.setitimer(signal.ITIMER_REAL, max(0.001, self.job.resources.minutes * 60))
-        if not self.stopped:
-            _tell(process, "go\n")
-        process.stdin.close() if process.stdin is not None else None
-        with contextlib.suppress(ChildProcessError):  # ended by a handler
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        if self.stopped:  # before there was a group that the handler could end
+            group.terminate()
+        group.begin()
+        group.wait()
         signal.setitimer(signal.ITIMER_REAL, 0)
-        self._end_attempt(process)
+        self._end_attempt(group)
 
-    def _terminate(self, pid: int) -> None:
-        """Ask a command to end, then force it; it stays to be waited for."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            _send(pid, number)
-            end = time.monotonic() + GRACE
-            while time.monotonic() < end:
-                try:
-                    if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
-                        return
-                except ChildProcessError:  # the signal came as its end was noted
-                    return
-                time.sleep(0.02)
-
-    def _end_attempt(self, process: "subprocess.Popen[bytes]") -> None:
-        """Note how the command ended, end what is left of its group."""
-        if self.process is None:
+    def _end_attempt(self, group: Group) -> None:
+        """Note how the command ended, once nothing is left of its group."""
+        if self.group is None:
             return  # a signal's handler has
-        status = _status(process)
-        _end_group(process.pid, patience=1)
-        self.process = None
-        self._dismiss_watcher()
+        status = group.end()
+        self.group = None
         self.log.finish()
         if self.stopped:
             self._finish_attempt(STOPPED, self.stopped)
@@ -310,14 +276,6 @@ class Supervisor:
                 epochs = whole_epochs(self.job.fold)
         ended = replace(last, ended=time.time(), exit=status, reason=why, epochs=epochs)
         self.state = replace(self.state, attempts=(*before, ended), group=None)
-
-    def _dismiss_watcher(self) -> None:
-        watcher, self.watcher = self.watcher, None
-        if watcher is not None:
-            _tell(watcher, "end\n")
-            assert watcher.stdin is not None
-            watcher.stdin.close()
-            watcher.wait()
 
     def _write(self, state: str, line: str = "") -> None:
         """Write the state; a disk that is full must not end the command."""
@@ -336,115 +294,13 @@ class Supervisor:
                 return
 
 
-class _Log:
-    """`log.txt` of a job: what the command prints and lines of the supervisor; does without where it cannot be written.
-
-    Args:
-        path: of the file, which is continued.
-    """
-
-    def __init__(self, path: Path):
-        self.fault = ""
-        self._thread: threading.Thread | None = None
-        self._tail = b""
-        self._path = path
-        self._file: IO[bytes] | None = None
-        self._append(b"")
-
-    def say(self, line: str) -> None:
-        """A line of the supervisor."""
-        self._append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} [job] {line}\n".encode())
-
-    def follow(self, stream: IO[bytes] | None) -> None:
-        """Write what comes out of a pipe until it is closed."""
-        assert stream is not None
-        self._tail = b""
-        self._thread = threading.Thread(target=self._copy, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def finish(self) -> None:
-        """Wait until all that was printed is written; a process that left the group may hold the pipe open."""
-        if self._thread is not None:
-            self._thread.join(timeout=2)
-        self._thread = None
-
-    def tail(self) -> str:
-        """The end of what was printed since `follow`."""
-        return self._tail.decode(errors="replace")
-
-    def close(self) -> None:
-        if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-
-    def _copy(self, stream: IO[bytes]) -> None:
-        with stream:
-            while block := os.read(stream.fileno(), TAIL):
-                self._tail = (self._tail + block)[-TAIL:]
-                self._append(block)
-
-    def _append(self, block: bytes) -> None:
-        try:
-            if self._file is None:
-                self._file = self._path.open("ab", buffering=0)
-            self._file.write(block)
-        except OSError as error:
-            self.fault = f"lines are missing in {self._path.name} ({error.strerror})"
-
-
-def _tell(process: "subprocess.Popen[bytes]", line: str) -> None:
-    assert process.stdin is not None
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(line.encode())
-        process.stdin.flush()
-
-
-def _status(process: "subprocess.Popen[bytes]") -> int:
-    """The exit status of a process that has ended, as shells tell it; takes it out of the table of processes."""
-    try:
-        _, waited = os.waitpid(process.pid, 0)
-    except ChildProcessError:
-        return KILLED
-    code = os.waitstatus_to_exitcode(waited)
-    process.returncode = code
-    return SIGNALS - code if code < 0 else code
-
-
-def _send(group: int, number: int) -> bool:
-    """Send a signal to a group; whether there is one."""
-    try:
-        os.killpg(group, number)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # macOS, of a group whose processes have all ended
-        return False
-    return True
-
-
-def _end_group(group: int, *, patience: float) -> None:
-    """End what is left of a group whose first process has ended: helpers that clean up have a moment for it."""
-    if _send(group, signal.SIGTERM) and not _await_end(group, patience):
-        _send(group, signal.SIGKILL)
-        _await_end(group, GRACE)
-
-
-def _await_end(group: int, patience: float) -> bool:
-    end = time.monotonic() + patience
-    while _send(group, 0):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.02)
-    return True
-
-
 def main(arguments: Sequence[str]) -> int:
-    """Run the job that the command line names."""
-    folder, name = arguments
-    warnings.simplefilter("default")
+    """Run the job that the command line names: the folder of jobs, a name and, where it has one, a GPU."""
+    folder, name, *gpu = arguments
     try:
-        return supervise(Path(folder), name)
+        return supervise(Path(folder), name, gpu=gpu[0] if gpu else None)
     except InputError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 2
 
 
