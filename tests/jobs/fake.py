@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from nnunetv2_ext.cli import jobs
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs import engine as of_jobs
 from nnunetv2_ext.jobs.engine import Seen
@@ -42,5 +43,7 @@ class FakeEngine:
 def use(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """In place of both engines; returns that of this machine."""
     local, slurm = FakeEngine(), FakeEngine("slurm")
-    monkeypatch.setattr(of_jobs, "engines", lambda: {"local": local, "slurm": slurm})
+    for module in (of_jobs, jobs):
+        monkeypatch.setattr(module, "engines", lambda: {"local": local, "slurm": slurm})
+    monkeypatch.setattr(jobs, "revive", lambda datasets: None)
     return local

@@ -14,7 +14,7 @@ from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.graph import How, afterwards, trainings, write_splits
 from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, RUNNING, TIMED_OUT, WAITING, Job, Resources
 from nnunetv2_ext.training.run import make_trainer
-from tests.doctor.conftest import CASES, DATASET, MNET, Prepared, configuration, prepare, unet
+from tests.doctor.conftest import CASES, DATASET, MNET, Prepared, prepare
 
 OURS, STOCK = Model("MNetTrainer", "MNetPlans", "3d_fullres"), Model("nnUNetTrainer", "nnUNetPlans", "3d_fullres")
 CPU = How(device="cpu", resources=Resources(jobs=2))
