@@ -83,9 +83,9 @@ def test_each_job_has_its_line(folder: Path) -> None:
     assert told[9:] == [
         f"{MODEL}__fold_3: killed by signal 9 (SIGKILL)",
         f"  log: {folder / f'{MODEL}__fold_3' / 'log.txt'}",
-        f"find_best: {MODEL}__fold_3: failed",
+        f"find_best: it needs {MODEL}__fold_3: failed",
         f"  log: {folder / 'find_best' / 'log.txt'}",
-        "report: find_best: not to run",
+        "report: it needs find_best: not to run",
         f"  log: {folder / 'report' / 'log.txt'}",
         f"logs: {folder / 'NAME' / 'log.txt'}",
     ]
