@@ -33,9 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", dest="dataset", metavar="ID", help="id or name of the data set (default: all with jobs)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--watch", action="store_true", help="show the table until all jobs have ended (default: on a terminal)"
+        "--watch", action="store_true", help="show the table until all jobs have ended, as a terminal does by itself"
     )
-    how.add_argument("--once", action="store_true", help="show the table once (default: where there is no terminal)")
+    how.add_argument("--once", action="store_true", help="show the table once, on a terminal too")
     how.add_argument("--json", action="store_true", help="print a list with an object for each job")
     how.add_argument(
         "--cancel",

@@ -117,7 +117,7 @@ def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -
     where = "on this machine" if engine == "local" else "to SLURM"
     print(f"{len(jobs)} job{'s' * (len(jobs) != 1)} submitted {where}:")
     for job in jobs:
-        print(f"  {job.name}" + f"    after {listed(job.needs, shown=2)}" * bool(job.needs))
+        print(f"  {job.name}" + f"    after {listed(job.needs, shown=1)}" * bool(job.needs))
     print(f"logs: {jobs_folder(dataset) / 'NAME' / LOG}")
     if output is not None:
         print(f"what comes after the trainings goes to {output}")

@@ -43,7 +43,7 @@ def test_what_is_submitted_is_told(prepared: Prepared, engine: FakeEngine, capsy
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "5 jobs submitted on this machine:"
     assert told[1] == "  MNetTrainer__MNetPlans__3d_fullres__fold_0"
-    assert told[5].startswith("  evaluate    after MNetTrainer__MNetPlans__3d_fullres__fold_0, MNetTrainer")
+    assert told[5].startswith("  evaluate    after MNetTrainer__MNetPlans__3d_fullres__fold_0 and 3 more")
     assert told[6] == f"logs: {prepared.results / 'jobs' / 'NAME' / 'log.txt'}"
     assert told[7] == f"what comes after the trainings goes to {prepared.results / 'outcome'}"
     assert told[8] == "how they go: nnunetv2_ext jobs -d 901"
