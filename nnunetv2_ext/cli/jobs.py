@@ -54,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Look, and do what is asked."""
     datasets = with_jobs() if args.dataset is None else [dataset_name(args.dataset)]
-    if not args.json:
-        revive(datasets)
+    revive(datasets)
     found = [row for dataset in datasets for row in rows(dataset)]
     if args.json:
         print(json.dumps([row.to_json() for row in found], indent=1))
@@ -80,7 +79,7 @@ def revive(datasets: Sequence[str]) -> None:
 
     for dataset in datasets:
         if ensure_queue(jobs_folder(dataset)):
-            print(f"the queue of {dataset} had ended before its jobs; it goes on")
+            print(f"the queue of {dataset} had ended before its jobs; it goes on", file=sys.stderr)
 
 
 def status(found: Sequence[Row]) -> int:
