@@ -61,7 +61,7 @@ def set_damaged_aside(fold: Path) -> list[str]:
 
 def whole_epochs(fold: Path) -> int:
     """The epochs that a training has finished, as nnU-Net's newest log of any epoch tells."""
-    for log in sorted(fold.glob("training_log_*.txt"), key=lambda path: path.name, reverse=True):
+    for log in sorted(fold.glob("training_log_*.txt"), key=lambda path: path.stat().st_mtime_ns, reverse=True):
         text = log.read_text(encoding="utf-8", errors="replace")
         begun = [int(number) for number in re.findall(r"Epoch (\d+) *$", text, re.MULTILINE)]
         if begun:

@@ -32,7 +32,6 @@ from nnunetv2_ext.jobs.record import (
     WAITING,
     Attempt,
     Job,
-    State,
     read_jobs,
     read_state,
     write_state,
@@ -74,7 +73,7 @@ def _stands(folder: Path, name: str) -> Seen:
         state = read_state(folder, name)
     except InputError as error:
         return Seen(FAILED, None, str(error))
-    if _was_killed(folder, name, state):
+    if state.state == RUNNING and not is_held(folder, name):
         return Seen(FAILED, KILLED, SUPERVISOR_KILLED)
     last = state.attempts[-1] if state.attempts else Attempt(0)
     if state.state in (WAITING, FINISHED):
@@ -82,9 +81,11 @@ def _stands(folder: Path, name: str) -> Seen:
     return Seen(state.state, last.exit, last.reason or state.note)
 
 
-def _was_killed(folder: Path, name: str, state: State) -> bool:
-    """Whether a job was left running by a supervisor that is gone."""
-    return state.state == RUNNING and not is_held(folder, name)
+def was_killed(folder: Path, name: str) -> bool:
+    """Whether a supervisor that is gone left its job running."""
+    with suppress(InputError):
+        return read_state(folder, name).state == RUNNING and not is_held(folder, name)
+    return False
 
 
 def _never(need: str, seen: Seen, there: bool) -> str | None:
@@ -137,7 +138,7 @@ class Queue:
             if self._settle(name, status):
                 del self.unsettled[name]
         seen = stand(self.folder, jobs)
-        killed = {name for name in jobs if seen[name].reason == SUPERVISOR_KILLED and name not in self.unsettled}
+        killed = {name for name in jobs if was_killed(self.folder, name)} - self.unsettled.keys()
         running = {
             name for name in jobs if seen[name].state == RUNNING or name in self.children
         } - self.unsettled.keys()
@@ -164,6 +165,8 @@ class Queue:
 
     def _settle(self, name: str, status: int) -> bool:
         """Say for a supervisor how its job ended where it did not: it was killed early, or the disk was full."""
+        if not (self.folder / name / JOB).is_file():  # removed meanwhile
+            return True
         try:
             state = read_state(self.folder, name)
             if state.state in ENDED or is_held(self.folder, name):
@@ -255,8 +258,8 @@ def cores() -> int:
 def ensure_queue(folder: Path) -> bool:
     """Start a queue where jobs wait for one: the last was killed, or the machine went down; whether it was needed."""
     jobs = {name: job for name, job in read_jobs(folder).items() if job.engine == "local"}
-    seen = stand(folder, jobs).values()
-    needed = any(one.state == WAITING or one.reason == SUPERVISOR_KILLED for one in seen)
+    seen = stand(folder, jobs)
+    needed = any(one.state == WAITING or was_killed(folder, name) for name, one in seen.items())
     if not needed or is_held(folder, QUEUE):
         return False
     start_queue(folder)
