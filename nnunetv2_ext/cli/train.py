@@ -197,9 +197,11 @@ def resources_of(args: argparse.Namespace) -> tuple[Resources, str | None]:
     if args.jobs is not None and args.device == "cuda":
         raise InputError(f"--jobs {args.jobs} with -device cuda", "--gpus for jobs on GPUs", "leave one out")
     device, first = "cpu" if args.jobs is not None else args.device, "0"
-    if args.on == "local" and device is None and args.gpus is None:
+    if args.on == "local" and device != "cpu" and args.gpus is None:
         there = gpus_there()
-        device, first = ("cuda", str(there[0])) if there else ("cpu", "0")
+        if device == "cuda" and not there:
+            raise InputError("-device cuda on a machine without a GPU", "one", "say -device cpu, or --on slurm")
+        device, first = ("cuda", str(there[0])) if there else ("cpu", "")
     on_gpu = args.on == "local" and device != "cpu"
     resources = Resources(
         gpus=_gpus(args.gpus or first) if on_gpu else None,
