@@ -270,6 +270,8 @@ def ensure_queue(folder: Path) -> bool:
 def start_queue(folder: Path) -> None:
     """Start a queue, which ends at once where one is at work."""
     command = [sys.executable, "-m", "nnunetv2_ext.jobs.queue", str(folder.absolute())]
+    with suppress(OSError):
+        (folder / f"{QUEUE}.log").touch()  # tells when
     with _appended(folder / f"{QUEUE}.log") as output:
         # by a shell that ends at once: the queue is no child of this process, nor of its terminal
         subprocess.run(
