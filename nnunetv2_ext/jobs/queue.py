@@ -233,10 +233,11 @@ class Queue:
             if on_cpu >= places:
                 return False
             environment["CUDA_VISIBLE_DEVICES"] = ""
-            threads = str(max(1, cores() // places))
-            # the limit, as nnUNetv2_train on the CPU asks for a thread per core whatever the other one says
+            # nnUNetv2_train on the CPU asks for a thread per core itself. OMP_THREAD_LIMIT would not let it, and then
+            # convolutions wait for ever for the threads that they were promised.
             if "OMP_NUM_THREADS" not in environment:
-                environment |= {"OMP_NUM_THREADS": threads, "OMP_THREAD_LIMIT": threads}
+                environment["OMP_NUM_THREADS"] = str(max(1, cores() // places))
+            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         command = [sys.executable, "-m", "nnunetv2_ext.jobs.supervisor", str(self.folder), job.name]
         with _appended(self.folder / job.name / LOG) as output:
             self.children[job.name] = subprocess.Popen(
@@ -269,6 +270,8 @@ def ensure_queue(folder: Path) -> bool:
 def start_queue(folder: Path) -> None:
     """Start a queue, which ends at once where one is at work."""
     command = [sys.executable, "-m", "nnunetv2_ext.jobs.queue", str(folder.absolute())]
+    with suppress(OSError):
+        (folder / f"{QUEUE}.log").touch()  # tells when
     with _appended(folder / f"{QUEUE}.log") as output:
         # by a shell that ends at once: the queue is no child of this process, nor of its terminal
         subprocess.run(
