@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -95,8 +94,7 @@ class Task:
             if attempts and why_not_again(attempts, read_job(folder, self.name).retries) is not None:
                 self._mend(state, record.FAILED, SCRIPT_KILLED, told.exit)
             else:
-                with suppress(Silence):
-                    requeue(id)
+                requeue(id, {"COMPLETING", "FAILED"})
 
     def _mend(self, state: State, name: str, reason: str, exit: int | None) -> None:
         """Write a state with another name, and another end of its last attempt."""
@@ -125,13 +123,22 @@ def _why(id: str) -> Told | None:
         time.sleep(0.1)
 
 
-def requeue(id: str) -> None:
-    """Put a job into the queue again, which ends what is left of it here.
+def requeue(id: str, states: Collection[str]) -> None:
+    """Put a job into the queue again, which ends what is left of it here; waits for a controller that is on its way up.
 
-    Raises:
-        Silence: SLURM does not answer, or refuses.
+    Args:
+        states: SLURM's, in which it is: not one that somebody has cancelled or put there already.
     """
-    ask("scontrol", "requeue", id)
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        try:
+            told = jobs_of([id]).get(id)
+            if told is not None and told.state in states:
+                ask("scontrol", "requeue", id)
+            return
+        except Silence as silence:
+            sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
+        time.sleep(1)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -145,16 +152,7 @@ def main(arguments: Sequence[str]) -> None:
     except InputError as error:  # its supervisor lives
         sys.stderr.write(f"{error}\n")
         return
-    end = time.monotonic() + 120
-    while time.monotonic() < end:  # the controller may be on its way up
-        try:
-            told = jobs_of([id]).get(id)
-            if told is not None and told.state == "RUNNING":  # not one that is cancelled or in the queue again
-                requeue(id)
-            return
-        except Silence as silence:
-            sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
-        time.sleep(2)
+    requeue(id, {"RUNNING"})
 
 
 if __name__ == "__main__":
