@@ -20,7 +20,7 @@ from nnunetv2_ext.jobs.groups import SIGNALS
 from nnunetv2_ext.jobs.record import State, read_job, read_state, write_job, write_state
 from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
 from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
-from nnunetv2_ext.jobs.supervisor import PATIENCE, is_to_run_again, stop, supervise
+from nnunetv2_ext.jobs.supervisor import is_to_run_again, stop, supervise
 from nnunetv2_ext.locks import hold
 from nnunetv2_ext.text import one_line
 
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 TAKEN = f"taken from its node by SLURM: {AGAIN}"
 SCRIPT_KILLED = "its script in SLURM was killed"
+ELSEWHERE = 600.0
+"""Seconds to wait for a supervisor that a lost node still runs, and that SLURM ends when it finds the node again."""
 CANCELLED = SIGNALS + signal.SIGTERM
 """The exit status that SLURM gives to a job which scancel ends."""
 
@@ -43,7 +45,7 @@ class Task:
         """Run the job; ends this process with its exit status, from which SLURM knows whether others may begin."""
         folder = Path(self.folder)
         try:
-            hold(folder, self.name, f"the job {self.name}", patience=PATIENCE)
+            hold(folder, self.name, f"the job {self.name}", patience=ELSEWHERE)
             job, id = read_job(folder, self.name), os.environ.get("SLURM_JOB_ID")
             if job.id != id:  # who submitted it was killed before it could write it down
                 write_job(folder, replace(job, id=id))
