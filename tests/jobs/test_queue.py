@@ -1,5 +1,6 @@
 """Jobs in their turn: needs, places, GPUs, and kills of the queue and of what it started."""
 
+import json
 import os
 import shutil
 import signal
@@ -202,6 +203,16 @@ def test_what_another_machine_left_running_is_known_to_be_dead(jobs: Jobs) -> No
     assert (seen.state, seen.exit) == (FAILED, 137) and "supervisor was killed" in seen.reason
     ensure_queue(jobs.folder)
     jobs.until(a=FINISHED)
+
+
+def test_the_jobs_of_another_machine_are_left_to_it(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_job(jobs.folder, jobs.job("a", "exit 0"))
+    who = {"host": "another", "process": 1, "since": "today", "doing": "the queue of jobs"}
+    (jobs.folder / ".queue.running.json").write_text(json.dumps(who))
+    assert not ensure_queue(jobs.folder)
+    monkeypatch.setattr("nnunetv2_ext.jobs.local.is_held", lambda folder, name: True)
+    with pytest.raises(InputError, match=r"while the queue in .* runs on another; .*submit there"):
+        jobs.submit(jobs.job("a", "exit 0"))
 
 
 def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> None:
