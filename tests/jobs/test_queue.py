@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.jobs.devices import is_taken, leave_gpu, take_gpu
 from nnunetv2_ext.jobs.local import Local
 from nnunetv2_ext.jobs.queue import ensure_queue
 from nnunetv2_ext.jobs.record import (
@@ -240,6 +241,17 @@ def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> N
 def test_resources_that_are_not_there_are_refused(gpus: None, resources: Resources, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Local().check(resources)
+
+
+def test_a_gpu_is_kept_where_the_home_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert not is_taken("0")
+    take_gpu("0", "the job a")
+    assert is_taken("0")
+    leave_gpu("0")
+    assert not is_taken("0")
 
 
 @pytest.mark.parametrize(("count", "refused"), [("0", True), ("", True), ("1", False)])
