@@ -1,4 +1,4 @@
-"""The whole way of docs/how-to-folds-to-ensemble.md: five folds, the best model, ensembles, export and import.
+"""The whole way of docs/how-to-folds-to-submission.md: five folds, the best model, ensembles, export and import.
 
 Each entry point runs once in an interpreter of its own, where nnU-Net spawns its pools.
 """
