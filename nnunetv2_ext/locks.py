@@ -25,11 +25,18 @@ from nnunetv2_ext.files import read_json, unwritable, write_json
 
 FILLED = "filled"
 """What is held of a hidden folder while a new one is filled in it."""
+PARENT = "nnUNet_ext_held"
+"""Variable with the lock that the process above this one holds for it: a job, for the training that it runs."""
 _HELD: dict[Path, BaseFileLock] = {}
 """The locks of this process, which may take each as often as it likes."""
 
 
-def hold(folder: Path, name: str, doing: str) -> None:
+def lock_file(folder: Path, name: str) -> Path:
+    """The hidden file beside `name` that is locked."""
+    return folder / f".{name}.lock"
+
+
+def hold(folder: Path, name: str, doing: str, *, patience: float = 0) -> None:
     """Close `name` of a folder to other processes until `let_go`, or until this process ends, be it killed.
 
     The operating system keeps the lock, so that one of a process that is gone never stands in the way, and on a shared
@@ -39,16 +46,17 @@ def hold(folder: Path, name: str, doing: str) -> None:
     Args:
         name: of what is closed, a file or folder in `folder`, there already or not.
         doing: what holds it, for the message of another process ("a training of fold 0").
+        patience: seconds to wait for it; `is_held` of another process takes it for an instant.
 
     Raises:
         InputError: another process holds it; the sentence names it.
     """
-    path, told = folder / f".{name}.lock", _told(folder, name)
-    if path in _HELD:
+    path, told = lock_file(folder, name), _told(folder, name)
+    if path in _HELD or os.path.realpath(path) == os.environ.get(PARENT):
         return
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise InputError(
             f"{doing} in {folder / name} while {_holder(told)}",
@@ -67,16 +75,34 @@ def hold(folder: Path, name: str, doing: str) -> None:
 
 def let_go(folder: Path, name: str) -> None:
     """Open what `hold` closed; nothing where this process holds no lock."""
-    lock = _HELD.pop(folder / f".{name}.lock", None)
+    lock = _HELD.pop(lock_file(folder, name), None)
     if lock is not None:
         _told(folder, name).unlink(missing_ok=True)
         lock.release()
 
 
+def is_held(folder: Path, name: str) -> bool:
+    """Whether a process, this one or another, holds `name` of a folder now; False where there are no locks."""
+    path = lock_file(folder, name)
+    if path in _HELD:
+        return True
+    if not path.is_file():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
 @contextmanager
 def held(folder: Path, name: str, doing: str) -> Iterator[None]:
     """`hold` for the length of a block, or of the one around it that holds the same."""
-    mine = folder / f".{name}.lock" not in _HELD
+    mine = lock_file(folder, name) not in _HELD
     hold(folder, name, doing)
     try:
         yield

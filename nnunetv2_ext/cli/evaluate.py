@@ -9,11 +9,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_ext.cli.find_best import as_script, check_same_cases, fault_of_fold
+from nnunetv2_ext.cli.find_best import check_same_cases
 from nnunetv2_ext.cli.options import add_processes, number, processes, value_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
+from nnunetv2_ext.inference.trained import as_script, fault_of_fold
 from nnunetv2_ext.text import counted, listed
 from nnunetv2_ext.weights.files import FINAL, trained_folds
 

@@ -87,6 +87,7 @@ class State:
         host: the machine of the supervisor, with its process id.
         group: the process group of the command.
         device: the GPU given to it, as CUDA_VISIBLE_DEVICES names it; "" for the CPU, None where the engine chose none.
+        note: what went wrong beside the command: a log that could not be written.
     """
 
     state: str = WAITING
@@ -95,6 +96,7 @@ class State:
     process: int | None = None
     group: int | None = None
     device: str | None = None
+    note: str = ""
 
 
 def jobs_folder(dataset: str) -> Path:
@@ -116,6 +118,15 @@ def read_jobs(folder: Path) -> dict[str, Job]:
         InputError: a damaged `job.json`.
     """
     return {path.parent.name: _job(path) for path in sorted(folder.glob(f"*/{JOB}"))}
+
+
+def read_job(folder: Path, name: str) -> Job:
+    """One of the jobs of a data set.
+
+    Raises:
+        InputError: a damaged `job.json`, or none.
+    """
+    return _job(folder / name / JOB)
 
 
 def _job(path: Path) -> Job:

@@ -1,0 +1,73 @@
+"""The GPUs of this machine: which are there, and which a job of this user has to itself."""
+
+import os
+import platform
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.locks import hold, is_held, let_go
+
+SECONDS = 30
+"""That the driver may take to answer."""
+
+
+def gpus_there() -> list[int]:
+    """The numbers of NVIDIA's GPUs of this machine, as `nvidia-smi` counts them; none without a driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return []
+    try:
+        listing = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=SECONDS, check=False).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(number) for number in re.findall(r"^GPU (\d+):", listing, re.MULTILINE)]
+
+
+def check_gpus(gpus: tuple[int, ...]) -> None:
+    """Refuse GPUs that are not there.
+
+    Raises:
+        InputError: no GPU, one that is not there, or one named twice.
+    """
+    named, there = ", ".join(map(str, gpus)), gpus_there()
+    if not there:
+        raise InputError(
+            f"GPU {named} on {platform.node()}, where nvidia-smi lists none",
+            "a GPU",
+            "leave out --gpus to train on the CPU",
+        )
+    choose = f"choose from {', '.join(map(str, there))}"
+    if missing := [gpu for gpu in gpus if gpu not in there]:
+        raise InputError(f"GPU {', '.join(map(str, missing))}", f"a GPU of {platform.node()}", choose)
+    if not gpus or len(set(gpus)) < len(gpus):
+        raise InputError(f"the GPUs '{named}'", "one or more, each once", choose)
+
+
+def take_gpu(gpu: str, doing: str) -> None:
+    """Keep a GPU from the other jobs of this user, of any data set, until this process ends or `leave_gpu`.
+
+    Raises:
+        InputError: another job has it.
+    """
+    hold(_places(), f"gpu_{gpu}", doing, patience=1)
+
+
+def leave_gpu(gpu: str) -> None:
+    """Let other jobs have what `take_gpu` took."""
+    let_go(_places(), f"gpu_{gpu}")
+
+
+def is_taken(gpu: str) -> bool:
+    """Whether a job of this user has a GPU."""
+    return is_held(_places(), f"gpu_{gpu}")
+
+
+def _places() -> Path:
+    """The folder of the locks of this machine's GPUs, one for all shells of the user."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = Path(cache, "nnunetv2_ext", platform.node())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
