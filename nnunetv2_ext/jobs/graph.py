@@ -1,9 +1,10 @@
 """From a request to jobs: preprocessing, trainings, and what comes after them, each with the jobs that it needs."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nnunetv2_ext import external_trainer_folders
@@ -20,6 +21,8 @@ from nnunetv2_ext.text import listed
 
 STEPS = ("find_best", "predict", "evaluate", "report")
 """What can come after trainings, in this order."""
+BEST = "best.json"
+"""What `find_best` writes into the folder of the steps after trainings."""
 _PASSED_ON = ("nnUNet_", "OMP_", "MKL_", "TORCHINDUCTOR_")
 """Variables of the submitting shell that a job runs with begin so."""
 
@@ -35,6 +38,24 @@ class Wanted(NamedTuple):
     """Names of the jobs that end the request, submitted here or under way: what comes after needs them."""
     cases: frozenset[str] = frozenset()
     """Of the preprocessed data, there or to be made."""
+
+
+class Wishes(NamedTuple):
+    """What may be different about the steps after trainings."""
+
+    each_fold: bool = False
+    """Predict with each fold by itself, too."""
+    titles: Mapping[Model, str] = MappingProxyType({})
+    """What tables call a model, where not TRAINER:PLANS:CONFIG."""
+    labels: Path | None = None
+    """Of the images; None for those beside them."""
+    title: str | None = None
+    """Heading of the report."""
+    note: str | None = None
+    """Below it."""
+
+
+AS_USUAL = Wishes()
 
 
 class How(NamedTuple):
@@ -235,12 +256,13 @@ def afterwards(
     *,
     after: Sequence[str] = (),
     images: Path | None = None,
+    wishes: Wishes = AS_USUAL,
 ) -> Wanted:
     """The jobs of our own commands that come after trainings, in the order of `STEPS`; nothing is written.
 
-    `predict` writes below OUTPUT/predictions, into a folder for each model and `ensemble`; `evaluate` into
-    OUTPUT/evaluation, of these where there are labels of the images, else of the validations; `report` writes
-    OUTPUT/report.html.
+    `find_best` writes OUTPUT/best.json. `predict` writes below OUTPUT/predictions, into a folder for each model and one
+    for their ensemble, or, of more than two, for what `find_best` has chosen; `evaluate` into OUTPUT/evaluation, of
+    these where there are labels of the images, else of the validations; `report` writes OUTPUT/report.html.
 
     Args:
         steps: some of `STEPS`.
@@ -254,7 +276,7 @@ def afterwards(
     if unknown := [step for step in steps if step not in STEPS]:
         raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     output = output.resolve()
-    following = _Following(dataset, models, folds, output, standing, how)
+    following = _Following(dataset, models, folds, output, standing, how, wishes)
     if "find_best" in steps:
         following.find_best(after)
     raw = raw_folder(dataset)
@@ -282,6 +304,7 @@ class _Following:
     output: Path
     standing: Mapping[str, Seen]
     how: How
+    wishes: Wishes
     jobs: dict[str, Job] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     last: list[str] = field(default_factory=list)
@@ -291,27 +314,39 @@ class _Following:
         if "all" in self.folds:
             self.told.append("find_best is left out: a fold `all` validates the cases that it was trained with")
             return
-        self._add("find_best", [*self._of_models, "-f", *self.folds, *self.how.device_flags], after)
+        command = [*self._of_models, "-f", *self.folds, *self.how.device_flags]
+        self._add("find_best", [*command, "-o", str(self.output / BEST)], after)
 
     def predict(self, images: Path, after: Sequence[str]) -> dict[str, Path]:
         """Each model, and of several their ensemble; returns the folders of the predictions by name."""
-        groups = {str(model): [model] for model in self.models}
-        if len(self.models) > 1:
-            groups["ensemble"] = [*self.models]
         folders = {}
-        for title, group in groups.items():
-            name = "ensemble" if len(group) > 1 else group[0].folder_name
+        for title, name, flags, needs in self._predictors(after):
             folder = folders[title] = self.output / "predictions" / name
-            command = ["-d", self.dataset, "-m", *map(str, group), "-f", *self.folds, "-i", str(images)]
-            command += ["-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
+            command = [*flags, "-i", str(images), "-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
             # those of an earlier training of these folds
             command += ["--overwrite"] * bool(after and folder.is_dir())
-            self._add("predict", command, after, name=f"predict_{name}")
+            self._add("predict", command, needs, name=f"predict_{name}")
         return folders
+
+    def _predictors(self, after: Sequence[str]) -> Iterator[tuple[str, str, list[str], Sequence[str]]]:
+        """Title, name of the folder, flags and needs of all that predict the images."""
+        many = self.wishes.each_fold and len(self.folds) > 1
+        for model in self.models:
+            title, flags = self.wishes.titles.get(model, str(model)), ["-d", self.dataset, "-m", str(model), "-f"]
+            for fold in self.folds if many else ():
+                yield f"{title}, fold {fold}", f"{model.folder_name}__fold_{fold}", [*flags, fold], after
+            told = f"{title}, ensemble of {len(self.folds)}" if many else title
+            yield told, model.folder_name, [*flags, *self.folds], after
+        if len(self.models) > 2 and "find_best" in self.jobs:  # of two there is one ensemble
+            yield "best", "best", ["-m", str(self.output / BEST)], ["find_best"]
+        elif len(self.models) > 1:
+            yield "ensemble", "ensemble", [*self._of_models, "-f", *self.folds], after
 
     def evaluate(self, images: Path | None, predicted: Mapping[str, Path], after: Sequence[str]) -> None:
         """The predictions where there are labels of the images; else the validations of the models."""
-        labels = None if images is None else images.with_name(images.name.replace("images", "labels"))
+        labels = self.wishes.labels
+        if labels is None and images is not None:
+            labels = images.with_name(images.name.replace("images", "labels"))
         if predicted and labels is not None and labels != images and labels.is_dir() and any(labels.iterdir()):
             command = ["-r", str(labels.resolve()), "-p", *map(str, predicted.values()), "--names", *predicted]
             needs = [name for name in self.last if name.startswith("predict_")]
@@ -329,7 +364,9 @@ class _Following:
         if not needs and not (evaluation / "metrics.csv").is_file():
             self.told.append(f"report is left out: no evaluation in {evaluation}, and evaluate is not asked for")
             return
-        self._add("report", [str(evaluation), "-o", str(self.output / "report.html")], needs)
+        about = ["--title", self.wishes.title] if self.wishes.title else []
+        about += ["--note", self.wishes.note] if self.wishes.note else []
+        self._add("report", [str(evaluation), "-o", str(self.output / "report.html"), *about], needs)
 
     @property
     def _of_models(self) -> list[str]:

@@ -1,5 +1,6 @@
 """The whole way: what a run is asked for, the folder it writes to, and the jobs that plan for it."""
 
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,8 +198,8 @@ def _check_length(way: Way, model: Model, folder: Path | None) -> None:
 
 def _free(path: Path) -> str:
     """A name of plans by the same planner that none have."""
-    stem = path.stem.removesuffix("Plans")
-    return next(name for n in range(2, 1000) if not path.with_name(f"{name:= f'{stem}{n}Plans'}.json").is_file())
+    names = (f"{path.stem.removesuffix('Plans')}{number}Plans" for number in itertools.count(2))
+    return next(name for name in names if not path.with_name(f"{name}.json").is_file())
 
 
 def to_submit(wanted: Sequence[Job], known: Mapping[str, Job], seen: Mapping[str, Seen], dataset: str) -> list[Job]:
