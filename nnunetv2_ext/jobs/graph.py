@@ -223,6 +223,27 @@ def _refuse_trained_elsewhere(fold: Path) -> None:
             pass
 
 
+def refuse_other_engine(jobs: Sequence[Job], known: Mapping[str, Job], engine: str) -> None:
+    """Refuse jobs that need one which another engine runs: neither could wait for it.
+
+    Args:
+        jobs: of the request.
+        known: those of the data set.
+
+    Raises:
+        InputError: there are such.
+    """
+    new = {job.name for job in jobs}
+    needed = {need for job in jobs for need in job.needs if need not in new}
+    if other := sorted(need for need in needed if need in known and known[need].engine != engine):
+        where = known[other[0]].engine
+        raise InputError(
+            f"jobs on {engine} that need {listed(other, shown=2)} on {where}",
+            "all on one engine",
+            f"submit with --on {where}, or wait until they have ended",
+        )
+
+
 def write_splits(dataset: str, cases: Iterable[str]) -> None:
     """Write the folds as nnU-Net's first training would, so that no two write them at once; those there are kept.
 
