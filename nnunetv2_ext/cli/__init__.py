@@ -39,6 +39,7 @@ COMMANDS = {
     "look": "a picture of cases: images with their predictions, and labels where there are any",
     "report": "all of an evaluation in one HTML file, which needs no network",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
+    "run": "the whole way of a data set: plan, train, find the best, predict, evaluate, report",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }
 

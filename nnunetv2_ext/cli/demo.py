@@ -1,4 +1,4 @@
-"""`nnunetv2_ext demo`: draws synthetic phantoms into a folder of its own, and goes the whole way with them as `run`."""
+"""`nnunetv2_ext demo`: draws synthetic phantoms into a folder of its own, then goes the whole way with them, as `run`."""
 
 import argparse
 import os
@@ -7,35 +7,45 @@ import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nnunetv2_ext import register
-from nnunetv2_ext.cli.run import cancel, follow_way
+from nnunetv2_ext.cli.run import go
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, read_json, write_json
 from nnunetv2_ext.inference.models import Model, parse_models
-from nnunetv2_ext.jobs.way import PAGE, PREDICTIONS, PRESETS, SCORES, Way, members
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import listed
 
-DATASET = "Dataset999_Phantom"
-CONFIGURATION = "3d_fullres"
+if TYPE_CHECKING:
+    from nnunetv2_ext.jobs.graph import How
+    from nnunetv2_ext.jobs.way import Way
+
+DATASET_ID, DATASET = 999, "Dataset999_Phantom"
 FOLDS = (0, 1)
-MODELS: dict[str, Model] = dict(zip(("MNet", "nnU-Net"), parse_models(PRESETS["quick"].models), strict=True))
-"""Those of the preset quick, by what the tables call them."""
+MODELS = dict(
+    zip(
+        ("MNet", "nnU-Net"),
+        parse_models(
+            ["MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"],
+        ),
+        strict=True,
+    )
+)
+"""The models of the preset quick, by what the tables call them."""
 SETTINGS, REPORT = "demo.json", "report"
-"""The first is written first: a folder that holds it was made by this command, so that --overwrite may empty it."""
+"""A folder that holds the first was made by this command, so that --overwrite may empty it."""
 CAVEAT = "Trainings this short show that all steps work; which network is better takes longer ones on real data."
 BASELINE = "Threshold per label"
 MEANING = (
     "It is the best interval of intensities for each label, chosen on the unseen cases themselves. It needs no "
     "training, and what does not beat it has learnt little."
 )
-# nnU-Net splits into five folds
 RANGES = {
     "epochs": (1, 10_000),
     "iterations": (1, 10_000),
-    "training_cases": (5, 1000),
+    "training_cases": (5, 1000),  # nnU-Net splits into five folds
     "unseen_cases": (1, 1000),
     "seed": (0, 2**32 - 1),
 }
@@ -57,43 +67,214 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, go the way, print the table; whatever ends this command ends its jobs."""
+    """Draw, go the way, print the table. However this command ends, its jobs end with it."""
     start = time.monotonic()
     _check(args)
     output = args.output.resolve()
-    _refuse_folder(output, args.overwrite)
+    _refuse_folder(output, overwrite=args.overwrite)
     with held(output, SETTINGS, "a demo"):
         _set_environment(output, args.device)
+        _refuse_jobs()
         _empty(output, args)
-        print(f"Demo in {output}; {args.training_cases} training and {args.unseen_cases} unseen phantoms are drawn.")
+        print(f"Demo in {output}: drawing {args.training_cases} training and {args.unseen_cases} unseen phantoms")
         raw = output / "nnUNet_raw" / DATASET
         _draw(raw, args)
         notes = [_baseline(raw), CAVEAT]
-        way = Way(
-            DATASET,
-            tuple(MODELS.values()),
-            FOLDS,
-            output / REPORT,
-            raw / "imagesTs",
-            raw / "labelsTs",
-            epochs=args.epochs,
-            iterations=args.iterations,
-            device=args.device,
-            each_fold=True,
-            titles={model: title for title, model in MODELS.items()},
-            title="Demo: unseen phantoms",
-            note=" ".join(reversed(notes)),
-        )
+        way = _way(output, args, note=" ".join(reversed(notes)))
         try:
             with ended_in_order():
-                failed = follow_way(way, _how(args))
+                status = go(way, _how(args.device))
         except BaseException:
-            cancel(DATASET)
+            _cancel()
+            print("\nThe demo is ended, and its jobs with it.")
             raise
-        if failed:
-            return failed
-    _tell(way, notes)
-    page = way.output / PAGE
+        if status:
+            return status
+        _write_table(output, notes)
+    page = output / REPORT / "report.html"
     print(f"Total {(time.monotonic() - start) / 60:.1f} min. Tables, picture and report: {page.parent}")
     print(f"Open the report: python -m webbrowser {shlex.quote(page.as_uri())}")
     return 0
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Refuse what would fail later on.
+
+    Raises:
+        InputError: a number out of range, or a device that is not there.
+    """
+    for name, (least, most) in RANGES.items():
+        if not least <= getattr(args, name) <= most:
+            got = f"{flag_of(name)} {getattr(args, name)}"
+            raise InputError(got, f"a number from {least} to {most}", "choose one")
+    if args.device != "cpu":
+        import torch
+
+        backend = torch.cuda if args.device == "cuda" else torch.backends.mps
+        if not backend.is_available():
+            raise InputError(f"-device {args.device}", "a device that PyTorch finds here", "choose -device cpu")
+
+
+def _refuse_folder(output: Path, *, overwrite: bool) -> None:
+    """Make the output folder, or see that it may be filled.
+
+    Raises:
+        InputError: it is in use, and no earlier demo that may be replaced, or it cannot be made.
+    """
+    if output.exists():
+        if not output.is_dir():
+            raise InputError(f"--output {output}, a file", "a folder", "choose another name")
+        if any(output.iterdir()):
+            if not overwrite:
+                raise InputError(
+                    f"the folder {output}, which is not empty",
+                    "a new or empty folder",
+                    "choose another --output, or add --overwrite to replace an earlier demo",
+                )
+            if not (output / SETTINGS).is_file():
+                raise InputError(
+                    f"--overwrite for {output}, which no demo made (it lacks {SETTINGS})",
+                    "the folder of an earlier demo",
+                    "choose another --output",
+                )
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(output, error) from None
+
+
+def _unwritable(output: Path, error: OSError) -> InputError:
+    return InputError(f"--output {output} ({error.strerror})", "a folder that can be written", "choose another")
+
+
+def _refuse_jobs() -> None:
+    """Refuse the folder of a demo that was killed, but whose jobs run.
+
+    Raises:
+        InputError: there are such; with the command that ends them.
+    """
+    from nnunetv2_ext.jobs.engine import standing
+    from nnunetv2_ext.jobs.graph import under_way
+    from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
+
+    folder = Path(os.environ["nnUNet_results"])
+    if not folder.is_dir():
+        return
+    jobs = jobs_folder(DATASET)
+    if running := [name for name, seen in standing(jobs, read_jobs(jobs)).items() if under_way(seen)]:
+        raise InputError(
+            f"the folder of a demo whose jobs run ({listed(running, shown=2)})",
+            "one in which nothing runs",
+            f"end them: nnUNet_results={shlex.quote(str(folder))} nnunetv2_ext jobs -d {DATASET_ID} --cancel",
+        )
+
+
+def _empty(output: Path, args: argparse.Namespace) -> None:
+    """Remove what an earlier demo left, and write the settings of this one.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    try:
+        for path in output.iterdir():
+            if SETTINGS not in path.name:  # nor the lock on it
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        settings = {name: str(value) for name, value in vars(args).items() if not callable(value) and name != "command"}
+        write_json(output / SETTINGS, {name: value for name, value in settings.items() if name != "parser"})
+        for variable in FOLDER_VARIABLES:
+            (output / variable).mkdir()
+    except OSError as error:
+        raise _unwritable(output, error) from None
+
+
+def _set_environment(output: Path, device: str) -> None:
+    """nnU-Net's variables for this process and its jobs: folders within `output`, few worker processes."""
+    for variable in FOLDER_VARIABLES:
+        os.environ[variable] = str(output / variable)
+    # The network keeps the cores busy; on a GPU the augmentation would be the bottleneck with one worker.
+    workers = 1 if device == "cpu" else min(8, os.cpu_count() or 1)
+    os.environ.setdefault("nnUNet_n_proc_DA", str(workers))
+    os.environ.setdefault("nnUNet_def_n_proc", "2")
+    # Threads that wait for each other should sleep: spinning, they take the cores from the augmentation and from each
+    # other, and one step of a busy machine can take ten times as long. PyTorch reads this when it is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    register()
+
+
+def _draw(raw: Path, args: argparse.Namespace) -> None:
+    from nnunetv2_ext.data.phantom import write_phantoms
+
+    write_phantoms(
+        raw, training=args.training_cases, test=args.unseen_cases, seed=args.seed, processes=os.cpu_count() or 1
+    )
+
+
+def _way(output: Path, args: argparse.Namespace, note: str) -> "Way":
+    """What the preset quick does, with this length and each fold by itself too."""
+    from nnunetv2_ext.jobs.graph import Wishes
+    from nnunetv2_ext.jobs.way import Way
+
+    titles = {model: title for title, model in MODELS.items()}
+    return Way(
+        DATASET,
+        tuple(MODELS.values()),
+        tuple(map(str, FOLDS)),
+        output / REPORT,
+        output / "nnUNet_raw" / DATASET / "imagesTs",
+        args.epochs,
+        args.iterations,
+        Wishes(each_fold=True, titles=titles, title="Demo: unseen phantoms", note=note),
+    )
+
+
+def _how(device: str) -> "How":
+    """Two jobs at a time on the CPU, one on a GPU."""
+    from nnunetv2_ext.jobs.graph import How
+    from nnunetv2_ext.jobs.record import Resources
+
+    if device == "cuda":
+        return How(resources=Resources(gpus=(0,)), device=device)
+    return How(resources=Resources(jobs=2 if device == "cpu" else 1), device=device)
+
+
+def _cancel() -> None:
+    """End all jobs of the demo."""
+    from nnunetv2_ext.jobs.engine import engines
+    from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
+
+    folder = jobs_folder(DATASET)
+    engines()["local"].cancel(folder, list(read_jobs(folder).values()))
+
+
+def _baseline(raw: Path) -> str:
+    """What intensity alone can do, in a sentence."""
+    from nnunetv2_ext.data.phantom import LABELS
+    from nnunetv2_ext.data.volumes import read_volume
+    from nnunetv2_ext.evaluation.threshold import threshold_dice
+
+    truths = sorted((raw / "labelsTs").glob("*.nii.gz"))
+    images = [read_volume(raw / "imagesTs" / path.name.replace(".nii.gz", "_0000.nii.gz")) for path in truths]
+    by_value = threshold_dice(images, [read_volume(path) for path in truths])
+    dice = {name: by_value[value] for name, value in LABELS.items() if value in by_value}
+    each = listed(f"{name} {value:.3f}" for name, value in dice.items())
+    return f"{BASELINE}: mean Dice {sum(dice.values()) / len(dice):.3f} ({each}). {MEANING}"
+
+
+def _write_table(output: Path, notes: Sequence[str]) -> None:
+    """Print and write the table, and draw cases, into the folder `report`."""
+    from nnunetv2_ext.evaluation.means import means_table
+    from nnunetv2_ext.evaluation.scores import read_scores
+    from nnunetv2_ext.evaluation.segmentations import labels_of
+    from nnunetv2_ext.jobs.graph import EVALUATION, PREDICTIONS
+    from nnunetv2_ext.report.cases import choose, draw, find_cases
+
+    raw, report = output / "nnUNet_raw" / DATASET, output / REPORT
+    text = "\n\n".join([means_table(read_scores(report / EVALUATION)), *notes]) + "\n"
+    (report / "table.md").write_text(text, encoding="utf-8")
+    print(f"\n{text}")
+    labels = labels_of(read_json(raw / "dataset.json", "run the demo anew"), raw / "dataset.json")
+    (title, model), *_ = MODELS.items()
+    cases = find_cases(raw / "imagesTs", report / PREDICTIONS / model.folder_name, raw / "labelsTs")
+    best = choose(cases, labels, 3, processes=os.cpu_count() or 1, progress=False)
+    heading = f"{title}, ensemble of {len(FOLDS)} folds, on unseen phantoms"
+    draw(cases, best, labels, report / "cases.png", heading=heading, note=CAVEAT, window=(-160.0, 300.0))

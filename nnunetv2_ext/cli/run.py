@@ -1,53 +1,61 @@
 """`nnunetv2_ext run`: the whole way of a data set, from plans to the report, as jobs; the same command goes on."""
 
 import argparse
-import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from nnunetv2_ext.cli.options import folds_of, number
+from nnunetv2_ext.cli.train import add_places, how_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder, read_json
+from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder
 from nnunetv2_ext.inference.models import parse_models, read_found
-from nnunetv2_ext.jobs.engine import engines, standing
-from nnunetv2_ext.jobs.graph import AS_USUAL, BEST, STEPS, How, Wishes, afterwards, trainings, write_splits
-from nnunetv2_ext.jobs.record import ENDED, BLOCKED, FINISHED, LOG, Job, jobs_folder, read_jobs
-from nnunetv2_ext.jobs.table import Row, in_order, lines, rows
-from nnunetv2_ext.jobs.way import PRESETS, Way, open_output, planning, to_submit
-from nnunetv2_ext.text import counted, duration, listed
+from nnunetv2_ext.text import duration, listed
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.jobs.graph import How
+    from nnunetv2_ext.jobs.record import Job
+    from nnunetv2_ext.jobs.table import Row
+    from nnunetv2_ext.jobs.way import Way
 
 EXAMPLE = """examples:
   nnunetv2_ext run -d 42                                       a first look: two networks, two folds, short trainings
-  nnunetv2_ext run -d 42 --preset full --gpus 0 1 -o submission
-  nnunetv2_ext run -d 42 --preset full --on slurm -m MNetTrainer:MNetPlans:3d_fullres -i new_images -o submission
+  nnunetv2_ext run -d 42 --preset full --gpus 0,1 -o submission
+  nnunetv2_ext run -d 42 --preset full --on slurm --gres gpu:1 -i new_images -o submission
+  nnunetv2_ext run -d 42 -m MNetTrainer:MNetTrialPlans:3d_fullres --epochs 50 -f 0 -device cpu --jobs 2
 
-The same command again goes on where it was; Ctrl-C ends the waiting, not the jobs: nnunetv2_ext jobs -d 42 shows them,
-and --cancel ends them. Exit status: 0 all is done, 1 a job failed, 2 bad input.
+The same command again goes on where it was. Ctrl-C ends the waiting, not the jobs: nnunetv2_ext jobs -d 42 shows them,
+and --cancel ends them. Exit status: 0 all is done, 1 a job is not well, 2 bad input.
 """
 QUIET_SECONDS = 30.0
 """Where the output is no terminal, how far the trainings are is told no more often than this."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What to train and to predict, and on what."""
+    """What to train and to predict, and where."""
     parser.epilog = EXAMPLE
     parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="id or name of the data set")
-    told = "quick: a first look, full: five folds as published"
-    parser.add_argument("--preset", default="quick", metavar="NAME", help=f"models, folds and length; {told}")
+    parser.add_argument(
+        "--preset",
+        default="quick",
+        metavar="NAME",
+        help="quick: a first look; full: five folds, each method as its authors train it",
+    )
     parser.add_argument(
         "-m", dest="models", nargs="+", metavar="TRAINER:PLANS:CONFIG", help="the models (default: the preset's)"
     )
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds (default: the preset's)")
     parser.add_argument("--epochs", metavar="N", help="of every training (default: the preset's)")
-    parser.add_argument("--iterations", metavar="N", help="of every epoch (default: the preset's)")
     parser.add_argument(
-        "-i", dest="images", type=Path, metavar="IN", help="images to predict (default: imagesTs of the data set)"
+        "--iterations", metavar="N", help="of an epoch, and a tenth of it to validate (default: the preset's)"
     )
     parser.add_argument(
-        "-r", dest="labels", type=Path, metavar="LABELS", help="of these images (default: labelsTs, beside imagesTs)"
+        "-i", dest="images", type=Path, metavar="IMAGES", help="folder of images to predict (default: imagesTs)"
     )
+    parser.add_argument("-r", dest="labels", type=Path, metavar="LABELS", help="of these (default: those beside them)")
     parser.add_argument("--each-fold", action="store_true", help="predict with each fold by itself, too")
     parser.add_argument(
         "-o",
@@ -56,63 +64,182 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="folder for predictions, evaluation and report (default: DATASET_PRESET)",
     )
+    add_places(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Go the way; tells where its results are."""
-    way, how, wishes = _way(args), how_of(args), Wishes(each_fold=args.each_fold, labels=args.labels)
-    status = go(way, how, wishes)
-    return status or tell_results(way)
+    way, how = _way(args), how_of(args)
+    try:
+        status = go(way, how)
+    except KeyboardInterrupt:
+        there = f"nnunetv2_ext jobs -d {int(way.dataset[7:10])}"
+        print(f"\nThe jobs go on: {there} shows them, {there} --cancel ends them; this command again waits for them.")
+        raise
+    if status == 0:
+        tell_results(way)
+    return status
 
 
-def tell_results(way: Way) -> int:
-    """Say what is best and where everything is."""
-    found = read_found(way.output / BEST)
-    print(f"best by the validations: {listed(found.models, separator=' + ')}; nnunetv2_ext predict -m {way.output / BEST}")
-    page = way.output / "report.html"
-    print(f"Open the report: python -m webbrowser {shlex.quote(page.as_uri())}")
-    return 0
+def _way(args: argparse.Namespace) -> "Way":
+    """What the flags ask for.
+
+    Raises:
+        InputError: an unknown preset, models or folds that are none, numbers or paths that make no sense.
+    """
+    from nnunetv2_ext.jobs.graph import Wishes
+    from nnunetv2_ext.jobs.way import PRESETS, Way
+
+    if args.preset not in PRESETS:
+        raise InputError(f"--preset {args.preset}", f"one of {listed(PRESETS)}", "choose one")
+    preset = PRESETS[args.preset]
+    dataset = dataset_name(args.dataset)
+    raw = raw_folder(dataset)
+    lengths = {"epochs": preset.epochs, "iterations": preset.iterations}
+    for name in lengths:
+        if (given := number(getattr(args, name), int, f"--{name}")) is not None:
+            if not 1 <= given <= 100_000:
+                raise InputError(f"--{name} {given}", "a number from 1 to 100000", "correct it")
+            lengths[name] = given
+    images = args.images
+    if images is not None and not (images.is_dir() and any(images.iterdir())):
+        raise InputError(f"-i {images}", "a folder of images", "check the path")
+    if images is None and raw is not None and (raw / "imagesTs").is_dir() and any((raw / "imagesTs").iterdir()):
+        images = raw / "imagesTs"
+    if args.labels is not None:
+        if images is None:
+            raise InputError(f"-r {args.labels} without images", "-i, or imagesTs of the data set", "add -i")
+        if not (args.labels.is_dir() and any(args.labels.iterdir())):
+            raise InputError(f"-r {args.labels}", "a folder of labels", "check the path")
+    output = args.output or Path(f"{dataset}_{args.preset}")
+    return Way(
+        dataset,
+        tuple(parse_models(args.models or preset.models)),
+        tuple(folds_of(args.folds)) or preset.folds,
+        output.resolve(),
+        None if images is None else images.resolve(),
+        lengths["epochs"],
+        lengths["iterations"],
+        Wishes(each_fold=args.each_fold, labels=None if args.labels is None else args.labels.resolve()),
+    )
 
 
-def go(way: Way, how: How, wishes: Wishes = AS_USUAL) -> int:
+def go(way: "Way", how: "How") -> int:
     """Submit what is lacking of each part of the way, and wait for it.
 
     Returns:
-        0, or 1 where a job has failed; says which, and why.
+        0, or 1 where a job is not well; says which, and why.
 
     Raises:
         InputError: a request that cannot be done, of which nothing is submitted.
     """
+    from nnunetv2_ext.jobs.engine import engines, standing
+    from nnunetv2_ext.jobs.graph import STEPS, afterwards, trainings, write_splits
+    from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
+    from nnunetv2_ext.jobs.way import open_output, planning
+
+    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+        nnunet_folder(variable)
     folder = jobs_folder(way.dataset)
     engines()[how.engine].check(how.resources)
     plans = planning(way, read_jobs(folder), how)
     open_output(way)
-    try:
-        if _submit_and_follow(way.dataset, plans, how):
-            return 1
-        folds, models = [str(fold) for fold in way.folds], way.models
-        seen = standing(folder, read_jobs(folder))
-        wanted = trainings(way.dataset, models, folds, seen, how)
+    if _submit_and_follow(way.dataset, plans, how):
+        return 1
+    seen = standing(folder, read_jobs(folder))
+    wanted = trainings(way.dataset, way.models, way.folds, seen, how)
+    if wanted.cases and set(way.folds) != {"all"}:
         write_splits(way.dataset, wanted.cases)
-        steps = [step for step in STEPS if step != "predict" or way.images is not None]
-        if way.images is None:
-            print(f"no images to predict: neither -i nor imagesTs of {way.dataset}; the validations are evaluated")
-        after = afterwards(
-            way.dataset, models, folds, steps, way.output, {}, how, after=wanted.last, images=way.images, wishes=wishes
-        )
-        return 1 if _submit_and_follow(way.dataset, [*wanted.jobs, *after.jobs], how) else 0
-    except KeyboardInterrupt:
-        there = f"nnunetv2_ext jobs -d {way.dataset}"
-        print(f"\nThe jobs go on: {there} shows them, {there} --cancel ends them, this command again waits for them.")
-        raise
+    after = afterwards(
+        way.dataset,
+        way.models,
+        way.folds,
+        STEPS,
+        way.output,
+        {},  # `to_submit` tells apart what is under way for this request
+        how,
+        after=wanted.last,
+        images=way.images,
+        wishes=way.wishes,
+    )
+    for sentence in after.told:
+        print(sentence)
+    return _submit_and_follow(way.dataset, [*wanted.jobs, *after.jobs], how, wanted.last)
 
 
-def _submit_and_follow(dataset: str, wanted: Sequence[Job], how: How) -> bool:
-    """Whether a job failed of those that are submitted here or under way."""
+def _submit_and_follow(dataset: str, wanted: "Sequence[Job]", how: "How", also: Sequence[str] = ()) -> int:
+    """0 once the wanted jobs have finished, and those under way that are named; 1 where one is not well."""
+    from nnunetv2_ext.jobs.engine import engines, standing
+    from nnunetv2_ext.jobs.graph import refuse_other_engine
+    from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
+    from nnunetv2_ext.jobs.way import to_submit
+
     folder = jobs_folder(dataset)
     known = read_jobs(folder)
     lacking = to_submit(wanted, known, standing(folder, known), dataset)
+    refuse_other_engine(lacking, known, how.engine)
     if lacking:
-        folder.mkdir(parents=True, exist_ok=True)
         engines()[how.engine].submit(folder, lacking)
-    return follow(dataset, [job.name for job in wanted])
+    return follow(dataset, [*also, *(job.name for job in wanted)])
+
+
+def follow(dataset: str, names: Sequence[str]) -> int:
+    """Wait for jobs: with the table of `jobs` on a terminal, else with a line where one begins or ends, and now and
+    then one of what runs.
+
+    Returns:
+        0, or 1 where a job is not well.
+    """
+    from nnunetv2_ext.cli.jobs import EVERY, revive, status, watch
+    from nnunetv2_ext.jobs.record import RUNNING, WAITING
+    from nnunetv2_ext.jobs.table import rows
+
+    revive([dataset])
+    if sys.stdout.isatty():
+        return watch([dataset], names)
+    states: dict[str, str] = {}
+    told = time.monotonic()
+    while True:
+        found = [row for row in rows(dataset) if row.job.name in names]
+        for row in found:
+            state = row.seen.state
+            if state not in (WAITING, states.get(row.job.name)):
+                print(_line(row), flush=True)
+            states[row.job.name] = state
+        if not any(state in (WAITING, RUNNING) for state in states.values()):
+            return status(found)
+        if time.monotonic() - told > QUIET_SECONDS:
+            told = time.monotonic()
+            for row in found:
+                if row.seen.state == RUNNING and row.progress is not None:
+                    print(_line(row), flush=True)
+        time.sleep(EVERY)
+
+
+def _line(row: "Row") -> str:
+    """How a job stands, in a line; where it is not well, why, and where its log is."""
+    from nnunetv2_ext.jobs.record import RUNNING
+    from nnunetv2_ext.jobs.table import WRONG
+
+    line = f"{row.job.name}: {row.seen.state}"
+    last = row.state.attempts[-1] if row.state.attempts else None
+    if row.seen.state == RUNNING and row.progress is not None:
+        line += f", epoch {row.progress.epochs_done} of {row.progress.epochs or '?'}"
+    elif last is not None and last.ended is not None:
+        line += f" after {duration(last.ended - last.began)}"
+    if row.seen.state in WRONG:
+        line += f": {row.reason}\n  log: {row.log}"
+    return line
+
+
+def tell_results(way: "Way") -> None:
+    """Print the table of the evaluation, what is best, and where the page is."""
+    from nnunetv2_ext.evaluation.means import means_table
+    from nnunetv2_ext.evaluation.scores import read_scores
+    from nnunetv2_ext.jobs.graph import BEST, EVALUATION, PAGE
+
+    print("", means_table(read_scores(way.output / EVALUATION)), "", sep="\n")
+    if (best := way.output / BEST).is_file():
+        print(f"Best by the validations: {listed(read_found(best).models, separator=' + ')}")
+        print(f"  nnunetv2_ext predict -m {shlex.quote(str(best))} -i IMAGES -o LABELS")
+    print(f"Open the report: python -m webbrowser {shlex.quote((way.output / PAGE).as_uri())}")

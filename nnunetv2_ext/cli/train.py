@@ -4,7 +4,7 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
@@ -12,6 +12,9 @@ from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
 from nnunetv2_ext.text import listed
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.jobs.graph import How
 
 EXAMPLE = """examples:
   nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres --gpus 0,3
@@ -36,25 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="folds, or all"
     )
-    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: cuda; cpu with --jobs)")
-    parser.add_argument(
-        "--retries", default="2", metavar="N", help="how often a job runs again after failures without progress"
-    )
-    parser.add_argument("--time", metavar="MIN", help="longest time of a run, minutes or H:MM:SS (default: no limit)")
     parser.add_argument("--wait", action="store_true", help="wait for the end of the jobs; Ctrl-C does not end them")
-    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a cluster")
-    local = parser.add_argument_group("on this machine")
-    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: 0)")
-    local.add_argument("--jobs", metavar="N", help="jobs at a time on the CPU (default: 1)")
-    slurm = parser.add_argument_group("on a cluster")
-    slurm.add_argument("--partition", metavar="NAME", help="where jobs are queued (default: SLURM's)")
-    slurm.add_argument("--account", metavar="NAME", help="whom they count for (default: SLURM's)")
-    slurm.add_argument("--gres", metavar="WHAT", help="of each job, as gpu:1")
-    slurm.add_argument("--memory", metavar="GB", help="of each job (default: SLURM's)")
-    slurm.add_argument("--cpus", metavar="N", help="of each job (default: SLURM's)")
-    slurm.add_argument(
-        "--slurm", dest="lines", action="append", metavar="LINE", help="another option of sbatch, as --slurm=--qos=long"
-    )
+    add_places(parser)
     then = parser.add_argument_group("after the trainings")
     then.add_argument("--then", nargs="+", metavar="STEP", help="some of find_best, predict, evaluate, report")
     then.add_argument(
@@ -69,25 +55,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where jobs run, and what they may take; shared with `run`. See `how_of`."""
+    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: cuda; cpu with --jobs)")
+    parser.add_argument(
+        "--retries", default="2", metavar="N", help="how often a job runs again after failures without progress"
+    )
+    parser.add_argument("--time", metavar="MIN", help="longest time of a run, minutes or H:MM:SS (default: no limit)")
+    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a cluster")
+    local = parser.add_argument_group("on this machine")
+    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: 0)")
+    local.add_argument("--jobs", metavar="N", help="jobs at a time on the CPU (default: 1)")
+    slurm = parser.add_argument_group("on a cluster")
+    slurm.add_argument("--partition", metavar="NAME", help="where jobs are queued (default: SLURM's)")
+    slurm.add_argument("--account", metavar="NAME", help="whom they count for (default: SLURM's)")
+    slurm.add_argument("--gres", metavar="WHAT", help="of each job, as gpu:1")
+    slurm.add_argument("--memory", metavar="GB", help="of each job (default: SLURM's)")
+    slurm.add_argument("--cpus", metavar="N", help="of each job (default: SLURM's)")
+    slurm.add_argument(
+        "--slurm", dest="lines", action="append", metavar="LINE", help="another option of sbatch, as --slurm=--qos=long"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Check all, then submit; tells what was submitted and where the logs are."""
     dataset = dataset_name(args.dataset)
     results = nnunet_folder("nnUNet_results")
     models, folds = _models(args.models), folds_of(args.folds)
-    resources, device = resources_of(args)
-    retries = value_of(args.retries, int, "--retries")
-    if not is_whole(retries, least=0):
-        raise InputError(f"--retries {retries}", "0 or more", "correct it")
+    how = how_of(args)
     steps = _steps(args)
 
     from nnunetv2_ext.jobs.engine import engines, standing
-    from nnunetv2_ext.jobs.graph import How, afterwards, refuse_other_engine, trainings, write_splits
+    from nnunetv2_ext.jobs.graph import afterwards, refuse_other_engine, trainings, write_splits
     from nnunetv2_ext.jobs.record import read_jobs
 
     for model in models:
         _check_name(dataset, model)
-    engine, how = engines()[args.on], How(args.on, resources, retries, device)
-    engine.check(resources)
+    engine = engines()[args.on]
+    engine.check(how.resources)
     folder = jobs_folder(dataset)
     known = read_jobs(folder)
     seen = standing(folder, known)
@@ -174,6 +179,21 @@ def _steps(args: argparse.Namespace) -> list[str]:
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise InputError(f"-o {args.output}, a file", "a folder", "choose another name")
     return steps
+
+
+def how_of(args: argparse.Namespace) -> "How":
+    """What the flags of `add_places` say.
+
+    Raises:
+        InputError: values that are none, or flags that do not go together.
+    """
+    resources, device = resources_of(args)
+    retries = value_of(args.retries, int, "--retries")
+    if not is_whole(retries, least=0):
+        raise InputError(f"--retries {retries}", "0 or more", "correct it")
+    from nnunetv2_ext.jobs.graph import How
+
+    return How(args.on, resources, retries, device)
 
 
 def resources_of(args: argparse.Namespace) -> tuple[Resources, str | None]:

@@ -21,8 +21,8 @@ from nnunetv2_ext.text import listed
 
 STEPS = ("find_best", "predict", "evaluate", "report")
 """What can come after trainings, in this order."""
-BEST = "best.json"
-"""What `find_best` writes into the folder of the steps after trainings."""
+BEST, PREDICTIONS, EVALUATION, PAGE = "best.json", "predictions", "evaluation", "report.html"
+"""What the steps write into their folder."""
 _PASSED_ON = ("nnUNet_", "OMP_", "MKL_", "TORCHINDUCTOR_")
 """Variables of the submitting shell that a job runs with begin so."""
 
@@ -342,7 +342,7 @@ class _Following:
         """Each model, and of several their ensemble; returns the folders of the predictions by name."""
         folders = {}
         for title, name, flags, needs in self._predictors(after):
-            folder = folders[title] = self.output / "predictions" / name
+            folder = folders[title] = self.output / PREDICTIONS / name
             command = [*flags, "-i", str(images), "-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
             # those of an earlier training of these folds
             command += ["--overwrite"] * bool(after and folder.is_dir())
@@ -375,19 +375,19 @@ class _Following:
             if predicted:
                 self.told.append(f"evaluate measures the validations: no labels beside {images}")
             command, needs = [*self._of_models, "-f", *self.folds], [*after]
-        place = str(self.output / "evaluation")
+        place = str(self.output / EVALUATION)
         self._add("evaluate", [*command, "-o", place, "--overwrite", "--disable_progress_bar"], needs)
 
     def report(self) -> None:
         """The page of the evaluation."""
-        evaluation = self.output / "evaluation"
+        evaluation = self.output / EVALUATION
         needs = [name for name in self.last if name == "evaluate"]
         if not needs and not (evaluation / "metrics.csv").is_file():
             self.told.append(f"report is left out: no evaluation in {evaluation}, and evaluate is not asked for")
             return
         about = ["--title", self.wishes.title] if self.wishes.title else []
         about += ["--note", self.wishes.note] if self.wishes.note else []
-        self._add("report", [str(evaluation), "-o", str(self.output / "report.html"), *about], needs)
+        self._add("report", [str(evaluation), "-o", str(self.output / PAGE), *about], needs)
 
     @property
     def _of_models(self) -> list[str]:

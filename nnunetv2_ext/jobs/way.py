@@ -11,30 +11,30 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, read_json, read_plans, unwritable, write_json
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.jobs.engine import Seen
-from nnunetv2_ext.jobs.graph import How, under_way
+from nnunetv2_ext.jobs.graph import AS_USUAL, How, Wishes, under_way
 from nnunetv2_ext.jobs.record import FINISHED, Job, jobs_folder, read_state
 from nnunetv2_ext.registry import PLANNERS, planner_of
 from nnunetv2_ext.text import listed
 
-SETTINGS = "run.json"
-"""Written first into the folder of a run: all that decides what it makes."""
+OURS, SETTINGS = "nnunetv2_ext", "run.json"
+"""Our command, and what is written first into the folder of a run: all that decides what it makes."""
 
 
 class Preset(NamedTuple):
     """What is trained unless the user says otherwise, and how long; None: as published."""
 
     models: tuple[str, ...]
-    folds: tuple[int, ...]
+    folds: tuple[str, ...]
     epochs: int | None
     iterations: int | None
 
 
 PRESETS = {
     "quick": Preset(
-        ("MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"), (0, 1), 20, 50
+        ("MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"), ("0", "1"), 20, 50
     ),
     "full": Preset(
-        ("MNetTrainer:MNetPlans:3d_fullres", "nnUNetTrainer:nnUNetPlans:3d_fullres"), (0, 1, 2, 3, 4), None, None
+        ("MNetTrainer:MNetPlans:3d_fullres", "nnUNetTrainer:nnUNetPlans:3d_fullres"), tuple("01234"), None, None
     ),
 }
 """quick: a first look on equal terms, in plans of its own names; full: each method as its authors train it."""
@@ -48,20 +48,17 @@ class Way:
         dataset: its whole name.
         output: for predictions, evaluation and the page.
         images: to be predicted; None: there are none.
-        references: their labels; None: the models are judged by their validations.
         epochs: of the training block of plans that are made, None as published; `iterations` of an epoch likewise.
-        each_fold: predict with each fold by itself, too.
     """
 
     dataset: str
     models: tuple[Model, ...]
-    folds: tuple[int, ...]
+    folds: tuple[str, ...]
     output: Path
     images: Path | None
-    references: Path | None
     epochs: int | None = None
     iterations: int | None = None
-    each_fold: bool = False
+    wishes: Wishes = AS_USUAL
 
     def settings(self) -> dict[str, Any]:
         """All that decides what the run makes, as JSON holds it, by flags."""
@@ -70,10 +67,10 @@ class Way:
             "-m": [str(model) for model in self.models],
             "-f": list(self.folds),
             "-i": None if self.images is None else str(self.images),
-            "-r": None if self.references is None else str(self.references),
+            "-r": None if self.wishes.labels is None else str(self.wishes.labels),
             "--epochs": self.epochs,
             "--iterations": self.iterations,
-            "--each-fold": self.each_fold,
+            "--each-fold": self.wishes.each_fold,
         }
 
 
@@ -130,7 +127,7 @@ def planning(way: Way, known: Collection[str], how: How) -> list[Job]:
     jobs: list[Job] = []
     for name in making:
         planner, backbone, by_default = planner_of(name)
-        words = ["nnunetv2_ext", "plan_and_preprocess", "-d", way.dataset, "-pl", planner, "--no_pbar"]
+        words = [OURS, "plan_and_preprocess", "-d", way.dataset, "-pl", planner, "--no_pbar"]
         configurations = [model.configuration for model in way.models if model.plans == name]
         if "3d_cascade_fullres" not in configurations:  # which reads the data of two others
             words += ["-c", *dict.fromkeys(configurations)]
@@ -205,7 +202,8 @@ def _free(path: Path) -> str:
 def to_submit(wanted: Sequence[Job], known: Mapping[str, Job], seen: Mapping[str, Seen], dataset: str) -> list[Job]:
     """Those of the wanted jobs that are neither finished nor under way, and those that need one of these.
 
-    A job has finished where it ran the same command after all that it needs had ended, and what it wrote is there.
+    A command of ours has finished where it ran with the same flags after all that it needs had ended, and what it wrote
+    is there. Trainings are wanted only where folds lack something.
 
     Args:
         known: the jobs that were submitted before, by name; `seen` tells how they stand.
@@ -226,8 +224,8 @@ def to_submit(wanted: Sequence[Job], known: Mapping[str, Job], seen: Mapping[str
                     f"wait until it has ended, or run nnunetv2_ext jobs -d {dataset} --cancel {job.name}",
                 )
             continue
-        done = same and seen[job.name].state == FINISHED and _product(job).exists()
-        if done and not any(need in lacking for need in job.needs):
+        done = same and seen[job.name].state == FINISHED and job.command[0] == OURS and _product(job).exists()
+        if done and not any(need in lacking or under_way(seen.get(need)) for need in job.needs):
             ends = {name: _ended(folder, name) for name in (*job.needs, job.name)}
             if all(ends[need] <= ends[job.name] for need in job.needs):
                 continue
