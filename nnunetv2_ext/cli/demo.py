@@ -1,4 +1,4 @@
-"""`nnunetv2_ext demo`: draws synthetic phantoms into a folder of its own, then goes the whole way with them, as `run`."""
+"""`nnunetv2_ext demo`: synthetic phantoms in a folder of its own, with which it goes the whole way, as `run` does."""
 
 import argparse
 import os
@@ -13,7 +13,7 @@ from nnunetv2_ext import register
 from nnunetv2_ext.cli.run import go
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, read_json, write_json
-from nnunetv2_ext.inference.models import Model, parse_models
+from nnunetv2_ext.inference.models import parse_models
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import listed

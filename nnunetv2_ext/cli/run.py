@@ -13,7 +13,7 @@ from nnunetv2_ext.cli.train import add_places, how_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder
 from nnunetv2_ext.inference.models import parse_models, read_found
-from nnunetv2_ext.text import duration, listed
+from nnunetv2_ext.text import counted, duration, listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.jobs.graph import How
@@ -191,7 +191,7 @@ def follow(dataset: str, names: Sequence[str]) -> int:
         0, or 1 where a job is not well.
     """
     from nnunetv2_ext.cli.jobs import EVERY, revive, status, watch
-    from nnunetv2_ext.jobs.record import RUNNING, WAITING
+    from nnunetv2_ext.jobs.record import BLOCKED, FINISHED, RUNNING, WAITING
     from nnunetv2_ext.jobs.table import rows
 
     revive([dataset])
@@ -201,18 +201,21 @@ def follow(dataset: str, names: Sequence[str]) -> int:
     told = time.monotonic()
     while True:
         found = [row for row in rows(dataset) if row.job.name in names]
+        if not states and (done := [row.job.name for row in found if row.seen.state == FINISHED]):
+            print(f"done already: {counted(done, 'job')}", flush=True)
+            states |= dict.fromkeys(done, FINISHED)
+        late = time.monotonic() - told > QUIET_SECONDS
+        told = time.monotonic() if late else told
         for row in found:
             state = row.seen.state
-            if state not in (WAITING, states.get(row.job.name)):
+            changed = state not in (WAITING, BLOCKED, states.get(row.job.name))
+            if changed or (late and state == RUNNING and row.progress is not None):
                 print(_line(row), flush=True)
             states[row.job.name] = state
         if not any(state in (WAITING, RUNNING) for state in states.values()):
+            if blocked := [name for name, state in states.items() if state == BLOCKED]:
+                print(f"{counted(blocked, 'job')} cannot run after that; this command again goes on")
             return status(found)
-        if time.monotonic() - told > QUIET_SECONDS:
-            told = time.monotonic()
-            for row in found:
-                if row.seen.state == RUNNING and row.progress is not None:
-                    print(_line(row), flush=True)
         time.sleep(EVERY)
 
 
@@ -224,7 +227,8 @@ def _line(row: "Row") -> str:
     line = f"{row.job.name}: {row.seen.state}"
     last = row.state.attempts[-1] if row.state.attempts else None
     if row.seen.state == RUNNING and row.progress is not None:
-        line += f", epoch {row.progress.epochs_done} of {row.progress.epochs or '?'}"
+        told = f"epoch {row.progress.epochs_done} of {row.progress.epochs or '?'}"
+        line += f", {'validates' if row.progress.validates else told}"
     elif last is not None and last.ended is not None:
         line += f" after {duration(last.ended - last.began)}"
     if row.seen.state in WRONG:
