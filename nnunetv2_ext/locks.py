@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -51,7 +52,7 @@ def hold(folder: Path, name: str, doing: str, *, patience: float = 0) -> None:
     Raises:
         InputError: another process holds it; the sentence names it.
     """
-    path, told = lock_file(folder, name), _told(folder, name)
+    path = lock_file(folder, name)
     if path in _HELD or os.path.realpath(path) == os.environ.get(PARENT):
         return
     lock = FileLock(path)
@@ -59,7 +60,7 @@ def hold(folder: Path, name: str, doing: str, *, patience: float = 0) -> None:
         lock.acquire(timeout=patience)
     except Timeout:
         raise InputError(
-            f"{doing} in {folder / name} while {_holder(told)}",
+            f"{doing} in {folder / name} while {_holder(folder, name)}",
             "one at a time",
             "wait until it has ended, or end it",
         ) from None
@@ -70,7 +71,7 @@ def hold(folder: Path, name: str, doing: str, *, patience: float = 0) -> None:
     _HELD[path] = lock
     who = {"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "doing": doing}
     with suppress(OSError):  # a full disk; the lock does without
-        write_json(told, {**who, "command": " ".join(sys.argv)})
+        write_json(_told(folder, name), {**who, "command": " ".join(sys.argv)})
 
 
 def let_go(folder: Path, name: str) -> None:
@@ -115,13 +116,21 @@ def _told(folder: Path, name: str) -> Path:
     return folder / f".{name}.running.json"
 
 
-def _holder(told: Path) -> str:
-    """Who holds a lock, in words."""
-    with suppress(InputError):  # taken a moment ago, and not told yet
-        who = read_json(told, "")
+def holder(folder: Path, name: str) -> dict[str, Any] | None:
+    """The `host`, `process`, time (`since`) and work (`doing`) of who holds a lock; None where it has not told yet."""
+    with suppress(InputError):
+        who: dict[str, Any] = read_json(_told(folder, name), "")
         if {"host", "process", "since", "doing"} <= who.keys():
-            return f"process {who['process']} on {who['host']} runs {who['doing']} since {who['since']}"
-    return "another process does"
+            return who
+    return None
+
+
+def _holder(folder: Path, name: str) -> str:
+    """Who holds a lock, in words."""
+    who = holder(folder, name)
+    if who is None:
+        return "another process does"
+    return f"process {who['process']} on {who['host']} runs {who['doing']} since {who['since']}"
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import IO
 
 KILLED = 137
@@ -26,13 +27,14 @@ class Group:
     ends without a word. As the command waits until the watcher knows it, nothing ever runs unwatched.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]):
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], directory: Path | None = None):
         self._process = subprocess.Popen(
             ["sh", "-c", _AFTER_GO, "sh", *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=environment,
+            cwd=directory if directory is not None and directory.is_dir() else None,
             start_new_session=True,
         )
         quiet = subprocess.DEVNULL
@@ -72,9 +74,11 @@ class Group:
             _, waited = os.waitpid(self.id, 0)
             status = os.waitstatus_to_exitcode(waited)
         self._process.returncode = status
-        if _send(self.id, signal.SIGTERM) and not await_end(self.id, REST):
-            _send(self.id, signal.SIGKILL)
-            await_end(self.id)
+        if not await_end(self.id, 0):
+            _send(self.id, signal.SIGTERM)
+            if not await_end(self.id, REST):
+                _send(self.id, signal.SIGKILL)
+                await_end(self.id)
         for process in (self._process, self._watcher):
             if process.stdin is not None and not process.stdin.closed:
                 _tell(process, "end", last=True)
@@ -85,11 +89,27 @@ class Group:
 def await_end(group: int, patience: float = GRACE) -> bool:
     """Wait until no process of a group is left; whether it came to that."""
     end = time.monotonic() + patience
-    while _send(group, 0):
+    while _send(group, 0) and _lives(group):
         if time.monotonic() > end:
             return False
         time.sleep(0.02)
     return True
+
+
+def _lives(group: int) -> bool:
+    """Whether a process of a group that is there still runs; where there is no /proc, each is taken to.
+
+    In containers nobody may collect those that have ended.
+    """
+    processes = Path("/proc")
+    if not (processes / "self/stat").is_file():
+        return True
+    for path in processes.glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            state, _, its_group = path.read_text(errors="replace").rpartition(")")[2].split()[:3]
+            if int(its_group) == group and state not in "ZX":
+                return True
+    return False
 
 
 def _send(group: int, number: int) -> bool:

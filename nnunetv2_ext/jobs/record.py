@@ -52,6 +52,7 @@ class Job:
         retries: how often it is run again after a failure.
         engine: who runs it: "local" or "slurm".
         id: what the engine calls it.
+        directory: where the command runs, for relative paths in it; None for that of its supervisor.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Job:
     retries: int = 2
     engine: str = "local"
     id: str | None = None
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,10 @@ def jobs_folder(dataset: str) -> Path:
 def write_job(folder: Path, job: Job) -> None:
     """Write `job.json` of a job in the folder of all of the data set."""
     (folder / job.name).mkdir(parents=True, exist_ok=True)
-    content = asdict(job) | {"fold": None if job.fold is None else str(job.fold), "environment": {**job.environment}}
+    paths = {
+        key: None if path is None else str(path) for key, path in (("fold", job.fold), ("directory", job.directory))
+    }
+    content = asdict(job) | paths | {"environment": {**job.environment}}
     write_json(folder / job.name / JOB, content)
 
 
@@ -140,7 +145,7 @@ def _job(path: Path) -> Job:
                 **content,
                 "command": tuple(content["command"]),
                 "needs": tuple(content["needs"]),
-                "fold": None if content["fold"] is None else Path(content["fold"]),
+                **{key: None if content[key] is None else Path(content[key]) for key in ("fold", "directory")},
                 "resources": Resources(**{**resources, **lists}),
             }
         )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from nnunetv2_ext.jobs.groups import SIGNALS
 from nnunetv2_ext.jobs.record import WAITING, Attempt
 
+SUPERVISOR_KILLED = "its supervisor was killed: by somebody, or as the machine went down"
 FULL = ("No space left on device", "Disk quota exceeded")
 MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "OutOfMemoryError", "DefaultCPUAllocator")
 GENERAL = ("background workers are no longer alive", "Some background worker is 6 feet under", "ChildFailedError")

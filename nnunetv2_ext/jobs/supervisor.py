@@ -35,7 +35,7 @@ from nnunetv2_ext.jobs.record import (
     read_state,
     write_state,
 )
-from nnunetv2_ext.jobs.retries import reason, why_not_again
+from nnunetv2_ext.jobs.retries import SUPERVISOR_KILLED, reason, why_not_again
 from nnunetv2_ext.locks import PARENT, hold, let_go, lock_file
 from nnunetv2_ext.text import one_line
 
@@ -192,7 +192,7 @@ class Supervisor:
             return
         if self.state.host == platform.node() and self.state.group is not None:
             await_end(self.state.group)
-        self._finish_attempt(KILLED, "its supervisor was killed: by somebody, or as the machine went down")
+        self._finish_attempt(KILLED, SUPERVISOR_KILLED)
 
     def _goes_on(self) -> bool:
         """Whether the job is run again after a failure; writes why not."""
@@ -243,7 +243,7 @@ class Supervisor:
         environment = {"PYTHONUNBUFFERED": "1", **os.environ, **self.job.environment}
         if self.job.fold is not None:
             environment[PARENT] = os.path.realpath(lock_file(self.job.fold.parent, self.job.fold.name))
-        self.group = group = Group(command, environment)
+        self.group = group = Group(command, environment, self.job.directory)
         self.log.follow(group.output)
         self.state = replace(self.state, attempts=(*self.state.attempts, Attempt(time.time())), group=group.id)
         self._write(RUNNING)
