@@ -10,6 +10,7 @@ from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
+from nnunetv2_ext.jobs.devices import gpus_there
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
 from nnunetv2_ext.text import listed
 
@@ -57,14 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Where jobs run, and what they may take; shared with `run`. See `how_of`."""
-    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: cuda; cpu with --jobs)")
+    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: a GPU where there is one)")
     parser.add_argument(
         "--retries", default="2", metavar="N", help="how often a job runs again after failures without progress"
     )
     parser.add_argument("--time", metavar="MIN", help="longest time of a run, minutes or H:MM:SS (default: no limit)")
     parser.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a cluster")
     local = parser.add_argument_group("on this machine")
-    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: 0)")
+    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: the first)")
     local.add_argument("--jobs", metavar="N", help="jobs at a time on the CPU (default: 1)")
     slurm = parser.add_argument_group("on a cluster")
     slurm.add_argument("--partition", metavar="NAME", help="where jobs are queued (default: SLURM's)")
@@ -215,10 +216,13 @@ def resources_of(args: argparse.Namespace) -> tuple[Resources, str | None]:
         raise InputError(f"--gpus {args.gpus} with -device cpu", "one of them", "leave one out")
     if args.jobs is not None and args.device == "cuda":
         raise InputError(f"--jobs {args.jobs} with -device cuda", "--gpus for jobs on GPUs", "leave one out")
-    device = "cpu" if args.jobs is not None else args.device
+    device, first = "cpu" if args.jobs is not None else args.device, "0"
+    if args.on == "local" and device is None and args.gpus is None:
+        there = gpus_there()
+        device, first = ("cuda", str(there[0])) if there else ("cpu", "0")
     on_gpu = args.on == "local" and device != "cpu"
     resources = Resources(
-        gpus=_gpus(args.gpus or "0") if on_gpu else None,
+        gpus=_gpus(args.gpus or first) if on_gpu else None,
         jobs=_positive(args.jobs or "1", int, "--jobs") if args.on == "local" and not on_gpu else None,
         minutes=None if args.time is None else minutes_of(args.time),
         partition=args.partition,

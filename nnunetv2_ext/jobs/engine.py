@@ -77,4 +77,4 @@ def _blocked(name: str, jobs: Mapping[str, Job], seen: Mapping[str, Seen]) -> st
         return ""
     bad = {need: seen[need].state for need in jobs[name].needs if need in seen}
     stopped = [need for need, state in bad.items() if state in (FAILED, CANCELLED, TIMED_OUT, BLOCKED)]
-    return f"{listed(stopped, shown=2)}: {bad[stopped[0]]}" if stopped else ""
+    return f"it needs {listed(stopped, shown=2)}: {bad[stopped[0]]}" if stopped else ""

@@ -252,12 +252,15 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def ensure_queue(folder: Path) -> None:
-    """Start a queue where jobs wait for one: the last was killed, or the machine went down."""
+def ensure_queue(folder: Path) -> bool:
+    """Start a queue where jobs wait for one: the last was killed, or the machine went down; whether it was needed."""
     jobs = {name: job for name, job in read_jobs(folder).items() if job.engine == "local"}
     seen = stand(folder, jobs).values()
-    if any(one.state == WAITING or one.reason == SUPERVISOR_KILLED for one in seen) and not is_held(folder, QUEUE):
-        start_queue(folder)
+    needed = any(one.state == WAITING or one.reason == SUPERVISOR_KILLED for one in seen)
+    if not needed or is_held(folder, QUEUE):
+        return False
+    start_queue(folder)
+    return True
 
 
 def start_queue(folder: Path) -> None:
