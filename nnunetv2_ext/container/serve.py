@@ -5,8 +5,8 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     words = sys.stdout
     try:
-        with redirect_stdout(io.StringIO()), warnings.catch_warnings():  # nnU-Net prints
-            warnings.simplefilter("ignore")
+        with _quiet():
             return _serve(args, words)
     except InputError as error:
         sentence, status = str(error), 2
@@ -43,8 +42,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except Exception as error:  # of too little memory, for one
         sentence, status = _sentence(error), 1
-    print(f"nnunetv2_ext: {sentence}", file=sys.stderr)
+    sys.stderr.write(f"nnunetv2_ext: {sentence}\n")
     return status
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what libraries tell: nnU-Net prints, and ITK's write to the stream of errors without asking Python."""
+    sys.stderr.flush()
+    before, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        with redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
+        os.close(nowhere)
 
 
 def _sentence(error: Exception) -> str:
@@ -59,7 +74,8 @@ def _serve(args: argparse.Namespace, words: Any) -> int:
     settings = read_settings(args.model)
 
     def tell(line: str) -> None:
-        print(line, file=words, flush=True)
+        words.write(line + "\n")
+        words.flush()
 
     with ended_in_order():
         if settings.interface == CHALLENGE:
@@ -68,7 +84,9 @@ def _serve(args: argparse.Namespace, words: Any) -> int:
             raise InputError("--check", "the container of a challenge", "leave it out")
         from nnunetv2_ext.container.watch import Watch
 
-        watch = Watch(_predictor(args.model, settings), settings, args.input, args.output, tell)
+        predictor = _predictor(args.model, settings)
+        watch = Watch(predictor, settings, args.input, args.output, tell)
+        tell(f"watching {args.input}, predicting on the device {predictor.device}")
         watch.run(every=max(args.every, 0.1), once=args.once)
         return 1 if watch.failed else 0
 
@@ -81,9 +99,9 @@ def _challenge(args: argparse.Namespace, settings: "Settings", tell: Any) -> int
     if args.check:
         tell(_checked(files[0], target, settings))
         return 0
-    labels = predict_case(_predictor(args.model, settings), files, settings.tif_spacing)
-    write_output(labels, target)
-    tell(f"{target}: written")
+    predictor = _predictor(args.model, settings)
+    write_output(predict_case(predictor, files, settings.tif_spacing), target)
+    tell(f"{target}: written, predicted on the device {predictor.device}")
     return 0
 
 

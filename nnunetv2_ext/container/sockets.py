@@ -1,8 +1,8 @@
 """The files of the one case that a platform of sockets hands over, and where it takes the labels.
 
-The platform writes `inputs.json`, a list with an object for each socket; that of an image lies alone in the folder
-`images/...` that its `relative_path` names. Older files say `interface` where newer ones say `socket`. Where there is no
-`inputs.json`, the folders are looked for by slug, or the input is a plain folder of the files of one case.
+The platform writes `inputs.json`, a list with an object for each socket; an image lies alone in the folder `images/...`
+that the `relative_path` of its socket names. Older files say `interface` where newer ones say `socket`. Where there is
+no `inputs.json`, the folders are looked for by slug, or the input is a plain folder of the files of one case.
 """
 
 import tempfile

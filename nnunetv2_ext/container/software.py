@@ -60,9 +60,10 @@ def pinned(here: Distribution) -> str:
 
 def licence(here: Distribution) -> str:
     """Its licence, in the words of its metadata."""
-    told = here.metadata.get("License-Expression") or ""
-    classified = [name for name in here.metadata.get_all("Classifier") or () if name.startswith("License ::")]
-    lines = (here.metadata.get("License") or "").strip().splitlines() or [""]
+    entries = {key: here.metadata.get_all(key) or [""] for key in ("License-Expression", "License", "Classifier")}
+    told = entries["License-Expression"][0]
+    classified = [name for name in entries["Classifier"] if name.startswith("License ::")]
+    lines = entries["License"][0].strip().splitlines() or [""]
     if not told and len(lines) == 1 and lines[0] != "UNKNOWN" and len(lines[0]) <= 60:  # and not the whole text
         told = lines[0]
     names = [name.rpartition(" :: ")[2] for name in classified if name.count(" :: ") > 1 or "Other" in name]
@@ -103,8 +104,7 @@ def copy_trainers(trainers: Iterable[Any], target: Path) -> bool:
         if home is None:
             what = f"the trainer {trainer.__name__} of {path}"
             raise InputError(what, "one in a folder of nnUNet_extTrainer", "name its folder there")
-        keep_python = _all_but_python
-        shutil.copytree(home, target, ignore=keep_python, dirs_exist_ok=True)
+        shutil.copytree(home, target, ignore=_all_but_python, dirs_exist_ok=True)
     return target.is_dir()
 
 

@@ -140,6 +140,8 @@ class Watch:
                 return
             self._publish(record, case, label, before, labels)
         except Exception as error:  # of a damaged file, too little memory, a full disk
+            if self._look().get(case) != state:  # it was not whole after all
+                return
             self._fail(case, state, sentence_of(error))
         else:
             self.done[case] = state
@@ -173,4 +175,3 @@ class Watch:
         self.tell(f"{case}: failed: {sentence}")
         with suppress(OSError):  # a full disk
             write_beside(lambda part: part.write_text(sentence + "\n", encoding="utf-8"), error_file(self.output, case))
-
