@@ -1,6 +1,5 @@
 """What a container installs: the distributions that prediction needs, as they are here, with their licences."""
 
-import inspect
 import os
 import shutil
 import sys
@@ -99,10 +98,12 @@ def copy_trainers(trainers: Iterable[Any], target: Path) -> bool:
     for trainer in trainers:
         if trainer.__module__.partition(".")[0] in ("nnunetv2", OURS):
             continue
-        path = Path(inspect.getfile(trainer)).resolve()
-        home = next((folder for folder in folders if path.is_relative_to(folder)), None)
+        # nnU-Net's finder forgets the module, but not its name
+        place = Path(*trainer.__module__.split("."))
+        files = (place.with_suffix(".py"), place / "__init__.py")
+        home = next((folder for folder in folders if any((folder / file).is_file() for file in files)), None)
         if home is None:
-            what = f"the trainer {trainer.__name__} of {path}"
+            what = f"the trainer {trainer.__name__} of the module {trainer.__module__}"
             raise InputError(what, "one in a folder of nnUNet_extTrainer", "name its folder there")
         shutil.copytree(home, target, ignore=_all_but_python, dirs_exist_ok=True)
     return target.is_dir()

@@ -111,8 +111,8 @@ def test_what_cannot_be_watched_is_one_sentence(
             container = make(models=2, **FOLDER)
         case "in use":
             (tmp_path / "out").mkdir()
-            code = "import sys, time; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print(); "
-            command = [sys.executable, "-c", code + "sys.stdout.flush(); time.sleep(60)"]
+            code = "import sys, time, filelock; lock = filelock.FileLock(sys.argv[1]); lock.acquire(); "
+            command = [sys.executable, "-c", code + "print(flush=True); time.sleep(60)"]
             other = subprocess.Popen([*command, str(tmp_path / "out" / ".predict.json.lock")], stdout=subprocess.PIPE)
             assert other.stdout is not None and other.stdout.readline()
     capsys.readouterr()
@@ -163,7 +163,7 @@ def test_a_file_that_grows_and_channels_that_come_are_waited_for(
             second.write_bytes(write)
 
     growing = [partial(look_and, whole[:length]) for length in (3000, 6000, None)]
-    steps = [look_and, *growing, look_and, look_and, look_and]
+    steps: list[Callable[[], object]] = [look_and, *growing, look_and, look_and, look_and]
     assert watched(container, tmp_path, steps, monkeypatch) == ["a: written"]
     assert seen == [set(), set(), set(), set(), set(), {"a.mha"}, {"a.mha"}]
 
