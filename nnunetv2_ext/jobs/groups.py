@@ -17,7 +17,7 @@ GRACE = 5.0
 REST = 1.0
 """Seconds that the helpers of a command that has ended may take to clean up."""
 _AFTER_GO = 'read -r go && exec "$@" < /dev/null'
-_WATCH = 'read -r group; read -r end || kill -s KILL -- "-$group"'
+_WATCH = 'trap "" TERM INT HUP USR1 USR2; read -r group; read -r end || kill -s KILL -- "-$group"'
 
 
 class Group:

@@ -5,8 +5,11 @@ import signal
 from collections.abc import Sequence
 
 from nnunetv2_ext.jobs.groups import SIGNALS
-from nnunetv2_ext.jobs.record import WAITING, Attempt
+from nnunetv2_ext.jobs.record import Attempt
 
+AGAIN = "in the queue again"
+"""How the reason of an attempt ends that did not fail: it was stopped to go on later."""
+TIME_LIMIT = f"time limit: {AGAIN}"
 SUPERVISOR_KILLED = "its supervisor was killed: by somebody, or as the machine went down"
 FULL = ("No space left on device", "Disk quota exceeded")
 MEMORY = ("CUDA out of memory", "CUDA error: out of memory", "OutOfMemoryError", "DefaultCPUAllocator")
@@ -83,7 +86,7 @@ def why_not_again(attempts: Sequence[Attempt], retries: int) -> str | None:
         return "it was refused, and would be again"
     failures, best = 0, 0
     gained = False
-    attempts = [attempt for attempt in attempts if attempt.reason != WAITING]
+    attempts = [attempt for attempt in attempts if not attempt.reason.endswith(AGAIN)]
     for attempt in attempts:
         gained = (attempt.epochs or 0) > best
         best = max(best, attempt.epochs or 0)
@@ -95,6 +98,16 @@ def why_not_again(attempts: Sequence[Attempt], retries: int) -> str | None:
     if failures > retries:
         return f"{failures} failures without progress" if retries else "no retries"
     return None
+
+
+def in_vain(attempts: Sequence[Attempt]) -> int:
+    """How many of the latest runs were ended by a time limit without a whole epoch gained."""
+    count, best = 0, 0
+    for attempt in attempts:
+        gained = (attempt.epochs or 0) > best
+        best = max(best, attempt.epochs or 0)
+        count = 0 if gained else count + (attempt.reason == TIME_LIMIT)
+    return count
 
 
 def is_refusal(attempt: Attempt) -> bool:

@@ -44,6 +44,8 @@ PATIENCE = 2.0
 BUSY = 75
 """The exit status of a supervisor whose GPU another job has: nothing has happened."""
 STOPPED = SIGNALS + signal.SIGTERM
+SHARED = (STOPPED, SIGNALS + signal.SIGUSR2)
+"""Exit statuses by the signals that SLURM sends to all processes of a job at once."""
 _supervisor: "Supervisor | None" = None
 
 
@@ -82,14 +84,28 @@ def supervise(folder: Path, name: str, *, gpu: str | None = None, signals: bool 
         let_go(folder, name)
 
 
-def stop(state: str) -> None:
+def stop(state: str, why: str = "") -> None:
     """End the command of the job that this process supervises and write `state`; for a signal's handler too.
 
     Args:
         state: `WAITING` where the job runs again later.
+        why: the reason of its attempt, with `retries.AGAIN` at its end where it runs again; by default the state.
     """
     if _supervisor is not None:
-        _supervisor.stop(state)
+        _supervisor.stop(state, why)
+
+
+def is_to_run_again(folder: Path, name: str) -> bool:
+    """Note that the supervisor of a job was killed; whether the job is to be run again.
+
+    Raises:
+        InputError: it lives.
+    """
+    hold(folder, name, f"the job {name}", patience=PATIENCE)
+    try:
+        return Supervisor(folder, read_job(folder, name)).was_killed()
+    finally:
+        let_go(folder, name)
 
 
 @contextlib.contextmanager
@@ -121,6 +137,7 @@ class Supervisor:
         self.state = State()
         self.stopped = ""
         """The state in which it was stopped from outside."""
+        self.why = ""
         self.group: Group | None = None
         self.log = Log(folder / job.name / LOG)
 
@@ -165,11 +182,17 @@ class Supervisor:
                 return self._last_exit()
         return STOPPED
 
-    def stop(self, state: str) -> None:
+    def was_killed(self) -> bool:
+        """See `is_to_run_again`."""
+        self.state = read_state(self.folder, self.job.name)
+        self._close_killed()
+        return self.state.state == RUNNING and bool(self.state.attempts) and self._goes_on()
+
+    def stop(self, state: str, why: str = "") -> None:
         """See the function of this name."""
         if self.stopped or self.state.state in ENDED:
             return
-        self.stopped = state
+        self.stopped, self.why = state, why or state
         if self.group is not None:
             self.group.terminate()
             self._end_attempt(self.group)
@@ -261,10 +284,14 @@ class Supervisor:
         if self.group is None:
             return  # a signal's handler has
         status = group.end()
+        if status in SHARED and not self.stopped:
+            time.sleep(0.2)  # this process is told in a moment, and its handler says why
+            if self.group is None:
+                return
         self.group = None
         self.log.finish()
         if self.stopped:
-            self._finish_attempt(STOPPED, self.stopped)
+            self._finish_attempt(STOPPED, self.why)
         else:
             self._finish_attempt(status, reason(status, self.log.tail()) if status else "")
 
