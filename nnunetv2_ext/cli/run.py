@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", dest="folds", nargs="+", metavar="FOLD", help="folds (default: the preset's)")
     parser.add_argument("--epochs", metavar="N", help="of every training (default: the preset's)")
     parser.add_argument(
-        "--iterations", metavar="N", help="of an epoch, and a tenth of it to validate (default: the preset's)"
+        "--iterations", metavar="N", help="of an epoch, and a twentieth of it to validate (default: the preset's)"
     )
     parser.add_argument(
         "-i", dest="images", type=Path, metavar="IMAGES", help="folder of images to predict (default: imagesTs)"
@@ -118,6 +118,7 @@ def _way(args: argparse.Namespace) -> "Way":
         tuple(folds_of(args.folds)) or preset.folds,
         output.resolve(),
         None if images is None else images.resolve(),
+        preset.training,
         lengths["epochs"],
         lengths["iterations"],
         Wishes(each_fold=args.each_fold, labels=None if args.labels is None else args.labels.resolve()),

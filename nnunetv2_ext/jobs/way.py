@@ -25,16 +25,22 @@ class Preset(NamedTuple):
 
     models: tuple[str, ...]
     folds: tuple[str, ...]
+    training: str | None
+    """The preset of the training block."""
     epochs: int | None
     iterations: int | None
 
 
 PRESETS = {
     "quick": Preset(
-        ("MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"), ("0", "1"), 20, 50
+        ("MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"),
+        ("0", "1"),
+        "short",
+        20,
+        50,
     ),
     "full": Preset(
-        ("MNetTrainer:MNetPlans:3d_fullres", "nnUNetTrainer:nnUNetPlans:3d_fullres"), tuple("01234"), None, None
+        ("MNetTrainer:MNetPlans:3d_fullres", "nnUNetTrainer:nnUNetPlans:3d_fullres"), tuple("01234"), None, None, None
     ),
 }
 """quick: a first look on equal terms, in plans of its own names; full: each method as its authors train it."""
@@ -48,7 +54,8 @@ class Way:
         dataset: its whole name.
         output: for predictions, evaluation and the page.
         images: to be predicted; None: there are none.
-        epochs: of the training block of plans that are made, None as published; `iterations` of an epoch likewise.
+        training: preset of the training block of plans that are made, None as published.
+        epochs: in it, as `iterations` of an epoch.
     """
 
     dataset: str
@@ -56,6 +63,7 @@ class Way:
     folds: tuple[str, ...]
     output: Path
     images: Path | None
+    training: str | None = None
     epochs: int | None = None
     iterations: int | None = None
     wishes: Wishes = AS_USUAL
@@ -133,6 +141,7 @@ def planning(way: Way, known: Collection[str], how: How) -> list[Job]:
             words += ["-c", *dict.fromkeys(configurations)]
         words += ["--backbone", backbone] if backbone else []
         words += [] if by_default else ["-overwrite_plans_name", name]
+        words += ["--preset", way.training] if way.training else []
         for flag, (_, value) in _length(way).items():
             words += [flag, str(value)]
         jobs.append(how.job(plan_job(name), words, [job.name for job in jobs[-1:]]))
@@ -153,7 +162,7 @@ def _length(way: Way) -> dict[str, tuple[str, int]]:
     found = {} if way.epochs is None else {"--epochs": ("epochs", way.epochs)}
     if way.iterations is not None:
         found["--iterations"] = ("iterations_per_epoch", way.iterations)
-        found["--val-iterations"] = ("val_iterations_per_epoch", max(1, way.iterations // 10))
+        found["--val-iterations"] = ("val_iterations_per_epoch", -(-way.iterations // 20))
     return found
 
 
