@@ -170,6 +170,7 @@ def go(way: "Way", how: "How") -> int:
 
 def _submit_and_follow(dataset: str, wanted: "Sequence[Job]", how: "How", also: Sequence[str] = ()) -> int:
     """0 once the wanted jobs have finished, and those under way that are named; 1 where one is not well."""
+    from nnunetv2_ext.cli.jobs import revive
     from nnunetv2_ext.jobs.engine import engines, standing
     from nnunetv2_ext.jobs.graph import refuse_other_engine
     from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
@@ -181,6 +182,8 @@ def _submit_and_follow(dataset: str, wanted: "Sequence[Job]", how: "How", also: 
     refuse_other_engine(lacking, known, how.engine)
     if lacking:
         engines()[how.engine].submit(folder, lacking)
+    else:  # a queue that was just started is no dead one
+        revive([dataset])
     return follow(dataset, [*also, *(job.name for job in wanted)])
 
 
@@ -191,11 +194,10 @@ def follow(dataset: str, names: Sequence[str]) -> int:
     Returns:
         0, or 1 where a job is not well.
     """
-    from nnunetv2_ext.cli.jobs import EVERY, revive, status, watch
+    from nnunetv2_ext.cli.jobs import EVERY, status, watch
     from nnunetv2_ext.jobs.record import BLOCKED, FINISHED, RUNNING, WAITING
     from nnunetv2_ext.jobs.table import rows
 
-    revive([dataset])
     if sys.stdout.isatty():
         return watch([dataset], names)
     states: dict[str, str] = {}
