@@ -25,8 +25,8 @@ class Preset(NamedTuple):
 
     models: tuple[str, ...]
     folds: tuple[str, ...]
-    training: str | None
-    """The preset of the training block."""
+    training: tuple[str, ...]
+    """Flags of the training block."""
     epochs: int | None
     iterations: int | None
 
@@ -40,7 +40,7 @@ PRESETS = {
         50,
     ),
     "full": Preset(
-        ("MNetTrainer:MNetPlans:3d_fullres", "nnUNetTrainer:nnUNetPlans:3d_fullres"), tuple("01234"), None, None, None
+        ("MNetTrainer:MNetPlans:3d_fullres", "nnUNetTrainer:nnUNetPlans:3d_fullres"), tuple("01234"), (), None, None
     ),
 }
 """quick: a first look on equal terms, in plans of its own names; full: each method as its authors train it."""
@@ -54,8 +54,8 @@ class Way:
         dataset: its whole name.
         output: for predictions, evaluation and the page.
         images: to be predicted; None: there are none.
-        training: preset of the training block of plans that are made, None as published.
-        epochs: in it, as `iterations` of an epoch.
+        training: flags of the training block of plans that are made.
+        epochs: in that block, None as published; as `iterations` of an epoch.
     """
 
     dataset: str
@@ -63,7 +63,7 @@ class Way:
     folds: tuple[str, ...]
     output: Path
     images: Path | None
-    training: str | None = None
+    training: tuple[str, ...] = ()
     epochs: int | None = None
     iterations: int | None = None
     wishes: Wishes = AS_USUAL
@@ -142,7 +142,7 @@ def planning(way: Way, known: Mapping[str, Job], how: How) -> list[Job]:
             words += ["-c", *dict.fromkeys(configurations)]
         words += ["--backbone", backbone] if backbone else []
         words += [] if by_default else ["-overwrite_plans_name", name]
-        words += ["--preset", way.training] if way.training else []
+        words += way.training
         for flag, (_, value) in _length(way).items():
             words += [flag, str(value)]
         _refuse_other_plans(known.get(plan_job(name)), words, way)
