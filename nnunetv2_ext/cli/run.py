@@ -104,7 +104,7 @@ def _way(args: argparse.Namespace) -> "Way":
     images = args.images
     if images is not None and not (images.is_dir() and any(images.iterdir())):
         raise InputError(f"-i {images}", "a folder of images", "check the path")
-    if images is None and raw is not None and (raw / "imagesTs").is_dir() and any((raw / "imagesTs").iterdir()):
+    if images is None and raw is not None and any((raw / "imagesTs").glob("*")):
         images = raw / "imagesTs"
     if args.labels is not None:
         if images is None:

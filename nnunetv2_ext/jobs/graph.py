@@ -301,7 +301,7 @@ def afterwards(
     if "find_best" in steps:
         following.find_best(after)
     raw = raw_folder(dataset)
-    if images is None and raw is not None and (raw / "imagesTs").is_dir():
+    if images is None and raw is not None and any((raw / "imagesTs").glob("*")):
         images = raw / "imagesTs"
     predicted: dict[str, Path] = {}
     if "predict" in steps and images is not None:

@@ -35,7 +35,7 @@ PRESETS = {
     "quick": Preset(
         ("MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"),
         ("0", "1"),
-        "short",
+        ("--preset", "short"),
         20,
         50,
     ),

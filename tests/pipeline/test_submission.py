@@ -5,7 +5,6 @@ Two folds for five, trainings of two steps, and, in place of nnU-Net's own train
 """
 
 import json
-import shlex
 import shutil
 from pathlib import Path
 
