@@ -16,6 +16,8 @@ from nnunetv2_ext.text import listed
 
 EVERY = 2.0
 """Seconds between two looks."""
+BEGINNING = 30.0
+"""Seconds that a queue may take until it can be seen at work."""
 EXAMPLE = """examples:
   nnunetv2_ext jobs                                  all data sets; on a terminal, live until all have ended
   nnunetv2_ext jobs -d 42 --json
@@ -33,9 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-d", dest="dataset", metavar="ID", help="id or name of the data set (default: all with jobs)")
     how = parser.add_mutually_exclusive_group()
     how.add_argument(
-        "--watch", action="store_true", help="show the table until all jobs have ended (default: on a terminal)"
+        "--watch", action="store_true", help="show the table until all jobs have ended, as a terminal does by itself"
     )
-    how.add_argument("--once", action="store_true", help="show the table once (default: where there is no terminal)")
+    how.add_argument("--once", action="store_true", help="show the table once, on a terminal too")
     how.add_argument("--json", action="store_true", help="print a list with an object for each job")
     how.add_argument(
         "--cancel",
@@ -54,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Look, and do what is asked."""
     datasets = with_jobs() if args.dataset is None else [dataset_name(args.dataset)]
-    if not args.json:
-        revive(datasets)
+    for sentence in revive(datasets):
+        print(sentence, file=sys.stderr)
     found = [row for dataset in datasets for row in rows(dataset)]
     if args.json:
         print(json.dumps([row.to_json() for row in found], indent=1))
@@ -74,13 +76,17 @@ def run(args: argparse.Namespace) -> int:
     return status(found)
 
 
-def revive(datasets: Sequence[str]) -> None:
-    """Go on with the jobs of this machine whose queue was killed; says so."""
-    from nnunetv2_ext.jobs.queue import ensure_queue
+def revive(datasets: Sequence[str]) -> list[str]:
+    """Go on with the jobs of this machine whose queue was killed; a sentence for each data set."""
+    from nnunetv2_ext.jobs.queue import QUEUE, ensure_queue
 
+    told = []
     for dataset in datasets:
-        if ensure_queue(jobs_folder(dataset)):
-            print(f"the queue of {dataset} had ended before its jobs; it goes on")
+        log = jobs_folder(dataset) / f"{QUEUE}.log"
+        begins = log.is_file() and time.time() - log.stat().st_mtime < BEGINNING
+        if not begins and ensure_queue(log.parent):
+            told.append(f"the queue of {dataset} had ended before its jobs; it goes on")
+    return told
 
 
 def status(found: Sequence[Row]) -> int:
@@ -108,6 +114,7 @@ def watch(datasets: Sequence[str], names: Sequence[str] | None = None) -> int:
     """
     above, before = 0, None
     while True:
+        revive(datasets)
         found = [row for dataset in datasets for row in rows(dataset)]
         states = [(row.job.name, row.seen.state) for row in found]
         if sys.stdout.isatty():

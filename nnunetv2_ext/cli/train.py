@@ -122,7 +122,7 @@ def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -
     where = "on this machine" if engine == "local" else "to SLURM"
     print(f"{len(jobs)} job{'s' * (len(jobs) != 1)} submitted {where}:")
     for job in jobs:
-        print(f"  {job.name}" + f"    after {listed(job.needs, shown=2)}" * bool(job.needs))
+        print(f"  {job.name}" + f"    after {listed(job.needs, shown=1)}" * bool(job.needs))
     print(f"logs: {jobs_folder(dataset) / 'NAME' / LOG}")
     if output is not None:
         print(f"what comes after the trainings goes to {output}")
@@ -217,9 +217,11 @@ def resources_of(args: argparse.Namespace) -> tuple[Resources, str | None]:
     if args.jobs is not None and args.device == "cuda":
         raise InputError(f"--jobs {args.jobs} with -device cuda", "--gpus for jobs on GPUs", "leave one out")
     device, first = "cpu" if args.jobs is not None else args.device, "0"
-    if args.on == "local" and device is None and args.gpus is None:
+    if args.on == "local" and device != "cpu" and args.gpus is None:
         there = gpus_there()
-        device, first = ("cuda", str(there[0])) if there else ("cpu", "0")
+        if device == "cuda" and not there:
+            raise InputError("-device cuda on a machine without a GPU", "one", "say -device cpu, or --on slurm")
+        device, first = ("cuda", str(there[0])) if there else ("cpu", "")
     on_gpu = args.on == "local" and device != "cpu"
     resources = Resources(
         gpus=_gpus(args.gpus or first) if on_gpu else None,

@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,10 +21,10 @@ _QUICK = (
     *("data set", "dataset.json", "fingerprint", "plans", "trainer", "configuration"),
     *("preprocessed data", "slabs", "results", "network", "training block"),
 )
-_FILES = 4
-"""Checkpoints that a fold holds at a time: the latest, the one before, the best one, one that is being written."""
-_STATE = 3
-"""Numbers that a checkpoint holds for each parameter: itself and at most two of an optimizer's."""
+_FILES = 2
+"""Checkpoints of a trained fold: the final and the best one; while it is trained, it has as many more."""
+_STATE = 2
+"""Numbers that a checkpoint holds for each parameter, at the least: itself and its momentum."""
 
 
 class Trainable(NamedTuple):
@@ -41,7 +41,7 @@ class Trainable(NamedTuple):
     previous: str | None
     """The configuration of a cascade's first stage."""
     fold_bytes: int
-    """What the checkpoints of a fold take on the disk, at the most."""
+    """What the checkpoints of a trained fold take on the disk, at the least."""
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -171,22 +171,25 @@ def _refuse_another_training(dataset: str, model: Model, folds: Sequence[str], s
         )
 
 
-def check_disk(trainable: Sequence[tuple[Trainable, int]]) -> None:
+def check_disk(wanted: Mapping[Path, int]) -> None:
     """Refuse a disk that cannot hold the checkpoints of all trainings.
 
     Args:
-        trainable: each model with the number of folds that are to be trained.
+        wanted: each fold's folder with the bytes that it will hold, of `Trainable.fold_bytes`.
 
     Raises:
         InputError: too little is free.
     """
+    if not wanted:
+        return
     folder = nnunet_folder("nnUNet_results")
-    needed = sum(one.fold_bytes * folds for one, folds in trainable)
+    needed = max(wanted.values())  # that of those in training, one at a time
+    for fold, size in wanted.items():
+        needed += max(0, size - sum(path.stat().st_size for path in fold.glob("checkpoint_*")))
     free = shutil.disk_usage(folder).free
     if free < needed:
-        told = math.ceil(needed / 1e8) / 10
         raise InputError(
             f"{free / 1e9:.1f} GB free in {folder}",
-            f"{told:g} GB for the checkpoints of {sum(folds for _, folds in trainable)} folds",
+            f"{math.ceil(needed / 1e8) / 10:g} GB for the checkpoints of {len(wanted)} folds, at the least",
             "free some, set another nnUNet_results, or train fewer folds at a time",
         )

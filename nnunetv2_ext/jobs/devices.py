@@ -3,27 +3,34 @@
 import os
 import platform
 import re
-import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.locks import hold, is_held, let_go
 
-SECONDS = 30
-"""That the driver may take to answer."""
+SECONDS = 60
+"""That the driver, or torch, may take to answer."""
 
 
 def gpus_there() -> list[int]:
-    """The numbers of NVIDIA's GPUs of this machine, as `nvidia-smi` counts them; none without a driver."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return []
+    """The numbers of the GPUs of this machine as `nvidia-smi` counts them or, where it lists none, as torch does."""
+    listing = _said("nvidia-smi", "-L")
+    if numbers := re.findall(r"^GPU (\d+):", listing, re.MULTILINE):
+        return [int(number) for number in numbers]
+    count = _said(sys.executable, "-c", "import torch; print(torch.cuda.device_count())").strip()
+    return [*range(int(count))] if count.isdecimal() else []
+
+
+def _said(*command: str) -> str:
+    """What a command prints; nothing where it fails. All GPUs are to be seen, not only those of this shell."""
+    environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
     try:
-        listing = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=SECONDS, check=False).stdout
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [int(number) for number in re.findall(r"^GPU (\d+):", listing, re.MULTILINE)]
+        return ""
+    return done.stdout
 
 
 def check_gpus(gpus: tuple[int, ...]) -> None:
@@ -35,7 +42,7 @@ def check_gpus(gpus: tuple[int, ...]) -> None:
     named, there = ", ".join(map(str, gpus)), gpus_there()
     if not there:
         raise InputError(
-            f"GPU {named} on {platform.node()}, where nvidia-smi lists none",
+            f"GPU {named} on {platform.node()}, which has none that CUDA can use",
             "a GPU",
             "leave out --gpus to train on the CPU",
         )

@@ -1,6 +1,5 @@
 """How a training goes on from what stands in the folder of its fold, read without torch."""
 
-import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,14 +56,3 @@ def set_damaged_aside(fold: Path) -> list[str]:
             path.replace(aside)
             told.append(f"{path} is damaged; it is now {aside.name}")
     return told
-
-
-def whole_epochs(fold: Path) -> int:
-    """The epochs that a training has finished, as nnU-Net's newest log of any epoch tells."""
-    for log in sorted(fold.glob("training_log_*.txt"), key=lambda path: path.name, reverse=True):
-        text = log.read_text(encoding="utf-8", errors="replace")
-        begun = [int(number) for number in re.findall(r"Epoch (\d+) *$", text, re.MULTILINE)]
-        if begun:
-            ended = re.search(r"Epoch time:", text[text.rindex(f"Epoch {begun[-1]}") :])
-            return begun[-1] + bool(ended)
-    return 0

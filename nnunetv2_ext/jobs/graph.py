@@ -116,9 +116,9 @@ def trainings(
     planned = _Planned(dataset, standing, how, npz)
     for model in models:
         planned.last += planned.train(model, folds)
-    check_disk([(one, folds) for one, folds in planned.sizes.values()])
-    cases = frozenset().union(*(one.cases for one, _ in planned.sizes.values()))
-    return Wanted(tuple(planned.jobs.values()), tuple(planned.told), tuple(dict.fromkeys(planned.last)), cases)
+    check_disk(planned.sizes)
+    last = tuple(dict.fromkeys(planned.last))
+    return Wanted(tuple(planned.jobs.values()), tuple(planned.told), last, frozenset(planned.cases))
 
 
 @dataclass
@@ -132,8 +132,9 @@ class _Planned:
     jobs: dict[str, Job] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     last: list[str] = field(default_factory=list)
-    sizes: dict[Model, tuple[Trainable, int]] = field(default_factory=dict)
-    """Each model with the number of its folds that are to be trained."""
+    cases: set[str] = field(default_factory=set)
+    sizes: dict[Path, int] = field(default_factory=dict)
+    """The folders of folds that are to be trained, with the bytes that they will hold."""
 
     def train(self, model: Model, folds: Sequence[str], *, lacking: frozenset[str] | None = None) -> list[str]:
         """Add the jobs of a model's folds; returns the names of those that it waits for.
@@ -171,7 +172,8 @@ class _Planned:
             again = ["--val"] * (fault is None)
             self.jobs[name] = self.how.job(name, [*command, *again], needs, None if again else place)
             names.append(name)
-            self.sizes[model] = (one, self.sizes.get(model, (one, 0))[1] + 1)
+            self.sizes[place] = one.fold_bytes
+            self.cases |= one.cases
         return names
 
     def _first_stage(self, one: Trainable) -> list[str]:

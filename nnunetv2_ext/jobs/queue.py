@@ -32,7 +32,6 @@ from nnunetv2_ext.jobs.record import (
     WAITING,
     Attempt,
     Job,
-    State,
     read_jobs,
     read_state,
     write_state,
@@ -74,7 +73,7 @@ def _stands(folder: Path, name: str) -> Seen:
         state = read_state(folder, name)
     except InputError as error:
         return Seen(FAILED, None, str(error))
-    if _was_killed(folder, name, state):
+    if state.state == RUNNING and not is_held(folder, name):
         return Seen(FAILED, KILLED, SUPERVISOR_KILLED)
     last = state.attempts[-1] if state.attempts else Attempt(0)
     if state.state in (WAITING, FINISHED):
@@ -82,9 +81,11 @@ def _stands(folder: Path, name: str) -> Seen:
     return Seen(state.state, last.exit, last.reason or state.note)
 
 
-def _was_killed(folder: Path, name: str, state: State) -> bool:
-    """Whether a job was left running by a supervisor that is gone."""
-    return state.state == RUNNING and not is_held(folder, name)
+def was_killed(folder: Path, name: str) -> bool:
+    """Whether a supervisor that is gone left its job running."""
+    with suppress(InputError):
+        return read_state(folder, name).state == RUNNING and not is_held(folder, name)
+    return False
 
 
 def _never(need: str, seen: Seen, there: bool) -> str | None:
@@ -137,7 +138,7 @@ class Queue:
             if self._settle(name, status):
                 del self.unsettled[name]
         seen = stand(self.folder, jobs)
-        killed = {name for name in jobs if seen[name].reason == SUPERVISOR_KILLED and name not in self.unsettled}
+        killed = {name for name in jobs if was_killed(self.folder, name)} - self.unsettled.keys()
         running = {
             name for name in jobs if seen[name].state == RUNNING or name in self.children
         } - self.unsettled.keys()
@@ -164,6 +165,8 @@ class Queue:
 
     def _settle(self, name: str, status: int) -> bool:
         """Say for a supervisor how its job ended where it did not: it was killed early, or the disk was full."""
+        if not (self.folder / name / JOB).is_file():  # removed meanwhile
+            return True
         try:
             state = read_state(self.folder, name)
             if state.state in ENDED or is_held(self.folder, name):
@@ -230,10 +233,11 @@ class Queue:
             if on_cpu >= places:
                 return False
             environment["CUDA_VISIBLE_DEVICES"] = ""
-            threads = str(max(1, cores() // places))
-            # the limit, as nnUNetv2_train on the CPU asks for a thread per core whatever the other one says
+            # nnUNetv2_train on the CPU asks for a thread per core itself. OMP_THREAD_LIMIT would not let it, and then
+            # convolutions wait for ever for the threads that they were promised.
             if "OMP_NUM_THREADS" not in environment:
-                environment |= {"OMP_NUM_THREADS": threads, "OMP_THREAD_LIMIT": threads}
+                environment["OMP_NUM_THREADS"] = str(max(1, cores() // places))
+            environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         command = [sys.executable, "-m", "nnunetv2_ext.jobs.supervisor", str(self.folder), job.name]
         with _appended(self.folder / job.name / LOG) as output:
             self.children[job.name] = subprocess.Popen(
@@ -255,8 +259,8 @@ def cores() -> int:
 def ensure_queue(folder: Path) -> bool:
     """Start a queue where jobs wait for one: the last was killed, or the machine went down; whether it was needed."""
     jobs = {name: job for name, job in read_jobs(folder).items() if job.engine == "local"}
-    seen = stand(folder, jobs).values()
-    needed = any(one.state == WAITING or one.reason == SUPERVISOR_KILLED for one in seen)
+    seen = stand(folder, jobs)
+    needed = any(one.state == WAITING or was_killed(folder, name) for name, one in seen.items())
     if not needed or is_held(folder, QUEUE):
         return False
     start_queue(folder)
@@ -266,6 +270,8 @@ def ensure_queue(folder: Path) -> bool:
 def start_queue(folder: Path) -> None:
     """Start a queue, which ends at once where one is at work."""
     command = [sys.executable, "-m", "nnunetv2_ext.jobs.queue", str(folder.absolute())]
+    with suppress(OSError):
+        (folder / f"{QUEUE}.log").touch()  # tells when
     with _appended(folder / f"{QUEUE}.log") as output:
         # by a shell that ends at once: the queue is no child of this process, nor of its terminal
         subprocess.run(

@@ -17,9 +17,10 @@ from types import FrameType
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs.devices import leave_gpu, take_gpu
-from nnunetv2_ext.jobs.folds import command_now, set_damaged_aside, whole_epochs
+from nnunetv2_ext.jobs.folds import command_now, set_damaged_aside
 from nnunetv2_ext.jobs.groups import KILLED, SIGNALS, Group, await_end
 from nnunetv2_ext.jobs.log import Log
+from nnunetv2_ext.jobs.progress import progress
 from nnunetv2_ext.jobs.record import (
     CANCELLED,
     ENDED,
@@ -300,7 +301,8 @@ class Supervisor:
         epochs = None
         if self.job.fold is not None:
             with contextlib.suppress(OSError):
-                epochs = whole_epochs(self.job.fold)
+                how = progress(self.job.fold)
+                epochs = 0 if how is None else how.epochs_done
         ended = replace(last, ended=time.time(), exit=status, reason=why, epochs=epochs)
         self.state = replace(self.state, attempts=(*before, ended), group=None)
 

@@ -65,7 +65,8 @@ class Row(NamedTuple):
     def reason(self) -> str:
         """Why it is not well: what the engine tells, or the last attempt."""
         last = self.state.attempts[-1].reason if self.state.attempts else ""
-        return self.seen.reason or (last if self.seen.state in (*WRONG, CANCELLED) else "") or self.state.note
+        told = self.seen.reason or (last if self.seen.state in (*WRONG, CANCELLED) else "")
+        return (told if told != self.seen.state else "") or self.state.note
 
     def to_json(self) -> dict[str, Any]:
         """As `nnunetv2_ext jobs --json` prints it; None is what is not known."""
@@ -171,7 +172,7 @@ def summary(found: Sequence[Row]) -> str:
 
 
 def lines(found: Sequence[Row], width: int) -> list[str]:
-    """The table of one data set's jobs, each line at most so wide; below it why jobs are not well, and their logs.
+    """The table of one data set's jobs, its rows at most so wide; below it why jobs are not well, and their logs.
 
     Args:
         found: at least one.
@@ -190,12 +191,11 @@ def lines(found: Sequence[Row], width: int) -> list[str]:
         parts += [one[key].ljust(widths[key]) if key == "state" else one[key].rjust(widths[key]) for key in header[1:]]
         table.append("  ".join(parts))
     dataset = found[0].dataset
-    told = [f"{dataset}: {summary(found)}", *table]
+    told = [f"{dataset}: {summary(found)}", *(shortened(line.rstrip(), width) for line in table)]
     for row in found:
         if row.reason:
-            told += [f"{row.job.name}: {row.reason}", f"  log: {row.log}"]
-    told.append(f"logs: {jobs_folder(dataset) / 'NAME' / LOG}")
-    return [line if line.lstrip().startswith("log") else shortened(line.rstrip(), width) for line in told]
+            told += [shortened(f"{row.job.name}: {row.reason}", width), f"  log: {row.log}"]
+    return [*told, f"logs: {jobs_folder(dataset) / 'NAME' / LOG}"]
 
 
 def _cells(row: Row) -> list[str]:

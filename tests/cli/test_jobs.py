@@ -133,11 +133,10 @@ def test_the_table_is_drawn_in_place_until_all_have_ended(
     assert main(["jobs", "-d", "901"]) == 1
     first, second = capsys.readouterr().out.split("\x1b[J")[1:]
     assert second.startswith(f"{DATASET}: 2 finished")
-    assert first.splitlines()[-1].startswith("\x1b[8A"), "to the first line, as many as there are"
+    assert first.splitlines()[-1].startswith("\x1b[8A"), "to the first line, as many as the terminal shows"
     drawn = first.splitlines()[:-1]
-    assert len(drawn) == 8
+    assert sum(1 + (len(line) - 1) // 60 for line in drawn) == 8, "a long line takes two"
     assert drawn[-1].startswith("... ")
-    assert max(map(len, drawn)) <= 60
 
 
 def test_ctrl_c_ends_the_table_alone(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:

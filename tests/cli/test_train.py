@@ -43,7 +43,7 @@ def test_what_is_submitted_is_told(prepared: Prepared, engine: FakeEngine, capsy
     told = capsys.readouterr().out.splitlines()
     assert told[0] == "5 jobs submitted on this machine:"
     assert told[1] == "  MNetTrainer__MNetPlans__3d_fullres__fold_0"
-    assert told[5].startswith("  evaluate    after MNetTrainer__MNetPlans__3d_fullres__fold_0, MNetTrainer")
+    assert told[5].startswith("  evaluate    after MNetTrainer__MNetPlans__3d_fullres__fold_0 and 3 more")
     assert told[6] == f"logs: {prepared.results / 'jobs' / 'NAME' / 'log.txt'}"
     assert told[7] == f"what comes after the trainings goes to {prepared.results / 'outcome'}"
     assert told[8] == "how they go: nnunetv2_ext jobs -d 901"
@@ -61,7 +61,6 @@ def test_what_is_submitted_is_told(prepared: Prepared, engine: FakeEngine, capsy
         ("-device cpu", Resources(jobs=1), "cpu"),
         ("--jobs 3", Resources(jobs=3), "cpu"),
         ("--gpus 0,3", Resources(gpus=(0, 3)), None),
-        ("-device cuda", Resources(gpus=(0,)), "cuda"),
         ("--jobs 2 --time 90", Resources(jobs=2, minutes=90), "cpu"),
         ("--on slurm", Resources(), None),
         (
@@ -133,6 +132,7 @@ BAD: dict[str, tuple[str, Callable[[Prepared], Any], str]] = {
     "a GPU of no number": (f"-d 901 -m {OURS} --gpus 0;1", nothing, "--gpus 0;1"),
     "no GPU at all": (f"-d 901 -m {OURS} --gpus ,", nothing, "--gpus ,"),
     "no such GPU": (f"-d 901 -m {OURS} --gpus 9", nothing, "--gpus 9; expected GPUs of this machine"),
+    "no GPU here": (f"-d 901 -m {OURS} -device cuda", nothing, "-device cuda on a machine without a GPU"),
     "no time": (f"-d 901 -m {OURS} --time 0", nothing, "--time 0; expected minutes above 0, or H:MM:SS"),
     "a time of days": (f"-d 901 -m {OURS} --time 1-00:00", nothing, "--time 1-00:00"),
     "no end": (f"-d 901 -m {OURS} --time inf", nothing, "--time inf"),

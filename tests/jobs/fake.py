@@ -45,5 +45,5 @@ def use(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     local, slurm = FakeEngine(), FakeEngine("slurm")
     for module in (of_jobs, jobs):
         monkeypatch.setattr(module, "engines", lambda: {"local": local, "slurm": slurm})
-    monkeypatch.setattr(jobs, "revive", lambda datasets: None)
+    monkeypatch.setattr(jobs, "revive", lambda datasets: [])
     return local

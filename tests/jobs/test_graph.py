@@ -226,7 +226,7 @@ def test_a_disk_that_is_too_small_is_refused(prepared: Prepared, monkeypatch: py
         free = 10_000
 
     monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: Usage)
-    with pytest.raises(InputError, match=r"0.0 GB free in .*; expected .* GB for the checkpoints of 2 folds"):
+    with pytest.raises(InputError, match=r"0.0 GB free in .*; expected 0.1 GB for the checkpoints of 2 folds"):
         trainings(DATASET, [OURS], ["0", "1"], {}, CPU)
 
 

@@ -1,6 +1,7 @@
 """Jobs in their turn: needs, places, GPUs, and kills of the queue and of what it started."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -122,6 +123,25 @@ def test_a_killed_supervisor_is_started_again_and_counted(jobs: Jobs) -> None:
     assert [attempt.exit for attempt in jobs.state("a").attempts] == [137, 0]
 
 
+def test_a_job_whose_supervisor_was_killed_too_often_has_failed(jobs: Jobs) -> None:
+    jobs.submit(jobs.job("a", "SLEEP"))
+    wait_for(jobs.sleepers)
+    os.kill(jobs.process("a"), signal.SIGKILL)
+    wait_for(lambda: jobs.state("a").state == FAILED)
+    assert [attempt.exit for attempt in jobs.state("a").attempts] == [137]
+    wait_for(lambda: not is_held(jobs.folder, "queue"))
+    assert not ensure_queue(jobs.folder)
+
+
+def test_a_queue_ends_where_its_jobs_were_removed(jobs: Jobs) -> None:
+    jobs.submit(jobs.job("a", "SLEEP"))
+    wait_for(jobs.sleepers)
+    queue, supervisor = jobs.process("queue"), jobs.process("a")
+    shutil.rmtree(jobs.folder)
+    os.kill(supervisor, signal.SIGTERM)
+    wait_for(lambda: not Path(f"/proc/{queue}").exists(), 15)
+
+
 def test_a_killed_queue_loses_nothing(jobs: Jobs) -> None:
     script = "touch begun_NAME; while ! test -f go; do sleep 0.05; done"
     jobs.submit(*(jobs.job(name, script.replace("NAME", name), directory=jobs.folder) for name in ("a", "b")))
@@ -211,7 +231,11 @@ def test_resources_that_are_not_there_are_refused(gpus: None, resources: Resourc
         Local().check(resources)
 
 
-def test_gpus_without_a_driver_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(InputError, match=r"got GPU 0 on .*, where nvidia-smi lists none; .* leave out --gpus"):
+@pytest.mark.parametrize(("count", "refused"), [("0", True), ("", True), ("1", False)])
+def test_gpus_without_nvidia_smi_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, count: str, refused: bool) -> None:
+    monkeypatch.setattr("nnunetv2_ext.jobs.devices._said", lambda *command: "" if command[-1] == "-L" else f"{count}\n")
+    if not refused:
+        Local().check(Resources(gpus=(0,)))
+        return
+    with pytest.raises(InputError, match=r"got GPU 0 on .*, which has none that CUDA can use; .* leave out --gpus"):
         Local().check(Resources(gpus=(0,)))
