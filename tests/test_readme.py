@@ -218,6 +218,7 @@ REFERENCE = {
     **dict.fromkeys(("import_weights", "safe_export"), "reference-weights.md"),
     **dict.fromkeys(("predict", "calibrate_roi", "ensemble"), "reference-prediction.md"),
     **dict.fromkeys(("evaluate", "compare", "look", "report"), "reference-evaluation.md"),
+    "container": "reference-container.md",
     "profile": "reference-profile.md",
 }
 
