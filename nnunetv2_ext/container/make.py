@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from nnunetv2_ext import __version__
 from nnunetv2_ext.container.case import write_image
 from nnunetv2_ext.container.settings import CHALLENGE, Settings, check_interface, write_settings
-from nnunetv2_ext.container.software import base_image, copy_package, copy_trainers, licence, needed, pinned
+from nnunetv2_ext.container.software import base_image, copy_package, copy_trainers, needed
 from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, write_json
@@ -92,11 +92,13 @@ def write_container(
         trainers = [trainer_class(member.model.trained.trainer_name) for member in members.values()]
         foreign = copy_trainers(trainers, folder / "app" / "other_trainers")
         software = needed(member.window.network for member in members.values())
-        lines = [f"# what nnunetv2_ext {__version__} ran with when it wrote this folder", *map(pinned, software)]
+        lines = [
+            f"# what nnunetv2_ext {__version__} ran with when it wrote this folder",
+            *(f"{one.name}=={one.version}" for one in software),
+        ]
         (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         _write_test(folder / "test", settings, predictor)
         rows = [[f"`{name}`", *_told(member.model)] for name, member in members.items()]
-        licences = [[one.metadata["Name"], one.version, licence(one)] for one in software]
         _write_templates(
             folder,
             name=image_name(output),
@@ -109,7 +111,7 @@ def write_container(
             labels=predictor.dataset_json["labels"],
             spacing=listed(_spacing(predictor), separator=" x "),
             models=markdown_table(["model", "folds", "mean Dice of the validation"], rows, aligned=False),
-            licences=markdown_table(["package", "version", "licence"], licences, aligned=False),
+            licences=markdown_table(["package", "version", "licence"], software, aligned=False),
         )
         for path in folder.rglob("*"):  # the user of the container is another than who makes it
             path.chmod(path.stat().st_mode | (0o055 if path.is_dir() or path.suffix == ".sh" else 0o044))

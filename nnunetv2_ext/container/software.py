@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
@@ -17,12 +17,23 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed
 
 OURS = "nnunetv2_ext"
+REQUIRED = {OURS, "torch", "nnunetv2", "dynamic_network_architectures"}
+"""Packages that ours requires, whatever the network."""
 MAPPED = ("trainers", "plans")
 """Packages of ours that an editable install keeps elsewhere."""
 
 
-def needed(networks: Iterable[Any]) -> list[Distribution]:
-    """The distributions that a container needs beside our package, all that they require with them, by name.
+class Package(NamedTuple):
+    """A distribution, as an index has it."""
+
+    name: str
+    version: str
+    """Without the name of a build (`+cu130`), which no index has."""
+    licence: str
+
+
+def needed(networks: Iterable[Any]) -> list[Package]:
+    """What a container needs beside our package, with all that it requires, by name.
 
     Args:
         networks: of the models; whatever brings one of their layers is needed too, such as MONAI.
@@ -31,10 +42,10 @@ def needed(networks: Iterable[Any]) -> list[Distribution]:
         InputError: one that is required is not installed.
     """
     tops = {type(module).__module__.partition(".")[0] for network in networks for module in network.modules()}
-    owners = packages_distributions()
-    roots = {canonicalize_name(name) for top in tops for name in owners.get(top, ())} | {OURS.replace("_", "-")}
+    owners = packages_distributions() if tops - REQUIRED else {}  # which reads every installed file's name
+    roots = {canonicalize_name(name) for top in tops - REQUIRED for name in owners.get(top, ())}
     found: dict[tuple[str, str], Distribution] = {}
-    waiting = [(root, "") for root in sorted(roots)]
+    waiting = [(name, "") for name in (canonicalize_name(OURS), *sorted(roots))]
     while waiting:
         name, extra = waiting.pop()
         if (name, extra) in found:
@@ -47,26 +58,23 @@ def needed(networks: Iterable[Any]) -> list[Distribution]:
         for line in here.requires or ():
             wanted = Requirement(line)
             if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
-                waiting += [(str(canonicalize_name(wanted.name)), more) for more in ("", *wanted.extras)]
-    by_name = {name: here for (name, _), here in found.items() if name != OURS.replace("_", "-")}
-    return [by_name[name] for name in sorted(by_name)]
+                waiting += [(canonicalize_name(wanted.name), more) for more in ("", *wanted.extras)]
+    by_name = {name: here for (name, _), here in found.items() if name != canonicalize_name(OURS)}
+    return [described(by_name[name]) for name in sorted(by_name)]
 
 
-def pinned(here: Distribution) -> str:
-    """Its line in requirements.txt, without the name of a build (`+cu130`), which no index has."""
-    return f"{canonicalize_name(here.metadata['Name'])}=={Version(here.version).public}"
-
-
-def licence(here: Distribution) -> str:
-    """Its licence, in the words of its metadata."""
-    entries = {key: here.metadata.get_all(key) or [""] for key in ("License-Expression", "License", "Classifier")}
+def described(here: Distribution) -> Package:
+    """Name, version and licence, in the words of the metadata."""
+    metadata = here.metadata  # parsed anew each time
+    entries = {key: metadata.get_all(key) or [""] for key in ("License-Expression", "License", "Classifier")}
     told = entries["License-Expression"][0]
     classified = [name for name in entries["Classifier"] if name.startswith("License ::")]
     lines = entries["License"][0].strip().splitlines() or [""]
     if not told and len(lines) == 1 and lines[0] != "UNKNOWN" and len(lines[0]) <= 60:  # and not the whole text
         told = lines[0]
     names = [name.rpartition(" :: ")[2] for name in classified if name.count(" :: ") > 1 or "Other" in name]
-    return told or listed(names) or lines[0][:60] or "see its files"
+    licence = told or listed(names) or lines[0][:60] or "see its files"
+    return Package(canonicalize_name(metadata["Name"]), Version(metadata["Version"]).public, licence)
 
 
 def copy_package(target: Path) -> None:

@@ -78,6 +78,24 @@ def on_host(
     return ["bwrap", *user, *root, *inside, *again, *code, "--chdir", "/tmp", sys.executable, *SERVE, *arguments]
 
 
+def in_image(
+    root: Path, variables: Mapping[str, str], binds: Mapping[Path, str], folder: Path, source: Path, output: Path
+) -> list[str]:
+    """The command that runs the entry point of a built image, as a user who owns nothing and may become nobody else.
+
+    Args:
+        root: where the image is mounted.
+        variables: of the image.
+        binds: folders of this machine and where they lie in the image.
+    """
+    set_all = [word for name, value in variables.items() for word in ("--setenv", name, value)]
+    bound = [word for path, place in binds.items() for word in ("--ro-bind", str(path), place)]
+    apart = ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--clearenv", *set_all]
+    user = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups", "--no-new-privs", "--inh-caps=-all"]
+    inside = [*options(folder, source, output), *bound, "--chdir", "/tmp"]
+    return ["bwrap", *apart, "--ro-bind", str(root), "/", *inside, *user, "--bounding-set=-all", "python3", *SERVE]
+
+
 def run(command: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """Its exit status and words."""
     return subprocess.run(command, capture_output=True, text=True, timeout=600)

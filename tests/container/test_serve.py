@@ -35,7 +35,8 @@ def hand_over(folder: Path, images: dict[str, sitk.Image], *, ending: str = ".mh
 
 def of_predict(container: Path, images: list[sitk.Image], folder: Path) -> np.ndarray:
     """The labels (z, y, x) that `predict` gives the same images as files of the training's format."""
-    predictor = Predictor([container / "model" / name for name in read_settings(container / "model").models])
+    told = read_settings(container / "model")
+    predictor = Predictor([container / "model" / name for name in told.models], weights=told.weights)
     (folder / "images").mkdir(parents=True)
     for number, one in enumerate(images):
         sitk.WriteImage(one, str(folder / "images" / f"case_{number:04d}{predictor.file_ending}"))

@@ -52,9 +52,8 @@ def trained(pipeline: Pipeline) -> Pipeline:
     run(f"nnunetv2_ext schedule -d 104 -p nnUNetPlans -c 3d_fullres {SHORT}")
     for plans in ("MNetPlans", "nnUNetPlans"):
         pipeline.narrow(plans)
-    pipeline.environment |= {"nnUNet_n_proc_DA": "0", "nnUNet_def_n_proc": "1"}
     (train,) = commands("3.", "nnunetv2_ext train")
-    told = run(f"{train} --jobs 2 --wait")
+    told = run(f"env nnUNet_n_proc_DA=0 {train} --jobs 2 --wait", fresh=True)
     assert "4 jobs submitted on this machine" in told
     images = pipeline.images_of("Dataset104_HippocampusThick4").rename(folder / "new_images")
     (folder / "new_labels").mkdir()
