@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--overwrite", action="store_true", help="replace what an earlier demo left there; any other folder is refused"
     )
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="where to train and predict")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the phantoms")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of phantoms and trainings")
     parser.add_argument("--epochs", type=int, default=5, metavar="N", help="epochs of each training")
     parser.add_argument("--iterations", type=int, default=18, metavar="N", help="training iterations per epoch")
     parser.add_argument("--training-cases", type=int, default=20, metavar="N", help="number of training cases")
@@ -196,7 +196,7 @@ def _set_environment(output: Path, device: str) -> None:
     for variable in FOLDER_VARIABLES:
         os.environ[variable] = str(output / variable)
     # The network keeps the cores busy; on a GPU the augmentation would be the bottleneck.
-    workers = 0 if device == "cpu" else min(8, os.cpu_count() or 1)
+    workers = 1 if device == "cpu" else min(8, os.cpu_count() or 1)
     os.environ.setdefault("nnUNet_n_proc_DA", str(workers))
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # each one that nnU-Net starts imports PyTorch anew
     # Threads that wait for each other should sleep: spinning, they take the cores from the augmentation and from each
@@ -230,7 +230,7 @@ def _way(output: Path, args: argparse.Namespace, note: str) -> "Way":
         tuple(map(str, FOLDS)),
         output / REPORT,
         output / "nnUNet_raw" / DATASET / "imagesTs",
-        TRAINING,
+        (*TRAINING, "--seed", str(args.seed)),
         args.epochs,
         args.iterations,
         Wishes(each_fold=True, titles=titles, title="Demo: unseen phantoms", note=note),

@@ -101,7 +101,7 @@ def demo_jobs(root: Path) -> Path:
     return root / "demo" / "nnUNet_results" / demo.DATASET / "jobs"
 
 
-@pytest.mark.parametrize(("given", "expected"), [({}, "0"), ({"nnUNet_n_proc_DA": "3"}, "3")])
+@pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"nnUNet_n_proc_DA": "3"}, "3")])
 def test_environment(tmp_path, monkeypatch, given, expected):
     environment = dict(given)
     monkeypatch.setattr(os, "environ", environment)
