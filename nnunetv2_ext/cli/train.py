@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_ext.jobs.engine import engines, standing
     from nnunetv2_ext.jobs.graph import afterwards, refuse_other_engine, trainings, write_splits
     from nnunetv2_ext.jobs.record import read_jobs
+    from nnunetv2_ext.jobs.way import to_submit
 
     for model in models:
         _check_name(dataset, model)
@@ -99,23 +100,26 @@ def run(args: argparse.Namespace) -> int:
     seen = standing(folder, known)
     wanted = trainings(dataset, models, folds, seen, how)
     output = args.output or results / dataset / "outcome"
-    after = afterwards(dataset, models, folds, steps, output, seen, how, after=wanted.last, images=args.images)
-    jobs = [*wanted.jobs, *after.jobs]
+    after = afterwards(dataset, models, folds, steps, output, how, after=wanted.last, images=args.images)
+    jobs = to_submit([*wanted.jobs, *after.jobs], known, seen, dataset)
     refuse_other_engine(jobs, known, args.on)
     for sentence in (*wanted.told, *after.told):
         print(sentence)
+    for job in after.jobs:
+        if job not in jobs:
+            print(f"{job.name}: {seen[job.name].state} already")
     if not jobs:
         print("nothing to submit")
+    else:
+        if wanted.cases and set(folds) != {"all"}:
+            write_splits(dataset, wanted.cases)
+        engine.submit(folder, jobs)
+        _tell(dataset, jobs, args.on, output if after.jobs else None)
+    if not args.wait:
         return 0
-    if wanted.cases and set(folds) != {"all"}:
-        write_splits(dataset, wanted.cases)
-    engine.submit(folder, jobs)
-    _tell(dataset, jobs, args.on, output if after.jobs else None)
-    if args.wait:
-        from nnunetv2_ext.cli.jobs import watch
+    from nnunetv2_ext.cli.jobs import watch
 
-        return watch([dataset], [job.name for job in jobs])
-    return 0
+    return watch([dataset], [*wanted.last, *(job.name for job in (*wanted.jobs, *after.jobs))])
 
 
 def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:
@@ -173,8 +177,8 @@ def _steps(args: argparse.Namespace) -> list[str]:
         raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     if args.images is not None and "predict" not in steps:
         raise InputError(f"-i {args.images} without --then predict", "both", "add it, or leave -i out")
-    if args.output is not None and not {"predict", "evaluate", "report"} & {*steps}:
-        raise InputError(f"-o {args.output}, where nothing goes", "--then with more than find_best", "leave it out")
+    if args.output is not None and not steps:
+        raise InputError(f"-o {args.output} without --then", "both", "add it, or leave -o out")
     if args.images is not None and not (args.images.is_dir() and any(args.images.iterdir())):
         raise InputError(f"-i {args.images}", "a folder of images", "check the path")
     if args.output is not None and args.output.exists() and not args.output.is_dir():

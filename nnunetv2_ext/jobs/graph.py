@@ -274,7 +274,6 @@ def afterwards(
     folds: Sequence[str],
     steps: Sequence[str],
     output: Path,
-    standing: Mapping[str, Seen],
     how: How,
     *,
     after: Sequence[str] = (),
@@ -289,17 +288,16 @@ def afterwards(
 
     Args:
         steps: some of `STEPS`.
-        standing: as for `trainings`.
         after: the jobs that train the models, as far as they are not done: `last` of what `trainings` gives.
         images: to predict; None for `imagesTs` of the raw data.
 
     Raises:
-        InputError: an unknown step, or a job that runs for another request.
+        InputError: an unknown step.
     """
     if unknown := [step for step in steps if step not in STEPS]:
         raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     output = output.resolve()
-    following = _Following(dataset, models, folds, output, standing, how, wishes)
+    following = _Following(dataset, models, folds, output, how, wishes)
     if "find_best" in steps:
         following.find_best(after)
     raw = raw_folder(dataset)
@@ -325,7 +323,6 @@ class _Following:
     models: Sequence[Model]
     folds: Sequence[str]
     output: Path
-    standing: Mapping[str, Seen]
     how: How
     wishes: Wishes
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -398,11 +395,5 @@ class _Following:
     def _add(self, step: str, arguments: Sequence[str], needs: Iterable[str], name: str | None = None) -> None:
         name = name or step
         command = ("nnunetv2_ext", step, *arguments)
-        if under_way(self.standing.get(name)):
-            raise InputError(
-                f"a job {name} that is {self.standing[name].state} for an earlier request",
-                "one at a time",
-                f"wait until it has ended, or run nnunetv2_ext jobs -d {self.dataset} --cancel {name}",
-            )
         self.jobs[name] = self.how.job(name, command, needs)
         self.last.append(name)

@@ -257,9 +257,7 @@ ALL = ("find_best", "predict", "evaluate", "report")
 
 def after(prepared: Prepared, models: list[Model], steps: tuple[str, ...], folds: str = "01", **more: Any) -> Any:
     output = prepared.results.parent / "out"
-    return afterwards(
-        DATASET, models, [*folds.split("/")] if "/" in folds else [*folds], steps, output, {}, CPU, **more
-    )
+    return afterwards(DATASET, models, [*folds.split("/")] if "/" in folds else [*folds], steps, output, CPU, **more)
 
 
 def test_what_comes_after_several_models(prepared: Prepared) -> None:
@@ -272,7 +270,7 @@ def test_what_comes_after_several_models(prepared: Prepared) -> None:
     both = f"-m {OURS} {STOCK} -f 0 1"
     flags = f"-i {prepared.raw / 'imagesTs'} -o"
     assert {name: " ".join(job.command[1:]) for name, job in jobs.items()} == {
-        "find_best": f"find_best -d {DATASET} {both} -device cpu",
+        "find_best": f"find_best -d {DATASET} {both} -device cpu -o {out / 'best.json'}",
         **{
             f"predict_{name}": f"predict -d {DATASET} {which} {flags} {predictions / name}"
             " --disable_progress_bar -device cpu"
@@ -329,8 +327,6 @@ def test_predictions_of_an_earlier_training_are_replaced(prepared: Prepared) -> 
     assert "--overwrite" not in after(prepared, [OURS], ("predict",)).jobs[0].command
 
 
-def test_a_step_of_another_request_that_waits_is_refused(prepared: Prepared) -> None:
-    with pytest.raises(InputError, match="--cancel find_best"):
-        afterwards(DATASET, [OURS], ["0"], ["find_best"], Path("out"), {"find_best": Seen(WAITING)}, CPU)
+def test_a_step_that_is_none_is_refused(prepared: Prepared) -> None:
     with pytest.raises(InputError, match="--then finish; expected some of find_best, predict, evaluate, report"):
-        afterwards(DATASET, [OURS], ["0"], ["finish"], Path("out"), {}, CPU)
+        afterwards(DATASET, [OURS], ["0"], ["finish"], Path("out"), CPU)
