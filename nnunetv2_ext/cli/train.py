@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, why_not_writable
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.jobs.devices import gpus_there
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
@@ -111,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
     if not jobs:
         print("nothing to submit")
     else:
+        if after.jobs:
+            _make(output)
         if wanted.cases and set(folds) != {"all"}:
             write_splits(dataset, wanted.cases)
         engine.submit(folder, jobs)
@@ -120,6 +122,20 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_ext.cli.jobs import watch
 
     return watch([dataset], [*wanted.last, *(job.name for job in (*wanted.jobs, *after.jobs))])
+
+
+def _make(output: Path) -> None:
+    """Make the folder of what comes after the trainings.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(output, error) from None
+    if reason := why_not_writable(output):
+        raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
 
 
 def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:

@@ -148,6 +148,11 @@ BAD: dict[str, tuple[str, Callable[[Prepared], Any], str]] = {
     "no such step": (f"-d 901 -m {OURS} --then finish", nothing, "--then finish; expected some of find_best, predict"),
     "images for nothing": (f"-d 901 -m {OURS} -i images --then report", nothing, "-i images without --then predict"),
     "no images": (f"-d 901 -m {OURS} -i images --then predict", nothing, "-i images; expected a folder of images"),
+    "output below a file": (
+        f"-d 901 -m {OURS} --then report evaluate -o {{results}}/file/out",
+        lambda p: p.write(p.results / "file", ""),
+        "an error on writing .*out .*Not a directory",
+    ),
     "output of nothing": (f"-d 901 -m {OURS} -o out", nothing, "-o out without --then"),
 }
 
@@ -168,7 +173,7 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(
 ) -> None:
     damage(prepared)
     before = tree(prepared)
-    assert main(["train", *line.split()]) == 2
+    assert main(["train", *line.format(results=prepared.results).split()]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert error.count("\n") == 1, error
