@@ -98,7 +98,8 @@ class Task:
         state = replace(state, attempts=attempts, state=record.WAITING if again else record.FAILED)
         write_state(folder, self.name, state)
         if again:
-            requeue(id, patience=0)
+            with suppress(Silence):
+                requeue(id)
 
 
 def _why(id: str) -> Told | None:
@@ -120,28 +121,36 @@ def _why(id: str) -> Told | None:
         time.sleep(0.1)
 
 
-def requeue(id: str, *, patience: float) -> None:
-    """Put a job into the queue again, which ends what is left of it; tries for some seconds where SLURM is silent."""
-    end = time.monotonic() + patience
-    while True:
-        try:
-            ask("scontrol", "requeue", id)
-            return
-        except Silence as silence:
-            sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
-        if time.monotonic() > end:
-            return
-        time.sleep(2)
+def requeue(id: str) -> None:
+    """Put a job into the queue again, which ends what is left of it here.
+
+    Raises:
+        Silence: SLURM does not answer, or refuses.
+    """
+    ask("scontrol", "requeue", id)
 
 
 def main(arguments: Sequence[str]) -> None:
     """What is left to do for a job whose supervisor ended with that status."""
-    folder, name, status = Path(arguments[0]), arguments[1], int(arguments[2])
-    with suppress(InputError):  # its supervisor lives
+    folder, name, status, id = Path(arguments[0]), arguments[1], int(arguments[2]), os.environ["SLURM_JOB_ID"]
+    try:
         state = read_state(folder, name)
-        told_to_wait = state.state == record.WAITING and bool(state.attempts)  # and SLURM was silent
-        if told_to_wait or (status >= SIGNALS and is_to_run_again(folder, name)):
-            requeue(os.environ["SLURM_JOB_ID"], patience=120)
+        stopped = state.state == record.WAITING and bool(state.attempts) and state.attempts[-1].reason == TIME_LIMIT
+        if not stopped and (status < SIGNALS or not is_to_run_again(folder, name)):
+            return
+    except InputError as error:  # its supervisor lives
+        sys.stderr.write(f"{error}\n")
+        return
+    end = time.monotonic() + 120
+    while time.monotonic() < end:  # the controller may be on its way up
+        try:
+            told = jobs_of([id]).get(id)
+            if told is not None and told.state == "RUNNING":  # not one that is cancelled or in the queue again
+                requeue(id)
+            return
+        except Silence as silence:
+            sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
+        time.sleep(2)
 
 
 if __name__ == "__main__":

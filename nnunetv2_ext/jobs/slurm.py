@@ -45,10 +45,11 @@ UNENDING = 10**6
 """Time-outs until submitit gives up: it takes every preemption of a short job for one. We count ourselves."""
 NOTICE = 60
 """Seconds before the time limit at which a job is told of it; SLURM may do so a minute earlier."""
-OURS = (
-    "array chdir dependency error job-name kill-on-invalid-dep nodes no-requeue ntasks ntasks-per-node open-mode output"
-)
-OURS += " parsable requeue signal test-only wait wrap"
+ENDING = 180
+"""Seconds that SLURM may take to end a job."""
+OURS = "array chdir dependency error job-name kill-on-invalid-dep nodes no-requeue ntasks ntasks-per-node open-mode"
+OURS += " output parsable requeue signal test-only wait wrap"
+"""Options of sbatch that a line cannot set: this file does, or relies on them."""
 FLAGS = {"partition": "--partition", "account": "--account", "gres": "--gres", "time": "--time"}
 FLAGS |= {"mem": "--memory", "cpus-per-task": "--cpus"}
 """Options of sbatch that have a flag of ours."""
@@ -107,6 +108,11 @@ class Slurm:
         except Silence as silence:
             return {name: _unasked(state, one_line(silence)) for name, state in states.items()}
         seen = {name: merged(states[name], told.get(job.id or "")) for name, job in jobs.items()}
+        for name, job in jobs.items():
+            if job.id is None:
+                seen[name] = Seen(
+                    record.CANCELLED, None, "who submitted it was ended before SLURM had it; submit it again"
+                )
         lost = (record.FAILED, record.CANCELLED, record.TIMED_OUT, record.BLOCKED)
         for job in _in_order([*jobs.values()]):
             needs = [need for need in job.needs if need in seen and seen[need].state in lost]
@@ -121,7 +127,11 @@ class Slurm:
             return
         try:
             ask("scancel", *ids)
-            while any(one.state in LIVING | QUEUED for one in jobs_of(ids).values()):
+            end = time.monotonic() + ENDING
+            while living := [id for id, one in jobs_of(ids).items() if one.state in LIVING | QUEUED]:
+                if time.monotonic() > end:
+                    got = f"jobs that SLURM has not ended within {ENDING} s ({listed(living)})"
+                    raise InputError(got, "their end", "see `squeue`: their node may be down")
                 time.sleep(0.5)
         except Silence as silence:
             raise InputError(f"no cancel ({one_line(silence)})", "an answer of SLURM's", "try again") from None
@@ -193,6 +203,7 @@ def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]
     options = options_of(job.resources)
     if needed:
         options |= {"dependency": f"afterok:{':'.join(needed)}", "kill-on-invalid-dep": "yes"}
+    id = ""
     try:
         job = replace(job, engine=Slurm.name, id=None, directory=job.directory or Path.cwd())
         record.write_job(folder, job)  # before it is submitted: it may begin at once
@@ -204,7 +215,10 @@ def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]
         with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes with the error, too
             id = str(executor.submit(Task(str(folder), job.name)).job_id)
         record.write_job(folder, replace(job, id=id))
-    except OSError as error:
+    except OSError as error:  # a full disk, or no sbatch
+        if id:
+            with contextlib.suppress(Silence):
+                ask("scancel", id)
         _take_back(folder / job.name, kept)
         raise unwritable(folder / job.name, error) from None
     except Exception as error:  # submitit's own types, whose text is what sbatch said
@@ -275,14 +289,20 @@ def merged(state: State, told: Told | None) -> Seen:
         return Seen(record.RUNNING)
     if state.state == record.FINISHED:
         return written
-    if told.reason == "DependencyNeverSatisfied" or (told.reason == "Dependency" and not state.attempts):
+    if told.state == "COMPLETED":  # what the supervisor wrote is on its way through a network's file system
+        return Seen(record.FINISHED, 0)
+    if told.reason == "DependencyNeverSatisfied":
         return Seen(record.BLOCKED, None, words("DependencyNeverSatisfied"))
     if told.state in ("CANCELLED", "PREEMPTED", "REVOKED"):
         return Seen(record.CANCELLED, last.exit, "" if told.state == "CANCELLED" else told.state.lower())
     if told.state in ("TIMEOUT", "DEADLINE"):
-        return Seen(record.TIMED_OUT, last.exit, "SLURM ended it at its time limit")
+        return Seen(record.TIMED_OUT, last.exit, words("TimeLimit"))
     if state.state in (record.FAILED, record.TIMED_OUT) and last.ended is not None:
         return written
     exit = told.exit or last.exit
-    reason = told.reason if told.reason not in ("", "NonZeroExitCode", "RaisedSignal:9(Killed)") else ""
-    return Seen(record.FAILED, exit, reason or f"its supervisor was ended with exit status {exit}")
+    why = {"NODE_FAIL": "NodeFail", "BOOT_FAIL": "NodeFail", "OUT_OF_MEMORY": "OutOfMemory"}.get(
+        told.state, told.reason
+    )
+    if why in ("", "NonZeroExitCode") or why.startswith("RaisedSignal"):
+        return Seen(record.FAILED, exit, f"its supervisor was ended with exit status {exit}")
+    return Seen(record.FAILED, exit, words(why))

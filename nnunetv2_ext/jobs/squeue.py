@@ -32,6 +32,10 @@ WORDS = {
     "launch failed requeued held": "its node could not start it, held back; run scontrol release",
     "Reservation": "waits for its reservation",
     "Licenses": "waits for a licence",
+    "JobLaunchFailure": "its node could not start it, or its script was killed",
+    "NodeFail": "its node failed",
+    "OutOfMemory": "more memory than SLURM gave it: ask for more with --memory",
+    "TimeLimit": "SLURM ended it at its time limit",
 }
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.daemons import Cluster, missing
+from tests.pipeline.conftest import pipeline as pipeline
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,5 +1,6 @@
 """A real SLURM of one node: its daemons are started in a folder of their own, and stopped by their process ids."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -205,3 +206,5 @@ class Cluster:
             self.kill(name, signal.SIGTERM)
         if self._linked:
             MUNGE_SOCKET.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # of the system's own munge
+                MUNGE_SOCKET.parent.rmdir()

@@ -121,7 +121,7 @@ def outcomes(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     for name, case in CASES.items():
         where = folder / name
         where.mkdir(parents=True)
-        command = ("bash", "-c", case.command)
+        command = ("bash", "-c", f"touch begun; {case.command}")
         resources = case.resources
         jobs.append(Job(name, command, case.needs, None, environment, resources, case.retries, directory=where))
     slurm.submit(folder, jobs)
@@ -132,7 +132,7 @@ def outcomes(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iter
     end = time.monotonic() + 150
     while time.monotonic() < end:
         for name, case in CASES.items():
-            runs = name == "pending" or read_state(folder, name).group is not None
+            runs = name == "pending" or (folder / name / ("again" if "again" in case.command else "begun")).exists()
             if case.does and name not in acted and runs:
                 act(folder, name)
                 acted[name] = time.monotonic()
