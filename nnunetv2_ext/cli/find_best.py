@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans
-from nnunetv2_ext.inference.models import Model, parse_models
+from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder, read_plans, unwritable, write_json
+from nnunetv2_ext.inference.models import Found, Model, parse_models
 from nnunetv2_ext.inference.trained import Fault, as_script, description_of, fault_of_fold, reference_voxels
 from nnunetv2_ext.text import counted, listed, markdown_table, told_apart
 
@@ -40,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np", dest="processes", type=int, metavar="N", help="processes (default: nnUNet_def_n_proc, or 8)"
     )
+    parser.add_argument(
+        "-o", dest="output", type=Path, metavar="FILE", help="write what is best, .json, which predict takes as -m FILE"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -48,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"-np {args.processes}", "1 or more processes", "correct it")
     if min(args.folds) < 0:
         raise InputError(f"-f {listed(args.folds, separator=' ')}", "folds from 0 on", "correct it")
+    if args.output is not None and args.output.suffix != ".json":
+        raise InputError(f"-o {args.output}", "a file .json", "choose one")
+    check_output_file(args.output, "-o")
     models = parse_models(args.models)
     folds = list(dict.fromkeys(args.folds))
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -70,19 +76,24 @@ def run(args: argparse.Namespace) -> int:
         folds=folds,
     )
     print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}\n")
-    _print_prediction(dataset, found, folds)
-    _print_table(results / dataset, models, folds, found["all_results"])
-    return 0
-
-
-def _print_prediction(dataset: str, found: Mapping[str, Any], folds: Sequence[int]) -> None:
-    """The one command in place of nnU-Net's instructions where several models are best."""
-    keys = ("trainer", "plans_identifier", "configuration")
-    best = [":".join(one[key] for key in keys) for one in found["best_model_or_ensemble"]["selected_model_or_models"]]
+    best = _best(found)
+    if args.output is not None:
+        try:
+            write_json(args.output, Found(dataset, best, [str(fold) for fold in folds])._asdict())
+        except OSError as error:
+            raise unwritable(args.output, error) from None
     if len(best) > 1:
         named = f"-d {dataset} -f {listed(folds, separator=' ')} -m {listed(best, separator=' ')}"
         print(f"nnunetv2_ext predict {named} -i INPUT_FOLDER -o OUTPUT_FOLDER")
         print("does in one step what these instructions do before the postprocessing, and checks that models agree.\n")
+    _print_table(results / dataset, models, folds, found["all_results"])
+    return 0
+
+
+def _best(found: Mapping[str, Any]) -> list[str]:
+    """The best model, or the two of the best ensemble, as `TRAINER:PLANS:CONFIG`."""
+    keys = ("trainer", "plans_identifier", "configuration")
+    return [":".join(one[key] for key in keys) for one in found["best_model_or_ensemble"]["selected_model_or_models"]]
 
 
 def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], results: Mapping[str, float]) -> None:

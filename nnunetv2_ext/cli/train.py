@@ -4,15 +4,18 @@ import argparse
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, why_not_writable
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.jobs.devices import gpus_there
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
 from nnunetv2_ext.text import listed
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.jobs.graph import How
 
 EXAMPLE = """examples:
   nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres --gpus 0,3
@@ -37,25 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="folds, or all"
     )
-    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: a GPU where there is one)")
-    parser.add_argument(
-        "--retries", default="2", metavar="N", help="how often a job runs again after failures without progress"
-    )
-    parser.add_argument("--time", metavar="MIN", help="longest time of a run, minutes or H:MM:SS (default: no limit)")
     parser.add_argument("--wait", action="store_true", help="wait for the end of the jobs; Ctrl-C does not end them")
-    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a cluster")
-    local = parser.add_argument_group("on this machine")
-    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: the first)")
-    local.add_argument("--jobs", metavar="N", help="jobs at a time on the CPU (default: 1)")
-    slurm = parser.add_argument_group("on a cluster")
-    slurm.add_argument("--partition", metavar="NAME", help="where jobs are queued (default: SLURM's)")
-    slurm.add_argument("--account", metavar="NAME", help="whom they count for (default: SLURM's)")
-    slurm.add_argument("--gres", metavar="WHAT", help="of each job, as gpu:1")
-    slurm.add_argument("--memory", metavar="GB", help="of each job (default: SLURM's)")
-    slurm.add_argument("--cpus", metavar="N", help="of each job (default: SLURM's)")
-    slurm.add_argument(
-        "--slurm", dest="lines", action="append", metavar="LINE", help="another option of sbatch, as --slurm=--qos=long"
-    )
+    add_places(parser)
     then = parser.add_argument_group("after the trainings")
     then.add_argument("--then", nargs="+", metavar="STEP", help="some of find_best, predict, evaluate, report")
     then.add_argument(
@@ -70,47 +56,86 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where jobs run, and what they may take; shared with `run`. See `how_of`."""
+    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: a GPU where there is one)")
+    parser.add_argument(
+        "--retries", default="2", metavar="N", help="how often a job runs again after failures without progress"
+    )
+    parser.add_argument("--time", metavar="MIN", help="longest time of a run, minutes or H:MM:SS (default: no limit)")
+    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a cluster")
+    local = parser.add_argument_group("on this machine")
+    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: the first)")
+    local.add_argument("--jobs", metavar="N", help="jobs at a time on the CPU (default: 1)")
+    slurm = parser.add_argument_group("on a cluster")
+    slurm.add_argument("--partition", metavar="NAME", help="where jobs are queued (default: SLURM's)")
+    slurm.add_argument("--account", metavar="NAME", help="whom they count for (default: SLURM's)")
+    slurm.add_argument("--gres", metavar="WHAT", help="of each job, as gpu:1")
+    slurm.add_argument("--memory", metavar="GB", help="of each job (default: SLURM's)")
+    slurm.add_argument("--cpus", metavar="N", help="of each job (default: SLURM's)")
+    slurm.add_argument(
+        "--slurm", dest="lines", action="append", metavar="LINE", help="another option of sbatch, as --slurm=--qos=long"
+    )
+
+
 def run(args: argparse.Namespace) -> int:
     """Check all, then submit; tells what was submitted and where the logs are."""
     dataset = dataset_name(args.dataset)
     results = nnunet_folder("nnUNet_results")
     models, folds = _models(args.models), folds_of(args.folds)
-    resources, device = resources_of(args)
-    retries = value_of(args.retries, int, "--retries")
-    if not is_whole(retries, least=0):
-        raise InputError(f"--retries {retries}", "0 or more", "correct it")
+    how = how_of(args)
     steps = _steps(args)
 
     from nnunetv2_ext.jobs.engine import engines, standing
-    from nnunetv2_ext.jobs.graph import How, afterwards, refuse_other_engine, trainings, write_splits
+    from nnunetv2_ext.jobs.graph import afterwards, refuse_other_engine, trainings, write_splits
     from nnunetv2_ext.jobs.record import read_jobs
+    from nnunetv2_ext.jobs.way import to_submit
 
     for model in models:
         _check_name(dataset, model)
-    engine, how = engines()[args.on], How(args.on, resources, retries, device)
-    engine.check(resources)
+    engine = engines()[args.on]
+    engine.check(how.resources)
     folder = jobs_folder(dataset)
     known = read_jobs(folder)
     seen = standing(folder, known)
     wanted = trainings(dataset, models, folds, seen, how)
     output = args.output or results / dataset / "outcome"
-    after = afterwards(dataset, models, folds, steps, output, seen, how, after=wanted.last, images=args.images)
-    jobs = [*wanted.jobs, *after.jobs]
+    after = afterwards(dataset, models, folds, steps, output, how, after=wanted.last, images=args.images)
+    jobs = to_submit([*wanted.jobs, *after.jobs], known, seen, dataset)
     refuse_other_engine(jobs, known, args.on)
     for sentence in (*wanted.told, *after.told):
         print(sentence)
+    for job in after.jobs:
+        if job not in jobs:
+            print(f"{job.name}: {seen[job.name].state} already")
     if not jobs:
         print("nothing to submit")
+    else:
+        if after.jobs:
+            _make(output)
+        if wanted.cases and set(folds) != {"all"}:
+            write_splits(dataset, wanted.cases)
+        engine.submit(folder, jobs)
+        _tell(dataset, jobs, args.on, output if after.jobs else None)
+    if not args.wait:
         return 0
-    if wanted.cases and set(folds) != {"all"}:
-        write_splits(dataset, wanted.cases)
-    engine.submit(folder, jobs)
-    _tell(dataset, jobs, args.on, output if after.jobs else None)
-    if args.wait:
-        from nnunetv2_ext.cli.jobs import watch
+    from nnunetv2_ext.cli.jobs import watch
 
-        return watch([dataset], [job.name for job in jobs])
-    return 0
+    return watch([dataset], [*wanted.last, *(job.name for job in (*wanted.jobs, *after.jobs))])
+
+
+def _make(output: Path) -> None:
+    """Make the folder of what comes after the trainings.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(output, error) from None
+    if reason := why_not_writable(output):
+        raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
 
 
 def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:
@@ -168,13 +193,28 @@ def _steps(args: argparse.Namespace) -> list[str]:
         raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     if args.images is not None and "predict" not in steps:
         raise InputError(f"-i {args.images} without --then predict", "both", "add it, or leave -i out")
-    if args.output is not None and not {"predict", "evaluate", "report"} & {*steps}:
-        raise InputError(f"-o {args.output}, where nothing goes", "--then with more than find_best", "leave it out")
+    if args.output is not None and not steps:
+        raise InputError(f"-o {args.output} without --then", "both", "add it, or leave -o out")
     if args.images is not None and not (args.images.is_dir() and any(args.images.iterdir())):
         raise InputError(f"-i {args.images}", "a folder of images", "check the path")
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise InputError(f"-o {args.output}, a file", "a folder", "choose another name")
     return steps
+
+
+def how_of(args: argparse.Namespace) -> "How":
+    """What the flags of `add_places` say.
+
+    Raises:
+        InputError: values that are none, or flags that do not go together.
+    """
+    resources, device = resources_of(args)
+    retries = value_of(args.retries, int, "--retries")
+    if not is_whole(retries, least=0):
+        raise InputError(f"--retries {retries}", "0 or more", "correct it")
+    from nnunetv2_ext.jobs.graph import How
+
+    return How(args.on, resources, retries, device)
 
 
 def resources_of(args: argparse.Namespace) -> tuple[Resources, str | None]:

@@ -1,9 +1,10 @@
 """From a request to jobs: preprocessing, trainings, and what comes after them, each with the jobs that it needs."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 from nnunetv2_ext import external_trainer_folders
@@ -12,14 +13,15 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, unwritable, write_beside
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.inference.trained import fault_of_fold
-from nnunetv2_ext.jobs.checks import Trainable, check, check_disk
+from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere, validated
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import RUNNING, WAITING, Job, Resources
-from nnunetv2_ext.locks import held
 from nnunetv2_ext.text import listed
 
 STEPS = ("find_best", "predict", "evaluate", "report")
 """What can come after trainings, in this order."""
+BEST, PREDICTIONS, EVALUATION, PAGE = "best.json", "predictions", "evaluation", "report.html"
+"""What the steps write into their folder."""
 _PASSED_ON = ("nnUNet_", "OMP_", "MKL_", "TORCHINDUCTOR_")
 """Variables of the submitting shell that a job runs with begin so."""
 
@@ -35,6 +37,24 @@ class Wanted(NamedTuple):
     """Names of the jobs that end the request, submitted here or under way: what comes after needs them."""
     cases: frozenset[str] = frozenset()
     """Of the preprocessed data, there or to be made."""
+
+
+class Wishes(NamedTuple):
+    """What may be different about the steps after trainings."""
+
+    each_fold: bool = False
+    """Predict with each fold by itself, too."""
+    titles: Mapping[Model, str] = MappingProxyType({})
+    """What tables call a model, where not TRAINER:PLANS:CONFIG."""
+    labels: Path | None = None
+    """Of the images; None for those beside them."""
+    title: str | None = None
+    """Heading of the report."""
+    note: str | None = None
+    """Below it."""
+
+
+AS_USUAL = Wishes()
 
 
 class How(NamedTuple):
@@ -135,20 +155,21 @@ class _Planned:
                 names.append(name)
                 self.told.append(f"{model}, fold {fold}: its job is {self.standing[name].state} already")
                 continue
+            place = results / model.folder_name / f"fold_{fold}"
             fault = fault_of_fold(results, model, fold, probabilities=self.npz)
-            if fault is None and not (lacking and lacking & _validated(one, fold)):
+            later = validated(place)
+            if fault is None and later is not False and not (lacking and lacking & _cases_of(one, fold)):
                 self.told.append(f"{model}, fold {fold}: trained and validated already")
                 continue
             if fault is not None and not fault.command.startswith("nnUNetv2_train "):
                 raise InputError(fault.what, "a model folder as training wrote it", f"run {fault.command}")
-            place = results / model.folder_name / f"fold_{fold}"
-            _refuse_trained_elsewhere(place)
+            refuse_trained_elsewhere(place)
             if needs is None:
                 needs = [*self._first_stage(one), *self._preprocess(one)]
             command = ["nnUNetv2_train", self.dataset, model.configuration, fold]
             command += ["-tr", model.trainer, "-p", model.plans, *["--npz"] * self.npz, *self.how.device_flags]
-            # of a whole fold, only what the next stage lacks is made; its job is no training any more
-            again = ["--val"] * (fault is None)
+            # what was validated is validated again, and its job is no training any more, which would have finished
+            again = ["--val"] * (later is not None)
             self.jobs[name] = self.how.job(name, [*command, *again], needs, None if again else place)
             names.append(name)
             self.sizes[place] = one.fold_bytes
@@ -186,22 +207,11 @@ class _Planned:
         return [name]
 
 
-def _validated(one: Trainable, fold: str) -> frozenset[str]:
+def _cases_of(one: Trainable, fold: str) -> frozenset[str]:
     """The cases that a fold validates."""
     if fold == "all" or one.folds is None:
         return one.cases
     return frozenset(one.folds[int(fold)]["val"])
-
-
-def _refuse_trained_elsewhere(fold: Path) -> None:
-    """Refuse a fold that another process trains, which is not one of our jobs.
-
-    Raises:
-        InputError: it says which; a lock that a killed process left does not count.
-    """
-    if (fold.parent / f".{fold.name}.lock").exists():
-        with held(fold.parent, fold.name, "a training"):
-            pass
 
 
 def refuse_other_engine(jobs: Sequence[Job], known: Mapping[str, Job], engine: str) -> None:
@@ -253,35 +263,34 @@ def afterwards(
     folds: Sequence[str],
     steps: Sequence[str],
     output: Path,
-    standing: Mapping[str, Seen],
     how: How,
     *,
     after: Sequence[str] = (),
     images: Path | None = None,
+    wishes: Wishes = AS_USUAL,
 ) -> Wanted:
     """The jobs of our own commands that come after trainings, in the order of `STEPS`; nothing is written.
 
-    `predict` writes below OUTPUT/predictions, into a folder for each model and `ensemble`; `evaluate` into
-    OUTPUT/evaluation, of these where there are labels of the images, else of the validations; `report` writes
-    OUTPUT/report.html.
+    `find_best` writes OUTPUT/best.json. `predict` writes below OUTPUT/predictions, into a folder for each model and one
+    for their ensemble, or, of more than two, for what `find_best` has chosen; `evaluate` into OUTPUT/evaluation, of
+    these where there are labels of the images, else of the validations; `report` writes OUTPUT/report.html.
 
     Args:
         steps: some of `STEPS`.
-        standing: as for `trainings`.
         after: the jobs that train the models, as far as they are not done: `last` of what `trainings` gives.
         images: to predict; None for `imagesTs` of the raw data.
 
     Raises:
-        InputError: an unknown step, or a job that runs for another request.
+        InputError: an unknown step.
     """
     if unknown := [step for step in steps if step not in STEPS]:
         raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     output = output.resolve()
-    following = _Following(dataset, models, folds, output, standing, how)
+    following = _Following(dataset, models, folds, output, how, wishes)
     if "find_best" in steps:
         following.find_best(after)
     raw = raw_folder(dataset)
-    if images is None and raw is not None and (raw / "imagesTs").is_dir():
+    if images is None and raw is not None and any((raw / "imagesTs").glob("*")):
         images = raw / "imagesTs"
     predicted: dict[str, Path] = {}
     if "predict" in steps and images is not None:
@@ -303,8 +312,8 @@ class _Following:
     models: Sequence[Model]
     folds: Sequence[str]
     output: Path
-    standing: Mapping[str, Seen]
     how: How
+    wishes: Wishes
     jobs: dict[str, Job] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     last: list[str] = field(default_factory=list)
@@ -314,27 +323,39 @@ class _Following:
         if "all" in self.folds:
             self.told.append("find_best is left out: a fold `all` validates the cases that it was trained with")
             return
-        self._add("find_best", [*self._of_models, "-f", *self.folds, *self.how.device_flags], after)
+        command = [*self._of_models, "-f", *self.folds, *self.how.device_flags]
+        self._add("find_best", [*command, "-o", str(self.output / BEST)], after)
 
     def predict(self, images: Path, after: Sequence[str]) -> dict[str, Path]:
         """Each model, and of several their ensemble; returns the folders of the predictions by name."""
-        groups = {str(model): [model] for model in self.models}
-        if len(self.models) > 1:
-            groups["ensemble"] = [*self.models]
         folders = {}
-        for title, group in groups.items():
-            name = "ensemble" if len(group) > 1 else group[0].folder_name
-            folder = folders[title] = self.output / "predictions" / name
-            command = ["-d", self.dataset, "-m", *map(str, group), "-f", *self.folds, "-i", str(images)]
-            command += ["-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
+        for title, name, flags, needs in self._predictors(after):
+            folder = folders[title] = self.output / PREDICTIONS / name
+            command = [*flags, "-i", str(images), "-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
             # those of an earlier training of these folds
             command += ["--overwrite"] * bool(after and folder.is_dir())
-            self._add("predict", command, after, name=f"predict_{name}")
+            self._add("predict", command, needs, name=f"predict_{name}")
         return folders
+
+    def _predictors(self, after: Sequence[str]) -> Iterator[tuple[str, str, list[str], Sequence[str]]]:
+        """Title, name of the folder, flags and needs of all that predict the images."""
+        many = self.wishes.each_fold and len(self.folds) > 1
+        for model in self.models:
+            title, flags = self.wishes.titles.get(model, str(model)), ["-d", self.dataset, "-m", str(model), "-f"]
+            for fold in self.folds if many else ():
+                yield f"{title}, fold {fold}", f"{model.folder_name}__fold_{fold}", [*flags, fold], after
+            told = f"{title}, ensemble of {len(self.folds)}" if many else title
+            yield told, model.folder_name, [*flags, *self.folds], after
+        if len(self.models) > 2 and "find_best" in self.jobs:  # of two there is one ensemble
+            yield "best", "best", ["-m", str(self.output / BEST)], ["find_best"]
+        elif len(self.models) > 1:
+            yield "ensemble", "ensemble", [*self._of_models, "-f", *self.folds], after
 
     def evaluate(self, images: Path | None, predicted: Mapping[str, Path], after: Sequence[str]) -> None:
         """The predictions where there are labels of the images; else the validations of the models."""
-        labels = None if images is None else images.with_name(images.name.replace("images", "labels"))
+        labels = self.wishes.labels
+        if labels is None and images is not None:
+            labels = images.with_name(images.name.replace("images", "labels"))
         if predicted and labels is not None and labels != images and labels.is_dir() and any(labels.iterdir()):
             command = ["-r", str(labels.resolve()), "-p", *map(str, predicted.values()), "--names", *predicted]
             needs = [name for name in self.last if name.startswith("predict_")]
@@ -342,17 +363,19 @@ class _Following:
             if predicted:
                 self.told.append(f"evaluate measures the validations: no labels beside {images}")
             command, needs = [*self._of_models, "-f", *self.folds], [*after]
-        place = str(self.output / "evaluation")
+        place = str(self.output / EVALUATION)
         self._add("evaluate", [*command, "-o", place, "--overwrite", "--disable_progress_bar"], needs)
 
     def report(self) -> None:
         """The page of the evaluation."""
-        evaluation = self.output / "evaluation"
+        evaluation = self.output / EVALUATION
         needs = [name for name in self.last if name == "evaluate"]
         if not needs and not (evaluation / "metrics.csv").is_file():
             self.told.append(f"report is left out: no evaluation in {evaluation}, and evaluate is not asked for")
             return
-        self._add("report", [str(evaluation), "-o", str(self.output / "report.html")], needs)
+        about = ["--title", self.wishes.title] if self.wishes.title else []
+        about += ["--note", self.wishes.note] if self.wishes.note else []
+        self._add("report", [str(evaluation), "-o", str(self.output / PAGE), *about], needs)
 
     @property
     def _of_models(self) -> list[str]:
@@ -361,11 +384,5 @@ class _Following:
     def _add(self, step: str, arguments: Sequence[str], needs: Iterable[str], name: str | None = None) -> None:
         name = name or step
         command = ("nnunetv2_ext", step, *arguments)
-        if under_way(self.standing.get(name)):
-            raise InputError(
-                f"a job {name} that is {self.standing[name].state} for an earlier request",
-                "one at a time",
-                f"wait until it has ended, or run nnunetv2_ext jobs -d {self.dataset} --cancel {name}",
-            )
         self.jobs[name] = self.how.job(name, command, needs)
         self.last.append(name)
