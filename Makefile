@@ -39,5 +39,5 @@ clean:
 $(INSTALLED): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "got Python %d.%d; expected 3.10 or newer; run make PYTHON=python3.11, for instance." % sys.version_info[:2])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,monai,report]'
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev,monai,report,cluster]'
 	touch $@

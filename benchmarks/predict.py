@@ -33,7 +33,7 @@ from tqdm import tqdm
 from benchmarks._commands import Cost
 from benchmarks._commands import run as run_command
 from benchmarks._report import exit_status, machine, markdown_facts
-from nnunetv2_ext.cli.demo import CONFIGURATION, CONTENDERS, DATASET, FOLDS, Contender
+from nnunetv2_ext.cli.demo import DATASET, FOLDS, MODELS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import check_output_file, write_json
 from nnunetv2_ext.testing.trainer import Shell
@@ -69,24 +69,25 @@ class Compared:
         return self.median(OURS, what) / self.median(side, what)
 
 
-def compare(shell: Shell, contender: Contender, images: Path, args: argparse.Namespace, work: Path) -> Compared:
+def compare(shell: Shell, title: str, images: Path, args: argparse.Namespace, work: Path) -> Compared:
     """Run every side on a model so many times."""
-    flags = f"-i {images} -d {DATASET} -tr {contender.trainer} -p {contender.plans} -c {CONFIGURATION}"
+    model = MODELS[title]
+    flags = f"-i {images} -d {DATASET} -tr {model.trainer} -p {model.plans} -c {model.configuration}"
     flags += f" -f {' '.join(map(str, FOLDS))} -device {args.device}"
     costs: dict[str, list[Cost]] = {side: [] for side in SIDES}
-    outputs = {side: work / f"{contender.trainer}_{number}" for number, side in enumerate(SIDES)}
+    outputs = {side: work / f"{model.trainer}_{number}" for number, side in enumerate(SIDES)}
 
     def cost(side: str, *, memory: bool = False) -> Cost:
         shutil.rmtree(outputs[side], ignore_errors=True)
         command = f"{side} {flags} -o {outputs[side]}"
         return run_command(shell, command, output=outputs[side], ending=ENDING, memory=memory)
 
-    for n in tqdm(range(args.rounds), desc=contender.title, file=sys.stderr):
+    for n in tqdm(range(args.rounds), desc=title, file=sys.stderr):
         for side in SIDES[:: -1 if n % 2 else 1]:
             costs[side].append(cost(side))
     memory = {side: cost(side, memory=True).memory for side in SIDES} if args.memory else {}
     equal = {side: share_of_equal_labels(outputs[STOCK], outputs[side], images) for side in SIDES}
-    return Compared(contender.title, costs, memory, equal)
+    return Compared(title, costs, memory, equal)
 
 
 def share_of_equal_labels(first: Path, second: Path, images: Path) -> float:
@@ -171,22 +172,17 @@ def check(args: argparse.Namespace) -> None:
             raise InputError(f"{flag} {value}", "a positive number", "correct it")
     if args.demo is None:
         return
-    for contender in chosen(args.models):
+    for title in args.models:
         for fold in FOLDS:
-            checkpoint = model_folder(args.demo, contender) / f"fold_{fold}" / "checkpoint_final.pth"
+            checkpoint = model_folder(args.demo, title) / f"fold_{fold}" / "checkpoint_final.pth"
             if not checkpoint.is_file():
                 remedy = f"run nnunetv2_ext demo --output {args.demo}, or leave --demo away"
                 raise InputError(f"no file {checkpoint}", "the folder of a finished demo", remedy)
 
 
-def chosen(titles: Sequence[str]) -> list[Contender]:
-    """The demo's models of these names."""
-    return [contender for contender in CONTENDERS if contender.title in titles]
-
-
-def model_folder(demo: Path, contender: Contender) -> Path:
+def model_folder(demo: Path, title: str) -> Path:
     """Of a trained model of the demo."""
-    return demo / "nnUNet_results" / DATASET / f"{contender.trainer}__{contender.plans}__{CONFIGURATION}"
+    return demo / "nnUNet_results" / DATASET / MODELS[title].folder_name
 
 
 def compare_commands(args: argparse.Namespace, demo: Path, images: Path, work: Path) -> dict[str, Any]:
@@ -194,7 +190,7 @@ def compare_commands(args: argparse.Namespace, demo: Path, images: Path, work: P
     shell = Shell(demo)
     if "OMP_WAIT_POLICY" not in os.environ:
         del shell.environment["OMP_WAIT_POLICY"]  # as a user's, who does not know of it
-    compared = [compare(shell, contender, images, args, work) for contender in chosen(args.models)]
+    compared = [compare(shell, title, images, args, work) for title in args.models]
     cases = len(list(images.glob(f"*_0000{ENDING}")))
     about = {"cases": cases, "folds": listed(FOLDS, separator=" "), "rounds": args.rounds, "device": args.device}
     print(f"{markdown_facts(about)}\n\n{table(compared)}\n\n{verdicts(compared, cases)}\n")
@@ -207,7 +203,7 @@ def compare_parts(args: argparse.Namespace, demo: Path | None, images: Path | No
     if args.network and demo is not None and images is not None:
         from benchmarks._windows import network_table
 
-        models, files = [model_folder(demo, one) for one in chosen(args.models)], sorted(images.glob(f"*{ENDING}"))
+        models, files = [model_folder(demo, title) for title in args.models], sorted(images.glob(f"*{ENDING}"))
         parts["network"] = network_table(models, files, folds=FOLDS, rounds=args.rounds, device=args.device)
     if args.export:
         from benchmarks._export import export_table
@@ -249,7 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    titles = [contender.title for contender in CONTENDERS]
+    titles = [*MODELS]
     parser.add_argument("--demo", type=Path, metavar="FOLDER", help="a finished demo (default: a short one is made)")
     parser.add_argument("--models", nargs="+", choices=titles, default=titles, help=f"default {listed(titles)}")
     parser.add_argument("--cases", type=int, metavar="N", help="draw N phantoms (default: the demo's unseen ones)")

@@ -59,10 +59,20 @@ _PAR_PAPER: dict[str, Any] = {
     "loss": {"dice": 1.0, "ce": 1.0},
     "batch_size": 2,
 }
+# some hundred iterations instead of some hundred thousand: a step of AdamW is long from the start
+_SHORT: dict[str, Any] = {
+    "epochs": 20,
+    "iterations_per_epoch": 50,
+    "optimizer": {**named_defaults("optimizer", "AdamW"), "lr": 0.002, "weight_decay": 0.01},
+    "scheduler": {**named_defaults("scheduler", "warmup_poly"), "warmup_iterations": 5},
+    "loss": {"dice": 1.0, "ce": 1.0},
+    "batch_size": None,
+}
 # all of them set the same keys, so that each replaces what another one set
 PRESETS: dict[str, dict[str, Any]] = {
     "nnunet": {key: NNUNET_BLOCK[key] for key in _PAR_PAPER},
     "par_paper": _PAR_PAPER,
+    "short": _SHORT,
 }
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from filelock import BaseFileLock, FileLock, Timeout
 
@@ -25,11 +26,18 @@ from nnunetv2_ext.files import read_json, unwritable, write_json
 
 FILLED = "filled"
 """What is held of a hidden folder while a new one is filled in it."""
+PARENT = "nnUNet_ext_held"
+"""Variable with the lock that the process above this one holds for it: a job, for the training that it runs."""
 _HELD: dict[Path, BaseFileLock] = {}
 """The locks of this process, which may take each as often as it likes."""
 
 
-def hold(folder: Path, name: str, doing: str) -> None:
+def lock_file(folder: Path, name: str) -> Path:
+    """The hidden file beside `name` that is locked."""
+    return folder / f".{name}.lock"
+
+
+def hold(folder: Path, name: str, doing: str, *, patience: float = 0) -> None:
     """Close `name` of a folder to other processes until `let_go`, or until this process ends, be it killed.
 
     The operating system keeps the lock, so that one of a process that is gone never stands in the way, and on a shared
@@ -39,19 +47,20 @@ def hold(folder: Path, name: str, doing: str) -> None:
     Args:
         name: of what is closed, a file or folder in `folder`, there already or not.
         doing: what holds it, for the message of another process ("a training of fold 0").
+        patience: seconds to wait for it; `is_held` of another process takes it for an instant.
 
     Raises:
         InputError: another process holds it; the sentence names it.
     """
-    path, told = folder / f".{name}.lock", _told(folder, name)
-    if path in _HELD:
+    path = lock_file(folder, name)
+    if path in _HELD or os.path.realpath(path) == os.environ.get(PARENT):
         return
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=patience)
     except Timeout:
         raise InputError(
-            f"{doing} in {folder / name} while {_holder(told)}",
+            f"{doing} in {folder / name} while {_holder(folder, name)}",
             "one at a time",
             "wait until it has ended, or end it",
         ) from None
@@ -62,21 +71,39 @@ def hold(folder: Path, name: str, doing: str) -> None:
     _HELD[path] = lock
     who = {"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "doing": doing}
     with suppress(OSError):  # a full disk; the lock does without
-        write_json(told, {**who, "command": " ".join(sys.argv)})
+        write_json(_told(folder, name), {**who, "command": " ".join(sys.argv)})
 
 
 def let_go(folder: Path, name: str) -> None:
     """Open what `hold` closed; nothing where this process holds no lock."""
-    lock = _HELD.pop(folder / f".{name}.lock", None)
+    lock = _HELD.pop(lock_file(folder, name), None)
     if lock is not None:
         _told(folder, name).unlink(missing_ok=True)
         lock.release()
 
 
+def is_held(folder: Path, name: str) -> bool:
+    """Whether a process, this one or another, holds `name` of a folder now; False where there are no locks."""
+    path = lock_file(folder, name)
+    if path in _HELD:
+        return True
+    if not path.is_file():
+        return False
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    lock.release()
+    return False
+
+
 @contextmanager
 def held(folder: Path, name: str, doing: str) -> Iterator[None]:
     """`hold` for the length of a block, or of the one around it that holds the same."""
-    mine = folder / f".{name}.lock" not in _HELD
+    mine = lock_file(folder, name) not in _HELD
     hold(folder, name, doing)
     try:
         yield
@@ -89,13 +116,21 @@ def _told(folder: Path, name: str) -> Path:
     return folder / f".{name}.running.json"
 
 
-def _holder(told: Path) -> str:
-    """Who holds a lock, in words."""
-    with suppress(InputError):  # taken a moment ago, and not told yet
-        who = read_json(told, "")
+def holder(folder: Path, name: str) -> dict[str, Any] | None:
+    """The `host`, `process`, time (`since`) and work (`doing`) of who holds a lock; None where it has not told yet."""
+    with suppress(InputError):
+        who: dict[str, Any] = read_json(_told(folder, name), "")
         if {"host", "process", "since", "doing"} <= who.keys():
-            return f"process {who['process']} on {who['host']} runs {who['doing']} since {who['since']}"
-    return "another process does"
+            return who
+    return None
+
+
+def _holder(folder: Path, name: str) -> str:
+    """Who holds a lock, in words."""
+    who = holder(folder, name)
+    if who is None:
+        return "another process does"
+    return f"process {who['process']} on {who['host']} runs {who['doing']} since {who['since']}"
 
 
 @contextmanager

@@ -74,6 +74,42 @@ def find(kind: str, name: str) -> Entry:
     return named(kind, KINDS[kind], name)
 
 
+class NamedPlanner(NamedTuple):
+    """Who makes plans of a name: a planner of ours or nnU-Net's, its backbone, and whether the name must be given."""
+
+    planner: str
+    backbone: str | None
+    by_default: bool
+
+
+NNUNET_PLANNERS = {
+    "nnUNetPlans": "ExperimentPlanner",
+    "nnUNetResEncUNetPlans": "ResEncUNetPlanner",
+    **{f"nnUNetResEncUNet{size}Plans": f"nnUNetPlannerResEnc{size}" for size in ("M", "L", "XL")},
+}
+"""Plans identifiers of nnU-Net's planners."""
+
+
+def planner_of(plans: str) -> NamedPlanner:
+    """Who makes plans of that name: MNetPlanner of MNetPlans and of MNetTrialPlans, too, which is a user's name.
+
+    Raises:
+        InputError: nobody known.
+    """
+    if plans in NNUNET_PLANNERS:
+        return NamedPlanner(NNUNET_PLANNERS[plans], None, by_default=True)
+    stems = {entry.name.removesuffix("Planner"): entry.name for entry in PLANNERS} | {"nnUNet": "ExperimentPlanner"}
+    for stem, planner in stems.items():
+        if plans.startswith(stem) and plans.endswith("Plans"):
+            inner = plans.removeprefix(stem).removesuffix("Plans")
+            takes_backbone = planner in ("PaRPlanner", "BackbonePlanner", "ThinThickPlanner")
+            if takes_backbone and inner in {entry.name for entry in BACKBONES}:
+                return NamedPlanner(planner, inner, by_default=True)
+            return NamedPlanner(planner, None, by_default=not inner)
+    known = [f"{stem}...Plans" for stem in stems]
+    raise InputError(f"the plans {plans}, whose planner is not known", f"one of {', '.join(known)}", "plan it first")
+
+
 class NamedNetwork(NamedTuple):
     """What a network's name stands for: an architecture of the list and the arguments that the name settles."""
 

@@ -218,6 +218,8 @@ REFERENCE = {
     **dict.fromkeys(("import_weights", "safe_export"), "reference-weights.md"),
     **dict.fromkeys(("predict", "calibrate_roi", "ensemble"), "reference-prediction.md"),
     **dict.fromkeys(("evaluate", "compare", "look", "report"), "reference-evaluation.md"),
+    **dict.fromkeys(("train", "jobs", "run"), "reference-jobs.md"),
+    "container": "reference-container.md",
     "profile": "reference-profile.md",
 }
 

@@ -28,6 +28,8 @@ COMMANDS = {
     "convert_thin_thick": "make a data set of thin images with thick annotations",
     "import_weights": "turn published weights into a file for -pretrained_weights",
     "safe_export": "turn a trained model into safetensors and JSON, which can run no code",
+    "train": "each fold of each model as a job: on the GPUs of this machine, or under SLURM",
+    "jobs": "how jobs go: a live table, cancel, retry",
     "find_best": "find the best model or pair of models among trained ones",
     "predict": "the labels of new images, by one model or an ensemble, inside a region of interest",
     "calibrate_roi": "the margin that the boxes of a region-of-interest model need, from its validation",
@@ -36,7 +38,9 @@ COMMANDS = {
     "compare": "models that were evaluated, paired by case: differences, intervals, tests",
     "look": "a picture of cases: images with their predictions, and labels where there are any",
     "report": "all of an evaluation in one HTML file, which needs no network",
+    "container": "a container of trained models, for a challenge or for a folder that is watched",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
+    "run": "the whole way of a data set: plan, train, find the best, predict, evaluate, report",
     "demo": "the whole way on synthetic phantoms: plan, train, ensemble, predict, look",
 }
 
@@ -45,11 +49,13 @@ EPILOG = """the way, with data set 42 and MNet:
   nnunetv2_ext doctor                                                     # is the installation in order?
   nnunetv2_ext plan_and_preprocess -d 42 -pl MNetPlanner
   nnunetv2_ext doctor -d 42 -c 3d_fullres -tr MNetTrainer -p MNetPlans    # is the training in order?
-  nnUNetv2_train 42 3d_fullres 0 -tr MNetTrainer -p MNetPlans --npz       # and folds 1 to 4
+  nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres            # runs nnUNetv2_train, for all five folds
+  nnunetv2_ext jobs -d 42                                                 # how they go
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres        # and other models that were trained
   nnunetv2_ext predict -d 42 -m MNetTrainer:MNetPlans:3d_fullres -i images -o labels    # several are an ensemble
 
-Training is nnU-Net's: nnUNetv2_train. nnUNetv2_predict and nnUNetv2_ensemble take our models too, and check less.
+Training is nnU-Net's: `train` runs nnUNetv2_train. nnUNetv2_predict and nnUNetv2_ensemble take our models too, and
+check less.
 """
 
 

@@ -9,11 +9,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_ext.cli.find_best import as_script, check_same_cases, fault_of_fold
-from nnunetv2_ext.cli.options import add_processes, number, processes, value_of
+from nnunetv2_ext.cli.find_best import check_same_cases
+from nnunetv2_ext.cli.options import add_processes, folds_of, number, processes, value_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
+from nnunetv2_ext.inference.trained import as_script, fault_of_fold
 from nnunetv2_ext.text import counted, listed
 from nnunetv2_ext.weights.files import FINAL, trained_folds
 
@@ -292,7 +293,7 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     from nnunetv2_ext.evaluation.folder import Evaluation, Predicted, validated
     from nnunetv2_ext.evaluation.segmentations import labels_of
 
-    models, dataset, asked = parse_models(args.models), dataset_name(args.dataset), _folds(args.folds)
+    models, dataset, asked = parse_models(args.models), dataset_name(args.dataset), folds_of(args.folds)
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
     references, raw = preprocessed / REFERENCES, raw_folder(dataset)
     if not references.is_dir():
@@ -321,18 +322,6 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
         sidecar = find_sidecar(preprocessed, dataset)
     of_cases = {case: references / f"{case}{labels.ending}" for case in found[0].files}
     return Evaluation(of_cases, found, labels, settings, sidecar, _images(references))
-
-
-def _folds(given: Sequence[str] | None) -> list[str]:
-    """The folds that are asked for, each once.
-
-    Raises:
-        InputError: something else than names of folds.
-    """
-    given = given or []
-    if odd := [fold for fold in given if fold != "all" and not fold.isdecimal()]:
-        raise InputError(f"-f {listed(odd, separator=' ')}", "numbers of folds, or all", "correct it")
-    return list(dict.fromkeys(fold if fold == "all" else str(int(fold)) for fold in given))
 
 
 def _refuse_older_validation(fold: Path, files: Mapping[str, Path], model: Any) -> None:

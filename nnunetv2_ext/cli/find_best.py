@@ -7,26 +7,19 @@ import argparse
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json, read_plans
-from nnunetv2_ext.inference.models import Model, parse_models
+from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder, read_plans, unwritable, write_json
+from nnunetv2_ext.inference.models import Found, Model, parse_models
+from nnunetv2_ext.inference.trained import Fault, as_script, description_of, fault_of_fold, reference_voxels
 from nnunetv2_ext.text import counted, listed, markdown_table, told_apart
-from nnunetv2_ext.weights.files import FINAL
 
 if TYPE_CHECKING:
     from nnunetv2_ext.evaluation.scores import Scores
 
 EXAMPLE = """example:
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres -f 0 1 2 3 4"""
-
-
-class Fault(NamedTuple):
-    """What is missing, and the command that makes it."""
-
-    what: str
-    command: str
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-np", dest="processes", type=int, metavar="N", help="processes (default: nnUNet_def_n_proc, or 8)"
     )
+    parser.add_argument(
+        "-o", dest="output", type=Path, metavar="FILE", help="write what is best, .json, which predict takes as -m FILE"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"-np {args.processes}", "1 or more processes", "correct it")
     if min(args.folds) < 0:
         raise InputError(f"-f {listed(args.folds, separator=' ')}", "folds from 0 on", "correct it")
+    if args.output is not None and args.output.suffix != ".json":
+        raise InputError(f"-o {args.output}", "a file .json", "choose one")
+    check_output_file(args.output, "-o")
     models = parse_models(args.models)
     folds = list(dict.fromkeys(args.folds))
     for variable in ("nnUNet_raw", "nnUNet_preprocessed"):
@@ -77,19 +76,24 @@ def run(args: argparse.Namespace) -> int:
         folds=folds,
     )
     print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}\n")
-    _print_prediction(dataset, found, folds)
-    _print_table(results / dataset, models, folds, found["all_results"])
-    return 0
-
-
-def _print_prediction(dataset: str, found: Mapping[str, Any], folds: Sequence[int]) -> None:
-    """The one command in place of nnU-Net's instructions where several models are best."""
-    keys = ("trainer", "plans_identifier", "configuration")
-    best = [":".join(one[key] for key in keys) for one in found["best_model_or_ensemble"]["selected_model_or_models"]]
+    best = _best(found)
+    if args.output is not None:
+        try:
+            write_json(args.output, Found(dataset, best, [str(fold) for fold in folds])._asdict())
+        except OSError as error:
+            raise unwritable(args.output, error) from None
     if len(best) > 1:
         named = f"-d {dataset} -f {listed(folds, separator=' ')} -m {listed(best, separator=' ')}"
         print(f"nnunetv2_ext predict {named} -i INPUT_FOLDER -o OUTPUT_FOLDER")
         print("does in one step what these instructions do before the postprocessing, and checks that models agree.\n")
+    _print_table(results / dataset, models, folds, found["all_results"])
+    return 0
+
+
+def _best(found: Mapping[str, Any]) -> list[str]:
+    """The best model, or the two of the best ensemble, as `TRAINER:PLANS:CONFIG`."""
+    keys = ("trainer", "plans_identifier", "configuration")
+    return [":".join(one[key] for key in keys) for one in found["best_model_or_ensemble"]["selected_model_or_models"]]
 
 
 def _print_table(folder: Path, models: Sequence[Model], folds: Sequence[int], results: Mapping[str, float]) -> None:
@@ -150,7 +154,7 @@ def _summary_keys(folder: Path, remedy: str) -> dict[str, str]:
     """
     from nnunetv2_ext.evaluation.segmentations import labels_of
 
-    return labels_of(_description(folder, remedy), folder / "dataset.json").keys
+    return labels_of(description_of(folder, remedy), folder / "dataset.json").keys
 
 
 def check_models(
@@ -193,79 +197,6 @@ def check_models(
     _check_labels(dataset_folder, models[0], folds)
 
 
-def as_script(faults: Sequence[Fault]) -> list[str]:
-    """Each command once, below the faults that it mends, as lines to copy into a shell."""
-    lines: dict[str, list[str]] = {}
-    for fault in faults:
-        lines.setdefault(fault.command, []).append(f"# {fault.what}")
-    return [line for command, whats in lines.items() for line in (*whats, command)]
-
-
-def fault_of_fold(
-    dataset_folder: Path, model: Model, fold: int | str, *, probabilities: bool = False, flags: str = ""
-) -> Fault | None:
-    """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it."""
-    from nnunetv2_ext.evaluation.folder import lost_predictions
-
-    name = f"{model.folder_name}/fold_{fold}"
-    folder = dataset_folder / name
-    validation = folder / "validation"
-    train = f"nnUNetv2_train {dataset_folder.name} {model.configuration} {fold} -tr {model.trainer} -p {model.plans}"
-    train += " --npz" * probabilities + flags
-    trained = (folder / FINAL).is_file()
-    if not folder.is_dir():
-        return Fault(f"{name} was not trained", train)
-    if not trained and not validation.is_dir():
-        started = (folder / "checkpoint_latest.pth").is_file() or (folder / "checkpoint_best.pth").is_file()
-        return Fault(f"{name} is not finished", f"{train} --c" if started else train)
-    validate = f"{train} --val" if trained else train
-    if not (validation / "summary.json").is_file():
-        return Fault(f"{name} has no validation/summary.json", validate)
-    if _reference_voxels(validation) is None:
-        return Fault(f"{name}/validation/summary.json is damaged", validate)
-    preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset_folder.name
-    for file, source in (("plans.json", f"{model.plans}.json"), ("dataset.json", "dataset.json")):
-        copy = f"cp '{preprocessed / source}' '{folder.parent / file}'"
-        try:
-            read_plans(folder.parent / file, "") if file == "plans.json" else _description(folder.parent, "")
-        except InputError as error:
-            return Fault(f"{folder.parent.name} has no {file} as training wrote it: {error.args[0]}", copy)
-    if lost := lost_predictions(validation):
-        return Fault(f"{name}/validation lacks {counted(lost, 'prediction')} that its summary.json tells of", validate)
-    if probabilities:
-        ending = _description(folder.parent, "")["file_ending"]
-        cases = sorted(path.name.removesuffix(ending) for path in validation.iterdir() if path.name.endswith(ending))
-        lacking = [case for case in cases for end in ("npz", "pkl") if not (validation / f"{case}.{end}").is_file()]
-        if lacking:
-            unique = list(dict.fromkeys(lacking))
-            told = f"{name}/validation lacks the probabilities of {len(unique)} of {len(cases)} cases"
-            return Fault(told, validate)
-    return None
-
-
-def _description(folder: Path, remedy: str) -> Any:
-    """The dataset.json of a model or of merged predictions.
-
-    Raises:
-        InputError: no file, a damaged one, or one without labels or file ending.
-    """
-    content = read_json(folder / "dataset.json", remedy)
-    if not isinstance(content.get("labels"), dict) or not isinstance(content.get("file_ending"), str):
-        raise InputError(f"no labels or no file_ending in {folder / 'dataset.json'}", "nnU-Net's dataset.json", remedy)
-    return content
-
-
-def _reference_voxels(validation: Path) -> Counter[str] | None:
-    """How many voxels of each label the references of a fold's validation hold; None where its summary is damaged."""
-    voxels: Counter[str] = Counter()
-    try:
-        for case in read_json(validation / "summary.json", "")["metric_per_case"]:
-            voxels.update({key: int(metrics["n_ref"]) for key, metrics in case["metrics"].items()})
-    except (InputError, LookupError, TypeError, ValueError, AttributeError):
-        return None
-    return voxels if voxels else None
-
-
 def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequence[int]) -> None:
     """Every model must mean the same by its labels and predict each case once; nnU-Net does not look at either."""
     from nnunetv2_ext.evaluation.folder import validated
@@ -273,8 +204,8 @@ def _check_comparable(dataset_folder: Path, models: Sequence[Model], folds: Sequ
 
     again = "train the model again"
     folders = [dataset_folder / model.folder_name for model in models]
-    check_members([Member(f.name, _description(f, again), read_plans(f / "plans.json", again)) for f in folders])
-    check_same_cases({f.name: validated(f, folds, _description(f, again)["file_ending"]) for f in folders})
+    check_members([Member(f.name, description_of(f, again), read_plans(f / "plans.json", again)) for f in folders])
+    check_same_cases({f.name: validated(f, folds, description_of(f, again)["file_ending"]) for f in folders})
 
 
 def check_same_cases(models: Mapping[str, Mapping[str, Path]]) -> None:
@@ -303,7 +234,7 @@ def _check_labels(dataset_folder: Path, model: Model, folds: Sequence[int]) -> N
     """
     folder = dataset_folder / model.folder_name
     labels = _summary_keys(folder, "train the model again")
-    of_fold = {fold: _reference_voxels(folder / f"fold_{fold}" / "validation") or Counter() for fold in folds}
+    of_fold = {fold: reference_voxels(folder / f"fold_{fold}" / "validation") or Counter() for fold in folds}
     total = sum(of_fold.values(), Counter())
     scored = {key for voxels in of_fold.values() for key in voxels}
     lacking = {name: key for name, key in labels.items() if key in scored and not total[key]}
@@ -312,7 +243,7 @@ def _check_labels(dataset_folder: Path, model: Model, folds: Sequence[int]) -> N
     others = []
     for path in sorted(folder.glob("fold_[0-9]*/validation/summary.json")):
         fold = path.parent.parent.name.removeprefix("fold_")
-        voxels = _reference_voxels(path.parent) or Counter()
+        voxels = reference_voxels(path.parent) or Counter()
         if fold.isdecimal() and int(fold) not in folds and any(voxels[key] for key in lacking.values()):
             others.append(fold)
     remedy = (

@@ -7,6 +7,7 @@ from typing import Any
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.options import json_object
+from nnunetv2_ext.text import listed
 
 NOUNS: dict[Callable[[str], Any], str] = {int: "whole number", float: "number", json_object: "JSON object"}
 """What the makers of values expect."""
@@ -55,6 +56,18 @@ def value_of(text: str | Sequence[str], kind: Callable[[str], Any], flag: str) -
 def number(text: str | None, kind: type, flag: str) -> Any:
     """A flag's text as `int` or `float`, None where it is not given; see `value_of`."""
     return None if text is None else value_of(text, kind, flag)
+
+
+def folds_of(given: Sequence[str] | None) -> list[str]:
+    """The folds that are asked for, each once.
+
+    Raises:
+        InputError: something else than names of folds.
+    """
+    given = given or []
+    if odd := [fold for fold in given if fold != "all" and not fold.isdecimal()]:
+        raise InputError(f"-f {listed(odd, separator=' ')}", "numbers of folds, or all", "correct it")
+    return list(dict.fromkeys(fold if fold == "all" else str(int(fold)) for fold in given))
 
 
 _EMPTY = Path()

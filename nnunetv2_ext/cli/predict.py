@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.inference.models import model_folder
+from nnunetv2_ext.files import dataset_name
+from nnunetv2_ext.inference.models import Found, model_folder, read_found
 from nnunetv2_ext.text import duration, listed, markdown_table
 from nnunetv2_ext.weights.files import FINAL
 
@@ -45,7 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("-c", dest="configuration", metavar="CONFIG", help="configuration")
     models = parser.add_argument_group("or several, an ensemble")
     models.add_argument(
-        "-m", dest="models", nargs="+", metavar="MODEL", help="TRAINER:PLANS:CONFIG of -d, or folders of models"
+        "-m",
+        dest="models",
+        nargs="+",
+        metavar="MODEL",
+        help="TRAINER:PLANS:CONFIG of -d, folders of models, or the file of find_best -o",
     )
     models.add_argument("-w", dest="weights", nargs="+", metavar="W", help="weight of each model (default: equal)")
     parser.add_argument(
@@ -111,7 +116,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, words: Any) -> int:
     # what can be told before PyTorch is there, which takes seconds
-    models = [model_folder(name, args.dataset) for name in _models(args)]
+    names = _models(args)
+    if len(names) == 1 and names[0].endswith(".json"):
+        args.dataset, found, args.folds = _found(args, read_found(Path(names[0])))
+        names = list(found)
+    models = [model_folder(name, args.dataset) for name in names]
     if not args.input.exists():
         raise InputError(f"no folder or file {args.input}", "a folder of images, or an image", "check the path")
     counts = {
@@ -208,6 +217,17 @@ def _models(args: argparse.Namespace) -> list[str]:
     if args.dataset is None or args.configuration is None:
         raise InputError("no model", "-d with -c (and -tr, -p), or -m", "name it, such as -d 42 -c 3d_fullres")
     return [f"{args.trainer or 'nnUNetTrainer'}:{args.plans or 'nnUNetPlans'}:{args.configuration}"]
+
+
+def _found(args: argparse.Namespace, found: Found) -> Found:
+    """What `find_best` found, for the data set and the folds that are given, or its own.
+
+    Raises:
+        InputError: another data set than -d.
+    """
+    if args.dataset is not None and dataset_name(args.dataset) != found.dataset:
+        raise InputError(f"-d {args.dataset} with models of {found.dataset}", "one data set", "leave -d out")
+    return found._replace(folds=args.folds or found.folds)
 
 
 def _region(args: argparse.Namespace) -> "Region | None":

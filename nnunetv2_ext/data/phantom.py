@@ -29,6 +29,9 @@ THIN_SLICES = 5
 SPACING = (float(THIN_SLICES), 1.0, 1.0)
 """Slice distance and pixel size of a phantom in mm, in array order (slice, row, column)."""
 
+SLICES, SIZE = 12, 56
+"""Thick slices of a phantom, and its rows and columns, unless others are asked for."""
+
 # Mean intensities in Hounsfield units. Lesion, cyst and muscle share one, liver and spleen, kidneys, bowel and vessels.
 AIR, FAT, DARK, PARENCHYMA, BRIGHT, BONE = -1000.0, -90.0, 30.0, 120.0, 190.0, 420.0
 
@@ -41,7 +44,9 @@ class Phantom:
     labels: np.ndarray
 
 
-def make_phantom(seed: int, *, slices: int = 12, size: int = 56, field: tuple[int, int, int] | None = None) -> Phantom:
+def make_phantom(
+    seed: int, *, slices: int = SLICES, size: int = SIZE, field: tuple[int, int, int] | None = None
+) -> Phantom:
     """Draw one phantom; the same seed gives the same case.
 
     Args:
@@ -54,14 +59,7 @@ def make_phantom(seed: int, *, slices: int = 12, size: int = 56, field: tuple[in
     Raises:
         InputError: too few slices or pixels, or a field that is not larger.
     """
-    if slices < 12 or size < 48:
-        raise InputError(
-            f"a phantom of {slices} slices of {size} x {size} pixels",
-            "at least 12 slices of 48 x 48",
-            "choose more slices or pixels",
-        )
-    if field is not None and (min(field) < 1 or max(field) < 2):
-        raise InputError(f"a field of {field}", "whole numbers from 1, one of them larger", "choose a larger one")
+    _check_shape(slices, size, field)
     random = np.random.default_rng(seed)
     canvas = _Canvas(random, (slices * THIN_SLICES, size, size))
     image, labels, cavity = _draw(canvas, random)
@@ -77,6 +75,7 @@ def write_phantoms(
     training: int = 24,
     test: int = 8,
     seed: int = 0,
+    size: int = SIZE,
     field: tuple[int, int, int] | None = None,
     processes: int = 2,
     progress: Callable[[int, int], None] = lambda done, total: None,
@@ -88,13 +87,14 @@ def write_phantoms(
         training: number of training cases.
         test: number of test cases, with labels.
         seed: another seed gives other cases throughout.
-        field: see `make_phantom`.
+        size, field: see `make_phantom`.
         processes: cases drawn at the same time (in threads; the drawing is in numpy and scipy).
         progress: called after each case with the number done and the number of all.
 
     Raises:
-        InputError: no training case, or the folder is not empty.
+        InputError: no training case, too few pixels, a field that is not larger, or the folder is not empty.
     """
+    _check_shape(SLICES, size, field)
     if training < 1 or test < 0:
         raise InputError(f"{training} training and {test} test phantoms", "at least 1 and 0", "choose more")
     if folder.is_dir() and any(folder.iterdir()):
@@ -106,7 +106,7 @@ def write_phantoms(
     seeds = np.random.SeedSequence(seed).generate_state(len(cases))
 
     def write(part: str, case: str, case_seed: int) -> None:
-        phantom = make_phantom(int(case_seed), field=field)
+        phantom = make_phantom(int(case_seed), size=size, field=field)
         rows, columns = phantom.image.shape[1:]
         thin = Grid(
             (columns, rows, phantom.image.shape[0] * THIN_SLICES),
@@ -125,6 +125,17 @@ def write_phantoms(
             progress(done, len(jobs))
     entries = {"channel_names": {"0": "CT"}, "labels": LABELS, "file_ending": ".nii.gz"}
     write_dataset_json(folder, entries, training=training)
+
+
+def _check_shape(slices: int, size: int, field: tuple[int, int, int] | None) -> None:
+    if slices < 12 or size < 48:
+        raise InputError(
+            f"a phantom of {slices} slices of {size} x {size} pixels",
+            "at least 12 slices of 48 x 48",
+            "choose more slices or pixels",
+        )
+    if field is not None and (min(field) < 1 or max(field) < 2):
+        raise InputError(f"a field of {field}", "whole numbers from 1, one of them larger", "choose a larger one")
 
 
 class _Canvas:

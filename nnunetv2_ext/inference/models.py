@@ -55,6 +55,29 @@ def parse_models(triples: Sequence[str]) -> list[Model]:
     return list(dict.fromkeys(models))
 
 
+class Found(NamedTuple):
+    """The best model or ensemble, as `nnunetv2_ext find_best -o FILE` writes it."""
+
+    dataset: str
+    models: Sequence[str]
+    folds: Sequence[str]
+
+
+def read_found(path: Path) -> Found:
+    """What `find_best` wrote.
+
+    Raises:
+        InputError: no such file, or another one.
+    """
+    remedy = "write it with nnunetv2_ext find_best ... -o FILE"
+    content = read_json(path, remedy)
+    lists = [content.get(key) for key in ("models", "folds")]
+    texts = [content.get("dataset"), *(one for of in lists for one in (of if isinstance(of, list) and of else [None]))]
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError(f"no data set, models or folds in {path}", "the file of a search for the best", remedy)
+    return Found(**{key: content[key] for key in Found._fields})
+
+
 def model_folder(name: str | Path, dataset: int | str | None = None) -> Path:
     """Where a model lies that is named `[DATASET:]TRAINER:PLANS:CONFIG`, or by its folder.
 

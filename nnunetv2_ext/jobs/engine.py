@@ -4,7 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from nnunetv2_ext.jobs.record import Job, Resources
+from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, TIMED_OUT, WAITING, Job, Resources
+from nnunetv2_ext.text import listed
 
 
 class Seen(NamedTuple):
@@ -51,3 +52,29 @@ def engines() -> dict[str, Engine]:
     from nnunetv2_ext.jobs.slurm import Slurm
 
     return {engine.name: engine for engine in (Local(), Slurm())}
+
+
+def standing(folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
+    """How all jobs of a data set stand, by name: each engine looks at its own.
+
+    Args:
+        folder: of all jobs of the data set.
+        jobs: as `read_jobs` gives them.
+    """
+    seen: dict[str, Seen] = {}
+    if jobs:
+        for name, engine in engines().items():
+            if of_engine := {key: job for key, job in jobs.items() if job.engine == name}:
+                seen |= engine.look(folder, of_engine)
+    while blocked := {name: why for name in seen if (why := _blocked(name, jobs, seen))}:
+        seen |= {name: Seen(BLOCKED, None, why) for name, why in blocked.items()}
+    return seen
+
+
+def _blocked(name: str, jobs: Mapping[str, Job], seen: Mapping[str, Seen]) -> str:
+    """Why a waiting job is not to run; empty where it is."""
+    if seen[name].state != WAITING:
+        return ""
+    bad = {need: seen[need].state for need in jobs[name].needs if need in seen}
+    stopped = [need for need, state in bad.items() if state in (FAILED, CANCELLED, TIMED_OUT, BLOCKED)]
+    return f"it needs {listed(stopped, shown=2)}: {bad[stopped[0]]}" if stopped else ""

@@ -52,6 +52,7 @@ class Job:
         retries: how often it is run again after a failure.
         engine: who runs it: "local" or "slurm".
         id: what the engine calls it.
+        directory: where the command runs, for relative paths in it; None for that of its supervisor.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Job:
     retries: int = 2
     engine: str = "local"
     id: str | None = None
+    directory: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class State:
         host: the machine of the supervisor, with its process id.
         group: the process group of the command.
         device: the GPU given to it, as CUDA_VISIBLE_DEVICES names it; "" for the CPU, None where the engine chose none.
+        note: what went wrong beside the command: a log that could not be written.
     """
 
     state: str = WAITING
@@ -95,6 +98,7 @@ class State:
     process: int | None = None
     group: int | None = None
     device: str | None = None
+    note: str = ""
 
 
 def jobs_folder(dataset: str) -> Path:
@@ -105,7 +109,10 @@ def jobs_folder(dataset: str) -> Path:
 def write_job(folder: Path, job: Job) -> None:
     """Write `job.json` of a job in the folder of all of the data set."""
     (folder / job.name).mkdir(parents=True, exist_ok=True)
-    content = asdict(job) | {"fold": None if job.fold is None else str(job.fold), "environment": {**job.environment}}
+    paths = {
+        key: None if path is None else str(path) for key, path in (("fold", job.fold), ("directory", job.directory))
+    }
+    content = asdict(job) | paths | {"environment": {**job.environment}}
     write_json(folder / job.name / JOB, content)
 
 
@@ -116,6 +123,15 @@ def read_jobs(folder: Path) -> dict[str, Job]:
         InputError: a damaged `job.json`.
     """
     return {path.parent.name: _job(path) for path in sorted(folder.glob(f"*/{JOB}"))}
+
+
+def read_job(folder: Path, name: str) -> Job:
+    """One of the jobs of a data set.
+
+    Raises:
+        InputError: a damaged `job.json`, or none.
+    """
+    return _job(folder / name / JOB)
 
 
 def _job(path: Path) -> Job:
@@ -129,7 +145,7 @@ def _job(path: Path) -> Job:
                 **content,
                 "command": tuple(content["command"]),
                 "needs": tuple(content["needs"]),
-                "fold": None if content["fold"] is None else Path(content["fold"]),
+                **{key: None if content[key] is None else Path(content[key]) for key in ("fold", "directory")},
                 "resources": Resources(**{**resources, **lists}),
             }
         )

@@ -26,6 +26,7 @@ from nnunetv2_ext.planning.guards import (
     refuse_plans_name,
     refuse_processes,
     refuse_unwritable,
+    refuse_workers,
     usual_configurations,
 )
 from nnunetv2_ext.planning.planner import with_options
@@ -118,6 +119,7 @@ def plan_and_preprocess(
     refuse_plans_name(plans_name, chosen, folder)
     refuse_configurations(configurations, chosen, _planned(folder))
     refuse_processes(processes, configurations, fingerprint_processes)
+    refuse_workers(chosen)
     if gpu_memory_target is not None and not math.isfinite(gpu_memory_target):
         raise InputError(f"-gpu_memory_target {gpu_memory_target}", "GB above 0", "correct -gpu_memory_target")
     for what, flag, class_name, room, usual in (

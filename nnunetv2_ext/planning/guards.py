@@ -19,6 +19,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, unwritable, why_not_writable
 from nnunetv2_ext.planning.planner import ExtPlanner
 from nnunetv2_ext.planning.sharing import STOCK_PLANS
+from nnunetv2_ext.processes import WORKERS, check_processes
 from nnunetv2_ext.text import listed
 
 TAKEN_NAMES = ("dataset", "dataset_fingerprint", "splits_final", "sources", Path(RECORD).stem)
@@ -41,6 +42,20 @@ def refuse_processes(processes: Sequence[int], configurations: Sequence[str], fi
             f"{len(processes)} numbers of processes",
             f"1 or {len(configurations)}, one per configuration",
             "correct -np",
+        )
+
+
+def refuse_workers(planner: type[ExperimentPlanner]) -> None:
+    """Refuse to plan with nnU-Net's planners without a data worker: they take that number for one of threads.
+
+    Raises:
+        InputError: nnUNet_n_proc_DA is 0, or no number.
+    """
+    if not issubclass(planner, ExtPlanner) and check_processes(WORKERS) == 0:
+        raise InputError(
+            f"{WORKERS}=0 with nnU-Net's {planner.__name__}",
+            "1 or more for nnU-Net's planners; 0 is for training",
+            f"run export {WORKERS}=1, plan, and set it to 0 again",
         )
 
 

@@ -1,13 +1,26 @@
+"""`nnunetv2_ext demo`: its folder, its environment, what it draws and tells; the way itself is that of `run`."""
+
 import json
 import os
 import re
-from argparse import Namespace
+import shutil
+from pathlib import Path
 
 import pytest
 
 from nnunetv2_ext.cli import demo, main
-from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.scores import read_scores
+from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.record import RUNNING, Job, write_job
+from tests.jobs.fake import FakeEngine, use
+
+SIZES = ["--training-cases", "5", "--unseen-cases", "2"]
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the demo sets stays in this test."""
+    monkeypatch.setattr(os, "environ", {**os.environ})
 
 
 @pytest.mark.parametrize(
@@ -29,10 +42,6 @@ def test_bad_numbers(tmp_path, capsys, arguments, message):
     assert not (tmp_path / "demo").exists()
 
 
-def settings(**given) -> Namespace:
-    return Namespace(**{"overwrite": False, "epochs": 1} | given)
-
-
 @pytest.mark.parametrize(
     ("content", "overwrite", "message"),
     [
@@ -42,28 +51,54 @@ def settings(**given) -> Namespace:
         (["nnUNet_raw"], True, "no demo made"),
     ],
 )
-def test_folder_in_use_stays_as_it_is(tmp_path, content, overwrite, message):
+def test_folder_in_use_stays_as_it_is(tmp_path, capsys, content, overwrite, message):
     for name in content:
         (tmp_path / name).touch()
-    with pytest.raises(InputError, match=message):
-        demo._make_folder(tmp_path, settings(overwrite=overwrite))
+    assert main(["demo", "--output", str(tmp_path), *["--overwrite"] * overwrite]) == 2
+    assert message in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == content
 
 
-def test_overwrite_replaces_an_earlier_demo(tmp_path):
-    demo._make_folder(tmp_path / "demo", settings(epochs=3))
-    (tmp_path / "demo" / "old").touch()
-    demo._make_folder(tmp_path / "demo", settings(overwrite=True))
-    assert [path.name for path in (tmp_path / "demo").iterdir()] == [demo.SETTINGS]
-    assert json.loads((tmp_path / "demo" / demo.SETTINGS).read_text(encoding="utf-8"))["epochs"] == "1"
-
-
-def test_output_is_a_file(tmp_path):
+def test_output_is_a_file(tmp_path, capsys):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="a file"):
-        demo._make_folder(tmp_path / "file", settings())
-    with pytest.raises(InputError, match="can be written"):
-        demo._make_folder(tmp_path / "file" / "demo", settings())
+    assert main(["demo", "--output", str(tmp_path / "file")]) == 2
+    assert "a file" in capsys.readouterr().err
+    assert main(["demo", "--output", str(tmp_path / "file" / "demo")]) == 2
+    assert "can be written" in capsys.readouterr().err
+
+
+def test_jobs_that_a_killed_demo_left(tmp_path, monkeypatch, capsys):
+    engine: FakeEngine = use(monkeypatch)
+    results = tmp_path / "nnUNet_results"
+    write_job(results / demo.DATASET / "jobs", Job("evaluate", ("true",)))
+    engine.states["evaluate"] = Seen(RUNNING)
+    (tmp_path / demo.SETTINGS).touch()
+    assert main(["demo", "--output", str(tmp_path), "--overwrite"]) == 2
+    told = capsys.readouterr().err
+    assert "a demo whose jobs run (evaluate)" in told
+    assert f"nnUNet_results={results} nnunetv2_ext jobs -d 999 --cancel" in told
+    assert (results / demo.DATASET / "jobs" / "evaluate" / "job.json").is_file()
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit(143)])
+def test_jobs_end_with_the_demo(tmp_path, monkeypatch, ending):
+    engine = use(monkeypatch)
+
+    def submit_and_end(way, how):
+        engine.submit(demo_jobs(tmp_path), [Job("report", ("true",))])
+        raise ending
+
+    monkeypatch.setattr(demo, "go", submit_and_end)
+    if ending is KeyboardInterrupt:
+        assert main(["demo", "--output", str(tmp_path / "demo"), *SIZES]) == 130
+    else:
+        with pytest.raises(SystemExit):
+            main(["demo", "--output", str(tmp_path / "demo"), *SIZES])
+    assert engine.states["report"].state == "cancelled"
+
+
+def demo_jobs(root: Path) -> Path:
+    return root / "demo" / "nnUNet_results" / demo.DATASET / "jobs"
 
 
 @pytest.mark.parametrize(("given", "expected"), [({}, "1"), ({"nnUNet_n_proc_DA": "3"}, "3")])
@@ -73,50 +108,38 @@ def test_environment(tmp_path, monkeypatch, given, expected):
     demo._set_environment(tmp_path, "cpu")
     assert environment["nnUNet_n_proc_DA"] == expected
     assert environment["nnUNet_results"] == str(tmp_path / "nnUNet_results")
-    assert (tmp_path / "nnUNet_results").is_dir()
     assert "discovery" in environment["nnUNet_extTrainer"]
 
 
-WITH_NARROW_NETWORKS = """
-import json, os, sys
-from pathlib import Path
-from nnunetv2_ext.cli import demo, main
+def test_what_is_left_and_told_at_the_end(tmp_path, monkeypatch, capsys):
+    """With the labels themselves for predictions; nothing is trained."""
+    (tmp_path / "demo").mkdir()
+    for name in (demo.SETTINGS, "old"):
+        (tmp_path / "demo" / name).touch()
 
-def plan_narrow():
-    plan_and_preprocess()
-    for path in Path(os.environ["nnUNet_preprocessed"]).glob("*/*Plans.json"):
-        plans = json.loads(path.read_text(encoding="utf-8"))
-        arguments = plans["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
-        arguments["features_per_stage"] = [width // 8 for width in arguments["features_per_stage"]]
-        path.write_text(json.dumps(plans))
+    def predict_and_evaluate(way, how):
+        assert {model.plans for model in way.models} == {"MNetQuickPlans", "BackboneQuickPlans"}
+        assert how.resources.jobs == 2 and how.device == "cpu" and way.epochs == 3
+        labels = way.images.parent / "labelsTs"
+        titled = {model.folder_name: f"{title}, ensemble of 2" for model, title in way.wishes.titles.items()}
+        for name in titled:
+            shutil.copytree(labels, way.output / "predictions" / name)
+        folders = [str(way.output / "predictions" / name) for name in titled]
+        command = ["evaluate", "-r", str(labels), "-p", *folders, "--names", *titled.values()]
+        assert main([*command, "-o", str(way.output / "evaluation"), "-np", "1", "--disable_progress_bar"]) == 0
+        page = ["report", str(way.output / "evaluation"), "-o", str(way.output / "report.html"), "--viewer", "0"]
+        assert main([*page, "--title", way.wishes.title, "--note", way.wishes.note]) == 0
+        return 0
 
-plan_and_preprocess, demo._plan_and_preprocess = demo._plan_and_preprocess, plan_narrow
-sys.exit(main())
-"""
-
-
-@pytest.mark.pipeline
-def test_all_steps_with_two_iterations(tmp_path, warm):
-    sizes = ["--epochs", "1", "--iterations", "2", "--training-cases", "5", "--unseen-cases", "2"]
-    script = tmp_path / "demo.py"
-    script.write_text(WITH_NARROW_NETWORKS)
-    words = ["python", str(script), "demo", "--output", str(tmp_path / "demo"), *sizes]
-    command = warm.start(words, environment=warm.environment, folder=tmp_path)
-    output, _ = command.communicate(timeout=600)
-    assert command.wait() == 0, output
-    assert "[9/9] write the report: done" in output
+    monkeypatch.setattr(demo, "go", predict_and_evaluate)
+    assert main(["demo", "--output", str(tmp_path / "demo"), "--overwrite", "--epochs", "3", *SIZES]) == 0
+    output = capsys.readouterr().out
+    assert not (tmp_path / "demo" / "old").exists()
+    assert json.loads((tmp_path / "demo" / demo.SETTINGS).read_text(encoding="utf-8"))["epochs"] == "3"
     report = tmp_path / "demo" / "report"
-    scores = read_scores(report)
-    assert scores.models == (
-        "MNet, fold 0",
-        "MNet, fold 1",
-        "MNet, ensemble of 2",
-        "nnU-Net, fold 0",
-        "nnU-Net, fold 1",
-        "nnU-Net, ensemble of 2",
-    )
-    assert scores.labels == ("liver", "kidney", "lesion")
-    assert len(scores.cases) == 2
+    scores = read_scores(report / "evaluation")
+    assert scores.models == ("MNet, ensemble of 2", "nnU-Net, ensemble of 2")
+    assert scores.labels == ("liver", "kidney", "lesion") and len(scores.cases) == 2
     assert (report / "cases.png").stat().st_size > 10_000
     table = (report / "table.md").read_text(encoding="utf-8")
     baseline = re.search(
@@ -132,7 +155,3 @@ def test_all_steps_with_two_iterations(tmp_path, warm):
     text = page.read_text(encoding="utf-8")
     for told in ("MNet, ensemble of 2", demo.CAVEAT, baseline[0]):
         assert told in text
-    # whatever the trainings in this process have made of matplotlib's fonts
-    assert set(re.findall(r"font-size: (\d+)px", text)) == {"8", "9"}
-    assert "refuse" not in (tmp_path / "demo" / demo.SETTINGS).read_text(encoding="utf-8")
-    assert page.stat().st_size < 8e6

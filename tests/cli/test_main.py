@@ -27,7 +27,8 @@ def test_help_tells_every_command_and_their_order(capsys: pytest.CaptureFixture[
         "nnunetv2_ext doctor ",
         "plan_and_preprocess -d 42",
         "doctor -d 42",
-        "nnUNetv2_train 42",
+        "nnunetv2_ext train -d 42",
+        "nnunetv2_ext jobs -d 42",
         "find_best -d 42",
         "nnunetv2_ext predict -d 42",
     ]
@@ -38,7 +39,7 @@ def test_help_tells_every_command_and_their_order(capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("train", "other commands are nnU-Net's: run nnUNetv2_train."),
+        ("plan_experiment", "other commands are nnU-Net's: run nnUNetv2_plan_experiment."),
         ("evaluate_folder", "are nnU-Net's: run nnUNetv2_evaluate_folder."),
         ("plan", "expected one of env, doctor, list, plan_and_preprocess"),
     ],

@@ -122,10 +122,13 @@ def test_look_alikes_share_the_intensity(phantoms):
         assert alike.sum() > 0.8 * 0.5 * len(kidney)
 
 
-def test_data_set_in_nnunets_format(tmp_path):
+@pytest.mark.parametrize(("options", "across"), [({}, 56), ({"size": 48}, 48)])
+def test_data_set_in_nnunets_format(tmp_path, options, across):
     folder = tmp_path / "raw" / "Dataset999_Phantom"
     calls = []
-    write_phantoms(folder, training=2, test=1, seed=3, progress=lambda done, total: calls.append((done, total)))
+    write_phantoms(
+        folder, training=2, test=1, seed=3, **options, progress=lambda done, total: calls.append((done, total))
+    )
     assert calls == [(1, 3), (2, 3), (3, 3)]
     description = json.loads((folder / "dataset.json").read_text())
     assert description == {
@@ -145,12 +148,18 @@ def test_data_set_in_nnunets_format(tmp_path):
     ]
     for name in files:
         volume = sitk.ReadImage(str(folder / name))
-        assert volume.GetSize() == (56, 56, 12)
+        assert volume.GetSize() == (across, across, 12)
         assert volume.GetSpacing() == pytest.approx(SPACING[::-1])
         # The first thick slice stands for thin slices at 0 to 4 mm.
         assert volume.GetOrigin() == pytest.approx((0, 0, 2))
     images = [sitk.GetArrayFromImage(sitk.ReadImage(str(folder / files[index]))) for index in (0, 1, 2)]
     assert all((one != other).any() for one, other in ((images[0], images[1]), (images[1], images[2])))
+
+
+def test_a_refused_size_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="12 slices of 40 x 40"):
+        write_phantoms(tmp_path / "raw", training=2, test=0, size=40)
+    assert not (tmp_path / "raw").exists()
 
 
 @pytest.mark.parametrize(

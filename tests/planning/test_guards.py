@@ -1,16 +1,19 @@
 """Failures of nnU-Net are told in one sentence; raw data are read once, and refused before anything is removed."""
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from nnunetv2.experiment_planning.dataset_fingerprint.fingerprint_extractor import DatasetFingerprintExtractor
+from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
 
 from nnunetv2_ext.data import voxels
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.planning.guards import check_raw, nnunet_step
+from nnunetv2_ext.planning.guards import check_raw, nnunet_step, refuse_workers
+from nnunetv2_ext.planning.planner import ExtPlanner
 from tests.data.raw_dataset import NAME, RawDataset, put, write_back
 
 LOG = "plan_and_preprocess_error.txt"
@@ -50,6 +53,23 @@ def test_a_failure_is_one_sentence(tmp_path: Path, error: Exception, texts: tupl
 def test_nnunet_still_tells_of_killed_workers_in_these_words() -> None:
     for function in (DefaultPreprocessor.run, DatasetFingerprintExtractor.run):
         assert "background worker" in inspect.getsource(function)
+
+
+@pytest.mark.parametrize(
+    ("planner", "workers", "refused"),
+    [(ExperimentPlanner, "0", True), (ExperimentPlanner, "1", False), (ExtPlanner, "0", False)],
+)
+def test_nnunets_planners_need_a_data_worker(
+    planner: type[ExperimentPlanner], workers: str, refused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("nnUNet_n_proc_DA", workers)
+    with pytest.raises(InputError, match="nnUNet_n_proc_DA=0 with") if refused else nullcontext():
+        refuse_workers(planner)
+
+
+def test_nnunets_planner_still_takes_workers_for_threads() -> None:
+    source = inspect.getsource(ExperimentPlanner.static_estimate_VRAM_usage)
+    assert "torch.set_num_threads(get_allowed_n_proc_DA())" in source
 
 
 def test_verbose_prints_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

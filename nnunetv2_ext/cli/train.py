@@ -1,0 +1,290 @@
+"""`nnunetv2_ext train`: each fold of each model as a job that runs nnUNetv2_train, on this machine or under SLURM."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nnunetv2_ext.cli.options import folds_of, number, value_of
+from nnunetv2_ext.errors import InputError, is_whole
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, why_not_writable
+from nnunetv2_ext.inference.models import Model, parse_models
+from nnunetv2_ext.jobs.devices import gpus_there
+from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
+from nnunetv2_ext.text import listed
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.jobs.graph import How
+
+EXAMPLE = """examples:
+  nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres --gpus 0,3
+  nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres nnUNetTrainer:nnUNetPlans:3d_fullres \\
+      --gpus 0,1 --then find_best predict evaluate report -o results
+  nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres --on slurm --partition gpu --gres gpu:1 --time 24:00:00
+  nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres -f 0 1 -device cpu --jobs 2 --wait
+
+The same command again submits what has not finished and runs no more; trainings go on where they were.
+Exit status: 0 submitted, or with --wait all well, 1 with --wait where a job is not, 2 bad input.
+"""
+SLURM_ONLY = ("partition", "account", "gres", "memory", "cpus", "lines")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What to train, where, and what comes after."""
+    parser.epilog = EXAMPLE
+    parser.add_argument("-d", dest="dataset", required=True, metavar="ID", help="id or name of the data set")
+    parser.add_argument(
+        "-m", dest="models", nargs="+", required=True, metavar="TRAINER:PLANS:CONFIG", help="the models to train"
+    )
+    parser.add_argument(
+        "-f", dest="folds", nargs="+", default=["0", "1", "2", "3", "4"], metavar="FOLD", help="folds, or all"
+    )
+    parser.add_argument("--wait", action="store_true", help="wait for the end of the jobs; Ctrl-C does not end them")
+    add_places(parser)
+    then = parser.add_argument_group("after the trainings")
+    then.add_argument("--then", nargs="+", metavar="STEP", help="some of find_best, predict, evaluate, report")
+    then.add_argument(
+        "-i", dest="images", type=Path, metavar="IMAGES", help="folder of images to predict (default: imagesTs)"
+    )
+    then.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="OUT",
+        help="folder for what they write (default: `outcome` in the data set's results)",
+    )
+
+
+def add_places(parser: argparse.ArgumentParser) -> None:
+    """Where jobs run, and what they may take; shared with `run`. See `how_of`."""
+    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: a GPU where there is one)")
+    parser.add_argument(
+        "--retries", default="2", metavar="N", help="how often a job runs again after failures without progress"
+    )
+    parser.add_argument("--time", metavar="MIN", help="longest time of a run, minutes or H:MM:SS (default: no limit)")
+    parser.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a cluster")
+    local = parser.add_argument_group("on this machine")
+    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: the first)")
+    local.add_argument("--jobs", metavar="N", help="jobs at a time on the CPU (default: 1)")
+    slurm = parser.add_argument_group("on a cluster")
+    slurm.add_argument("--partition", metavar="NAME", help="where jobs are queued (default: SLURM's)")
+    slurm.add_argument("--account", metavar="NAME", help="whom they count for (default: SLURM's)")
+    slurm.add_argument("--gres", metavar="WHAT", help="of each job, as gpu:1")
+    slurm.add_argument("--memory", metavar="GB", help="of each job (default: SLURM's)")
+    slurm.add_argument("--cpus", metavar="N", help="of each job (default: SLURM's)")
+    slurm.add_argument(
+        "--slurm", dest="lines", action="append", metavar="LINE", help="another option of sbatch, as --slurm=--qos=long"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check all, then submit; tells what was submitted and where the logs are."""
+    dataset = dataset_name(args.dataset)
+    results = nnunet_folder("nnUNet_results")
+    models, folds = _models(args.models), folds_of(args.folds)
+    how = how_of(args)
+    steps = _steps(args)
+
+    from nnunetv2_ext.jobs.engine import engines, standing
+    from nnunetv2_ext.jobs.graph import afterwards, refuse_other_engine, trainings, write_splits
+    from nnunetv2_ext.jobs.record import read_jobs
+    from nnunetv2_ext.jobs.way import to_submit
+
+    for model in models:
+        _check_name(dataset, model)
+    engine = engines()[args.on]
+    engine.check(how.resources)
+    folder = jobs_folder(dataset)
+    known = read_jobs(folder)
+    seen = standing(folder, known)
+    wanted = trainings(dataset, models, folds, seen, how)
+    output = args.output or results / dataset / "outcome"
+    after = afterwards(dataset, models, folds, steps, output, how, after=wanted.last, images=args.images)
+    jobs = to_submit([*wanted.jobs, *after.jobs], known, seen, dataset)
+    refuse_other_engine(jobs, known, args.on)
+    for sentence in (*wanted.told, *after.told):
+        print(sentence)
+    for job in after.jobs:
+        if job not in jobs:
+            print(f"{job.name}: {seen[job.name].state} already")
+    if not jobs:
+        print("nothing to submit")
+    else:
+        if after.jobs:
+            _make(output)
+        if wanted.cases and set(folds) != {"all"}:
+            write_splits(dataset, wanted.cases)
+        engine.submit(folder, jobs)
+        _tell(dataset, jobs, args.on, output if after.jobs else None)
+    if not args.wait:
+        return 0
+    from nnunetv2_ext.cli.jobs import watch
+
+    return watch([dataset], [*wanted.last, *(job.name for job in (*wanted.jobs, *after.jobs))])
+
+
+def _make(output: Path) -> None:
+    """Make the folder of what comes after the trainings.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(output, error) from None
+    if reason := why_not_writable(output):
+        raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
+
+
+def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:
+    where = "on this machine" if engine == "local" else "to SLURM"
+    print(f"{len(jobs)} job{'s' * (len(jobs) != 1)} submitted {where}:")
+    for job in jobs:
+        print(f"  {job.name}" + f"    after {listed(job.needs, shown=1)}" * bool(job.needs))
+    print(f"logs: {jobs_folder(dataset) / 'NAME' / LOG}")
+    if output is not None:
+        print(f"what comes after the trainings goes to {output}")
+    print(f"how they go: nnunetv2_ext jobs -d {int(dataset[7:10])}")
+
+
+def _models(triples: Sequence[str]) -> list[Model]:
+    """The models, each once.
+
+    Raises:
+        InputError: no name of a model, or one twice.
+    """
+    models = parse_models(triples)
+    if len(models) < len(triples):
+        twice = sorted({triple for triple in triples if triples.count(triple) > 1})
+        raise InputError(f"-m {listed(twice)} twice", "each model once", "leave one out")
+    return models
+
+
+def _check_name(dataset: str, model: Model) -> None:
+    """Refuse plans whose results go to another folder than their name says, for instance that of another model.
+
+    Raises:
+        InputError: they call themselves otherwise.
+    """
+    file = nnunet_folder("nnUNet_preprocessed") / dataset / f"{model.plans}.json"
+    if not file.is_file():
+        return  # told with what plans there are, and how to make these
+    called = read_plans(file, "plan again").get("plans_name")
+    if called != model.plans:
+        raise InputError(
+            f"{file}, which calls itself {called}: nnU-Net would train {model} in the folder of {called}",
+            f"plans_name {model.plans} in it",
+            "correct its plans_name",
+        )
+
+
+def _steps(args: argparse.Namespace) -> list[str]:
+    """What comes after the trainings.
+
+    Raises:
+        InputError: an unknown step, flags of none, or images that are not there.
+    """
+    from nnunetv2_ext.jobs.graph import STEPS
+
+    steps = list(dict.fromkeys(args.then or ()))
+    if unknown := [step for step in steps if step not in STEPS]:
+        raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
+    if args.images is not None and "predict" not in steps:
+        raise InputError(f"-i {args.images} without --then predict", "both", "add it, or leave -i out")
+    if args.output is not None and not steps:
+        raise InputError(f"-o {args.output} without --then", "both", "add it, or leave -o out")
+    if args.images is not None and not (args.images.is_dir() and any(args.images.iterdir())):
+        raise InputError(f"-i {args.images}", "a folder of images", "check the path")
+    if args.output is not None and args.output.exists() and not args.output.is_dir():
+        raise InputError(f"-o {args.output}, a file", "a folder", "choose another name")
+    return steps
+
+
+def how_of(args: argparse.Namespace) -> "How":
+    """What the flags of `add_places` say.
+
+    Raises:
+        InputError: values that are none, or flags that do not go together.
+    """
+    resources, device = resources_of(args)
+    retries = value_of(args.retries, int, "--retries")
+    if not is_whole(retries, least=0):
+        raise InputError(f"--retries {retries}", "0 or more", "correct it")
+    from nnunetv2_ext.jobs.graph import How
+
+    return How(args.on, resources, retries, device)
+
+
+def resources_of(args: argparse.Namespace) -> tuple[Resources, str | None]:
+    """What the flags say of where jobs run, and the device.
+
+    Raises:
+        InputError: values that are none, or flags that do not go together.
+    """
+    flags = {name: f"--{'slurm' if name == 'lines' else name}" for name in SLURM_ONLY}
+    given = [flag for name, flag in flags.items() if getattr(args, name) is not None]
+    if args.on == "local" and given:
+        raise InputError(f"{listed(given)} with --on local", "flags of this machine", "leave it out, or add --on slurm")
+    local = [flag for flag in ("--gpus", "--jobs") if getattr(args, flag[2:]) is not None]
+    if args.on == "slurm" and local:
+        raise InputError(f"{listed(local)} with --on slurm", "--gres gpu:1, for instance", "leave it out")
+    if len(local) == 2:
+        raise InputError("--gpus and --jobs", "GPUs, each for one job at a time, or jobs on the CPU", "leave one out")
+    if args.gpus is not None and args.device == "cpu":
+        raise InputError(f"--gpus {args.gpus} with -device cpu", "one of them", "leave one out")
+    if args.jobs is not None and args.device == "cuda":
+        raise InputError(f"--jobs {args.jobs} with -device cuda", "--gpus for jobs on GPUs", "leave one out")
+    device, first = "cpu" if args.jobs is not None else args.device, "0"
+    if args.on == "local" and device != "cpu" and args.gpus is None:
+        there = gpus_there()
+        if device == "cuda" and not there:
+            raise InputError("-device cuda on a machine without a GPU", "one", "say -device cpu, or --on slurm")
+        device, first = ("cuda", str(there[0])) if there else ("cpu", "")
+    on_gpu = args.on == "local" and device != "cpu"
+    resources = Resources(
+        gpus=_gpus(args.gpus or first) if on_gpu else None,
+        jobs=_positive(args.jobs or "1", int, "--jobs") if args.on == "local" and not on_gpu else None,
+        minutes=None if args.time is None else minutes_of(args.time),
+        partition=args.partition,
+        account=args.account,
+        gres=args.gres,
+        memory_gb=_positive(args.memory, float, "--memory"),
+        cpus=_positive(args.cpus, int, "--cpus"),
+        lines=tuple(line if line.startswith("-") else f"--{line}" for line in args.lines or ()),
+    )
+    return resources, device
+
+
+def _gpus(text: str) -> tuple[int, ...]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
+        raise InputError(f"--gpus {text}", "numbers of GPUs, each once, as 0,3", "correct it")
+    return tuple(map(int, parts))
+
+
+def _positive(text: str | None, kind: type, flag: str) -> Any:
+    value = number(text, kind, flag)
+    if value is not None and not 0 < value < float("inf"):
+        raise InputError(f"{flag} {text}", "1 or more" if kind is int else "a number above 0", "correct it")
+    return value
+
+
+def minutes_of(text: str) -> float:
+    """Minutes, written so or as H:MM:SS.
+
+    Raises:
+        InputError: something else, or no time at all.
+    """
+    if found := re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", text):
+        hours, minutes, seconds = map(int, found.groups())
+        value = hours * 60 + minutes + seconds / 60
+    else:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0
+    if not 0 < value < float("inf"):
+        raise InputError(f"--time {text}", "minutes above 0, or H:MM:SS", "correct it")
+    return value

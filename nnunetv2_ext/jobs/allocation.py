@@ -1,0 +1,157 @@
+"""Inside an allocation of SLURM: the supervisor under submitit, and what follows when SLURM or a kill ends it.
+
+`python -m nnunetv2_ext.jobs.allocation FOLDER_OF_JOBS NAME STATUS` is run by the script around a supervisor that did
+not end well, whose job it puts into the queue again where `retries.py` says so.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Optional
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.jobs import record
+from nnunetv2_ext.jobs.groups import SIGNALS
+from nnunetv2_ext.jobs.record import read_job, read_state, write_job, write_state
+from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
+from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
+from nnunetv2_ext.jobs.supervisor import PATIENCE, is_to_run_again, stop, supervise
+from nnunetv2_ext.locks import hold
+from nnunetv2_ext.text import one_line
+
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+TAKEN = f"taken from its node by SLURM: {AGAIN}"
+SCRIPT_KILLED = "its script in SLURM was killed"
+CANCELLED = SIGNALS + signal.SIGTERM
+"""The exit status that SLURM gives to a job which scancel ends."""
+
+
+class Task:
+    """What submitit pickles and calls: names alone, so that a later version of this module reads it."""
+
+    def __init__(self, folder: str, name: str):
+        self.folder, self.name = folder, name
+
+    def __call__(self) -> None:
+        """Run the job; ends this process with its exit status, from which SLURM knows whether others may begin."""
+        folder = Path(self.folder)
+        try:
+            hold(folder, self.name, f"the job {self.name}", patience=PATIENCE)
+            job, id = read_job(folder, self.name), os.environ.get("SLURM_JOB_ID")
+            if job.id != id:  # who submitted it was killed before it could write it down
+                write_job(folder, replace(job, id=id))
+            state = read_state(folder, self.name)
+            if state.state in record.ENDED and state.state != record.FINISHED:  # SLURM or its user starts it again
+                write_state(folder, self.name, replace(state, state=record.WAITING))
+            signal.signal(signal.SIGTERM, self._terminated)
+            status = supervise(folder, self.name, signals=False)
+        except InputError as error:
+            sys.stderr.write(f"{error}\n")
+            status = 2
+        raise SystemExit(status)
+
+    def checkpoint(self) -> Optional["DelayedSubmission"]:
+        """Stop the command just before the time limit; submitit then puts the job into the queue again.
+
+        Returns:
+            None where run after run ended so without a whole epoch gained: the time is too short.
+        """
+        from submitit.helpers import DelayedSubmission
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent by the requeue, and no cancel
+        stop(record.WAITING, TIME_LIMIT)
+        folder = Path(self.folder)
+        state = read_state(folder, self.name)
+        count = in_vain(state.attempts)
+        if state.state != record.WAITING or count <= read_job(folder, self.name).retries:
+            return DelayedSubmission(self)
+        *before, last = state.attempts
+        why = f"runs without a whole epoch before the time limit: {count}; give it a longer --time"
+        attempts = (*before, replace(last, reason=why))
+        write_state(folder, self.name, replace(state, state=record.TIMED_OUT, attempts=attempts))
+        return None
+
+    def _terminated(self, number: int, frame: FrameType | None) -> None:
+        """Stop the command, and find out why: cancelled, taken from this node, or the script of the job is gone."""
+        id = os.environ.get("SLURM_JOB_ID", "")
+        told = _why(id)
+        if told is not None and (told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED):
+            stop(record.CANCELLED)
+            return
+        if told is None or not told.exit:
+            stop(record.WAITING, TAKEN)
+            return
+        stop(record.WAITING, SCRIPT_KILLED)
+        folder = Path(self.folder)
+        state = read_state(folder, self.name)
+        *before, last = state.attempts
+        attempts = (*before, replace(last, exit=told.exit))
+        again = why_not_again(attempts, read_job(folder, self.name).retries) is None
+        state = replace(state, attempts=attempts, state=record.WAITING if again else record.FAILED)
+        write_state(folder, self.name, state)
+        if again:
+            with suppress(Silence):
+                requeue(id)
+
+
+def _why(id: str) -> Told | None:
+    """What SLURM says of a job that it ends, whose exit status it may know a moment later; None where it is silent."""
+    end = time.monotonic() + 2
+    while True:
+        try:
+            told = jobs_of([id]).get(id)
+        except Silence:
+            return None
+        if (
+            told is None
+            or told.exit
+            or told.state != "COMPLETING"
+            or seconds(told.began) > time.time()
+            or time.monotonic() > end
+        ):
+            return told
+        time.sleep(0.1)
+
+
+def requeue(id: str) -> None:
+    """Put a job into the queue again, which ends what is left of it here.
+
+    Raises:
+        Silence: SLURM does not answer, or refuses.
+    """
+    ask("scontrol", "requeue", id)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """What is left to do for a job whose supervisor ended with that status."""
+    folder, name, status, id = Path(arguments[0]), arguments[1], int(arguments[2]), os.environ["SLURM_JOB_ID"]
+    try:
+        state = read_state(folder, name)
+        stopped = state.state == record.WAITING and bool(state.attempts) and state.attempts[-1].reason == TIME_LIMIT
+        if not stopped and (status < SIGNALS or not is_to_run_again(folder, name)):
+            return
+    except InputError as error:  # its supervisor lives
+        sys.stderr.write(f"{error}\n")
+        return
+    end = time.monotonic() + 120
+    while time.monotonic() < end:  # the controller may be on its way up
+        try:
+            told = jobs_of([id]).get(id)
+            if told is not None and told.state == "RUNNING":  # not one that is cancelled or in the queue again
+                requeue(id)
+            return
+        except Silence as silence:
+            sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
+        time.sleep(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

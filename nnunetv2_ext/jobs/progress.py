@@ -1,0 +1,123 @@
+"""How far a training is, from what nnU-Net writes into the fold: its logs and `debug.json`. Imports no torch."""
+
+import math
+import re
+import statistics
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import read_json
+
+LAST = 5
+"""Epochs whose median tells how long one takes."""
+_EPOCH = re.compile(r": Epoch (\d+) $")
+_SECONDS = re.compile(r": Epoch time: ([\d.]+) s $")
+_DICE = re.compile(r": Pseudo dice \[(.*)\] $")
+_NUMBER = re.compile(r"(?<![\w.])(?:nan|-?\d+(?:\.\d*)?(?:e[+-]?\d+)?)")  # numpy 2 writes np.float32(0.5)
+_SPLIT = re.compile(r" split has \d+ training and (\d+) validation cases\. $")
+_PREDICTING = re.compile(r": predicting \S")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a training is; None is what its files do not tell."""
+
+    epochs_done: int = 0
+    """Whole epochs, of the training that goes on: one that a kill has lost does not count."""
+    epochs: int | None = None
+    """In all."""
+    seconds_per_epoch: float | None = None
+    """Median of the last ones."""
+    seconds_left: float | None = None
+    """Of training, without the validation."""
+    dice: float | None = None
+    """Mean pseudo Dice over the labels of the last whole epoch, without those that it did not meet."""
+    trained: bool = False
+    """All epochs are done."""
+    validated: bool = False
+    """The validation after them is done as well."""
+    cases_done: int = 0
+    """Cases that the validation has begun to predict."""
+    cases: int | None = None
+    """To be validated in all."""
+
+    @property
+    def validates(self) -> bool:
+        """Whether it predicts its validation cases now, or was ended while it did."""
+        return self.trained and not self.validated and self.cases_done > 0
+
+
+def progress(fold: Path) -> Progress | None:
+    """How far the training of a fold is; None where it has not written a log.
+
+    A resumed training begins a new log, which starts with the epoch that is repeated.
+
+    Args:
+        fold: its folder. Earlier trainings that stand aside, in other folders, do not count.
+    """
+    logs = sorted(fold.glob("training_log_*.txt"), key=_began)
+    if not logs:
+        return None
+    done, dice, cases_done, cases = 0, None, 0, None
+    trained = validated = False
+    seconds: list[float] = []
+    for log in logs:
+        predicting = False
+        for line in _whole_lines(log):
+            if found := _EPOCH.search(line):
+                done = int(found[1])
+                if done == 0:
+                    seconds, dice = [], None
+                trained = validated = False
+                cases_done = 0
+            elif found := _DICE.search(line):
+                dice = _mean(found[1])
+            elif found := _SECONDS.search(line):
+                seconds.append(float(found[1]))
+                done += 1
+            elif found := _SPLIT.search(line):
+                cases = int(found[1])
+            elif line.endswith(": Training done. "):
+                trained = True
+            elif _PREDICTING.search(line):
+                # one that runs again, in a log of its own, begins with the first case
+                cases_done = cases_done + 1 if predicting else 1
+                predicting, trained, validated = True, True, False
+            elif line.endswith(": Validation complete "):
+                validated = True
+    epochs = _epochs(fold)
+    per_epoch = statistics.median(seconds[-LAST:]) if seconds else None
+    left = None
+    if trained:
+        left = 0.0
+    elif epochs is not None and per_epoch is not None:
+        left = max(epochs - done, 0) * per_epoch
+    return Progress(done, epochs, per_epoch, left, dice, trained, validated, cases_done, cases)
+
+
+def _began(log: Path) -> tuple[int, ...]:
+    """When a log was begun, by its name, in which months and days have one digit or two."""
+    return tuple(map(int, re.findall(r"\d+", log.stem)))
+
+
+def _whole_lines(log: Path) -> list[str]:
+    """The lines of a log, without one that is being written; none where the file has just gone."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    return text.split("\n")[:-1]
+
+
+def _mean(values: str) -> float | None:
+    dice = [value for value in map(float, _NUMBER.findall(values)) if math.isfinite(value)]
+    return sum(dice) / len(dice) if dice else None
+
+
+def _epochs(fold: Path) -> int | None:
+    """Epochs in all, which nnU-Net writes as a text, each time a training begins or goes on."""
+    with suppress(InputError, ValueError, TypeError):
+        return int(read_json(fold / "debug.json", "").get("num_epochs", ""))
+    return None

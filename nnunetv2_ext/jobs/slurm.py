@@ -1,0 +1,308 @@
+"""SLURM runs jobs: submitit writes and submits their scripts; how they stand is asked of SLURM itself.
+
+submitit alone waits for ever for a killed job where there is no accounting, and takes any `srun` for a SLURM.
+"""
+
+import contextlib
+import io
+import math
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from nnunetv2_ext.entry import Entry
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import unwritable
+from nnunetv2_ext.jobs import record
+from nnunetv2_ext.jobs.allocation import Task
+from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.record import Job, Resources, State
+from nnunetv2_ext.jobs.squeue import (
+    LIVING,
+    PATIENCE,
+    QUEUED,
+    Silence,
+    Told,
+    ask,
+    jobs_of,
+    partition_of,
+    said,
+    seconds,
+    words,
+)
+from nnunetv2_ext.text import listed, one_line
+
+FOLDER = "slurm"
+"""In the folder of a job: submitit's scripts, pickles and logs."""
+SUBMITIT = Entry("SLURM", "submitit.SlurmExecutor", "submits jobs to SLURM", extra="cluster")
+UNENDING = 10**6
+"""Time-outs until submitit gives up: it takes every preemption of a short job for one. We count ourselves."""
+NOTICE = 60
+"""Seconds before the time limit at which a job is told of it; SLURM may do so a minute earlier."""
+ENDING = 180
+"""Seconds that SLURM may take to end a job."""
+OURS = "array chdir dependency error job-name kill-on-invalid-dep nodes no-requeue ntasks ntasks-per-node open-mode"
+OURS += " output parsable requeue signal test-only wait wrap"
+"""Options of sbatch that a line cannot set: this file does, or relies on them."""
+FLAGS = {"partition": "--partition", "account": "--account", "gres": "--gres", "time": "--time"}
+FLAGS |= {"mem": "--memory", "cpus-per-task": "--cpus"}
+"""Options of sbatch that have a flag of ours."""
+
+
+class Slurm:
+    """Runs each job as one of SLURM's, which puts it into the queue again at its time limit."""
+
+    name = "slurm"
+
+    def check(self, resources: Resources) -> None:
+        """Refuse what SLURM refuses, in its words; nothing is submitted."""
+        SUBMITIT.load()
+        if resources.gpus is not None or resources.jobs is not None:
+            flag = "--jobs" if resources.gpus is None else "--gpus"
+            raise InputError(f"{flag} on SLURM", "it on this machine alone", "say --gres gpu:1, for instance")
+        options = options_of(resources)
+        command = ["sbatch", "--wrap=true", "--test-only", *_flags(options)]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise InputError(f"no answer from sbatch ({one_line(error)})", "one of SLURM's", "try again") from None
+        if done.returncode:
+            raise _refused("a job", options, said(done.stderr))
+
+    def submit(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """See `Engine.submit`; a job that SLURM has in its hands is left alone, one that has ended runs anew."""
+        folder = folder.absolute()
+        known = record.read_jobs(folder)
+        names = {name for job in jobs for name in (job.name, *job.needs)} & known.keys()
+        seen = self.look(folder, {name: known[name] for name in names})
+        ids: dict[str, str | None] = {}  # of what is in the queue, and None of what has finished
+        for name, one in seen.items():
+            if one.state in (record.WAITING, record.RUNNING) and known[name].id is not None:
+                ids[name] = known[name].id
+            elif one.state == record.FINISHED:
+                ids[name] = None
+        ordered = _in_order([job for job in jobs if ids.get(job.name) is None])
+        for job in ordered:
+            for need in sorted(set(job.needs) - ids.keys() - {other.name for other in ordered}):
+                state = f"is {seen[need].state}" if need in seen else "is not known"
+                got = f"{job.name}, which needs {need}, which {state}"
+                raise InputError(got, "a job that can begin", f"submit {need} with it")
+        new: list[str] = []
+        for job in ordered:
+            needed = [id for need in job.needs if (id := ids.get(need)) is not None]
+            ids[job.name] = _submit(folder, job, needed, new)
+            new.append(job.name)
+
+    def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
+        """How jobs stand: what SLURM says of those that are in its hands, what the supervisor wrote of the others."""
+        states = {name: record.read_state(folder, name) for name in jobs}
+        ids = [job.id for job in jobs.values() if job.id is not None]
+        try:
+            told = jobs_of(ids)
+        except Silence as silence:
+            return {name: _unasked(state, one_line(silence)) for name, state in states.items()}
+        seen = {name: merged(states[name], told.get(job.id or "")) for name, job in jobs.items()}
+        for name, job in jobs.items():
+            if job.id is None:
+                seen[name] = Seen(
+                    record.CANCELLED, None, "who submitted it was ended before SLURM had it; submit it again"
+                )
+        lost = (record.FAILED, record.CANCELLED, record.TIMED_OUT, record.BLOCKED)
+        for job in _in_order([*jobs.values()]):
+            needs = [need for need in job.needs if need in seen and seen[need].state in lost]
+            if needs and seen[job.name].state == record.CANCELLED and not states[job.name].attempts:
+                seen[job.name] = Seen(record.BLOCKED, None, f"{needs[0]} did not finish")
+        return seen
+
+    def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
+        """End jobs, and wait until SLURM has ended all their processes."""
+        ids = [job.id for job in jobs if job.id is not None]
+        if not ids:
+            return
+        try:
+            ask("scancel", *ids)
+            end = time.monotonic() + ENDING
+            while living := [id for id, one in jobs_of(ids).items() if one.state in LIVING | QUEUED]:
+                if time.monotonic() > end:
+                    got = f"jobs that SLURM has not ended within {ENDING} s ({listed(living)})"
+                    raise InputError(got, "their end", "see `squeue`: their node may be down")
+                time.sleep(0.5)
+        except Silence as silence:
+            raise InputError(f"no cancel ({one_line(silence)})", "an answer of SLURM's", "try again") from None
+
+
+def options_of(resources: Resources) -> dict[str, Any]:
+    """The resources as options of sbatch, without their dashes; True for one without a value.
+
+    Raises:
+        InputError: no SLURM, no such partition, more time than it gives, or a line that is no option.
+    """
+    for flag, value in (("--time", resources.minutes), ("--memory", resources.memory_gb)):
+        if value is not None and not 0 < value < math.inf:
+            raise InputError(f"{flag} {value:g}", "a number above 0", "correct it")
+    partition = partition_of(resources.partition)
+    minutes = resources.minutes
+    if minutes is not None and partition.most is not None and minutes > partition.most:
+        got = f"a time of {minutes:g} minutes in the partition {partition.name}"
+        raise InputError(got, f"at most {partition.most:g}", "say a shorter --time: a job goes on in a new run")
+    if minutes is None:  # submitit would say five minutes
+        minutes = partition.default or partition.most or 0
+    options: dict[str, Any] = {"time": math.ceil(minutes), "requeue": True}
+    given = {
+        "partition": resources.partition,
+        "account": resources.account,
+        "gres": resources.gres,
+        "mem": None if resources.memory_gb is None else f"{math.ceil(resources.memory_gb * 1024)}M",
+        "cpus-per-task": resources.cpus,
+    }
+    options |= {key: value for key, value in given.items() if value is not None}
+    for line in resources.lines:
+        key, separator, text = line.strip().removeprefix("--").partition("=" if "=" in line else " ")
+        if not line.strip().startswith("--") or not key or "\n" in line or (separator and not text.strip()):
+            raise InputError(f"the line '{line}'", "one option of sbatch", "write it as --qos=long, for instance")
+        if key in FLAGS or key in OURS.split():
+            remedy = f"say {FLAGS[key]}" if key in FLAGS else "leave it out"
+            raise InputError(f"the line '{line}'", "an option that is not set for every job", remedy)
+        options[key] = text.strip() if separator else True
+    return options
+
+
+def _flags(options: Mapping[str, Any]) -> list[str]:
+    return [f"--{key}" if value is True else f"--{key}={value}" for key, value in options.items()]
+
+
+def _refused(what: str, options: Mapping[str, Any], words: str) -> InputError:
+    flags = listed(_flags(options), separator=" ")
+    remedy = f"correct {listed([*dict.fromkeys(FLAGS.values())])} or --slurm"
+    return InputError(f"{what} that SLURM refuses ({words}; {flags})", "one that its partition can run", remedy)
+
+
+def _in_order(jobs: Sequence[Job]) -> list[Job]:
+    """Jobs after those that they need."""
+    left, done = {job.name: job for job in jobs}, list[Job]()
+    while left:
+        ready = [job for job in left.values() if not left.keys() & set(job.needs)]
+        if not ready:
+            raise InputError(f"jobs that need one another ({listed(left)})", "an order of them", "correct their needs")
+        done += ready
+        left = {name: job for name, job in left.items() if job not in ready}
+    return done
+
+
+def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]) -> str:
+    """Submit one job and write its id down; where it is refused, all is as it was."""
+    import submitit
+
+    kept = {path: path.read_bytes() for path in (folder / job.name).glob("*.json")}
+    options = options_of(job.resources)
+    if needed:
+        options |= {"dependency": f"afterok:{':'.join(needed)}", "kill-on-invalid-dep": "yes"}
+    id = ""
+    try:
+        job = replace(job, engine=Slurm.name, id=None, directory=job.directory or Path.cwd())
+        record.write_job(folder, job)  # before it is submitted: it may begin at once
+        record.write_state(folder, job.name, State())
+        executor = submitit.SlurmExecutor(
+            folder / job.name / FOLDER, max_num_timeout=UNENDING, python=shlex.quote(sys.executable)
+        )
+        executor.update_parameters(**_script(folder, job, options))
+        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes with the error, too
+            id = str(executor.submit(Task(str(folder), job.name)).job_id)
+        record.write_job(folder, replace(job, id=id))
+    except OSError as error:  # a full disk, or no sbatch
+        if id:
+            with contextlib.suppress(Silence):
+                ask("scancel", id)
+        _take_back(folder / job.name, kept)
+        raise unwritable(folder / job.name, error) from None
+    except Exception as error:  # submitit's own types, whose text is what sbatch said
+        _take_back(folder / job.name, kept)
+        earlier = f"; in the queue, since submitted before it: {listed(before, shown=10)}" if before else ""
+        raise _refused(job.name, options, said(str(error)) + earlier) from None
+    return id
+
+
+def _script(folder: Path, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What submitit writes the script of a job from."""
+    ended = shlex.join([sys.executable, "-m", "nnunetv2_ext.jobs.allocation", str(folder), job.name])
+    seconds = options["time"] * 60
+    return {
+        "job_name": f"{folder.parent.name}/{job.name}",
+        "time": options["time"],
+        "signal_delay_s": min(NOTICE, seconds // 10) if seconds else NOTICE,
+        # newer versions of srun do not take over the number of CPUs
+        "setup": ["export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1}"],
+        "teardown": ["code=$?", f"[ $code = 0 ] || {ended} $code", "exit $code"],
+        "additional_parameters": {**options, "chdir": folder / job.name},  # python -m imports from where it is run
+    }
+
+
+def _take_back(folder: Path, kept: Mapping[Path, bytes]) -> None:
+    """Leave the folder of a job as it was before it was submitted."""
+    if not kept:
+        shutil.rmtree(folder, ignore_errors=True)
+    for path, content in kept.items():
+        path.write_bytes(content)
+
+
+def _unasked(state: State, why: str) -> Seen:
+    """A job as its supervisor last wrote, where SLURM does not answer."""
+    last = _last(state)
+    ended = state.state in record.ENDED
+    return Seen(state.state, last.exit, last.reason if ended else f"as last known; SLURM does not answer ({why})")
+
+
+def _last(state: State) -> record.Attempt:
+    return state.attempts[-1] if state.attempts else record.Attempt(0.0)
+
+
+def merged(state: State, told: Told | None) -> Seen:
+    """A job as it stands, from what its supervisor wrote and what SLURM says.
+
+    Args:
+        told: None for a job that SLURM has forgotten.
+    """
+    last = _last(state)
+    written = Seen(state.state, last.exit, last.reason)
+    if told is None:
+        if state.state in record.ENDED:
+            return written
+        if not state.attempts:
+            return Seen(record.CANCELLED, None, "it had not begun, and SLURM knows it no longer")
+        return Seen(record.FAILED, last.exit, "its supervisor wrote no end, and SLURM knows it no longer")
+    if told.state in QUEUED:
+        if told.reason == "DependencyNeverSatisfied":
+            return Seen(record.BLOCKED, None, words(told.reason))
+        return Seen(
+            record.WAITING, None, last.reason if told.reason == "BeginTime" and last.reason else words(told.reason)
+        )
+    if told.state in LIVING:
+        began = seconds(told.began)
+        if state.state in record.ENDED and (last.ended or 0) >= began:  # what is left is to leave the node
+            return written
+        return Seen(record.RUNNING)
+    if state.state == record.FINISHED:
+        return written
+    if told.state == "COMPLETED":  # what the supervisor wrote is on its way through a network's file system
+        return Seen(record.FINISHED, 0)
+    if told.reason == "DependencyNeverSatisfied":
+        return Seen(record.BLOCKED, None, words("DependencyNeverSatisfied"))
+    if told.state in ("CANCELLED", "PREEMPTED", "REVOKED"):
+        return Seen(record.CANCELLED, last.exit, "" if told.state == "CANCELLED" else told.state.lower())
+    if told.state in ("TIMEOUT", "DEADLINE"):
+        return Seen(record.TIMED_OUT, last.exit, words("TimeLimit"))
+    if state.state in (record.FAILED, record.TIMED_OUT) and last.ended is not None:
+        return written
+    exit = told.exit or last.exit
+    why = {"NODE_FAIL": "NodeFail", "BOOT_FAIL": "NodeFail", "OUT_OF_MEMORY": "OutOfMemory"}.get(
+        told.state, told.reason
+    )
+    if why in ("", "NonZeroExitCode") or why.startswith("RaisedSignal"):
+        return Seen(record.FAILED, exit, f"its supervisor was ended with exit status {exit}")
+    return Seen(record.FAILED, exit, words(why))

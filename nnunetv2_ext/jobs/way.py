@@ -1,0 +1,285 @@
+"""The whole way: what a run is asked for, the folder it writes to, and the jobs that plan for it."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nnunetv2_ext.block import planned_block
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import nnunet_folder, read_json, read_plans, unwritable, write_json
+from nnunetv2_ext.inference.models import Model
+from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.graph import AS_USUAL, How, Wishes, under_way
+from nnunetv2_ext.jobs.record import FINISHED, Job, jobs_folder, read_state
+from nnunetv2_ext.registry import PLANNERS, planner_of
+from nnunetv2_ext.text import listed
+
+OURS, SETTINGS = "nnunetv2_ext", "run.json"
+"""Our command, and what is written first into the folder of a run: all that decides what it makes."""
+
+
+class Preset(NamedTuple):
+    """What is trained unless the user says otherwise, and how long; None: as published."""
+
+    models: tuple[str, ...]
+    folds: tuple[str, ...]
+    training: tuple[str, ...]
+    """Flags of the training block."""
+    epochs: int | None
+    iterations: int | None
+
+
+PRESETS = {
+    "quick": Preset(
+        ("MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"),
+        ("0", "1"),
+        ("--preset", "short"),
+        20,
+        50,
+    ),
+    "full": Preset(
+        ("MNetTrainer:MNetPlans:3d_fullres", "nnUNetTrainer:nnUNetPlans:3d_fullres"), tuple("01234"), (), None, None
+    ),
+}
+"""quick: a first look on equal terms, in plans of its own names; full: each method as its authors train it."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """What is to be done with a data set, and where.
+
+    Args:
+        dataset: its whole name.
+        output: for predictions, evaluation and the page.
+        images: to be predicted; None: there are none.
+        training: flags of the training block of plans that are made.
+        epochs: in that block, None as published; as `iterations` of an epoch.
+    """
+
+    dataset: str
+    models: tuple[Model, ...]
+    folds: tuple[str, ...]
+    output: Path
+    images: Path | None
+    training: tuple[str, ...] = ()
+    epochs: int | None = None
+    iterations: int | None = None
+    wishes: Wishes = AS_USUAL
+
+    def settings(self) -> dict[str, Any]:
+        """All that decides what the run makes, as JSON holds it, by flags."""
+        return {
+            "-d": self.dataset,
+            "-m": [str(model) for model in self.models],
+            "-f": list(self.folds),
+            "-i": None if self.images is None else str(self.images),
+            "-r": None if self.wishes.labels is None else str(self.wishes.labels),
+            "--epochs": self.epochs,
+            "--iterations": self.iterations,
+            "--each-fold": self.wishes.each_fold,
+        }
+
+
+def open_output(way: Way) -> None:
+    """Make the folder of a run, or see that it is that of the same run.
+
+    Raises:
+        InputError: a file, another folder, or that of a run with other settings.
+    """
+    output, remedy = way.output, "choose another -o"
+    if output.exists() and not output.is_dir():
+        raise InputError(f"-o {output}, a file", "a folder", remedy)
+    settings = way.settings()
+    path = output / SETTINGS
+    if path.is_file():
+        before = read_json(path, remedy)
+        other = [key for key in settings if before.get(key) != settings[key]]
+        if other:
+            told = listed(f"{key} {_told(settings[key])}, which was {_told(before.get(key))}" for key in other)
+            raise InputError(f"{told}, in {path}", "the settings of the run that goes on", f"repeat them, or {remedy}")
+        return
+    if output.is_dir() and any(output.iterdir()):
+        raise InputError(f"-o {output}, in which no run has begun (it lacks {SETTINGS})", "a new folder", remedy)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        write_json(path, settings)
+    except OSError as error:
+        raise unwritable(output, error) from None
+
+
+def _told(value: Any) -> str:
+    return listed(value, separator=" ") if isinstance(value, list) else "none" if value is None else str(value)
+
+
+def planning(way: Way, known: Mapping[str, Job], how: How) -> list[Job]:
+    """The jobs that make plans and preprocess for them, one after the other; nnU-Net's first, whose data ours share.
+
+    Plans that are there already are taken as they are, and have none.
+
+    Args:
+        known: the jobs that were submitted before, by name.
+
+    Raises:
+        InputError: plans that are not there and whose planner is not known, or a length that would not be kept: of a
+            trainer or a planner of nnU-Net's, which read none, or of plans that say another; plans that would be made
+            otherwise than those of a model that is trained.
+    """
+    folder = nnunet_folder("nnUNet_preprocessed") / way.dataset
+    there = [model.plans for model in way.models if (folder / f"{model.plans}.json").is_file()]
+    named = list(dict.fromkeys(model.plans for model in way.models))
+    making = [name for name in named if plan_job(name) in known or name not in there]
+    making.sort(key=lambda name: not _of_nnunet(name))
+    for model in way.models:
+        _check_length(way, model, folder if model.plans in there else None)
+    jobs: list[Job] = []
+    for name in making:
+        planner, backbone, by_default = planner_of(name)
+        words = [OURS, "plan_and_preprocess", "-d", way.dataset, "-pl", planner, "--no_pbar"]
+        configurations = [model.configuration for model in way.models if model.plans == name]
+        if "3d_cascade_fullres" not in configurations:  # which reads the data of two others
+            words += ["-c", *dict.fromkeys(configurations)]
+        words += ["--backbone", backbone] if backbone else []
+        words += [] if by_default else ["-overwrite_plans_name", name]
+        words += way.training
+        for flag, (_, value) in _length(way).items():
+            words += [flag, str(value)]
+        _refuse_other_plans(known.get(plan_job(name)), words, way)
+        jobs.append(how.job(plan_job(name), words, [job.name for job in jobs[-1:]]))
+    return jobs
+
+
+def _refuse_other_plans(before: Job | None, words: Sequence[str], way: Way) -> None:
+    """Refuse to make plans anew, by another command, of which a model is trained.
+
+    Raises:
+        InputError: there is such a model.
+    """
+    if before is None or _essence(before.command) == _essence(words):
+        return
+    name = before.name.removeprefix("plan_")
+    results = nnunet_folder("nnUNet_results") / way.dataset
+    if trained := sorted(path.parent for path in results.glob(f"*__{name}__*/plans.json")):
+        other = [word for word in words if word not in before.command]
+        other += [f"no {word}" for word in before.command if word not in words]
+        raise InputError(
+            f"other plans {name} ({listed(other, separator=' ')}) than those of {trained[0]}",
+            "plans of one name made once",
+            f"repeat the flags of the first run, name other plans in -m, or move {listed(trained)} aside",
+        )
+
+
+def plan_job(plans: str) -> str:
+    """The name of the job that makes plans."""
+    return f"plan_{plans}"
+
+
+def _of_nnunet(plans: str) -> bool:
+    return planner_of(plans).planner not in {entry.name for entry in PLANNERS}
+
+
+def _length(way: Way) -> dict[str, tuple[str, int]]:
+    """How long is trained: keys and values of the training block by their flags."""
+    found = {} if way.epochs is None else {"--epochs": ("epochs", way.epochs)}
+    if way.iterations is not None:
+        found["--iterations"] = ("iterations_per_epoch", way.iterations)
+        found["--val-iterations"] = ("val_iterations_per_epoch", -(-way.iterations // 20))
+    return found
+
+
+def _check_length(way: Way, model: Model, folder: Path | None) -> None:
+    """Refuse a length that would not be kept.
+
+    Args:
+        folder: of the model's plans, where they are there.
+
+    Raises:
+        InputError: as `planning`.
+    """
+    length = _length(way)
+    if not length:
+        return
+    told = listed((f"{flag} {value}" for flag, (_, value) in length.items()), separator=" ")
+    instead = "name BackboneTrainer:BackboneQuickPlans:3d_fullres, nnU-Net's network by a trainer of ours, in its place"
+    if model.trainer.startswith("nnUNetTrainer"):
+        what = f"{told} for {model.trainer}, which trains as long as nnU-Net's do"
+        raise InputError(what, "trainers of ours", f"{instead}, or take --preset full")
+    if folder is None:
+        if _of_nnunet(model.plans):
+            what = f"{told} for {model.plans}, whose planner is nnU-Net's"
+            raise InputError(what, "planners of ours, whose plans have a training block", instead)
+        return
+    path = folder / f"{model.plans}.json"
+    configurations = read_plans(path, "plan again")["configurations"]
+    if model.configuration in configurations:
+        planned = planned_block(configurations, model.configuration)
+        other = {flag: planned.get(key) for flag, (key, value) in length.items() if planned.get(key) != value}
+        if other:
+            said = listed(f"{flag} {'as published' if value is None else value}" for flag, value in other.items())
+            write = f"nnunetv2_ext schedule -d {way.dataset} -p {model.plans} -c {model.configuration} {told}"
+            remedy = (
+                f"name plans that are not there, {model.trainer}:{_free(path)}:{model.configuration}, or run {write}"
+            )
+            raise InputError(f"{told} for {path}, which says {said}", "the length that these plans say", remedy)
+
+
+def _free(path: Path) -> str:
+    """A name of plans by the same planner that none have."""
+    names = (f"{path.stem.removesuffix('Plans')}{number}Plans" for number in itertools.count(2))
+    return next(name for name in names if not path.with_name(f"{name}.json").is_file())
+
+
+def to_submit(wanted: Sequence[Job], known: Mapping[str, Job], seen: Mapping[str, Seen], dataset: str) -> list[Job]:
+    """Those of the wanted jobs that are neither finished nor under way, and those that need one of these.
+
+    A command of ours has finished where it ran with the same flags after all that it needs had ended, and what it wrote
+    is there. Trainings are wanted only where folds lack something.
+
+    Args:
+        known: the jobs that were submitted before, by name; `seen` tells how they stand.
+
+    Raises:
+        InputError: a job of the same name is under way with another command.
+    """
+    folder = jobs_folder(dataset)
+    lacking: dict[str, Job] = {}
+    for job in wanted:
+        before = known.get(job.name)
+        same = before is not None and _essence(before.command) == _essence(job.command)
+        if under_way(seen.get(job.name)):
+            if not same:
+                raise InputError(
+                    f"a job {job.name} that is {seen[job.name].state} for another request",
+                    "one at a time",
+                    f"wait until it has ended, or run nnunetv2_ext jobs -d {dataset} --cancel {job.name}",
+                )
+            continue
+        done = same and seen[job.name].state == FINISHED and job.command[0] == OURS and _product(job).exists()
+        if done and not any(need in lacking or under_way(seen.get(need)) for need in job.needs):
+            ends = {name: _ended(folder, name) for name in (*job.needs, job.name)}
+            if all(ends[need] <= ends[job.name] for need in job.needs):
+                continue
+        lacking[job.name] = job
+    return list(lacking.values())
+
+
+def _essence(command: Sequence[str]) -> tuple[str, ...]:
+    """A command without what depends on what is there already."""
+    return tuple(word for word in command if word != "--overwrite")
+
+
+def _product(job: Job) -> Path:
+    """What tells that a command was here."""
+    words = job.command
+    if "-o" in words:
+        return Path(words[words.index("-o") + 1])
+    return (
+        nnunet_folder("nnUNet_preprocessed") / words[words.index("-d") + 1] / f"{job.name.removeprefix('plan_')}.json"
+    )
+
+
+def _ended(folder: Path, name: str) -> float:
+    """When a job ended, in seconds since 1970; 0 for one that has not run here."""
+    attempts = read_state(folder, name).attempts
+    return (attempts[-1].ended or 0.0) if attempts else 0.0

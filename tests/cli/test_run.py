@@ -1,0 +1,197 @@
+"""`nnunetv2_ext run`: what is submitted at which step, what is done already, and bad input, which changes nothing."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from nnunetv2_ext.cli import main, run, train
+from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.record import FINISHED, RUNNING, Job
+from tests.doctor.conftest import Prepared, prepare
+from tests.jobs.fake import FakeEngine, use
+
+OURS, STOCK = "MNetTrainer:MNetPlans:3d_fullres", "BackboneTrainer:nnUNetPlans:3d_fullres"
+TRAINED = ["BackboneTrainer__nnUNetPlans__3d_fullres", "MNetTrainer__MNetPlans__3d_fullres"]
+QUICK = ("MNetQuickPlans", "BackboneQuickPlans")
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    monkeypatch.setattr(train, "gpus_there", list)
+    monkeypatch.chdir(tmp_path)
+    return prepare(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
+    """Jobs finish as soon as they are waited for, and leave what they are to write, but for plans."""
+    fake = use(monkeypatch)
+
+    def finish(dataset: str, names: Sequence[str]) -> int:
+        for name in names:
+            fake.states[name] = Seen(FINISHED)
+        for job in fake.submitted:
+            if "-o" in job.command:
+                place = Path(job.command[job.command.index("-o") + 1])
+                place.parent.mkdir(parents=True, exist_ok=True)
+                place.touch()
+        return 0
+
+    monkeypatch.setattr(run, "follow", finish)
+    monkeypatch.setattr(run, "tell_results", lambda way: None)
+    return fake
+
+
+def names(jobs: Sequence[Job]) -> list[str]:
+    return [job.name for job in jobs]
+
+
+def test_plans_are_jobs_first(prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    # the engine of this test plans nothing, so that trainings are refused
+    assert main(["run", "-d", "901", "--epochs", "7"]) == 2
+    assert "no plans file" in (refused := capsys.readouterr().err) and "MNetQuickPlans" in refused
+    assert names(engine.submitted) == [f"plan_{name}" for name in QUICK]
+    first, second = engine.submitted
+    assert " ".join(first.command) == (
+        "nnunetv2_ext plan_and_preprocess -d Dataset901_Boxes -pl MNetPlanner --no_pbar -c 3d_fullres"
+        " -overwrite_plans_name MNetQuickPlans --preset short --epochs 7 --iterations 50 --val-iterations 3"
+    )
+    assert second.command[5] == "BackbonePlanner" and second.needs == ("plan_MNetQuickPlans",)
+    assert json.loads(Path("Dataset901_Boxes_quick/run.json").read_text())["--epochs"] == 7
+
+
+def test_the_steps_after_trainings(prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["run", "-d", "901", "--preset", "full", "-m", OURS, STOCK, "-f", "0", "1", "-o", "out", "--jobs", "2"]
+    (prepared.raw / "imagesTs").mkdir()
+    assert main(command) == 0
+    assert "no images" in capsys.readouterr().out
+    steps = ["find_best", "evaluate", "report"]
+    assert names(engine.submitted) == [f"{model}__fold_{n}" for model in reversed(TRAINED) for n in (0, 1)] + steps
+    assert {job.resources.jobs for job in engine.submitted} == {2}
+    by_name = {job.name: job for job in engine.submitted}
+    assert by_name["evaluate"].command[2:8] == ("-d", "Dataset901_Boxes", "-m", OURS, STOCK, "-f")
+
+    # with images, in another folder: what was trained (the files of this test say that it was not) and predicted
+    images = prepared.raw / "imagesTs"
+    (images / "new_0000.nii.gz").touch()
+    (images.with_name("labelsTs")).mkdir()
+    (images.with_name("labelsTs") / "new.nii.gz").touch()
+    engine.submitted.clear()
+    assert main([*command[:-4], "--each-fold", "-o", "other", "--jobs", "2"]) == 0
+    predicted = [f"predict_{model}{fold}" for model in reversed(TRAINED) for fold in ("__fold_0", "__fold_1", "")]
+    assert names(engine.submitted)[4:] == ["find_best", *predicted, "predict_ensemble", "evaluate", "report"]
+    by_name = {job.name: job for job in engine.submitted}
+    assert "--names" in by_name["evaluate"].command and f"{OURS}, ensemble of 2" in by_name["evaluate"].command
+    assert set(by_name["evaluate"].needs) == {*predicted, "predict_ensemble"}
+
+
+def test_the_best_of_three_is_looked_up(prepared: Prepared, engine: FakeEngine) -> None:
+    (prepared.raw / "imagesTs").mkdir()
+    (prepared.raw / "imagesTs" / "new_0000.nii.gz").touch()
+    models = [OURS, STOCK, "MNetTrainer:nnUNetPlans:3d_fullres"]
+    assert main(["run", "-d", "901", "--preset", "full", "-m", *models, "-f", "0", "-o", "out"]) == 0
+    (best,) = [job for job in engine.submitted if job.name == "predict_best"]
+    file = str(Path("out/best.json").resolve())
+    assert best.needs == ("find_best",) and best.command[2:4] == ("-m", file)
+    (search,) = [job for job in engine.submitted if job.name == "find_best"]
+    assert file in search.command
+
+
+def folder(*files: str) -> Callable[[Path], object]:
+    def make(root: Path) -> None:
+        for file in files:
+            (root / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / file).write_text("{}")
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("flags", "told", "before"),
+    [
+        ("--preset fast", "--preset fast; expected one of quick, full", None),
+        ("--preset full -m Foo:BarPlans:3d_fullres", "plans BarPlans, whose planner is not known", None),
+        ("--preset full -m MNetTrainer:MNetPlans", "TRAINER:PLANS:CONFIG", None),
+        ("-f one", "-f one; expected numbers of folds", None),
+        ("--epochs 0", "--epochs 0; expected a number from 1", None),
+        ("--iterations few", "--iterations few; expected a whole number", None),
+        ("-i nowhere", "-i nowhere; expected a folder of images", None),
+        ("-r somewhere", "-r somewhere without images", None),
+        ("-o out", "-o {root}/out, a file", folder("out")),
+        ("-o out", "out, in which no run has begun (it lacks run.json)", folder("out/notes.txt")),
+        ("--partition gpu", "--partition with --on local", None),
+        ("--gpus 9", "--gpus 9", None),
+        ("-m nnUNetTrainer:nnUNetPlans:3d_fullres", "for nnUNetTrainer, which trains as long as nnU-Net's do", None),
+        ("-m MNetTrainer:nnUNetTrialPlans:3d_fullres", "nnUNetTrialPlans, whose planner is nnU-Net's", None),
+        (f"-m {OURS}", "MNetPlans.json, which says --epochs", None),
+    ],
+)
+def test_refused(
+    prepared: Prepared,
+    engine: FakeEngine,
+    capsys: pytest.CaptureFixture[str],
+    flags: str,
+    told: str,
+    before: Callable[[Path], object] | None,
+) -> None:
+    if before is not None:
+        before(Path())
+    assert main(["run", "-d", "901", *flags.split()]) == 2
+    error = capsys.readouterr().err
+    assert told.format(root=Path().resolve()) in error and error.count("\n") == 1
+    assert not engine.submitted
+    assert not Path("Dataset901_Boxes_quick").exists()
+
+
+def test_no_data_set(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-d", "77"]) == 2
+    assert "no data set 77" in capsys.readouterr().err
+
+
+FULL = ["run", "-d", "901", "--preset", "full", "-m", OURS, "-f", "0", "-o", "out"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (["-f", "0", "1"], "-f 0 1, which was 0, in"),
+        (["-m", STOCK], f"-m {STOCK}, which was {OURS}, in"),
+        (["--each-fold"], "--each-fold True, which was False, in"),
+    ],
+)
+def test_a_run_with_other_settings(
+    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str], change: list[str], told: str
+) -> None:
+    assert main(FULL) == 0
+    submitted = names(engine.submitted)
+    assert main([*FULL, *change]) == 2
+    error = capsys.readouterr().err
+    assert told in error and "run.json" in error and "choose another -o" in error
+    assert names(engine.submitted) == submitted
+    assert main(FULL) == 0
+
+
+def test_jobs_of_another_request_under_way(
+    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(FULL) == 0
+    engine.states["report"] = Seen(RUNNING)
+    assert main([*FULL[:-1], "other"]) == 2
+    assert "a job report that is running for another request" in (told := capsys.readouterr().err)
+    assert "nnunetv2_ext jobs -d Dataset901_Boxes --cancel report" in told
+
+
+def test_other_plans_than_those_of_a_model(
+    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "-d", "901"]) == 2  # planned, as far as this test's engine does
+    model = prepared.results / "MNetTrainer__MNetQuickPlans__3d_fullres"
+    model.mkdir()
+    (model / "plans.json").write_text("{}")
+    capsys.readouterr()
+    assert main(["run", "-d", "901", "--epochs", "7", "-o", "out"]) == 2
+    told = capsys.readouterr().err
+    assert "other plans MNetQuickPlans (7 no 20) than those of" in told and f"move {model} aside" in told
+    assert not Path("out").exists()

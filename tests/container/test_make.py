@@ -1,0 +1,180 @@
+"""The folder of a container: what is in it, and what is refused before it is made."""
+
+import json
+import shutil
+import stat
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nnunetv2_ext.cli import main
+from nnunetv2_ext.container import make as making
+from nnunetv2_ext.inference.models import load_model
+from tests.container.conftest import Make, validated
+from tests.tiny_models import DESCRIPTION, NAME, NUMBER, plans, write_model
+
+MODEL = "nnUNetTrainer:nnUNetPlans:3d_fullres"
+
+
+def container(output: Path, *more: str, model: str = MODEL) -> int:
+    return main(["container", "-d", str(NUMBER), "-o", str(output), "-m", model, *more])
+
+
+def files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_in_the_folder(make: Make) -> None:
+    folder = make(2)
+    there = files(folder)
+    assert {path for path in there if "/" not in path} == {
+        ".dockerignore", "Dockerfile", "README.md", "requirements.txt", "save.sh", "test_run.sh"
+    }  # fmt: skip
+    assert {"app/nnunetv2_ext/trainers/mnet.py", "app/nnunetv2_ext/plans/mnet.py", "app/LICENSE"} <= there
+    assert not [path for path in there if "__pycache__" in path or path.endswith(".pth")]
+    name = MODEL.replace(":", "__")
+    of_model = {path.removeprefix(f"model/{name}/") for path in there if path.startswith(f"model/{name}/")}
+    folds = {f"fold_{fold}/{file}" for fold in (0, 1) for file in ("weights.safetensors", "training.json")}
+    assert of_model == {"model.json", "plans.json", "dataset.json", *folds}
+    assert list(load_model(folder / "model" / name).trained.weights) == ["0", "1"]
+    told = json.loads((folder / "test" / "input" / "inputs.json").read_text())
+    assert [socket["socket"]["slug"] for socket in told] == ["mr-liver", "mr-contrast"]
+    pins = [line.partition("==")[0] for line in (folder / "requirements.txt").read_text().splitlines()[1:]]
+    assert {"torch", "nnunetv2", "simpleitk", "safetensors"} <= set(pins) and pins == sorted(pins)
+    assert not {"nnunetv2-ext", "pytest", "ruff", "monai"} & set(pins)
+    for path in folder.rglob("*"):
+        mode = path.stat().st_mode
+        assert mode & stat.S_IROTH
+        assert bool(mode & stat.S_IXOTH) == (path.is_dir() or path.suffix == ".sh")
+    readme = (folder / "README.md").read_text()
+    assert "| nnunetv2 | " in readme and "0.500, 0.500" in readme and "{{" not in readme
+
+
+@pytest.mark.parametrize("more", [{}, {"interface": "folder", "inputs": (), "output": ""}])
+def test_scripts_and_page_are_sound(make: Make, more: dict[str, Any]) -> None:
+    folder = make(**more)
+    for script in folder.glob("*.sh"):
+        subprocess.run(["bash", "-n", str(script)], check=True)
+    for text in (path.read_text() for path in folder.iterdir() if path.is_file()):
+        assert "\n\n\n" not in text and text.endswith("\n") and not text.endswith("\n\n")
+
+
+def test_a_cascade_brings_its_first_stage(nnunet_folders: Path, light: None) -> None:
+    for configuration in ("3d_lowres", "3d_cascade_fullres"):
+        validated(write_model(nnunet_folders, configuration))
+    output = nnunet_folders / "made"
+    cascade = MODEL.replace("3d_fullres", "3d_cascade_fullres")
+    assert container(output, "--inputs", "mr", "--output-slug", "labels", model=cascade) == 0
+    told = json.loads((output / "model" / "container.json").read_text())
+    assert told["models"] == [cascade.replace(":", "__")]
+    assert len([path for path in (output / "model").iterdir() if path.is_dir()]) == 2
+
+
+def test_a_trainer_of_the_users_own_comes_along(nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = nnunet_folders / "my_trainers"
+    folder.mkdir()
+    base = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
+    (folder / "mine.py").write_text(
+        f"from {base} import nnUNetTrainer\n\n\nclass MyTrainer(nnUNetTrainer):\n    pass\n"
+    )
+    monkeypatch.setenv("nnUNet_extTrainer", str(folder))
+    validated(write_model(nnunet_folders, trainer="MyTrainer"))
+    output = nnunet_folders / "made"
+    model = MODEL.replace("nnUNetTrainer", "MyTrainer")
+    assert container(output, "--interface", "folder", "--bake", model=model) == 0
+    assert files(output / "app" / "other_trainers") == {"mine.py"}
+    dockerfile = (output / "Dockerfile").read_text()
+    assert "ENV nnUNet_extTrainer=/opt/app/other_trainers\n" in dockerfile
+    assert "COPY model /opt/ml/model\n" in dockerfile
+    assert "model" not in (output / "test_run.sh").read_text()
+
+
+@pytest.fixture
+def trained(nnunet_folders: Path) -> Path:
+    """A model of two channels and two folds, both validated."""
+    description = {**DESCRIPTION, "channel_names": {"0": "T1", "1": "T2"}}
+    return validated(write_model(nnunet_folders, description=description, of_plans=plans(2), folds=(0, 1)))
+
+
+SOCKETS = ("--inputs", "t1", "t2", "--output-slug", "labels")
+
+
+@pytest.mark.parametrize(
+    ("how", "more", "words"),
+    [
+        ("exists", SOCKETS, "the existing output"),
+        ("no parent", SOCKETS, "expected one to write into"),
+        ("no validation", SOCKETS, f"run nnUNetv2_train {NAME} 3d_fullres 1 -tr nnUNetTrainer -p nnUNetPlans --val."),
+        ("", ("-f", "0", "3", *SOCKETS), "no checkpoint_final.pth in fold_3"),
+        ("", ("-chk", "checkpoint_best.pth", *SOCKETS), "no checkpoint_best.pth in any fold"),
+        ("", ("--inputs", "t1", "--output-slug", "labels"), "a socket for each of the 2 channels, T1, T2"),
+        ("", ("--output-slug", "labels"), "got no --inputs; expected a socket for each of the 2 channels"),
+        ("", ("--inputs", "t1", "t2", "t3", "--output-slug", "labels"), "name 2 slugs"),
+        ("", ("--inputs", "t1", "t1", "--output-slug", "labels"), "one slug twice"),
+        ("", ("--inputs", "t1", "t2"), "no --output-slug"),
+        ("", ("--inputs", "t1", "T2 Flair", "--output-slug", "labels"), "the slug 'T2 Flair'"),
+        ("", ("--inputs", "t1", "images/t2", "--output-slug", "labels"), "the slug 'images/t2'"),
+        ("", ("--inputs", "t1", "t2", "--output-slug", "../labels"), "the slug '../labels'"),
+        ("", ("--interface", "dicom", *SOCKETS), "expected grand-challenge or folder"),
+        ("", ("--interface", "folder", *SOCKETS), "--inputs with --interface folder"),
+        ("", ("--interface", "folder", "--output-slug", "labels"), "--output-slug with --interface folder"),
+        ("", ("--tif-spacing", "5", "0", "1", *SOCKETS), "--tif-spacing 5 0 1"),
+        ("", ("--tif-spacing", "5", "x", "1", *SOCKETS), "3 numbers"),
+        ("", ("-step_size", "0", *SOCKETS), "a step size of 0"),
+        ("", ("-w", "1", "2", *SOCKETS), "2 weights for 1 members"),
+        ("damaged", SOCKETS, "the damaged checkpoint"),
+        ("safe export", SOCKETS, "an export of safe_export"),
+        ("two of one name", SOCKETS, "two models of one name"),
+        ("full", SOCKETS, "No space left on device"),
+    ],
+)
+def test_wrong_requests_leave_nothing(
+    trained: Path,
+    nnunet_folders: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+    more: tuple[str, ...],
+    words: str,
+) -> None:
+    output, models = nnunet_folders / "made", [MODEL]
+    match how:
+        case "exists":
+            output.mkdir()
+            (output / "mine").touch()
+        case "no parent":
+            output = nnunet_folders / "none" / "made"
+        case "no validation":
+            (trained / "fold_1" / "validation" / "summary.json").unlink()
+        case "damaged":
+            checkpoint = trained / "fold_1" / "checkpoint_final.pth"
+            checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+        case "safe export":
+            models = [str(nnunet_folders / "safe")]
+            assert main(["safe_export", str(trained), models[0]]) == 0
+        case "two of one name":
+            models.append(str(nnunet_folders / "copy" / trained.name))
+            shutil.copytree(trained, models[1])
+        case "full":
+
+            def full(*_: object, **__: object) -> None:
+                raise OSError(28, "No space left on device", "app")
+
+            monkeypatch.setattr(making, "copy_package", full)
+    before = {path: path.stat().st_mtime_ns for path in nnunet_folders.rglob("*")}
+    capsys.readouterr()
+    assert main(["container", "-d", str(NUMBER), "-o", str(output), "-m", *models, *more]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("nnunetv2_ext container: got ") and err.count("\n") == 1 and words in err
+    there = {path: path.stat().st_mtime_ns for path in nnunet_folders.rglob("*")}
+    assert there == before
+
+
+def test_the_remedy_of_a_model_without_validation_names_the_folds(trained: Path, capsys: Any) -> None:
+    for fold in (0, 1):
+        shutil.rmtree(trained / f"fold_{fold}" / "validation")
+    assert container(trained.parents[2] / "made", *SOCKETS) == 2
+    err = capsys.readouterr().err
+    assert "no validation of fold 0, 1 in" in err and "--val, and so on." in err

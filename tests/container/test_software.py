@@ -1,0 +1,82 @@
+"""What a container installs: versions and licences from metadata of every kind."""
+
+from importlib.metadata import Distribution
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from nnunetv2_ext.container.software import described, needed
+from nnunetv2_ext.errors import InputError
+
+
+class Told(Distribution):
+    """A distribution of which only the metadata are there."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def read_text(self, filename: str) -> str | None:
+        return self.text if filename == "METADATA" else None
+
+    def locate_file(self, path: Any) -> Any:
+        return Path(path)
+
+
+def told(*lines: str, version: str = "1.2") -> Told:
+    return Told("\n".join(["Metadata-Version: 2.1", "Name: A.Thing_x", f"Version: {version}", *lines, "", ""]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        (["License-Expression: MIT AND BSD-3-Clause", "License: other"], "MIT AND BSD-3-Clause"),
+        (["License: MIT"], "MIT"),
+        (["License: UNKNOWN", "Classifier: License :: OSI Approved :: BSD License"], "BSD License"),
+        (
+            ["License: Copyright (c) 2001\n  All rights", "Classifier: License :: OSI Approved :: BSD License"],
+            "BSD License",
+        ),
+        (["License: Copyright (c) 2001\n  All rights"], "Copyright (c) 2001"),
+        (["Classifier: License :: Other/Proprietary License"], "Other/Proprietary License"),
+        (["Classifier: License :: OSI Approved", "Classifier: License :: OSI Approved :: MIT License"], "MIT License"),
+        ([], "see its files"),
+    ],
+)
+def test_licences_in_the_words_of_the_metadata(lines: list[str], expected: str) -> None:
+    assert described(told(*lines)).licence == expected
+
+
+@pytest.mark.parametrize(
+    ("version", "expected"), [("2.14.1", "2.14.1"), ("2.6.0+cu124", "2.6.0"), ("1.0.post1", "1.0.post1")]
+)
+def test_a_pin_is_what_an_index_has(version: str, expected: str) -> None:
+    assert described(told(version=version))[:2] == ("a-thing-x", expected)
+
+
+def test_all_that_is_needed_and_no_more() -> None:
+    names = {one.name for one in needed([nn.Linear(1, 1)])}
+    assert {"torch", "sympy", "nnunetv2", "pandas", "python-dateutil"} <= names
+    assert not {"pytest", "monai", "nnunetv2-ext"} & names
+
+
+def test_the_package_of_a_layer_is_needed_too() -> None:
+    layer = type("Layer", (nn.Linear,), {"__module__": "hypothesis.layers"})(1, 1)
+    assert "hypothesis" in {one.name for one in needed([nn.Sequential(layer)])}
+
+
+def test_what_is_required_and_missing_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nnunetv2_ext.container import software
+
+    asked: list[str] = []
+
+    def distribution(name: str) -> Distribution:
+        asked.append(name)
+        if len(asked) == 1:
+            return told("Requires-Dist: not-here>=1", "Requires-Dist: of-windows; sys_platform == 'win32'")
+        raise software.PackageNotFoundError(name)
+
+    monkeypatch.setattr(software, "distribution", distribution)
+    with pytest.raises(InputError, match=r"no distribution not-here here.*run pip install not-here"):
+        needed([])
