@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1] / "nnunetv2_ext"
 ROOMS = [
     "cli __main__",
-    "container",
+    "container jobs",
     "testing",
     "profiling",
     "doctor",

@@ -1,0 +1,1 @@
+"""Commands as jobs: their folders, who runs them (this machine or SLURM), how they go."""
