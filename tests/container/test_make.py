@@ -88,7 +88,7 @@ def test_the_scripts_ask_docker_for_a_closed_container(make: Make, tmp_path: Pat
 @pytest.mark.parametrize("more", [{}, {"interface": "folder", "inputs": (), "output": ""}])
 def test_pages_have_no_holes(make: Make, more: dict[str, Any]) -> None:
     for text in (path.read_text() for path in make(**more).iterdir() if path.is_file()):
-        assert "\n\n\n" not in text and text.endswith("\n") and not text.endswith("\n\n")
+        assert "\n\n\n" not in text and " \n" not in text and text.endswith("\n") and not text.endswith("\n\n")
 
 
 def test_a_cascade_brings_its_first_stage(nnunet_folders: Path, light: None) -> None:
