@@ -90,7 +90,7 @@ def test_five_folds(cluster: Cluster, pipeline: Pipeline, monkeypatch: pytest.Mo
     slurm.submit(folder, jobs_of(folder, results))
     jobs = record.read_jobs(folder)
     assert ids.items() <= {name: job.id for name, job in jobs.items()}.items()  # those in the queue are left alone
-    end = time.monotonic() + 500
+    end = time.monotonic() + 1200
     while time.monotonic() < end:
         seen = slurm.look(folder, jobs)
         if all(one.state not in (record.WAITING, record.RUNNING) for one in seen.values()):
