@@ -8,8 +8,9 @@ import pytest
 
 from nnunetv2_ext.cli import main, run, train
 from nnunetv2_ext.jobs.engine import Seen
-from nnunetv2_ext.jobs.record import FAILED, FINISHED, RUNNING, Job
-from tests.doctor.conftest import Prepared, prepare
+from nnunetv2_ext.jobs.record import FAILED, FINISHED, RUNNING, Attempt, Job, State, jobs_folder, write_state
+from nnunetv2_ext.jobs.way import to_submit
+from tests.doctor.conftest import DATASET, Prepared, prepare
 from tests.jobs.fake import FakeEngine, use
 
 OURS, STOCK = "MNetTrainer:MNetPlans:3d_fullres", "BackboneTrainer:nnUNetPlans:3d_fullres"
@@ -171,6 +172,24 @@ def test_a_run_with_other_settings(
     assert told in error and "run.json" in error and "choose another -o" in error
     assert names(engine.submitted) == submitted
     assert main(FULL) == 0
+
+
+def test_what_was_removed_is_made_again_with_what_needs_it(prepared: Prepared, engine: FakeEngine) -> None:
+    assert main(FULL) == 0
+    known = {job.name: job for job in engine.submitted[1:]}  # but for the training, which no file of this test tells of
+    wanted, seen = list(known.values()), dict.fromkeys(known, Seen(FINISHED))
+    assert names(wanted) == ["find_best", "evaluate", "report"]
+    assert not to_submit(wanted, known, seen, DATASET)
+    Path("out/evaluation").unlink()
+    assert names(to_submit(wanted, known, seen, DATASET)) == ["evaluate", "report"]
+    Path("out/evaluation").touch()
+    assert names(to_submit(wanted, known, seen | {"evaluate": Seen(FAILED)}, DATASET)) == ["evaluate", "report"]
+    # a fold was trained again since, or is now
+    for state, attempt in ((FINISHED, Attempt(1, 2)), (RUNNING, Attempt(1))):
+        name = f"{TRAINED[1]}__fold_0"
+        write_state(jobs_folder(DATASET), name, State(state, (attempt,)))
+        again = to_submit(wanted, known, seen | {name: Seen(state)}, DATASET)
+        assert names(again) == ["find_best", "evaluate", "report"]
 
 
 def test_jobs_of_another_request_under_way(
