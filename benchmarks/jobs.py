@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks._report import machine, markdown_facts
 from nnunetv2_ext.data.phantom import write_phantoms
@@ -51,27 +52,37 @@ TWO = Resources(jobs=2)
 KINDS = ("training", "worker", "group", "supervisor", QUEUE)
 
 
-def prepare(folder: Path, epochs: int) -> Shell:
+def prepare(folder: Path) -> Shell:
     """Plan and preprocess phantoms for a tiny MNet."""
     shell = Shell(folder, {**os.environ, "nnUNet_n_proc_DA": "1", "nnUNet_def_n_proc": "2", "OMP_NUM_THREADS": "1"})
     write_phantoms(folder / "nnUNet_raw" / DATASET, training=FOLDS, test=0)
-    short = f"--epochs {epochs} --iterations 2 --val-iterations 1 --batch-size 2"
+    short = "--epochs 1 --iterations 2 --val-iterations 1 --batch-size 2"
     shell.run(f"nnunetv2_ext plan_and_preprocess -d 901 -pl MNetPlanner -c 3d_fullres {short}")
-    plans = folder / "nnUNet_preprocessed" / DATASET / "MNetPlans.json"
-    content = json.loads(plans.read_text(encoding="utf-8"))
+    plans, content = _plans(shell)
     arguments = content["configurations"]["3d_fullres"]["architecture"]["arch_kwargs"]
     arguments["features_per_stage"] = [max(2, width // 8) for width in arguments["features_per_stage"]]
     plans.write_text(json.dumps(content), encoding="utf-8")
     return shell
 
 
-def training(shell: Shell, fold: int, *, after: str | None = None, retries: int = 2) -> Job:
+def set_epochs(shell: Shell, epochs: int) -> None:
+    """Train so many epochs from now on."""
+    plans, content = _plans(shell)
+    content["configurations"]["3d_fullres"]["training"]["epochs"] = epochs
+    plans.write_text(json.dumps(content), encoding="utf-8")
+
+
+def _plans(shell: Shell) -> tuple[Path, dict[str, Any]]:
+    path = shell.folder / "nnUNet_preprocessed" / DATASET / "MNetPlans.json"
+    return path, json.loads(path.read_text(encoding="utf-8"))
+
+
+def training(shell: Shell, fold: int, *, retries: int = 2) -> Job:
     """The job of a fold."""
     environment = {key: value for key, value in shell.environment.items() if key.startswith(("nnUNet_", "OMP_"))}
     return Job(
         f"{MODEL}__fold_{fold}",
         (*shlex.split(f"nnUNetv2_train 901 3d_fullres {fold} -tr MNetTrainer -p MNetPlans -device cpu --npz"),),
-        needs=() if after is None else (after,),
         fold=shell.folder / "nnUNet_results" / DATASET / MODEL / f"fold_{fold}",
         environment=environment,
         resources=TWO,
@@ -92,9 +103,9 @@ def queue_command(folder: Path) -> list[str]:
     return [sys.executable, "-m", "nnunetv2_ext.jobs.queue", str(folder)]
 
 
-def overhead(folder: Path, rounds: int) -> list[tuple[str, str]]:
+def overhead(shell: Shell, rounds: int) -> list[tuple[str, str]]:
     """CPU seconds of one fold of one epoch by itself and as a job, in turns, and of a job that does nothing."""
-    shell = prepare(folder, epochs=1)
+    folder = shell.folder
     bare, queued = [], []
     for number in range(rounds):
         job = training(shell, 0)
@@ -185,14 +196,11 @@ def kill(moments: random.Random, jobs: Path, name: str, kind: str) -> bool:
     return True
 
 
-def under_kills(folder: Path, kills: int, epochs: int, pause: float, seed: int) -> list[tuple[str, str]]:
+def under_kills(shell: Shell, kills: int, epochs: int, pause: float, seed: int) -> list[tuple[str, str]]:
     """Five folds that are killed at random moments until they have finished."""
-    shell = prepare(folder, epochs)
-    jobs = folder / "nnUNet_results" / DATASET / "jobs"
-    first = training(shell, 0, retries=kills)
-    # the first alone makes the splits
-    folds = [first, *(training(shell, fold, after=first.name, retries=kills) for fold in range(1, FOLDS))]
-    folds = [Job(**{**vars(job), "needs": ()}) for job in folds]
+    set_epochs(shell, epochs)
+    jobs = shell.folder / "nnUNet_results" / DATASET / "jobs"
+    folds = [training(shell, fold, retries=kills) for fold in range(FOLDS)]
     moments, done, again, groups = random.Random(seed), Counter[str](), 0, set()
     begun = time.monotonic()
     Local().submit(jobs, folds)
@@ -249,12 +257,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (default %(default)s)")
     options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory(prefix="jobs_", ignore_cleanup_errors=True) as name:
-        parts = [Path(name, part) for part in ("overhead", "latency", "kills")]
-        for part in parts:
-            part.mkdir()
-        rows = [*overhead(parts[0], options.rounds), *latency(parts[1])]
+        shell = prepare(Path(name))
+        rows = [*overhead(shell, options.rounds), *latency(Path(name))]
         if options.kills:
-            rows += under_kills(parts[2], options.kills, options.epochs, options.pause, options.seed)
+            rows += under_kills(shell, options.kills, options.epochs, options.pause, options.seed)
     print(f"{markdown_facts(machine())}\n\n{markdown_table(('jobs', 'value'), rows)}")
     return 0
 

@@ -157,7 +157,6 @@ def go(way: "Way", how: "How") -> int:
         way.folds,
         STEPS,
         way.output,
-        {},  # `to_submit` tells apart what is under way for this request
         how,
         after=wanted.last,
         images=way.images,

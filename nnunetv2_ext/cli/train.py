@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans
+from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, why_not_writable
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.jobs.devices import gpus_there
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
@@ -89,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from nnunetv2_ext.jobs.engine import engines, standing
     from nnunetv2_ext.jobs.graph import afterwards, refuse_other_engine, trainings, write_splits
     from nnunetv2_ext.jobs.record import read_jobs
+    from nnunetv2_ext.jobs.way import to_submit
 
     for model in models:
         _check_name(dataset, model)
@@ -99,23 +100,42 @@ def run(args: argparse.Namespace) -> int:
     seen = standing(folder, known)
     wanted = trainings(dataset, models, folds, seen, how)
     output = args.output or results / dataset / "outcome"
-    after = afterwards(dataset, models, folds, steps, output, seen, how, after=wanted.last, images=args.images)
-    jobs = [*wanted.jobs, *after.jobs]
+    after = afterwards(dataset, models, folds, steps, output, how, after=wanted.last, images=args.images)
+    jobs = to_submit([*wanted.jobs, *after.jobs], known, seen, dataset)
     refuse_other_engine(jobs, known, args.on)
     for sentence in (*wanted.told, *after.told):
         print(sentence)
+    for job in after.jobs:
+        if job not in jobs:
+            print(f"{job.name}: {seen[job.name].state} already")
     if not jobs:
         print("nothing to submit")
+    else:
+        if after.jobs:
+            _make(output)
+        if wanted.cases and set(folds) != {"all"}:
+            write_splits(dataset, wanted.cases)
+        engine.submit(folder, jobs)
+        _tell(dataset, jobs, args.on, output if after.jobs else None)
+    if not args.wait:
         return 0
-    if wanted.cases and set(folds) != {"all"}:
-        write_splits(dataset, wanted.cases)
-    engine.submit(folder, jobs)
-    _tell(dataset, jobs, args.on, output if after.jobs else None)
-    if args.wait:
-        from nnunetv2_ext.cli.jobs import watch
+    from nnunetv2_ext.cli.jobs import watch
 
-        return watch([dataset], [job.name for job in jobs])
-    return 0
+    return watch([dataset], [*wanted.last, *(job.name for job in (*wanted.jobs, *after.jobs))])
+
+
+def _make(output: Path) -> None:
+    """Make the folder of what comes after the trainings.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(output, error) from None
+    if reason := why_not_writable(output):
+        raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
 
 
 def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:
@@ -173,8 +193,8 @@ def _steps(args: argparse.Namespace) -> list[str]:
         raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     if args.images is not None and "predict" not in steps:
         raise InputError(f"-i {args.images} without --then predict", "both", "add it, or leave -i out")
-    if args.output is not None and not {"predict", "evaluate", "report"} & {*steps}:
-        raise InputError(f"-o {args.output}, where nothing goes", "--then with more than find_best", "leave it out")
+    if args.output is not None and not steps:
+        raise InputError(f"-o {args.output} without --then", "both", "add it, or leave -o out")
     if args.images is not None and not (args.images.is_dir() and any(args.images.iterdir())):
         raise InputError(f"-i {args.images}", "a folder of images", "check the path")
     if args.output is not None and args.output.exists() and not args.output.is_dir():

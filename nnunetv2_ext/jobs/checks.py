@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, read_splits
-from nnunetv2_ext.doctor.dataset import check_data, check_splits
+from nnunetv2_ext.doctor.dataset import check_data, check_slabs, check_splits
 from nnunetv2_ext.doctor.examination import DATA, FAIL, OK, Check, Examination, Subject, examine
 from nnunetv2_ext.doctor.training import TRAINING
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, read_plans
 from nnunetv2_ext.inference.models import Model
+from nnunetv2_ext.locks import held
 from nnunetv2_ext.planning.record import find_sources, other_cases
 from nnunetv2_ext.text import counted, listed
 from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS
@@ -63,6 +64,7 @@ def check(dataset: str, model: Model, folds: Sequence[str], device: str | None =
     subject = Subject(dataset, model.configuration, model.trainer, model.plans, device=device)
     known = {examination.name: examination for examination in TRAINING}
     known["preprocessed data"] = Examination("preprocessed data", _check_data, ("configuration",), DATA)
+    known["slabs"] = Examination("slabs", _check_slabs, ("preprocessed data", "trainer"), DATA)
     _pass(model, examine([known[name] for name in _QUICK], subject))
     for fold in folds:
         subject.fold = fold
@@ -110,6 +112,12 @@ def _check_data(subject: Subject) -> Iterator[Check]:
         return
     subject.found["cases"] = set(sources)
     yield Check(OK, f"{lost}; {len(sources)} cases are to be preprocessed")
+
+
+def _check_slabs(subject: Subject) -> Iterator[Check]:
+    """The doctor's check; of data that are to be made, there is nothing to look at."""
+    if subject.found["preprocessed"]:
+        yield from check_slabs(subject)
 
 
 def _lost(folder: Path, name: str, description: dict[str, Any]) -> str:
@@ -193,3 +201,22 @@ def check_disk(wanted: Mapping[Path, int]) -> None:
             f"{math.ceil(needed / 1e8) / 10:g} GB for the checkpoints of {len(wanted)} folds, at the least",
             "free some, set another nnUNet_results, or train fewer folds at a time",
         )
+
+
+def refuse_trained_elsewhere(fold: Path) -> None:
+    """Refuse a fold that another process trains, which is not one of our jobs.
+
+    Raises:
+        InputError: it says which; a lock that a killed process left does not count.
+    """
+    if (fold.parent / f".{fold.name}.lock").exists():
+        with held(fold.parent, fold.name, "a training"):
+            pass
+
+
+def validated(fold: Path) -> bool | None:
+    """Whether a trained fold was validated after it was trained; None where one of both has not been."""
+    final, summary = fold / FINAL, fold / "validation" / "summary.json"
+    if not (final.is_file() and summary.is_file()):
+        return None
+    return final.stat().st_mtime <= summary.stat().st_mtime

@@ -5,6 +5,7 @@ import platform
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from nnunetv2_ext.errors import InputError
@@ -76,5 +77,9 @@ def _places() -> Path:
     """The folder of the locks of this machine's GPUs, one for all shells of the user."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     folder = Path(cache, "nnunetv2_ext", platform.node())
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a home that cannot be written
+        folder = Path(tempfile.gettempdir(), f"nnunetv2_ext_{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
     return folder

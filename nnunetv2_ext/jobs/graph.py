@@ -13,10 +13,9 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, unwritable, write_beside
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.inference.trained import fault_of_fold
-from nnunetv2_ext.jobs.checks import Trainable, check, check_disk
+from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere, validated
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import RUNNING, WAITING, Job, Resources
-from nnunetv2_ext.locks import held
 from nnunetv2_ext.text import listed
 
 STEPS = ("find_best", "predict", "evaluate", "report")
@@ -156,20 +155,21 @@ class _Planned:
                 names.append(name)
                 self.told.append(f"{model}, fold {fold}: its job is {self.standing[name].state} already")
                 continue
+            place = results / model.folder_name / f"fold_{fold}"
             fault = fault_of_fold(results, model, fold, probabilities=self.npz)
-            if fault is None and not (lacking and lacking & _validated(one, fold)):
+            later = validated(place)
+            if fault is None and later is not False and not (lacking and lacking & _cases_of(one, fold)):
                 self.told.append(f"{model}, fold {fold}: trained and validated already")
                 continue
             if fault is not None and not fault.command.startswith("nnUNetv2_train "):
                 raise InputError(fault.what, "a model folder as training wrote it", f"run {fault.command}")
-            place = results / model.folder_name / f"fold_{fold}"
-            _refuse_trained_elsewhere(place)
+            refuse_trained_elsewhere(place)
             if needs is None:
                 needs = [*self._first_stage(one), *self._preprocess(one)]
             command = ["nnUNetv2_train", self.dataset, model.configuration, fold]
             command += ["-tr", model.trainer, "-p", model.plans, *["--npz"] * self.npz, *self.how.device_flags]
-            # of a whole fold, only what the next stage lacks is made; its job is no training any more
-            again = ["--val"] * (fault is None)
+            # what was validated is validated again, and its job is no training any more, which would have finished
+            again = ["--val"] * (later is not None)
             self.jobs[name] = self.how.job(name, [*command, *again], needs, None if again else place)
             names.append(name)
             self.sizes[place] = one.fold_bytes
@@ -207,22 +207,11 @@ class _Planned:
         return [name]
 
 
-def _validated(one: Trainable, fold: str) -> frozenset[str]:
+def _cases_of(one: Trainable, fold: str) -> frozenset[str]:
     """The cases that a fold validates."""
     if fold == "all" or one.folds is None:
         return one.cases
     return frozenset(one.folds[int(fold)]["val"])
-
-
-def _refuse_trained_elsewhere(fold: Path) -> None:
-    """Refuse a fold that another process trains, which is not one of our jobs.
-
-    Raises:
-        InputError: it says which; a lock that a killed process left does not count.
-    """
-    if (fold.parent / f".{fold.name}.lock").exists():
-        with held(fold.parent, fold.name, "a training"):
-            pass
 
 
 def refuse_other_engine(jobs: Sequence[Job], known: Mapping[str, Job], engine: str) -> None:
@@ -274,7 +263,6 @@ def afterwards(
     folds: Sequence[str],
     steps: Sequence[str],
     output: Path,
-    standing: Mapping[str, Seen],
     how: How,
     *,
     after: Sequence[str] = (),
@@ -289,17 +277,16 @@ def afterwards(
 
     Args:
         steps: some of `STEPS`.
-        standing: as for `trainings`.
         after: the jobs that train the models, as far as they are not done: `last` of what `trainings` gives.
         images: to predict; None for `imagesTs` of the raw data.
 
     Raises:
-        InputError: an unknown step, or a job that runs for another request.
+        InputError: an unknown step.
     """
     if unknown := [step for step in steps if step not in STEPS]:
         raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     output = output.resolve()
-    following = _Following(dataset, models, folds, output, standing, how, wishes)
+    following = _Following(dataset, models, folds, output, how, wishes)
     if "find_best" in steps:
         following.find_best(after)
     raw = raw_folder(dataset)
@@ -325,7 +312,6 @@ class _Following:
     models: Sequence[Model]
     folds: Sequence[str]
     output: Path
-    standing: Mapping[str, Seen]
     how: How
     wishes: Wishes
     jobs: dict[str, Job] = field(default_factory=dict)
@@ -398,11 +384,5 @@ class _Following:
     def _add(self, step: str, arguments: Sequence[str], needs: Iterable[str], name: str | None = None) -> None:
         name = name or step
         command = ("nnunetv2_ext", step, *arguments)
-        if under_way(self.standing.get(name)):
-            raise InputError(
-                f"a job {name} that is {self.standing[name].state} for an earlier request",
-                "one at a time",
-                f"wait until it has ended, or run nnunetv2_ext jobs -d {self.dataset} --cancel {name}",
-            )
         self.jobs[name] = self.how.job(name, command, needs)
         self.last.append(name)

@@ -14,7 +14,7 @@ from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs.devices import check_gpus
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.groups import await_end
-from nnunetv2_ext.jobs.queue import stand, start_queue
+from nnunetv2_ext.jobs.queue import QUEUE, other_host, stand, start_queue
 from nnunetv2_ext.jobs.record import (
     CANCELLED,
     ENDED,
@@ -28,7 +28,9 @@ from nnunetv2_ext.jobs.record import (
 )
 from nnunetv2_ext.locks import hold, holder, is_held, let_go
 
-SLURM_ONLY = ("partition", "account", "gres", "memory_gb", "cpus", "lines")
+SLURM_ONLY = {name: f"--{name}" for name in ("partition", "account", "gres", "cpus")}
+SLURM_ONLY |= {"memory_gb": "--memory", "lines": "--slurm"}
+"""Resources of a cluster, with their flags."""
 PATIENCE = 1.0
 """Seconds to wait for the lock of a job, which who looks takes for an instant."""
 ASKED, FORCED = 20.0, 40.0
@@ -46,9 +48,8 @@ class Local:
         Raises:
             InputError: GPUs that are not there, no number of jobs, resources of a cluster.
         """
-        for field in SLURM_ONLY:
+        for field, flag in SLURM_ONLY.items():
             if value := getattr(resources, field):
-                flag = f"--{field.replace('_', '-')}"
                 raise InputError(f"{flag} {value} for jobs of this machine", "it with --on slurm", f"leave out {flag}")
         if resources.jobs is not None and resources.jobs < 1:
             raise InputError(f"--jobs {resources.jobs}", "1 or more", "choose how many run at a time")
@@ -63,9 +64,12 @@ class Local:
         """See `Engine.submit`; a job that runs now is left alone, one that has ended runs anew.
 
         Raises:
-            InputError: the folder cannot be written.
+            InputError: the folder cannot be written, or jobs of it run on another machine.
         """
         folder = folder.absolute()
+        if is_held(folder, QUEUE) and (host := other_host(folder)) is not None:
+            what = f"jobs for {platform.node()} while the queue in {folder} runs on {host}"
+            raise InputError(what, "one machine at a time", "submit there, or wait until its jobs have ended")
         for job in jobs:
             try:
                 (folder / job.name).mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,7 @@ killed, the supervisors that it started go on, and the next queue finds them.
 """
 
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from nnunetv2_ext.jobs.record import (
 )
 from nnunetv2_ext.jobs.retries import SUPERVISOR_KILLED, reason
 from nnunetv2_ext.jobs.supervisor import BUSY
-from nnunetv2_ext.locks import hold, is_held, let_go
+from nnunetv2_ext.locks import hold, holder, is_held, let_go
 
 QUEUE = "queue"
 """What is locked in the folder of jobs."""
@@ -257,7 +258,12 @@ def cores() -> int:
 
 
 def ensure_queue(folder: Path) -> bool:
-    """Start a queue where jobs wait for one: the last was killed, or the machine went down; whether it was needed."""
+    """Start a queue where jobs wait for one: the last was killed, or the machine went down; whether it was needed.
+
+    The jobs of another machine, whose locks may not be seen here, are left to it.
+    """
+    if other_host(folder) is not None:
+        return False
     jobs = {name: job for name, job in read_jobs(folder).items() if job.engine == "local"}
     seen = stand(folder, jobs)
     needed = any(one.state == WAITING or was_killed(folder, name) for name, one in seen.items())
@@ -265,6 +271,12 @@ def ensure_queue(folder: Path) -> bool:
         return False
     start_queue(folder)
     return True
+
+
+def other_host(folder: Path) -> str | None:
+    """The machine, another than this, whose queue works in a folder or was killed there."""
+    who = holder(folder, QUEUE)
+    return who["host"] if who is not None and who["host"] != platform.node() else None
 
 
 def start_queue(folder: Path) -> None:

@@ -85,14 +85,16 @@ def why_not_again(attempts: Sequence[Attempt], retries: int) -> str | None:
     if is_refusal(last):
         return "it was refused, and would be again"
     failures, best = 0, 0
-    gained = False
-    attempts = [attempt for attempt in attempts if not attempt.reason.endswith(AGAIN)]
+    failed = []
     for attempt in attempts:
         gained = (attempt.epochs or 0) > best
         best = max(best, attempt.epochs or 0)
-        failures = 1 if gained else failures + 1
-    if len(attempts) > 1 and not gained and last.exit is not None and last.exit <= SIGNALS:
-        before = attempts[-2]
+        failures = 0 if gained else failures
+        if not attempt.reason.endswith(AGAIN):
+            failures += 1
+            failed.append(attempt)
+    if failures > 1 and last.exit is not None and last.exit <= SIGNALS:
+        before = failed[-2]
         if (before.exit, before.reason) == (last.exit, last.reason):
             return "it failed twice in the same way"
     if failures > retries:

@@ -1,12 +1,15 @@
 """`nnunetv2_ext jobs`: the table once, live and as JSON; cancel and retry."""
 
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_ext.cli import jobs as command
 from nnunetv2_ext.cli import main
+from nnunetv2_ext.jobs import queue
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import CANCELLED, FAILED, FINISHED, RUNNING, TIMED_OUT, WAITING, Job, Resources, write_job
 from tests.jobs.fake import FakeEngine, use
@@ -73,6 +76,19 @@ def test_a_damaged_file_is_told(engine: FakeEngine, nnunet_folders: Path, capsys
     (nnunet_folders / "nnUNet_results" / DATASET / "jobs" / "report" / "job.json").write_text('{"name": "rep')
     assert main(["jobs"]) == 2
     assert "report/job.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("age", "needed", "told"), [(60, True, True), (60, False, False), (1, True, False)])
+def test_a_queue_that_was_killed_goes_on_and_one_that_begins_is_left_alone(
+    nnunet_folders: Path, monkeypatch: pytest.MonkeyPatch, age: float, needed: bool, told: bool
+) -> None:
+    folder = nnunet_folders / "nnUNet_results" / DATASET / "jobs"
+    folder.mkdir(parents=True)
+    (folder / "queue.log").touch()
+    os.utime(folder / "queue.log", (time.time() - age,) * 2)
+    monkeypatch.setattr(queue, "ensure_queue", lambda asked: needed and asked == folder)
+    expected = [f"the queue of {DATASET} had ended before its jobs; it goes on"]
+    assert command.revive([DATASET]) == expected * told
 
 
 def test_cancel_of_all_says_what_it_did(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,7 +148,12 @@ BAD: dict[str, tuple[str, Callable[[Prepared], Any], str]] = {
     "no such step": (f"-d 901 -m {OURS} --then finish", nothing, "--then finish; expected some of find_best, predict"),
     "images for nothing": (f"-d 901 -m {OURS} -i images --then report", nothing, "-i images without --then predict"),
     "no images": (f"-d 901 -m {OURS} -i images --then predict", nothing, "-i images; expected a folder of images"),
-    "output of nothing": (f"-d 901 -m {OURS} -o out --then find_best", nothing, "-o out, where nothing goes"),
+    "output below a file": (
+        f"-d 901 -m {OURS} --then report evaluate -o {{results}}/file/out",
+        lambda p: p.write(p.results / "file", ""),
+        "an error on writing .*out .*Not a directory",
+    ),
+    "output of nothing": (f"-d 901 -m {OURS} -o out", nothing, "-o out without --then"),
 }
 
 
@@ -168,7 +173,7 @@ def test_bad_input_is_told_in_a_sentence_and_nothing_is_written(
 ) -> None:
     damage(prepared)
     before = tree(prepared)
-    assert main(["train", *line.split()]) == 2
+    assert main(["train", *line.format(results=prepared.results).split()]) == 2
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert error.count("\n") == 1, error
@@ -205,6 +210,25 @@ def test_a_fold_that_another_process_trains_is_refused_and_a_stale_lock_is_not(
         other.communicate()
     assert main(["train", *CPU, "-f", "0", "1"]) == 0
     assert [job.name[-6:] for job in engine.submitted] == ["fold_0", "fold_1"]
+
+
+def test_what_waits_already_is_not_submitted_again(
+    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = ["train", *CPU, "-f", "0", "--then", "find_best", "evaluate"]
+    assert main(line) == 0
+    before = len(engine.submitted)
+    capsys.readouterr()
+    assert main(line) == 0
+    assert len(engine.submitted) == before == 3
+    told = capsys.readouterr().out.splitlines()
+    assert told[1:] == ["find_best: waiting already", "evaluate: waiting already", "nothing to submit"]
+    assert main([*line, "-o", "elsewhere"]) == 2
+    assert "a job find_best that is waiting for another request" in capsys.readouterr().err
+    # one that failed takes those behind it along
+    engine.states |= {"MNetTrainer__MNetPlans__3d_fullres__fold_0": Seen("failed", 1)}
+    assert main(line) == 0
+    assert len(engine.submitted) == 6
 
 
 def test_jobs_of_two_engines_cannot_wait_for_each_other(

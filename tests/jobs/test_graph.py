@@ -1,6 +1,7 @@
 """The jobs of a request: which commands, in which order, and what is refused before anything is written."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ def finish(prepared: Prepared, model: Model, fold: str, *, probabilities: bool =
     """A trained and validated fold, as far as files tell."""
     folder = prepared.model(*model) / f"fold_{fold}"
     case = CASES[0 if fold == "all" else int(fold)]
+    prepared.write(folder / "checkpoint_final.pth", b"")
     endings = (".nii.gz", *((".npz", ".pkl") if probabilities else ()))
     for ending in endings:
         prepared.write(folder / "validation" / f"{case}{ending}", b"")
@@ -40,7 +42,6 @@ def finish(prepared: Prepared, model: Model, fold: str, *, probabilities: bool =
     metrics = {"1": {"n_ref": 3}, "2": {"n_ref": 4}}
     of_case = {"metrics": metrics, "prediction_file": prediction, "reference_file": reference}
     prepared.write(folder / "validation" / "summary.json", {"metric_per_case": [of_case]})
-    prepared.write(folder / "checkpoint_final.pth", b"")
     for name in (f"{model.plans}.json", "dataset.json"):
         content = (prepared.preprocessed / name).read_bytes()
         prepared.write(folder.parent / ("plans.json" if name != "dataset.json" else name), content)
@@ -100,6 +101,31 @@ def test_a_whole_fold_gets_no_job(prepared: Prepared) -> None:
     assert [job.name[-6:] for job in wanted.jobs] == ["fold_1", "fold_2"]
     assert wanted.told == ("MNetTrainer:MNetPlans:3d_fullres, fold 0: trained and validated already",)
     assert trainings(DATASET, [OURS], ["0", "1"], {}, CPU, npz=False).jobs == ()
+
+
+def retrained(fold: Path) -> None:
+    os.utime(fold / "checkpoint_final.pth", (4e9, 4e9))
+
+
+def lost(fold: Path) -> None:
+    (fold / "validation" / f"{CASES[0]}.nii.gz").unlink()
+
+
+@pytest.mark.parametrize("damage", [retrained, lost])
+def test_a_trained_fold_whose_validation_is_not_its_own_is_validated(
+    prepared: Prepared, damage: Callable[[Path], None]
+) -> None:
+    damage(finish(prepared, OURS, "0"))
+    (job,) = trainings(DATASET, [OURS], ["0"], {}, CPU).jobs
+    assert (job.command[-1], job.fold) == ("--val", None)
+
+
+def test_slabs_are_not_looked_for_in_data_that_are_to_be_made(prepared: Prepared) -> None:
+    prepared.write_images()
+    empty(prepared)
+    prepared.change_plans("nnUNetPlans", patch_size=[16] * 3)
+    thin = Model("ThinThickTrainer", "nnUNetPlans", "3d_fullres")
+    assert [job.name[:10] for job in trainings(DATASET, [thin], ["0"], {}, CPU).jobs] == ["preprocess", "ThinThickT"]
 
 
 def cut(prepared: Prepared) -> None:
@@ -257,9 +283,7 @@ ALL = ("find_best", "predict", "evaluate", "report")
 
 def after(prepared: Prepared, models: list[Model], steps: tuple[str, ...], folds: str = "01", **more: Any) -> Any:
     output = prepared.results.parent / "out"
-    return afterwards(
-        DATASET, models, [*folds.split("/")] if "/" in folds else [*folds], steps, output, {}, CPU, **more
-    )
+    return afterwards(DATASET, models, [*folds.split("/")] if "/" in folds else [*folds], steps, output, CPU, **more)
 
 
 def test_what_comes_after_several_models(prepared: Prepared) -> None:
@@ -272,7 +296,7 @@ def test_what_comes_after_several_models(prepared: Prepared) -> None:
     both = f"-m {OURS} {STOCK} -f 0 1"
     flags = f"-i {prepared.raw / 'imagesTs'} -o"
     assert {name: " ".join(job.command[1:]) for name, job in jobs.items()} == {
-        "find_best": f"find_best -d {DATASET} {both} -device cpu",
+        "find_best": f"find_best -d {DATASET} {both} -device cpu -o {out / 'best.json'}",
         **{
             f"predict_{name}": f"predict -d {DATASET} {which} {flags} {predictions / name}"
             " --disable_progress_bar -device cpu"
@@ -329,8 +353,6 @@ def test_predictions_of_an_earlier_training_are_replaced(prepared: Prepared) -> 
     assert "--overwrite" not in after(prepared, [OURS], ("predict",)).jobs[0].command
 
 
-def test_a_step_of_another_request_that_waits_is_refused(prepared: Prepared) -> None:
-    with pytest.raises(InputError, match="--cancel find_best"):
-        afterwards(DATASET, [OURS], ["0"], ["find_best"], Path("out"), {"find_best": Seen(WAITING)}, CPU)
+def test_a_step_that_is_none_is_refused(prepared: Prepared) -> None:
     with pytest.raises(InputError, match="--then finish; expected some of find_best, predict, evaluate, report"):
-        afterwards(DATASET, [OURS], ["0"], ["finish"], Path("out"), {}, CPU)
+        afterwards(DATASET, [OURS], ["0"], ["finish"], Path("out"), CPU)

@@ -1,5 +1,6 @@
 """Jobs in their turn: needs, places, GPUs, and kills of the queue and of what it started."""
 
+import json
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.jobs.devices import is_taken, leave_gpu, take_gpu
 from nnunetv2_ext.jobs.local import Local
 from nnunetv2_ext.jobs.queue import ensure_queue
 from nnunetv2_ext.jobs.record import (
@@ -204,6 +206,16 @@ def test_what_another_machine_left_running_is_known_to_be_dead(jobs: Jobs) -> No
     jobs.until(a=FINISHED)
 
 
+def test_the_jobs_of_another_machine_are_left_to_it(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_job(jobs.folder, jobs.job("a", "exit 0"))
+    who = {"host": "another", "process": 1, "since": "today", "doing": "the queue of jobs"}
+    (jobs.folder / ".queue.running.json").write_text(json.dumps(who))
+    assert not ensure_queue(jobs.folder)
+    monkeypatch.setattr("nnunetv2_ext.jobs.local.is_held", lambda folder, name: True)
+    with pytest.raises(InputError, match=r"while the queue in .* runs on another; .*submit there"):
+        jobs.submit(jobs.job("a", "exit 0"))
+
+
 def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> None:
     (jobs.folder / "a").mkdir()
     (jobs.folder / "a" / "state.json").write_text("{")
@@ -229,6 +241,17 @@ def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> N
 def test_resources_that_are_not_there_are_refused(gpus: None, resources: Resources, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Local().check(resources)
+
+
+def test_a_gpu_is_kept_where_the_home_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert not is_taken("0")
+    take_gpu("0", "the job a")
+    assert is_taken("0")
+    leave_gpu("0")
+    assert not is_taken("0")
 
 
 @pytest.mark.parametrize(("count", "refused"), [("0", True), ("", True), ("1", False)])

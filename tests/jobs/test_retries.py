@@ -2,8 +2,8 @@
 
 import pytest
 
-from nnunetv2_ext.jobs.record import WAITING, Attempt
-from nnunetv2_ext.jobs.retries import reason, why_not_again
+from nnunetv2_ext.jobs.record import Attempt
+from nnunetv2_ext.jobs.retries import TIME_LIMIT, reason, why_not_again
 
 TRACEBACK = """Traceback (most recent call last):
   File "train.py", line 3, in <module>
@@ -72,7 +72,9 @@ KILL = "killed by signal 9 (SIGKILL)"
         ([failed(1, "a", 1), failed(1, "b", 2), failed(1, "c", 3), failed(1, "d", 4)], 1, None),
         ([failed(137, KILL), failed(137, KILL)], 2, None),
         ([failed(137, KILL)] * 3, 2, "3 failures without progress"),
-        ([failed(143, WAITING, 1)] * 9 + [failed(1, "a", 1)], 2, None),
+        ([failed(143, TIME_LIMIT, 1)] * 9 + [failed(1, "a", 1)], 2, None),
+        ([failed(1, "a", 1), failed(143, TIME_LIMIT, 2), failed(1, "a", 2)], 2, None),
+        ([failed(1, "a", 1), failed(143, TIME_LIMIT, 1), failed(1, "a", 1)], 2, "it failed twice in the same way"),
         ([failed(2, "usage")], 2, "it was refused, and would be again"),
         ([failed(1, "got a; expected b; choose c.")], 2, "it was refused, and would be again"),
         ([failed(127, "sh: 1: exec: nnUNetv2_trein: not found")], 2, "it was refused, and would be again"),

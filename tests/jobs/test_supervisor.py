@@ -10,7 +10,17 @@ import pytest
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs import supervisor
-from nnunetv2_ext.jobs.record import CANCELLED, FAILED, FINISHED, RUNNING, TIMED_OUT, WAITING, Resources, write_job
+from nnunetv2_ext.jobs.record import (
+    CANCELLED,
+    FAILED,
+    FINISHED,
+    RUNNING,
+    TIMED_OUT,
+    WAITING,
+    Resources,
+    State,
+    write_job,
+)
 from nnunetv2_ext.locks import PARENT, held, lock_file
 from tests.jobs.conftest import Jobs, wait_for
 
@@ -152,19 +162,16 @@ def test_the_training_in_a_job_may_take_the_fold(jobs: Jobs, tmp_path: Path) -> 
 
 
 def test_a_disk_that_is_full_ends_no_training(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: object) -> None:
-        raise OSError(28, "No space left on device")
+    whole, began = supervisor.write_state, time.monotonic()
+
+    def late(folder: Path, name: str, state: State) -> None:  # there is room again after a second
+        if time.monotonic() < began + 1:
+            raise OSError(28, "No space left on device")
+        whole(folder, name, state)
 
     write_job(jobs.folder, jobs.job("a", "echo one; sleep 0.2; echo two >> done", directory=jobs.folder))
     (jobs.folder / "a" / "log.txt").symlink_to("/dev/full")
-    whole = supervisor.write_state
-    monkeypatch.setattr(supervisor, "write_state", full)
-    began = time.monotonic()
-
-    def later(*arguments: object) -> None:  # there is room again
-        (whole if time.monotonic() > began + 1 else full)(*arguments)  # type: ignore[operator]
-
-    monkeypatch.setattr(supervisor, "write_state", later)
+    monkeypatch.setattr(supervisor, "write_state", late)
     assert supervisor.supervise(jobs.folder, "a") == 0
     assert (jobs.folder / "done").read_text() == "two\n"
     assert jobs.state("a").state == FINISHED
