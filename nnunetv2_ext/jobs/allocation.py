@@ -8,8 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -18,10 +17,10 @@ from typing import TYPE_CHECKING, Optional
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.groups import SIGNALS
-from nnunetv2_ext.jobs.record import read_job, read_state, write_job, write_state
+from nnunetv2_ext.jobs.record import State, read_job, read_state, write_job, write_state
 from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
 from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
-from nnunetv2_ext.jobs.supervisor import PATIENCE, is_to_run_again, stop, supervise
+from nnunetv2_ext.jobs.supervisor import is_to_run_again, stop, supervise
 from nnunetv2_ext.locks import hold
 from nnunetv2_ext.text import one_line
 
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 TAKEN = f"taken from its node by SLURM: {AGAIN}"
 SCRIPT_KILLED = "its script in SLURM was killed"
+ELSEWHERE = 600.0
+"""Seconds to wait for a supervisor that a lost node still runs, and that SLURM ends when it finds the node again."""
 CANCELLED = SIGNALS + signal.SIGTERM
 """The exit status that SLURM gives to a job which scancel ends."""
 
@@ -44,7 +45,7 @@ class Task:
         """Run the job; ends this process with its exit status, from which SLURM knows whether others may begin."""
         folder = Path(self.folder)
         try:
-            hold(folder, self.name, f"the job {self.name}", patience=PATIENCE)
+            hold(folder, self.name, f"the job {self.name}", patience=ELSEWHERE)
             job, id = read_job(folder, self.name), os.environ.get("SLURM_JOB_ID")
             if job.id != id:  # who submitted it was killed before it could write it down
                 write_job(folder, replace(job, id=id))
@@ -73,33 +74,36 @@ class Task:
         count = in_vain(state.attempts)
         if state.state != record.WAITING or count <= read_job(folder, self.name).retries:
             return DelayedSubmission(self)
-        *before, last = state.attempts
         why = f"runs without a whole epoch before the time limit: {count}; give it a longer --time"
-        attempts = (*before, replace(last, reason=why))
-        write_state(folder, self.name, replace(state, state=record.TIMED_OUT, attempts=attempts))
+        self._mend(state, record.TIMED_OUT, why, state.attempts[-1].exit)
         return None
 
     def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Stop the command, and find out why: cancelled, taken from this node, or the script of the job is gone."""
-        id = os.environ.get("SLURM_JOB_ID", "")
-        told = _why(id)
-        if told is not None and (told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED):
-            stop(record.CANCELLED)
+        """Stop the command; then find out why: cancelled, taken from this node, or the script of the job is gone.
+
+        Until SLURM has said so it counts as taken away: where this process is killed meanwhile, it goes on later.
+        """
+        stop(record.WAITING, TAKEN)
+        id, folder = os.environ.get("SLURM_JOB_ID", ""), Path(self.folder)
+        state, told = read_state(folder, self.name), _why(id)
+        if state.state != record.WAITING or told is None:
             return
-        if told is None or not told.exit:
-            stop(record.WAITING, TAKEN)
-            return
-        stop(record.WAITING, SCRIPT_KILLED)
-        folder = Path(self.folder)
-        state = read_state(folder, self.name)
-        *before, last = state.attempts
-        attempts = (*before, replace(last, exit=told.exit))
-        again = why_not_again(attempts, read_job(folder, self.name).retries) is None
-        state = replace(state, attempts=attempts, state=record.WAITING if again else record.FAILED)
-        write_state(folder, self.name, state)
-        if again:
-            with suppress(Silence):
-                requeue(id)
+        if told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED:
+            self._mend(state, record.CANCELLED, "cancelled", CANCELLED)
+        elif told.exit:
+            self._mend(state, record.WAITING, SCRIPT_KILLED, told.exit)
+            attempts = read_state(folder, self.name).attempts
+            if attempts and why_not_again(attempts, read_job(folder, self.name).retries) is not None:
+                self._mend(state, record.FAILED, SCRIPT_KILLED, told.exit)
+            else:
+                requeue(id, {"COMPLETING", "FAILED"})
+
+    def _mend(self, state: State, name: str, reason: str, exit: int | None) -> None:
+        """Write a state with another name, and another end of its last attempt."""
+        attempts = state.attempts
+        if attempts:
+            attempts = (*attempts[:-1], replace(attempts[-1], reason=reason, exit=exit))
+        write_state(Path(self.folder), self.name, replace(state, state=name, attempts=attempts))
 
 
 def _why(id: str) -> Told | None:
@@ -121,13 +125,22 @@ def _why(id: str) -> Told | None:
         time.sleep(0.1)
 
 
-def requeue(id: str) -> None:
-    """Put a job into the queue again, which ends what is left of it here.
+def requeue(id: str, states: Collection[str]) -> None:
+    """Put a job into the queue again, which ends what is left of it here; waits for a controller that is on its way up.
 
-    Raises:
-        Silence: SLURM does not answer, or refuses.
+    Args:
+        states: SLURM's, in which it is: not one that somebody has cancelled or put there already.
     """
-    ask("scontrol", "requeue", id)
+    end = time.monotonic() + 120
+    while time.monotonic() < end:
+        try:
+            told = jobs_of([id]).get(id)
+            if told is not None and told.state in states:
+                ask("scontrol", "requeue", id)
+            return
+        except Silence as silence:
+            sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
+        time.sleep(1)
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -141,16 +154,7 @@ def main(arguments: Sequence[str]) -> None:
     except InputError as error:  # its supervisor lives
         sys.stderr.write(f"{error}\n")
         return
-    end = time.monotonic() + 120
-    while time.monotonic() < end:  # the controller may be on its way up
-        try:
-            told = jobs_of([id]).get(id)
-            if told is not None and told.state == "RUNNING":  # not one that is cancelled or in the queue again
-                requeue(id)
-            return
-        except Silence as silence:
-            sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
-        time.sleep(2)
+    requeue(id, {"RUNNING"})
 
 
 if __name__ == "__main__":

@@ -72,7 +72,7 @@ class Slurm:
             done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
         except (OSError, subprocess.TimeoutExpired) as error:
             raise InputError(f"no answer from sbatch ({one_line(error)})", "one of SLURM's", "try again") from None
-        if done.returncode:
+        if done.returncode and not ("node configuration" in done.stderr and _are_nodes_away(resources.partition)):
             raise _refused("a job", options, said(done.stderr))
 
     def submit(self, folder: Path, jobs: Sequence[Job]) -> None:
@@ -171,6 +171,16 @@ def options_of(resources: Resources) -> dict[str, Any]:
             raise InputError(f"the line '{line}'", "an option that is not set for every job", remedy)
         options[key] = text.strip() if separator else True
     return options
+
+
+def _are_nodes_away(partition: str | None) -> bool:
+    """Whether nodes are down or drained: `--test-only` then refuses what sbatch takes, and tells for what is wrong."""
+    where = [] if partition is None else ["--partition", partition]
+    with contextlib.suppress(Silence):
+        return bool(
+            ask("sinfo", "--noheader", *where, "--states=down,drain,fail,maint,unk,no_respond", "-o", "%n").strip()
+        )
+    return False
 
 
 def _flags(options: Mapping[str, Any]) -> list[str]:

@@ -39,7 +39,7 @@ SelectTypeParameters=CR_CPU
 SchedulerParameters=sched_min_interval=100000,batch_sched_delay=0,bf_interval=1,sched_interval=1
 SlurmdParameters=config_overrides
 ReturnToService=2
-KillWait=2
+KillWait=5
 OverTimeLimit=0
 MinJobAge={min_job_age}
 SlurmctldTimeout=30

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.jobs import record
+from nnunetv2_ext.jobs import record, squeue
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import Job, Resources, read_job, read_state
 from nnunetv2_ext.jobs.retries import TIME_LIMIT
@@ -189,3 +189,30 @@ def test_refuses_before_anything_is_written(cluster: Cluster, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"second that SLURM refuses .*submitted before it: first"):
         Slurm().submit(tmp_path, jobs)
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+def test_takes_jobs_while_nodes_are_away(cluster: Cluster) -> None:
+    """`sbatch --test-only` refuses them, sbatch does not."""
+    node = cluster.says("sinfo", "-h", "-p", "short", "-o", "%n").strip()
+    cluster.says("scontrol", "update", f"NodeName={node}", "State=drain", "Reason=test")
+    try:
+        assert not cluster.succeeds("sbatch", "--test-only", "--wrap=true")
+        Slurm().check(Resources())
+    finally:
+        cluster.says("scontrol", "update", f"NodeName={node}", "State=resume")
+
+
+def test_a_controller_that_does_not_answer(
+    cluster: Cluster, outcomes: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(squeue, "PATIENCE", 1)
+    jobs = {"finishes": read_job(outcomes.folder, "finishes")}
+    controller = cluster.processes["slurmctld"]
+    controller.send_signal(signal.SIGSTOP)
+    try:
+        one = Slurm().look(outcomes.folder, jobs)["finishes"]
+        with pytest.raises(InputError, match="got no SLURM here"):
+            Slurm().check(Resources())
+    finally:
+        controller.send_signal(signal.SIGCONT)
+    assert one == Seen(record.FINISHED, 0)

@@ -1,6 +1,7 @@
 """What SLURM says is read right, and merged with what the supervisor wrote."""
 
 import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -217,6 +218,12 @@ def test_resources_refused(resources: Resources, words: str) -> None:
     with pytest.raises(InputError) as error:
         slurm.options_of(resources)
     assert words in str(error.value)
+
+
+def test_without_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "submitit", None)
+    with pytest.raises(InputError, match=r"no module 'submitit'.*pip install 'nnunetv2_ext\[cluster\]'"):
+        slurm.Slurm().check(Resources())
 
 
 def test_srun_without_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
