@@ -1,13 +1,14 @@
 """The registry: names resolve, unknown ones list the known, a missing optional dependency names its extra."""
 
 import importlib
+import inspect
 import sys
 
 import pytest
 
 from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import BACKBONES, KINDS, find
+from nnunetv2_ext.registry import BACKBONES, KINDS, NNUNET_PLANNERS, find, planner_of
 
 ENTRIES = [pytest.param(kind, entry, id=f"{kind} {entry.name}") for kind, entries in KINDS.items() for entry in entries]
 # a suffix that tells planners how large to build the network
@@ -79,3 +80,38 @@ def test_without_monai_its_backbones_name_the_extra(entry, monkeypatch):
     monkeypatch.setitem(sys.modules, "monai", None)
     with pytest.raises(InputError, match=rf"for {entry.name}; run pip install 'nnunetv2_ext\[monai\]'"):
         entry.load()
+
+
+@pytest.mark.parametrize("entry", KINDS["planner"], ids=lambda entry: entry.name)
+def test_the_planner_of_plans_by_their_name(entry):
+    plans = entry.load().plans_name
+    assert planner_of(plans) == (entry.name, None, True)
+    assert planner_of(f"{plans.removesuffix('Plans')}TrialPlans") == (entry.name, None, False)
+
+
+@pytest.mark.parametrize(
+    ("plans", "expected"),
+    [
+        ("nnUNetPlans", ("ExperimentPlanner", None, True)),
+        ("nnUNetTrialPlans", ("ExperimentPlanner", None, False)),
+        ("nnUNetResEncUNetLPlans", ("nnUNetPlannerResEncL", None, True)),
+        ("PaRSwinUNETRPlans", ("PaRPlanner", "SwinUNETR", True)),
+        ("MNetSwinUNETRPlans", ("MNetPlanner", None, False)),
+    ],
+)
+def test_the_planner_of_other_plans(plans, expected):
+    assert planner_of(plans) == expected
+
+
+@pytest.mark.parametrize("planner", NNUNET_PLANNERS.items(), ids=str)
+def test_the_planners_of_nnunet_name_their_plans_so(planner):
+    from nnunetv2_ext.planning.api import planner_class
+
+    plans, name = planner
+    default = inspect.signature(planner_class(name).__init__).parameters["plans_name"].default
+    assert default == plans
+
+
+def test_plans_of_nobody():
+    with pytest.raises(InputError, match=r"the plans MyOwn, whose planner is not known; expected one of MNet...Plans"):
+        planner_of("MyOwn")

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from nnunetv2_ext.cli.options import value_of
-from nnunetv2_ext.inference.models import model_folder
+from nnunetv2_ext.inference.models import chosen
 from nnunetv2_ext.weights.files import FINAL
 
 EXAMPLE = """examples:
@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="MODEL",
-        help="TRAINER:PLANS:CONFIG of -d, or folders of models; several are an ensemble",
+        help="TRAINER:PLANS:CONFIG of -d, folders of models, or the file of find_best -o; several are an ensemble",
     )
     parser.add_argument("-d", dest="dataset", metavar="ID", help="id or name of the data set")
     parser.add_argument(
@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the folder and say what is in it."""
-    models = [model_folder(name, args.dataset) for name in args.models]
+    models, folds = chosen(args.models, args.dataset, args.folds)
     step_size = value_of(args.step_size, float, "-step_size")
     weights = None if args.weights is None else value_of(args.weights, float, "-w")
     spacing = None if args.tif_spacing is None else value_of(args.tif_spacing, float, "--tif-spacing")
@@ -79,9 +79,7 @@ def run(args: argparse.Namespace) -> int:
         mirroring=not args.disable_tta,
         tif_spacing=None if spacing is None else tuple(spacing),
     )
-    lines = write_container(
-        models, args.output, settings, folds=args.folds, checkpoint=args.checkpoint, baked=args.bake
-    )
+    lines = write_container(models, args.output, settings, folds=folds, checkpoint=args.checkpoint, baked=args.bake)
     for line in lines:
         print(line)
     print(f"wrote {args.output}: run ./test_run.sh there, then ./save.sh")

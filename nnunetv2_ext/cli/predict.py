@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name
-from nnunetv2_ext.inference.models import Found, model_folder, read_found
+from nnunetv2_ext.inference.models import chosen
 from nnunetv2_ext.text import duration, listed, markdown_table
 from nnunetv2_ext.weights.files import FINAL
 
@@ -116,11 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _run(args: argparse.Namespace, words: Any) -> int:
     # what can be told before PyTorch is there, which takes seconds
-    names = _models(args)
-    if len(names) == 1 and names[0].endswith(".json"):
-        args.dataset, found, args.folds = _found(args, read_found(Path(names[0])))
-        names = list(found)
-    models = [model_folder(name, args.dataset) for name in names]
+    models, folds = chosen(_models(args), args.dataset, args.folds)
     if not args.input.exists():
         raise InputError(f"no folder or file {args.input}", "a folder of images, or an image", "check the path")
     counts = {
@@ -147,7 +142,7 @@ def _run(args: argparse.Namespace, words: Any) -> int:
 
     predictor = Predictor(
         models,
-        folds=args.folds,
+        folds=folds,
         weights=weights,
         device=args.device,
         checkpoint=args.checkpoint,
@@ -217,17 +212,6 @@ def _models(args: argparse.Namespace) -> list[str]:
     if args.dataset is None or args.configuration is None:
         raise InputError("no model", "-d with -c (and -tr, -p), or -m", "name it, such as -d 42 -c 3d_fullres")
     return [f"{args.trainer or 'nnUNetTrainer'}:{args.plans or 'nnUNetPlans'}:{args.configuration}"]
-
-
-def _found(args: argparse.Namespace, found: Found) -> Found:
-    """What `find_best` found, for the data set and the folds that are given, or its own.
-
-    Raises:
-        InputError: another data set than -d.
-    """
-    if args.dataset is not None and dataset_name(args.dataset) != found.dataset:
-        raise InputError(f"-d {args.dataset} with models of {found.dataset}", "one data set", "leave -d out")
-    return found._replace(folds=args.folds or found.folds)
 
 
 def _region(args: argparse.Namespace) -> "Region | None":

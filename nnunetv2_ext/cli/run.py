@@ -143,7 +143,7 @@ def go(way: "Way", how: "How") -> int:
         nnunet_folder(variable)
     folder = jobs_folder(way.dataset)
     engines()[how.engine].check(how.resources)
-    plans = planning(way, read_jobs(folder), how)
+    plans = planning(way, standing(folder, read_jobs(folder)), how)
     open_output(way)
     if _submit_and_follow(way.dataset, plans, how):
         return 1

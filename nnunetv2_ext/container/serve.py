@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_ext.container.failure import sentence, told
 from nnunetv2_ext.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,14 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with _quiet():
             return _serve(args, words)
-    except InputError as error:
-        sentence, status = str(error), 2
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # of too little memory, for one
-        sentence, status = _sentence(error), 1
-    sys.stderr.write(f"nnunetv2_ext: {sentence}\n")
-    return status
+        why = told(error)
+        sys.stderr.write(f"nnunetv2_ext: {sentence(why)}\n")
+        return 2 if isinstance(why, InputError) else 1
 
 
 @contextmanager
@@ -60,11 +59,6 @@ def _quiet() -> Iterator[None]:
         os.dup2(before, 2)
         os.close(before)
         os.close(nowhere)
-
-
-def _sentence(error: Exception) -> str:
-    words = str(error).strip().splitlines() or [""]
-    return f"{type(error).__name__}: {words[0][:300]}"
 
 
 def _serve(args: argparse.Namespace, words: Any) -> int:
@@ -132,7 +126,7 @@ def _predictor(folder: Path, settings: "Settings") -> Any:
     from nnunetv2_ext.inference.single import Options
 
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
-    if not torch.cuda.is_available():
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cpus())
     return Predictor(
         [folder / name for name in settings.models],

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING
 import SimpleITK as sitk
 
 from nnunetv2_ext.container.case import ending, predict_case, write_image
+from nnunetv2_ext.container.failure import sentence, told
 from nnunetv2_ext.container.settings import Settings
 from nnunetv2_ext.data.cases import by_channel
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FileState, file_state, unwritable, write_beside
 from nnunetv2_ext.inference.record import RECORD, Record
 from nnunetv2_ext.locks import held
-from nnunetv2_ext.text import counted, listed, one_line
+from nnunetv2_ext.text import counted, listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.inference.predictor import Predictor
@@ -34,15 +35,6 @@ State = tuple[tuple[str, int, int, int], ...]
 def error_file(output: Path, case: str) -> Path:
     """Where the sentence of a case that failed stands."""
     return output / f"{case}.error.txt"
-
-
-def sentence_of(error: BaseException) -> str:
-    """What went wrong, in one sentence."""
-    if isinstance(error, InputError):
-        return str(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.strerror}: {error.filename}."
-    return f"{type(error).__name__}: {one_line(error)}"
 
 
 @dataclass
@@ -142,7 +134,7 @@ class Watch:
         except Exception as error:  # of a damaged file, too little memory, a full disk
             if self._look().get(case) != state:  # it was not whole after all
                 return
-            self._fail(case, state, sentence_of(error))
+            self._fail(case, state, sentence(told(error)))
         else:
             self.done[case] = state
             self.failed.discard(case)
@@ -168,10 +160,10 @@ class Watch:
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
 
-    def _fail(self, case: str, state: State, sentence: str) -> None:
+    def _fail(self, case: str, state: State, why: str) -> None:
         """Tell of a case that failed; it is tried again when its files are others, or by another watch."""
         self.done[case] = state
         self.failed.add(case)
-        self.tell(f"{case}: failed: {sentence}")
+        self.tell(f"{case}: failed: {why}")
         with suppress(OSError):  # a full disk
-            write_beside(lambda part: part.write_text(sentence + "\n", encoding="utf-8"), error_file(self.output, case))
+            write_beside(lambda part: part.write_text(why + "\n", encoding="utf-8"), error_file(self.output, case))

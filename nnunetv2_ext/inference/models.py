@@ -63,6 +63,27 @@ class Found(NamedTuple):
     folds: Sequence[str]
 
 
+def chosen(
+    names: Sequence[str], dataset: str | None, folds: Sequence[str] | None
+) -> tuple[list[Path], list[str] | None]:
+    """The folders and the folds of models: named, or those in the file of `find_best -o`.
+
+    Args:
+        names: TRAINER:PLANS:CONFIG, folders, or one file.
+        dataset: id or name, of the models that name none.
+        folds: those that are asked for; None: of a file those that it tells.
+
+    Raises:
+        InputError: no such model or file, or a file of another data set.
+    """
+    if len(names) != 1 or not names[0].endswith(".json"):
+        return [model_folder(name, dataset) for name in names], None if folds is None else list(folds)
+    found = read_found(Path(names[0]))
+    if dataset is not None and dataset_name(dataset) != found.dataset:
+        raise InputError(f"-d {dataset} with models of {found.dataset} in {names[0]}", "one data set", "leave -d out")
+    return [model_folder(name, found.dataset) for name in found.models], list(folds or found.folds)
+
+
 def read_found(path: Path) -> Found:
     """What `find_best` wrote.
 

@@ -113,23 +113,23 @@ def _told(value: Any) -> str:
     return listed(value, separator=" ") if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def planning(way: Way, known: Mapping[str, Job], how: How) -> list[Job]:
+def planning(way: Way, seen: Mapping[str, Seen], how: How) -> list[Job]:
     """The jobs that make plans and preprocess for them, one after the other; nnU-Net's first, whose data ours share.
 
-    Plans that are there already are taken as they are, and have none.
+    Plans that are there already are taken as they are, and have none, unless the job that makes them has not finished.
 
     Args:
-        known: the jobs that were submitted before, by name.
+        seen: how the jobs stand that were submitted before, by name.
 
     Raises:
         InputError: plans that are not there and whose planner is not known, or a length that would not be kept: of a
-            trainer or a planner of nnU-Net's, which read none, or of plans that say another; plans that would be made
-            otherwise than those of a model that is trained.
+            trainer or a planner of nnU-Net's, which read none, or of plans that say another.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / way.dataset
     there = [model.plans for model in way.models if (folder / f"{model.plans}.json").is_file()]
     named = list(dict.fromkeys(model.plans for model in way.models))
-    making = [name for name in named if plan_job(name) in known or name not in there]
+    unfinished = [name for name in named if (job := seen.get(plan_job(name))) is not None and job.state != FINISHED]
+    making = [name for name in named if name not in there or name in unfinished]
     making.sort(key=lambda name: not _of_nnunet(name))
     for model in way.models:
         _check_length(way, model, folder if model.plans in there else None)
@@ -145,29 +145,8 @@ def planning(way: Way, known: Mapping[str, Job], how: How) -> list[Job]:
         words += way.training
         for flag, (_, value) in _length(way).items():
             words += [flag, str(value)]
-        _refuse_other_plans(known.get(plan_job(name)), words, way)
         jobs.append(how.job(plan_job(name), words, [job.name for job in jobs[-1:]]))
     return jobs
-
-
-def _refuse_other_plans(before: Job | None, words: Sequence[str], way: Way) -> None:
-    """Refuse to make plans anew, by another command, of which a model is trained.
-
-    Raises:
-        InputError: there is such a model.
-    """
-    if before is None or _essence(before.command) == _essence(words):
-        return
-    name = before.name.removeprefix("plan_")
-    results = nnunet_folder("nnUNet_results") / way.dataset
-    if trained := sorted(path.parent for path in results.glob(f"*__{name}__*/plans.json")):
-        other = [word for word in words if word not in before.command]
-        other += [f"no {word}" for word in before.command if word not in words]
-        raise InputError(
-            f"other plans {name} ({listed(other, separator=' ')}) than those of {trained[0]}",
-            "plans of one name made once",
-            f"repeat the flags of the first run, name other plans in -m, or move {listed(trained)} aside",
-        )
 
 
 def plan_job(plans: str) -> str:

@@ -8,8 +8,9 @@ import pytest
 
 from nnunetv2_ext.cli import main, run, train
 from nnunetv2_ext.jobs.engine import Seen
-from nnunetv2_ext.jobs.record import FINISHED, RUNNING, Job
-from tests.doctor.conftest import Prepared, prepare
+from nnunetv2_ext.jobs.record import FAILED, FINISHED, RUNNING, Attempt, Job, State, jobs_folder, write_state
+from nnunetv2_ext.jobs.way import to_submit
+from tests.doctor.conftest import DATASET, Prepared, prepare
 from tests.jobs.fake import FakeEngine, use
 
 OURS, STOCK = "MNetTrainer:MNetPlans:3d_fullres", "BackboneTrainer:nnUNetPlans:3d_fullres"
@@ -173,6 +174,24 @@ def test_a_run_with_other_settings(
     assert main(FULL) == 0
 
 
+def test_what_was_removed_is_made_again_with_what_needs_it(prepared: Prepared, engine: FakeEngine) -> None:
+    assert main(FULL) == 0
+    known = {job.name: job for job in engine.submitted[1:]}  # but for the training, which no file of this test tells of
+    wanted, seen = list(known.values()), dict.fromkeys(known, Seen(FINISHED))
+    assert names(wanted) == ["find_best", "evaluate", "report"]
+    assert not to_submit(wanted, known, seen, DATASET)
+    Path("out/evaluation").unlink()
+    assert names(to_submit(wanted, known, seen, DATASET)) == ["evaluate", "report"]
+    Path("out/evaluation").touch()
+    assert names(to_submit(wanted, known, seen | {"evaluate": Seen(FAILED)}, DATASET)) == ["evaluate", "report"]
+    # a fold was trained again since, or is now
+    for state, attempt in ((FINISHED, Attempt(1, 2)), (RUNNING, Attempt(1))):
+        name = f"{TRAINED[1]}__fold_0"
+        write_state(jobs_folder(DATASET), name, State(state, (attempt,)))
+        again = to_submit(wanted, known, seen | {name: Seen(state)}, DATASET)
+        assert names(again) == ["find_best", "evaluate", "report"]
+
+
 def test_jobs_of_another_request_under_way(
     prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -183,15 +202,19 @@ def test_jobs_of_another_request_under_way(
     assert "nnunetv2_ext jobs -d Dataset901_Boxes --cancel report" in told
 
 
-def test_other_plans_than_those_of_a_model(
-    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["run", "-d", "901"]) == 2  # planned, as far as this test's engine does
-    model = prepared.results / "MNetTrainer__MNetQuickPlans__3d_fullres"
-    model.mkdir()
-    (model / "plans.json").write_text("{}")
-    capsys.readouterr()
-    assert main(["run", "-d", "901", "--epochs", "7", "-o", "out"]) == 2
-    told = capsys.readouterr().err
-    assert "other plans MNetQuickPlans (7 no 20) than those of" in told and f"move {model} aside" in told
-    assert not Path("out").exists()
+def test_plans_that_are_there_are_taken(prepared: Prepared, engine: FakeEngine) -> None:
+    """Made by a job that has finished, and given another length since; one that has not finished makes them anew."""
+    quick = ["run", "-d", "901", "-m", OURS.replace("MNetPlans", "MNetQuickPlans"), "--epochs", "7", "-o", "out"]
+    assert main(quick) == 2  # planned, as far as this test's engine does
+    plans = prepared.preprocessed / "MNetPlans.json"
+    text = plans.read_text().replace('"MNetPlans"', '"MNetQuickPlans"')
+    plans.with_name("MNetQuickPlans.json").write_text(text)
+    length = "--epochs 7 --iterations 50 --val-iterations 3"
+    assert main(f"schedule -d 901 -p MNetQuickPlans -c 3d_fullres {length}".split()) == 0
+    engine.submitted.clear()
+    assert main(quick) == 0
+    assert names(engine.submitted)[0] == "MNetTrainer__MNetQuickPlans__3d_fullres__fold_0"
+    engine.states["plan_MNetQuickPlans"] = Seen(FAILED)
+    engine.submitted.clear()
+    assert main(quick) == 0
+    assert names(engine.submitted)[0] == "plan_MNetQuickPlans"

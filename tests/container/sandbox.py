@@ -1,6 +1,5 @@
 """A container's folder run as its image will be: no network, a read-only root, user 1000, `/tmp` alone to write to."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -55,17 +54,13 @@ def on_host(
     The root is new and has the machine's folders, so that `/input`, `/output` and `/opt` can be made in it.
     """
     variables = {**environment(folder), **(more or {})}
+    ours = {Path("/", name) for name in ("dev", "proc", "tmp", "input", "output", "opt", "opt/app", "opt/ml")}
+    there = [path for path in (*Path("/").iterdir(), *Path("/opt").glob("*")) if path not in ours]
     root = [
         word
-        for path in sorted(Path("/").iterdir())
-        if path.name not in {"dev", "proc", "tmp", "input", "output", "opt"} and not path.is_symlink()
-        for word in ("--ro-bind", str(path), str(path))
-    ]
-    root += [
-        word
-        for path in sorted(Path("/").iterdir())
-        if path.is_symlink()
-        for word in ("--symlink", os.readlink(path), str(path))  # noqa: PTH115
+        for path in sorted(there)
+        for word in (["--symlink", str(path.readlink())] if path.is_symlink() else ["--ro-bind", str(path)])
+        + [str(path)]
     ]
     inside = options(folder, source, output, tmp=tmp, model=model)
     packages = [Path(path) for path in sys.path if Path(path).is_relative_to("/tmp") and Path(path).is_dir()]

@@ -1,9 +1,12 @@
 """The folder of a container: what is in it, and what is refused before it is made."""
 
+import gzip
 import json
+import os
 import shutil
 import stat
 import subprocess
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -52,13 +55,40 @@ def test_what_is_in_the_folder(make: Make) -> None:
     assert "| nnunetv2 | " in readme and "0.500, 0.500" in readme and "{{" not in readme
 
 
+DOCKER = """#!/bin/sh
+echo "$@" >>"$(dirname "$0")/asked"
+[ "$1" = save ] && echo of the image
+[ "$1" = run ] && echo labels >test/output/noise.mha
+exit 0
+"""
+"""In its place: tells what it was asked for."""
+
+
 @pytest.mark.parametrize("more", [{}, {"interface": "folder", "inputs": (), "output": ""}])
-def test_scripts_and_page_are_sound(make: Make, more: dict[str, Any]) -> None:
-    folder = make(**more)
-    for script in folder.glob("*.sh"):
-        subprocess.run(["bash", "-n", str(script)], check=True)
-    for text in (path.read_text() for path in folder.iterdir() if path.is_file()):
-        assert "\n\n\n" not in text and text.endswith("\n") and not text.endswith("\n\n")
+def test_the_scripts_ask_docker_for_a_closed_container(make: Make, tmp_path: Path, more: dict[str, Any]) -> None:
+    folder, docker = tmp_path / "made", tmp_path / "docker"
+    shutil.copytree(make(**more), folder)
+    docker.write_text(DOCKER)
+    docker.chmod(0o755)
+    environment = {**os.environ, "DOCKER": str(docker)}
+    for script in ("./test_run.sh", "./save.sh"):
+        ran = subprocess.run([script], cwd=folder, env=environment, capture_output=True, text=True)
+        assert (ran.returncode, ran.stderr) == (0, "")
+    build, *runs, save = (tmp_path / "asked").read_text().splitlines()
+    assert (build, save) == ("build --tag made .", "save made")
+    for run in runs:
+        assert "--network none --read-only --tmpfs /tmp " in run and "/test/input:/input:ro " in run
+        assert f"{folder}/model:/opt/ml/model:ro" in run
+    assert [run.partition(" made")[2] for run in runs] == (["", " --check"] if not more else [" --once --every 1"])
+    with gzip.open(folder / "made.tar.gz", "rt") as image, tarfile.open(folder / "model.tar.gz") as models:
+        assert image.read() == "of the image\n"
+        assert {"./container.json", f"./{MODEL.replace(':', '__')}/plans.json"} <= set(models.getnames())
+
+
+@pytest.mark.parametrize("more", [{}, {"interface": "folder", "inputs": (), "output": ""}])
+def test_pages_have_no_holes(make: Make, more: dict[str, Any]) -> None:
+    for text in (path.read_text() for path in make(**more).iterdir() if path.is_file()):
+        assert "\n\n\n" not in text and " \n" not in text and text.endswith("\n") and not text.endswith("\n\n")
 
 
 def test_a_cascade_brings_its_first_stage(nnunet_folders: Path, light: None) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.inference.models import load_model, model_folder, trainer_class
+from nnunetv2_ext.inference.models import chosen, load_model, model_folder, trainer_class
 from nnunetv2_ext.weights.safe import write_safe_model
 from tests.tiny_models import NAME, NUMBER, write_model
 
@@ -34,6 +34,36 @@ def test_no_such_model(nnunet_folders: Path, name: str, dataset: int | None, tol
     write_model(nnunet_folders)
     with pytest.raises(InputError, match=told):
         model_folder(name, dataset)
+
+
+def test_the_file_of_find_best(nnunet_folders: Path, tmp_path: Path) -> None:
+    model, named = write_model(nnunet_folders), "nnUNetTrainer:nnUNetPlans:3d_fullres"
+    file = tmp_path / "best.json"
+    file.write_text(json.dumps({"dataset": NAME, "models": [named], "folds": ["0", "1"]}))
+    assert chosen([str(file)], None, None) == chosen([str(file)], str(NUMBER), None) == ([model], ["0", "1"])
+    assert chosen([str(file)], None, ["1"]) == ([model], ["1"])
+    assert chosen([named], NAME, None) == ([model], None)
+
+
+@pytest.mark.parametrize(
+    ("content", "dataset", "told"),
+    [
+        (None, None, "no file"),
+        ("{", None, "a damaged file"),
+        ("[]", None, "a list in"),
+        ('{"dataset": "Dataset710_Small", "models": [], "folds": ["0"]}', None, "no data set, models or folds in"),
+        ('{"dataset": "Dataset710_Small", "models": ["a:b:c"], "folds": [0]}', None, "no data set, models or folds in"),
+        ('{"dataset": "Dataset710_Small", "models": ["a:b:c"], "folds": ["0"]}', None, "no trained model a:b:c"),
+        ('{"dataset": "Dataset711_Other", "models": ["a:b:c"], "folds": ["0"]}', "710", "one data set; leave -d out"),
+    ],
+)
+def test_no_file_of_find_best(nnunet_folders: Path, content: str | None, dataset: str | None, told: str) -> None:
+    write_model(nnunet_folders)
+    file = nnunet_folders / "best.json"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(InputError, match=told):
+        chosen([str(file)], dataset, None)
 
 
 def test_a_model_and_its_safe_copy(tmp_path: Path) -> None:
