@@ -53,6 +53,7 @@ EPILOG = """the way, with data set 42 and MNet:
   nnunetv2_ext jobs -d 42                                                 # how they go
   nnunetv2_ext find_best -d 42 -m MNetTrainer:MNetPlans:3d_fullres        # and other models that were trained
   nnunetv2_ext predict -d 42 -m MNetTrainer:MNetPlans:3d_fullres -i images -o labels    # several are an ensemble
+  nnunetv2_ext run -d 42                                                  # or all of this, short, for a first look
 
 Training is nnU-Net's: `train` runs nnUNetv2_train. nnUNetv2_predict and nnUNetv2_ensemble take our models too, and
 check less.

@@ -1,4 +1,4 @@
-"""Train one fold in this process, for the demo, the benchmarks and scripts; users have nnU-Net's commands."""
+"""Train one fold in this process, for the benchmarks and scripts; users have nnU-Net's commands."""
 
 from collections.abc import Mapping
 from pathlib import Path

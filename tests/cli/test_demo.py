@@ -12,6 +12,7 @@ from nnunetv2_ext.cli import demo, main
 from nnunetv2_ext.evaluation.scores import read_scores
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import RUNNING, Job, write_job
+from nnunetv2_ext.jobs.way import PRESETS
 from tests.jobs.fake import FakeEngine, use
 
 SIZES = ["--training-cases", "5", "--unseen-cases", "2"]
@@ -78,6 +79,11 @@ def test_jobs_that_a_killed_demo_left(tmp_path, monkeypatch, capsys):
     assert "a demo whose jobs run (evaluate)" in told
     assert f"nnUNet_results={results} nnunetv2_ext jobs -d 999 --cancel" in told
     assert (results / demo.DATASET / "jobs" / "evaluate" / "job.json").is_file()
+
+
+def test_the_models_are_those_of_the_preset_quick():
+    assert tuple(map(str, demo.MODELS.values())) == PRESETS["quick"].models
+    assert tuple(map(str, demo.FOLDS)) == PRESETS["quick"].folds
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit(143)])
