@@ -62,10 +62,10 @@ def test_folds_as_jobs(tmp_path: Path, warm: WarmProcess) -> None:
     assert again.endswith("nothing to submit\n")
 
     # a fold that lost its validation is validated again, and not trained
-    fold = results / MODEL.replace(":", "__") / "fold_1"
-    final = (fold / "checkpoint_final.pth").stat()
-    shutil.rmtree(fold / "validation")
+    place = results / MODEL.replace(":", "__") / "fold_1"
+    final = (place / "checkpoint_final.pth").stat()
+    shutil.rmtree(place / "validation")
     assert "1 job submitted" in pipeline.run(command)
     assert wait(pipeline)[f"{MODEL.replace(':', '__')}__fold_1"]["state"] == "finished"
-    assert (fold / "validation" / "summary.json").is_file()
-    assert (fold / "checkpoint_final.pth").stat() == final
+    assert (place / "validation" / "summary.json").is_file()
+    assert (place / "checkpoint_final.pth").stat() == final
