@@ -12,7 +12,6 @@ from nnunetv2_ext.cli import demo, main
 from nnunetv2_ext.evaluation.scores import read_scores
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import RUNNING, Job, write_job
-from nnunetv2_ext.jobs.way import PRESETS
 from tests.jobs.fake import FakeEngine, use
 
 SIZES = ["--training-cases", "5", "--unseen-cases", "2"]
@@ -81,11 +80,6 @@ def test_jobs_that_a_killed_demo_left(tmp_path, monkeypatch, capsys):
     assert (results / demo.DATASET / "jobs" / "evaluate" / "job.json").is_file()
 
 
-def test_the_models_are_those_of_the_preset_quick():
-    assert tuple(map(str, demo.MODELS.values())) == PRESETS["quick"].models
-    assert tuple(map(str, demo.FOLDS)) == PRESETS["quick"].folds
-
-
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit(143)])
 def test_jobs_end_with_the_demo(tmp_path, monkeypatch, ending):
     engine = use(monkeypatch)
@@ -127,7 +121,7 @@ def test_what_is_left_and_told_at_the_end(tmp_path, monkeypatch, capsys):
         assert {model.plans for model in way.models} == {"MNetQuickPlans", "BackboneQuickPlans"}
         assert how.resources.jobs == 2 and how.device == "cpu" and way.epochs == 3
         labels = way.images.parent / "labelsTs"
-        titled = {model.folder_name: f"{title}, ensemble of 2" for model, title in way.wishes.titles.items()}
+        titled = {model.folder_name: title for model, title in way.wishes.titles.items()}
         for name in titled:
             shutil.copytree(labels, way.output / "predictions" / name)
         folders = [str(way.output / "predictions" / name) for name in titled]
@@ -144,7 +138,7 @@ def test_what_is_left_and_told_at_the_end(tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "demo" / demo.SETTINGS).read_text(encoding="utf-8"))["epochs"] == "3"
     report = tmp_path / "demo" / "report"
     scores = read_scores(report / "evaluation")
-    assert scores.models == ("MNet, ensemble of 2", "nnU-Net, ensemble of 2")
+    assert scores.models == ("MNet", "nnU-Net")
     assert scores.labels == ("liver", "kidney", "lesion") and len(scores.cases) == 2
     assert (report / "cases.png").stat().st_size > 10_000
     table = (report / "table.md").read_text(encoding="utf-8")
@@ -159,5 +153,5 @@ def test_what_is_left_and_told_at_the_end(tmp_path, monkeypatch, capsys):
     page = report / "report.html"
     assert f"python -m webbrowser {page.as_uri()}" in output
     text = page.read_text(encoding="utf-8")
-    for told in ("MNet, ensemble of 2", demo.CAVEAT, baseline[0]):
+    for told in ("MNet", demo.CAVEAT, baseline[0]):
         assert told in text

@@ -72,10 +72,35 @@ def test_no_jobs(
     assert capsys.readouterr().out.startswith(told)
 
 
-def test_a_damaged_file_is_told(engine: FakeEngine, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (nnunet_folders / "nnUNet_results" / DATASET / "jobs" / "report" / "job.json").write_text('{"name": "rep')
-    assert main(["jobs"]) == 2
-    assert "report/job.json" in capsys.readouterr().err
+@pytest.mark.parametrize("content", ['{"name": "rep', "[]", '{"name": "report", "command": ["true"]}'])
+def test_a_damaged_job_is_one_that_has_failed_and_the_others_go_on(
+    engine: FakeEngine, nnunet_folders: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    """Of a kill, or of another version: a record without what this one writes."""
+    (nnunet_folders / "nnUNet_results" / DATASET / "jobs" / "find_best" / "job.json").write_text(content)
+    assert main(["jobs", "-d", "901"]) == 1
+    assert "find_best/job.json" in (told := capsys.readouterr().out) and "report: it needs find_best: failed" in told
+    assert main(["jobs", "-d", "901", "--retry"]) == 0
+    told = capsys.readouterr().out
+    assert "find_best: is failed, and cannot be retried: got a damaged" in told
+    assert f"{NAMES[2]}: was failed, submitted again" in told
+    assert main(["jobs", "-d", "901", "--cancel"]) == 0
+    assert f"{NAMES[1]}: was running, is cancelled now" in capsys.readouterr().out
+
+
+def test_a_damaged_state_stops_no_table(engine: FakeEngine, nnunet_folders: Path) -> None:
+    (nnunet_folders / "nnUNet_results" / DATASET / "jobs" / "report" / "state.json").write_text("{")
+    assert main(["jobs", "-d", "901"]) == 1
+
+
+def test_what_goes_to_a_file_is_not_cut(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    cause = f"RuntimeError: {'long ' * 100}end"
+    engine.states[NAMES[2]] = Seen(FAILED, 1, cause)
+    assert main(["jobs", "-d", "901"]) == 1
+    assert f"{NAMES[2]}: {cause}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("age", "needed", "told"), [(60, True, True), (60, False, False), (1, True, False)])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from nnunetv2_ext.cli import main, run, train
+from nnunetv2_ext.cli import jobs, main, run, train
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import FAILED, FINISHED, RUNNING, Attempt, Job, State, jobs_folder, write_state
 from nnunetv2_ext.jobs.way import to_submit
@@ -30,7 +30,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Jobs finish as soon as they are waited for, and leave what they are to write, but for plans."""
     fake = use(monkeypatch)
 
-    def finish(dataset: str, names: Sequence[str]) -> int:
+    def finish(datasets: Sequence[str], names: Sequence[str]) -> int:
         for name in names:
             fake.states[name] = Seen(FINISHED)
         for job in fake.submitted:
@@ -40,7 +40,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
                 place.touch()
         return 0
 
-    monkeypatch.setattr(run, "follow", finish)
+    monkeypatch.setattr(jobs, "watch", finish)
     monkeypatch.setattr(run, "tell_results", lambda way: None)
     return fake
 
@@ -80,11 +80,10 @@ def test_the_steps_after_trainings(prepared: Prepared, engine: FakeEngine, capsy
     (images.with_name("labelsTs")).mkdir()
     (images.with_name("labelsTs") / "new.nii.gz").touch()
     engine.submitted.clear()
-    assert main([*command[:-4], "--each-fold", "-o", "other", "--jobs", "2"]) == 0
-    predicted = [f"predict_{model}{fold}" for model in reversed(TRAINED) for fold in ("__fold_0", "__fold_1", "")]
+    assert main([*command[:-4], "-o", "other", "--jobs", "2"]) == 0
+    predicted = [f"predict_{model}" for model in reversed(TRAINED)]
     assert names(engine.submitted)[4:] == ["find_best", *predicted, "predict_ensemble", "evaluate", "report"]
     by_name = {job.name: job for job in engine.submitted}
-    assert "--names" in by_name["evaluate"].command and f"{OURS}, ensemble of 2" in by_name["evaluate"].command
     assert set(by_name["evaluate"].needs) == {*predicted, "predict_ensemble"}
 
 
@@ -159,7 +158,7 @@ FULL = ["run", "-d", "901", "--preset", "full", "-m", OURS, "-f", "0", "-o", "ou
     [
         (["-f", "0", "1"], "-f 0 1, which was 0, in"),
         (["-m", STOCK], f"-m {STOCK}, which was {OURS}, in"),
-        (["--each-fold"], "--each-fold True, which was False, in"),
+        (["--epochs", "3"], "--epochs 3, which was none, in"),
     ],
 )
 def test_a_run_with_other_settings(

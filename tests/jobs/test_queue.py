@@ -63,7 +63,7 @@ def test_needs_come_first_and_what_needs_a_failed_job_is_not_run(jobs: Jobs) -> 
     jobs.until(z_first=FINISHED, a_second=FINISHED, bad=FAILED, after_bad=BLOCKED, after_all=BLOCKED)
     wait_for(lambda: not is_held(jobs.folder, "queue"))
     assert (jobs.folder / "order").read_text() == "first\nsecond\n"
-    seen = Local().look(jobs.folder, read_jobs(jobs.folder))
+    seen = jobs.seen()
     assert seen["bad"].exit == 3
     assert seen["after_bad"].reason == "it needs bad: failed"
     assert seen["after_all"].reason == "it needs after_bad: not to run"

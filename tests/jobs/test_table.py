@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.engine import Seen, in_order
 from nnunetv2_ext.jobs.record import (
     BLOCKED,
     CANCELLED,
@@ -22,7 +22,7 @@ from nnunetv2_ext.jobs.record import (
     write_job,
     write_state,
 )
-from nnunetv2_ext.jobs.table import chosen, in_order, lines, rows, summary, with_jobs
+from nnunetv2_ext.jobs.table import chosen, lines, rows, summary, with_jobs
 from tests.jobs.fake import FakeEngine, use
 from tests.jobs.test_progress import DONE, FIRST, HEAD, begun, epoch, predicted
 
@@ -185,7 +185,7 @@ def test_a_job_is_not_to_run_where_one_that_it_needs_is_not_well(
 
 def test_jobs_stand_behind_those_that_they_need() -> None:
     needs = {"a": ("z",), "b": (), "z": ("b", "gone"), "c": ("d",), "d": ("c",)}
-    order = [job.name for job in in_order({name: Job(name, ("true",), of) for name, of in needs.items()})]
+    order = [job.name for job in in_order(Job(name, ("true",), of) for name, of in needs.items())]
     assert order == ["b", "z", "a", "d", "c"]
 
 
