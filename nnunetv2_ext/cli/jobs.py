@@ -173,9 +173,9 @@ class _Lines:
             if changed or (late and state == RUNNING and row.progress is not None):
                 print(_line(row), flush=True)
             self.states[key] = state
-        states = [*self.states.values()]
-        if BLOCKED in states and not {WAITING, RUNNING} & {*states}:
-            print(f"{counted([one for one in states if one == BLOCKED], 'job')} cannot run after that", flush=True)
+        blocked = [row.job.name for row in found if row.seen.state == BLOCKED]
+        if blocked and not {WAITING, RUNNING} & {*self.states.values()}:
+            print(f"{counted(blocked, 'job')} cannot run after that", flush=True)
 
 
 def _line(row: Row) -> str:

@@ -23,7 +23,7 @@ EXAMPLE = """examples:
   nnunetv2_ext run -d 42 -m MNetTrainer:MNetTrialPlans:3d_fullres --epochs 50 -f 0 -device cpu --jobs 2
 
 The same command again goes on where it was. Ctrl-C ends the waiting, not the jobs: nnunetv2_ext jobs -d 42 shows them,
-and --cancel ends them. Exit status: 0 all is done, 1 a job is not well, 2 bad input.
+and --cancel ends them. Exit status: 0 all is done, 1 a job has not finished, 2 bad input.
 """
 
 

@@ -25,7 +25,7 @@ EXAMPLE = """examples:
   nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres -f 0 1 -device cpu --jobs 2 --wait
 
 The same command again submits what has not finished and runs no more; trainings go on where they were.
-Exit status: 0 submitted, or with --wait all well, 1 with --wait where a job is not, 2 bad input.
+Exit status: 0 submitted, or with --wait all finished, 1 with --wait where a job has not, 2 bad input.
 """
 SLURM_ONLY = ("partition", "account", "gres", "memory", "cpus", "lines")
 

@@ -134,10 +134,9 @@ def read_jobs(folder: Path) -> dict[str, Job]:
 
 
 def damage(folder: Path, name: str) -> str:
-    """What is wrong with the files of a job, and what to do; empty where nothing is."""
+    """What is wrong with `job.json` of a job, and what to do; empty where nothing is."""
     try:
         read_job(folder, name)
-        read_state(folder, name)
     except InputError as error:
         return str(error)
     return ""

@@ -101,7 +101,12 @@ class Slurm:
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
         """How jobs stand: what SLURM says of those that are in its hands, what the supervisor wrote of the others."""
-        states = {name: record.state_or_none(folder, name) for name in jobs}
+        states, damaged = dict[str, State](), dict[str, str]()
+        for name in jobs:
+            try:
+                states[name] = record.read_state(folder, name)
+            except InputError as error:
+                states[name], damaged[name] = State(), str(error)
         ids = [job.id for job in jobs.values() if job.id is not None]
         try:
             told = jobs_of(ids)
@@ -109,8 +114,8 @@ class Slurm:
             return {name: _unasked(state, one_line(silence)) for name, state in states.items()}
         seen = {name: merged(states[name], told.get(job.id or "")) for name, job in jobs.items()}
         for name, one in seen.items():
-            if one.state in record.ENDED and not states[name].attempts and (why := record.damage(folder, name)):
-                seen[name] = Seen(record.FAILED, one.exit, why)
+            if name in damaged and one.state in record.ENDED:
+                seen[name] = Seen(record.FAILED, one.exit, damaged[name])
         for name, job in jobs.items():
             if job.id is None:
                 seen[name] = Seen(

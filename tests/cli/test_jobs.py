@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_damaged_job_is_one_that_has_failed_and_the_others_go_on(
     assert "find_best/job.json" in (told := capsys.readouterr().out) and "report: it needs find_best: failed" in told
     assert main(["jobs", "-d", "901", "--retry"]) == 0
     told = capsys.readouterr().out
-    assert "find_best: is failed, and cannot be retried: got a damaged" in told
+    assert "find_best: is failed, and cannot be retried: got " in told
     assert f"{NAMES[2]}: was failed, submitted again" in told
     assert main(["jobs", "-d", "901", "--cancel"]) == 0
     assert f"{NAMES[1]}: was running, is cancelled now" in capsys.readouterr().out
@@ -187,3 +188,68 @@ def test_ctrl_c_ends_the_table_alone(engine: FakeEngine, monkeypatch: pytest.Mon
     monkeypatch.setattr(command.time, "sleep", sleep)
     assert main(["jobs", "--watch"]) == 130
     assert engine.states[NAMES[1]] == Seen(RUNNING)
+
+
+@pytest.fixture
+def script(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """What the jobs become while a command sleeps, once each; a command that sleeps longer waits for ever."""
+
+    def play(*changes: dict[str, str]) -> None:
+        left = iter(changes)
+
+        def sleep(seconds: float) -> None:
+            engine.states |= {name: Seen(state, 1) for name, state in next(left).items()}
+
+        monkeypatch.setattr(command.time, "sleep", sleep)
+
+    return play
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ((FINISHED, FINISHED), 0),
+        ((FINISHED, CANCELLED), 1),
+        ((CANCELLED, CANCELLED), 1),
+        ((FAILED, FINISHED), 1),
+        ((FINISHED, TIMED_OUT), 1),
+    ],
+)
+def test_who_waits_for_jobs_is_content_with_finished_ones_alone(
+    engine: FakeEngine, script: Callable[..., None], states: tuple[str, str], expected: int
+) -> None:
+    engine.states |= dict.fromkeys(NAMES, Seen(RUNNING))
+    script({NAMES[0]: states[0]}, {NAMES[1]: states[1]})  # and not for the third
+    assert command.watch([DATASET], NAMES[:2]) == expected
+
+
+def test_a_job_that_has_gone_has_not_finished(engine: FakeEngine) -> None:
+    assert command.watch([DATASET], [NAMES[0], "gone"]) == 1
+
+
+def test_without_a_terminal_a_line_tells_what_begins_and_ends(
+    engine: FakeEngine, script: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.states |= {NAMES[2]: Seen(WAITING), NAMES[3]: Seen(WAITING)}
+    script({NAMES[1]: FINISHED}, {NAMES[2]: RUNNING}, {}, {NAMES[2]: FAILED}, {NAMES[3]: FINISHED})
+    assert main(["jobs", "-d", "901", "--watch"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("  log: ")]
+    assert lines == [
+        f"{NAMES[1]}: running",
+        f"{NAMES[1]}: finished",
+        f"{NAMES[2]}: running",
+        f"{NAMES[2]}: failed: ",
+        f"{NAMES[3]}: finished",
+        "2 jobs (find_best, report) cannot run after that",
+    ]
+
+
+def test_who_waits_revives_a_queue_that_was_killed(
+    engine: FakeEngine, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks = []
+    monkeypatch.setattr(command, "revive", lambda datasets: looks.append(datasets) or ["it goes on"])
+    script({}, {NAMES[1]: FINISHED})
+    assert command.watch([DATASET], [NAMES[1]]) == 0
+    assert looks == [[DATASET]] * 3
+    assert "it goes on" in capsys.readouterr().err

@@ -227,6 +227,14 @@ def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> N
     assert "a damaged file" in Local().look(jobs.folder, read_jobs(jobs.folder))["a"].reason
 
 
+def test_a_job_that_cannot_be_read_stops_no_other(jobs: Jobs) -> None:
+    (jobs.folder / "old").mkdir()
+    (jobs.folder / "old" / "job.json").write_text('{"name": "old"}')
+    jobs.submit(jobs.job("a", "exit 0"), jobs.job("b", "exit 0", needs=("old",)))
+    jobs.until(old=FAILED, a=FINISHED, b=BLOCKED)
+    wait_for(lambda: not is_held(jobs.folder, "queue"))
+
+
 @pytest.mark.parametrize(
     ("resources", "sentence"),
     [

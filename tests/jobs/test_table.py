@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.jobs.engine import Seen, in_order
+from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import (
     BLOCKED,
     CANCELLED,
@@ -181,12 +181,6 @@ def test_a_job_is_not_to_run_where_one_that_it_needs_is_not_well(
     found = {row.job.name: row.seen.state for row in rows(DATASET)}
     assert found["c"] == expected
     assert with_jobs() == [DATASET]
-
-
-def test_jobs_stand_behind_those_that_they_need() -> None:
-    needs = {"a": ("z",), "b": (), "z": ("b", "gone"), "c": ("d",), "d": ("c",)}
-    order = [job.name for job in in_order(Job(name, ("true",), of) for name, of in needs.items())]
-    assert order == ["b", "z", "a", "d", "c"]
 
 
 def test_the_summary_of_no_jobs(engine: FakeEngine) -> None:
