@@ -93,6 +93,8 @@ NNUNET_PLANNERS = {
 def planner_of(plans: str) -> NamedPlanner:
     """Who makes plans of that name: MNetPlanner of MNetPlans and of MNetTrialPlans, too, which is a user's name.
 
+    PaRSwinUNETRPlans and PaRSwinUNETRTrialPlans are PaRPlanner's with the backbone SwinUNETR.
+
     Raises:
         InputError: nobody known.
     """
@@ -103,9 +105,9 @@ def planner_of(plans: str) -> NamedPlanner:
         if plans.startswith(stem) and plans.endswith("Plans"):
             inner = plans.removeprefix(stem).removesuffix("Plans")
             takes_backbone = planner in ("PaRPlanner", "BackbonePlanner", "ThinThickPlanner")
-            if takes_backbone and inner in {entry.name for entry in BACKBONES}:
-                return NamedPlanner(planner, inner, by_default=True)
-            return NamedPlanner(planner, None, by_default=not inner)
+            begin = [entry.name for entry in BACKBONES if takes_backbone and inner.startswith(entry.name)]
+            backbone = max(begin, key=len, default=None)
+            return NamedPlanner(planner, backbone, by_default=inner == (backbone or ""))
     known = [f"{stem}...Plans" for stem in stems]
     raise InputError(f"the plans {plans}, whose planner is not known", f"one of {', '.join(known)}", "plan it first")
 

@@ -96,6 +96,8 @@ def test_the_planner_of_plans_by_their_name(entry):
         ("nnUNetTrialPlans", ("ExperimentPlanner", None, False)),
         ("nnUNetResEncUNetLPlans", ("nnUNetPlannerResEncL", None, True)),
         ("PaRSwinUNETRPlans", ("PaRPlanner", "SwinUNETR", True)),
+        ("PaRSwinUNETRTrialPlans", ("PaRPlanner", "SwinUNETR", False)),
+        ("BackboneQuick2Plans", ("BackbonePlanner", None, False)),
         ("MNetSwinUNETRPlans", ("MNetPlanner", None, False)),
     ],
 )

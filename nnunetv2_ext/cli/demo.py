@@ -71,21 +71,23 @@ def run(args: argparse.Namespace) -> int:
         _set_environment(output, args.device)
         _refuse_jobs()
         _empty(output, args)
-        print(f"Demo in {output}: drawing {args.training_cases} training and {args.unseen_cases} unseen phantoms")
-        raw = output / "nnUNet_raw" / DATASET
-        _draw(raw, args)
-        notes = [_baseline(raw), CAVEAT]
-        way = _way(output, args, note=" ".join(reversed(notes)))
         try:
+            print(f"Demo in {output}: drawing {args.training_cases} training and {args.unseen_cases} unseen phantoms")
+            raw = output / "nnUNet_raw" / DATASET
+            _draw(raw, args)
+            notes = [_baseline(raw), CAVEAT]
+            way = _way(output, args, note=" ".join(reversed(notes)))
             with ended_in_order():
                 status = go(way, _how(args.device))
+            if status == 0:
+                _write_table(way, notes)
         except BaseException:
             _cancel()
-            print("\nThe demo is ended, and its jobs with it.")
+            print("\nThe demo is ended, and its jobs with it. --overwrite begins anew.")
             raise
-        if status:
-            return status
-        _write_table(way, notes)
+    if status:
+        print(f"The demo has not come to its end; {output} is left as it is. --overwrite begins anew.")
+        return status
     page = output / REPORT / "report.html"
     print(f"Total {(time.monotonic() - start) / 60:.1f} min. Tables, picture and report: {page.parent}")
     print(f"Open the report: python -m webbrowser {shlex.quote(page.as_uri())}")

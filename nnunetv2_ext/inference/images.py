@@ -60,7 +60,11 @@ def find_images(source: Path, ending: str) -> dict[str, list[Path]]:
     if unnumbered:
         name = unnumbered[0].removesuffix(ending)
         what = f"{counted(unnumbered, 'image')} without the number of a channel in {source}"
-        raise InputError(what, f"names like {name}_0000{ending}", f"rename it to {name}_0000{ending}, and so on")
+        remedy = f"rename it to {name}_0000{ending}, and so on"
+        images = source.with_name(source.name.replace("labels", "images"))
+        if images.name != source.name and images.is_dir():
+            what, remedy = f"{what}, a folder of labels by its name", f"give the images, {images} for instance"
+        raise InputError(what, f"names like {name}_0000{ending}", remedy)
     return {case: [numbers[number] for number in sorted(numbers)] for case, numbers in sorted(channels.items())}
 
 

@@ -81,7 +81,7 @@ def test_jobs_that_a_killed_demo_left(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit(143)])
-def test_jobs_end_with_the_demo(tmp_path, monkeypatch, ending):
+def test_jobs_end_with_the_demo(tmp_path, monkeypatch, capsys, ending):
     engine = use(monkeypatch)
 
     def submit_and_end(way, how):
@@ -97,6 +97,24 @@ def test_jobs_end_with_the_demo(tmp_path, monkeypatch, ending):
         with pytest.raises(SystemExit):
             main(["demo", "--output", str(tmp_path / "demo"), *SIZES])
     assert engine.states["report"].state == "cancelled"
+    assert "--overwrite begins anew" in capsys.readouterr().out
+
+
+def test_what_is_told_where_the_demo_does_not_come_to_its_end(tmp_path, monkeypatch, capsys):
+    use(monkeypatch)
+    monkeypatch.setattr(demo, "go", lambda way, how: 1)
+    monkeypatch.setattr(demo, "_draw", lambda raw, args: None)
+    monkeypatch.setattr(demo, "_baseline", lambda raw: "")
+    command = ["demo", "--output", str(tmp_path / "demo")]
+    assert main(command) == 1
+    assert "--overwrite begins anew" in capsys.readouterr().out
+
+    def interrupt(raw, args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_draw", interrupt)
+    assert main([*command, "--overwrite"]) == 130
+    assert "--overwrite begins anew" in capsys.readouterr().out
 
 
 def demo_jobs(root: Path) -> Path:

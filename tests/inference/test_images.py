@@ -45,6 +45,15 @@ def test_cases(folder: Path, source: str, found: dict[str, list[str]]) -> None:
     assert {case: [path.name.removesuffix(".nii.gz") for path in files] for case, files in images.items()} == found
 
 
+def test_labels_in_the_place_of_images(tmp_path: Path) -> None:
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "labelsTr" / "a.nii.gz").touch()
+    told = f"a folder of labels by its name; .*; give the images, {tmp_path / 'imagesTr'} for instance"
+    with pytest.raises(InputError, match=told):
+        find_images(tmp_path / "labelsTr", ".nii.gz")
+
+
 def test_a_file_without_number(tmp_path: Path) -> None:
     path = write(tmp_path / "scan.nii.gz")
     assert find_images(path, ".nii.gz") == {"scan": [path]}
