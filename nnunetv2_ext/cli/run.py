@@ -229,12 +229,12 @@ def go(way: "Way", how: "How", *, wait: bool = True, told: Sequence[str] = (), r
 
 
 def tell_results(way: "Way") -> None:
-    """Print the table of the evaluation, what is best, and where the page is."""
-    from nnunetv2_ext.evaluation.means import means_table
+    """Print the means of the evaluation, what is best, and where the page is, which tells the rest."""
+    from nnunetv2_ext.evaluation.means import few_means
     from nnunetv2_ext.evaluation.scores import read_scores
     from nnunetv2_ext.jobs.graph import BEST, EVALUATION, PAGE
 
-    print("", means_table(read_scores(way.output / EVALUATION)), "", sep="\n")
+    print("", few_means(read_scores(way.output / EVALUATION)), "", sep="\n")
     if (best := way.output / BEST).is_file():
         print(f"Best by the validations: {listed(read_found(best).models, separator=' + ')}")
         print(f"  nnunetv2_ext predict -m {shlex.quote(str(best))} -i IMAGES -o LABELS")

@@ -117,7 +117,8 @@ def told_length(way: "Way", model: Model) -> str:
     epochs, iterations = (block.get(key) for key in ("epochs", "iterations_per_epoch"))
     if epochs is None and iterations is None:
         return "as long as published"
-    told = f"{epochs or 'published'} epochs of {iterations or 'the published'} iterations"
+    told = "as many epochs as published" if epochs is None else f"{epochs} epoch{'s' * (epochs != 1)}"
+    told += f" of {iterations} iterations" * (iterations is not None)
     if not length(way):
         new = model._replace(plans=_free(way, model.plans, ""))
         told += f", as {model.plans}.json says, not as published: -m {new} makes new plans for that"

@@ -189,12 +189,11 @@ def submit_plans(way: Way, how: How, rest: Sequence[str] = ()) -> Submission:
             refuses.
     """
     known, seen = _known(way, how)
+    refuse_unknown_trainers(way.dataset, way.models)
     jobs = planning(way, seen, how)
     open_output(way, make=False)
-    if jobs:
-        refuse_unknown_trainers(way.dataset, way.models)
-        if rest and how.engine == "local":
-            jobs.append(how.job(REST, rest, [job.name for job in jobs]))
+    if jobs and rest and how.engine == "local":
+        jobs.append(how.job(REST, rest, [job.name for job in jobs]))
     return _submit(way, how, known, seen, Wanted(tuple(jobs), last=tuple(job.name for job in jobs)))
 
 

@@ -126,7 +126,7 @@ def folder(*files: str) -> Callable[[Path], object]:
     ("flags", "told", "before"),
     [
         ("--preset fast", "--preset fast; expected one of quick, full", None),
-        ("--preset full -m Foo:BarPlans:3d_fullres", "plans BarPlans, whose planner is not known", None),
+        ("--preset full -m MNetTrainer:BarPlans:3d_fullres", "plans BarPlans, whose planner is not known", None),
         ("--preset full -m MNetTrainer:MNetPlans", "TRAINER:PLANS:CONFIG", None),
         ("-f one", "-f one; expected numbers of folds", None),
         ("--epochs 0", "--epochs 0; expected a number from 1", None),
@@ -140,7 +140,7 @@ def folder(*files: str) -> Callable[[Path], object]:
         ("-m nnUNetTrainer:nnUNetPlans:3d_fullres", "for nnUNetTrainer, which trains as long as nnU-Net's do", None),
         ("-m MNetTrainer:nnUNetTrialPlans:3d_fullres", "nnUNetTrialPlans, whose planner is nnU-Net's", None),
         (f"-m {OURS}", "MNetPlans.json, which says --epochs", None),
-        ("-m MNetTranier:MNetQuickPlans:3d_fullres", "no trainer MNetTranier; expected", None),
+        ("-m MNetTranier:MNetPlans:3d_fullres", "no trainer MNetTranier; expected", None),
         ("-m PaRTrainer:PaRPlans:3d_fullres", "PaRPlans.json, which says --epochs as published", None),
     ],
 )
