@@ -101,10 +101,10 @@ def is_held(folder: Path, name: str) -> bool:
 
 
 @contextmanager
-def held(folder: Path, name: str, doing: str) -> Iterator[None]:
+def held(folder: Path, name: str, doing: str, *, patience: float = 0) -> Iterator[None]:
     """`hold` for the length of a block, or of the one around it that holds the same."""
     mine = lock_file(folder, name) not in _HELD
-    hold(folder, name, doing)
+    hold(folder, name, doing, patience=patience)
     try:
         yield
     finally:

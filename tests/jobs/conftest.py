@@ -17,12 +17,12 @@ from nnunetv2_ext.jobs.record import LOG, Job, State, read_jobs, read_state, wri
 from nnunetv2_ext.locks import holder, is_held
 
 
-def wait_for(told: Callable[[], object], seconds: float = 10) -> Any:
+def wait_for(told: Callable[[], object], seconds: float = 10, pause: float = 0.02) -> Any:
     """What `told` returns once it is true."""
     end = time.monotonic() + seconds
     while not (value := told()):
         assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(pause)
     return value
 
 
