@@ -4,6 +4,7 @@ New folders are filled beside their place and appear when they are whole.
 """
 
 import glob
+import math
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, unwritable, write_json
+from nnunetv2_ext.text import one_line
 
 FILLED = "filled"
 """What is held of a hidden folder while a new one is filled in it."""
@@ -71,6 +73,7 @@ def hold(folder: Path, name: str, doing: str, *, patience: float = 0) -> None:
     _HELD[path] = lock
     who = {"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "doing": doing}
     with suppress(OSError):  # a full disk; the lock does without
+        _told(folder, name).unlink(missing_ok=True)  # of one that was killed
         write_json(_told(folder, name), {**who, "command": " ".join(sys.argv)})
 
 
@@ -100,6 +103,26 @@ def is_held(folder: Path, name: str) -> bool:
     return False
 
 
+def check_locks(folder: Path) -> None:
+    """Refuse a folder whose file system knows no locks, where `hold` keeps nothing closed.
+
+    Raises:
+        InputError: it knows none.
+        OSError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=".locks_", dir=folder) as trial, warnings.catch_warnings():
+        warnings.simplefilter("error")  # of filelock, which would do with a file of its own
+        try:
+            with FileLock(Path(trial, "lock"), timeout=0):
+                return
+        except (OSError, UserWarning) as error:
+            raise InputError(
+                f"{folder}, where files cannot be locked ({one_line(error)})",
+                "a file system with locks, as without them two processes may run one job at once",
+                "set nnUNet_results to a folder elsewhere, or mount this one with locks",
+            ) from None
+
+
 @contextmanager
 def held(folder: Path, name: str, doing: str, *, patience: float = 0) -> Iterator[None]:
     """`hold` for the length of a block, or of the one around it that holds the same."""
@@ -123,6 +146,19 @@ def holder(folder: Path, name: str) -> dict[str, Any] | None:
         if {"host", "process", "since", "doing"} <= who.keys():
             return who
     return None
+
+
+def tell_again(folder: Path, name: str) -> None:
+    """Say that the holder of a lock, this process, still lives, for machines that do not see the lock: see `silent`."""
+    with suppress(OSError):
+        os.utime(_told(folder, name))
+
+
+def silent(folder: Path, name: str) -> float:
+    """Seconds for which the holder of a lock has told nothing; endless where none has told."""
+    with suppress(OSError):
+        return time.time() - _told(folder, name).stat().st_mtime
+    return math.inf
 
 
 def _holder(folder: Path, name: str) -> str:

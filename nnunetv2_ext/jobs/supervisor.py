@@ -40,6 +40,8 @@ from nnunetv2_ext.jobs.retries import SUPERVISOR_KILLED, reason, why_not_again
 from nnunetv2_ext.locks import PARENT, held, lock_file
 from nnunetv2_ext.text import one_line
 
+SUPERVISOR = "nnunetv2_ext.jobs.supervisor"
+"""This module, which a supervisor's process is known by."""
 PATIENCE = 2.0
 """Seconds to wait for a lock, which who looks takes for an instant."""
 PAUSE = 0.05
@@ -79,6 +81,11 @@ class Signals:
     def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+
+def search_path() -> str:
+    """Where programs are looked for: beside this Python first, whose virtual environment may not be activated."""
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
 
 
 def supervise(folder: Path, name: str, *, gpu: str | None = None, signals: Signals | None = None) -> int:
@@ -230,21 +237,17 @@ class Supervisor:
 
     def _command(self) -> list[str] | None:
         """The command as it is run now; None where nothing is left to do."""
-        command: list[str] | None = [*self.job.command]
-        if self.job.fold is not None:
-            with contextlib.suppress(OSError):
-                for sentence in set_damaged_aside(self.job.fold):
-                    self.log.say(sentence)
-            command = command_now(self.job.command, self.job.fold)
-        if command is None:
-            return None
-        beside = Path(sys.executable).with_name(command[0])
-        return [str(beside) if beside.is_file() else command[0], *command[1:]]
+        if self.job.fold is None:
+            return [*self.job.command]
+        with contextlib.suppress(OSError):
+            for sentence in set_damaged_aside(self.job.fold):
+                self.log.say(sentence)
+        return command_now(self.job.command, self.job.fold)
 
     def _attempt(self, command: Sequence[str]) -> None:
         """Run the command once, to its end and that of its group."""
         self.log.say(f"runs {' '.join(command)}")
-        environment = {"PYTHONUNBUFFERED": "1", **os.environ, **self.job.environment}
+        environment = {"PYTHONUNBUFFERED": "1", **os.environ, "PATH": search_path(), **self.job.environment}
         if self.job.fold is not None:
             environment[PARENT] = os.path.realpath(lock_file(self.job.fold.parent, self.job.fold.name))
         self.group = group = Group(command, environment, self.job.directory)
