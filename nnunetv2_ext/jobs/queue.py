@@ -39,7 +39,7 @@ from nnunetv2_ext.jobs.record import (
 )
 from nnunetv2_ext.jobs.retries import SUPERVISOR_KILLED, reason
 from nnunetv2_ext.jobs.supervisor import BUSY, SUPERVISOR
-from nnunetv2_ext.locks import hold, holder, is_held, let_go, silent, tell_again
+from nnunetv2_ext.locks import held, hold, holder, is_held, let_go, silent, tell_again
 
 QUEUE = "queue"
 """What is locked in the folder of jobs."""
@@ -50,7 +50,7 @@ IDLE_TICKS = 10
 SILENCE = 120.0
 """Seconds after which the queue of another machine, whose lock may not be seen here, is known to be gone."""
 PATIENCE = 3.0
-"""Seconds for which a new queue waits for the end of one that has nothing left to do."""
+"""Seconds for which a new queue waits for the end of one that has nothing left to do, and for the lock of a job."""
 
 
 def stand(folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
@@ -172,21 +172,22 @@ class Queue:
         if not (self.folder / name / JOB).is_file():  # removed meanwhile
             return True
         try:
-            state = read_state(self.folder, name)
-            if state.state in ENDED or is_held(self.folder, name):
-                return True
-            if status < 0:  # a kill; the next supervisor counts it
-                if state.state == WAITING:
-                    state = replace(state, state=RUNNING, attempts=(*state.attempts, Attempt(time.time())))
-                    write_state(self.folder, name, state)
-                return True
-            told = reason(status, self._end_of_log(name)) if status else ""
-            attempt = Attempt(time.time(), time.time(), status, told)
-            if state.attempts and state.attempts[-1].ended is None:
-                attempt = replace(attempt, began=state.attempts[-1].began)
-                state = replace(state, attempts=state.attempts[:-1])
-            state = replace(state, state=FAILED if status else FINISHED, attempts=(*state.attempts, attempt))
-            write_state(self.folder, name, state)
+            with held(self.folder, name, "noting its end", patience=PATIENCE):
+                state = read_state(self.folder, name)
+                if state.state in ENDED:
+                    return True
+                if status < 0:  # a kill; the next supervisor counts it
+                    if state.state == WAITING:
+                        state = replace(state, state=RUNNING, attempts=(*state.attempts, Attempt(time.time())))
+                        write_state(self.folder, name, state)
+                    return True
+                told = reason(status, self._end_of_log(name)) if status else ""
+                attempt = Attempt(time.time(), time.time(), status, told)
+                if state.attempts and state.attempts[-1].ended is None:
+                    attempt = replace(attempt, began=state.attempts[-1].began)
+                    state = replace(state, attempts=state.attempts[:-1])
+                state = replace(state, state=FAILED if status else FINISHED, attempts=(*state.attempts, attempt))
+                write_state(self.folder, name, state)
         except (InputError, OSError) as error:
             sys.stderr.write(f"{name}: {error}\n")
             return isinstance(error, InputError)
