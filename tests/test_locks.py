@@ -52,7 +52,7 @@ def test_who_holds_it_is_never_the_one_before(tmp_path, other, monkeypatch):
     """Also on a full disk, where the new one cannot tell."""
     other.kill()
     other.wait()
-    assert holder(tmp_path, "fold_0")["process"] == other.pid
+    assert (holder(tmp_path, "fold_0") or {})["process"] == other.pid
     monkeypatch.setattr("nnunetv2_ext.locks.write_json", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
     with held(tmp_path, "fold_0", "a training of fold 0"):
         assert holder(tmp_path, "fold_0") is None

@@ -300,6 +300,7 @@ def test_a_job_runs_in_the_surroundings_of_who_submitted_it(
         monkeypatch.setenv(PARENT, f"lock of {name}")
         command = f"while ! test -f {tmp_path}/go; do sleep 0.05; done; tool"
         jobs.submit(jobs.job(name, command, needs=needs))
+        jobs.process("queue")
     (tmp_path / "go").touch()
     jobs.until(a=FINISHED, b=FINISHED)
     for name in ("a", "b"):
