@@ -13,7 +13,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, unwritable, write_beside
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.inference.trained import fault_of_fold
-from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere, validated
+from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import RUNNING, WAITING, Job, Resources
 from nnunetv2_ext.text import listed
@@ -157,8 +157,8 @@ class _Planned:
                 continue
             place = results / model.folder_name / f"fold_{fold}"
             fault = fault_of_fold(results, model, fold, probabilities=self.npz)
-            later = validated(place)
-            if fault is None and later is not False and not (lacking and lacking & _cases_of(one, fold)):
+            again = fault is None and bool(lacking and lacking & _cases_of(one, fold))
+            if fault is None and not again:
                 self.told.append(f"{model}, fold {fold}: trained and validated already")
                 continue
             if fault is not None and not fault.command.startswith("nnUNetv2_train "):
@@ -168,9 +168,7 @@ class _Planned:
                 needs = [*self._first_stage(one), *self._preprocess(one)]
             command = ["nnUNetv2_train", self.dataset, model.configuration, fold]
             command += ["-tr", model.trainer, "-p", model.plans, *["--npz"] * self.npz, *self.how.device_flags]
-            # what was validated is validated again, and its job is no training any more, which would have finished
-            again = ["--val"] * (later is not None)
-            self.jobs[name] = self.how.job(name, [*command, *again], needs, None if again else place)
+            self.jobs[name] = self.how.job(name, [*command, *["--val"] * again], needs, place)
             names.append(name)
             self.sizes[place] = one.fold_bytes
             self.cases |= one.cases

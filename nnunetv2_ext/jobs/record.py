@@ -45,7 +45,8 @@ class Job:
 
     Args:
         name: the name of its folder: `MNetTrainer__MNetPlans__3d_fullres__fold_0`, `predict`.
-        command: program and arguments, without `--c` and `--val`, which a training gets where it goes on.
+        command: program and arguments. A training gets `--c` or `--val` where it goes on; it has `--val` from the
+            beginning where a whole fold is to be validated again.
         needs: names of other jobs of the same data set.
         fold: folder of the fold, where the command is a training.
         environment: variables set for it, nnU-Net's for instance.

@@ -12,6 +12,7 @@ from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.folds import command_now
 from nnunetv2_ext.jobs.graph import How, afterwards, trainings, write_splits
 from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, RUNNING, TIMED_OUT, WAITING, Job, Resources
 from nnunetv2_ext.training.run import make_trainer
@@ -115,9 +116,21 @@ def lost(fold: Path) -> None:
 def test_a_trained_fold_whose_validation_is_not_its_own_is_validated(
     prepared: Prepared, damage: Callable[[Path], None]
 ) -> None:
-    damage(finish(prepared, OURS, "0"))
+    fold = finish(prepared, OURS, "0")
+    damage(fold)
     (job,) = trainings(DATASET, [OURS], ["0"], {}, CPU).jobs
-    assert (job.command[-1], job.fold) == ("--val", None)
+    assert (job.command[-1], job.fold) == ("cpu", fold)
+    assert command_now(job.command, fold) == [*job.command, "--val"], "its supervisor sees that it is trained"
+
+
+@pytest.mark.parametrize(("there", "goes_on"), [("checkpoint_latest.pth", ["--c"]), ("debug.json", [])])
+def test_a_fold_without_its_final_checkpoint_is_trained_whatever_its_validation(
+    prepared: Prepared, there: str, goes_on: list[str]
+) -> None:
+    fold = finish(prepared, OURS, "0")
+    (fold / "checkpoint_final.pth").rename(fold / there)
+    (job,) = trainings(DATASET, [OURS], ["0"], {}, CPU).jobs
+    assert command_now(job.command, fold) == [*job.command, *goes_on]
 
 
 def test_slabs_are_not_looked_for_in_data_that_are_to_be_made(prepared: Prepared) -> None:
@@ -189,7 +202,9 @@ def test_a_cascade_needs_only_the_folds_whose_predictions_are_lacking(prepared: 
         *("lowres__fold_0", "lowres__fold_3", "lowres__fold_4", "cascade_fullres__fold_0")
     ]
     fourth = jobs["nnUNetTrainer__nnUNetPlans__3d_lowres__fold_4"]
-    assert (fourth.command[-1], fourth.fold) == ("--val", None), "of a whole fold, the validation alone"
+    place = prepared.model(*low) / "fold_4"
+    assert (fourth.command[-1], fourth.fold) == ("--val", place), "of a whole fold, the validation alone"
+    assert command_now(fourth.command, place) == [*fourth.command], "though that is there"
     assert {need[-6:] for need in wanted.jobs[-1].needs} == {"fold_3", "fold_4"}
 
 
