@@ -15,6 +15,7 @@ from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.inference.trained import fault_of_fold
 from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere
 from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.queue import cores
 from nnunetv2_ext.jobs.record import RUNNING, WAITING, Job, Resources
 from nnunetv2_ext.text import listed
 
@@ -71,12 +72,33 @@ class How(NamedTuple):
         """For nnU-Net's commands and ours."""
         return [] if self.device is None else ["-device", self.device]
 
-    def job(self, name: str, command: Sequence[str], needs: Iterable[str] = (), fold: Path | None = None) -> Job:
-        """A job that runs with nnU-Net's folders and settings as they are for this process."""
+    @property
+    def processes(self) -> int:
+        """Of a command that counts them by nnUNet_def_n_proc: no more than a job has cores, of SLURM one by default."""
+        from nnunetv2.configuration import default_num_processes
+
+        return min(default_num_processes, cores() if self.engine == "local" else self.resources.cpus or 1)
+
+    def job(
+        self,
+        name: str,
+        command: Sequence[str],
+        needs: Iterable[str] = (),
+        fold: Path | None = None,
+        *,
+        on_gpu: bool = False,
+    ) -> Job:
+        """A job that runs with nnU-Net's folders and settings as they are for this process.
+
+        Args:
+            on_gpu: whether it computes on the device of the request; others hold no GPU.
+        """
+        resources = self.resources if on_gpu else self.resources.without_gpu()
         kept = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         folders = {key: str(Path(kept[key]).resolve()) for key in FOLDER_VARIABLES if kept.get(key)}
         kept |= {**folders, "nnUNet_extTrainer": external_trainer_folders()}
-        return Job(name, tuple(command), tuple(needs), fold, kept, self.resources, self.retries, engine=self.engine)
+        kept.setdefault("nnUNet_def_n_proc", str(self.processes))
+        return Job(name, tuple(command), tuple(needs), fold, kept, resources, self.retries, engine=self.engine)
 
 
 def job_name(model: Model, fold: str) -> str:
@@ -168,7 +190,7 @@ class _Planned:
                 needs = [*self._first_stage(one), *self._preprocess(one)]
             command = ["nnUNetv2_train", self.dataset, model.configuration, fold]
             command += ["-tr", model.trainer, "-p", model.plans, *["--npz"] * self.npz, *self.how.device_flags]
-            self.jobs[name] = self.how.job(name, [*command, *["--val"] * again], needs, place)
+            self.jobs[name] = self.how.job(name, [*command, *["--val"] * again], needs, place, on_gpu=True)
             names.append(name)
             self.sizes[place] = one.fold_bytes
             self.cases |= one.cases
@@ -196,11 +218,9 @@ class _Planned:
             return []
         name = f"preprocess_{one.data.name}"
         if name not in self.jobs and not under_way(self.standing.get(name)):
-            from nnunetv2.configuration import default_num_processes
-
             number = str(int(self.dataset[7:10]))  # the command takes no name
             command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", one.model.plans]
-            command += ["-c", one.model.configuration, "-np", str(min(default_num_processes, os.cpu_count() or 1))]
+            command += ["-c", one.model.configuration, "-np", str(self.how.processes)]
             self.jobs[name] = self.how.job(name, [*command, "--no_pbar"])
         return [name]
 
@@ -382,5 +402,5 @@ class _Following:
     def _add(self, step: str, arguments: Sequence[str], needs: Iterable[str], name: str | None = None) -> None:
         name = name or step
         command = ("nnunetv2_ext", step, *arguments)
-        self.jobs[name] = self.how.job(name, command, needs)
+        self.jobs[name] = self.how.job(name, command, needs, on_gpu=step == "predict")
         self.last.append(name)

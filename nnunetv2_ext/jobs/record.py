@@ -5,7 +5,7 @@ supervisor alone, and `log.txt`, all that the command printed. Both JSON files a
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ class Resources:
     cpus: int | None = None
     lines: tuple[str, ...] = ()
     """More lines for SLURM, without `#SBATCH`: `--qos=long`."""
+
+    def without_gpu(self) -> "Resources":
+        """The same for a job that computes on the CPU: it must not keep a GPU from others."""
+        gres = ",".join(part for part in (self.gres or "").split(",") if not part.startswith("gpu")) or None
+        lines = tuple(line for line in self.lines if not line.startswith(("--gpus", "--gres")))
+        return replace(self, gpus=None, gres=gres, lines=lines)
 
 
 @dataclass(frozen=True)

@@ -332,6 +332,51 @@ def test_what_comes_after_several_models(prepared: Prepared) -> None:
 
 
 @pytest.mark.parametrize(
+    ("asked", "without"),
+    [
+        (Resources(gpus=(0, 3), minutes=5), Resources(minutes=5)),
+        (Resources(gres="gpu:1", cpus=4, partition="gpu"), Resources(cpus=4, partition="gpu")),
+        (Resources(gres="gpu:a100:2,tmpdisk:9"), Resources(gres="tmpdisk:9")),
+        (Resources(lines=("--qos=long", "--gpus=1", "--gpus-per-node 1")), Resources(lines=("--qos=long",))),
+        (Resources(jobs=2), Resources(jobs=2)),
+    ],
+)
+def test_only_trainings_and_predictions_hold_a_gpu(prepared: Prepared, asked: Resources, without: Resources) -> None:
+    prepared.write_images()
+    empty(prepared)
+    prepared.write(prepared.raw / "imagesTs" / "case_0000.nii.gz", b"")
+    how = How(resources=asked)
+    jobs = trainings(DATASET, [OURS], ["0"], {}, how).jobs
+    jobs += afterwards(DATASET, [OURS], ["0"], ALL, prepared.results.parent / "out", how).jobs
+    assert {job.name.partition("_")[0]: job.resources for job in jobs} == {
+        **dict.fromkeys(("MNetTrainer", "predict"), asked),
+        **dict.fromkeys(("preprocess", "find", "evaluate", "report"), without),
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "exported", "processes"),
+    [
+        (How(), None, 8),
+        (How(resources=Resources(cpus=4), engine="slurm"), None, 4),
+        (How(resources=Resources(cpus=40), engine="slurm"), None, 8),
+        (How(engine="slurm"), None, 1),
+        (How(resources=Resources(cpus=4), engine="slurm"), "6", 4),
+    ],
+)
+def test_no_more_processes_than_a_job_has_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: How, exported: str | None, processes: int
+) -> None:
+    monkeypatch.setattr("nnunetv2.configuration.default_num_processes", int(exported or 8))
+    monkeypatch.setattr("nnunetv2_ext.jobs.graph.cores", lambda: 16)
+    monkeypatch.delenv("nnUNet_def_n_proc", raising=False)
+    if exported:
+        monkeypatch.setenv("nnUNet_def_n_proc", exported)
+    job = how.job("evaluate", ["true"])
+    assert (how.processes, job.environment["nnUNet_def_n_proc"]) == (processes, exported or str(processes))
+
+
+@pytest.mark.parametrize(
     ("steps", "folds", "names", "told"),
     [
         (ALL, "01", ["find_best", "evaluate", "report"], "no images"),
