@@ -1,8 +1,8 @@
 """A job as it stands in its folder: the command, the jobs that it needs, and how it went.
 
 `$nnUNet_results/DATASET/jobs/NAME/` holds `job.json`, written by who submits, `state.json`, and `log.txt`, all that the
-command printed. Both JSON files are replaced as a whole. While a job runs, its supervisor alone writes the state; before
-and after, its engine does: where the job is submitted, cancelled, or ended without a word.
+command printed. Both JSON files are replaced as a whole. While a job runs, its supervisor alone writes the state; else
+its engine does, where the job is submitted, cancelled, or ended without a word.
 """
 
 from collections.abc import Mapping
