@@ -155,7 +155,10 @@ def test_a_job_that_has_ended_does_not_run_again(jobs: Jobs) -> None:
     assert (jobs.folder / "n").read_text() == "x\n"
 
 
-def test_a_fold_that_somebody_else_trains_is_refused(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_fold_that_somebody_else_trains_is_refused(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "PATIENCE", 0.1)
     fold = tmp_path / "results" / "fold_0"
     other = jobs.supervisor(jobs.job("other", "SLEEP", fold=fold))
     wait_for(jobs.sleepers)
