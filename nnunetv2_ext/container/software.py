@@ -2,8 +2,9 @@
 
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,11 +15,22 @@ from packaging.version import Version
 
 import nnunetv2_ext
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import listed, one_line
 
 OURS = "nnunetv2_ext"
 REQUIRED = {OURS, "torch", "nnunetv2", "dynamic_network_architectures"}
 """Packages that ours requires, whatever the network."""
+OF_TORCH = ("nvidia-", "cuda-", "triton")
+"""Names of what comes with a build of PyTorch."""
+IMPORTED = """
+import importlib, sys
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+before = set(sys.modules)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+"""Code that tells the packages that trainers import beside those of nnU-Net's own trainer."""
 MAPPED = ("trainers", "plans")
 """Packages of ours that an editable install keeps elsewhere."""
 
@@ -32,16 +44,21 @@ class Package(NamedTuple):
     licence: str
 
 
-def needed(networks: Iterable[Any]) -> list[Package]:
+def needed(networks: Iterable[Any], imported: Iterable[str] = ()) -> list[Package]:
     """What a container needs beside our package, with all that it requires, by name.
+
+    What comes with PyTorch is left out where its version has the name of a build (`+cu126`): an index has the version
+    alone, which may be of another CUDA.
 
     Args:
         networks: of the models; whatever brings one of their layers is needed too, such as MONAI.
+        imported: packages that are needed too.
 
     Raises:
         InputError: one that is required is not installed.
     """
     tops = {type(module).__module__.partition(".")[0] for network in networks for module in network.modules()}
+    tops |= set(imported)
     owners = packages_distributions() if tops - REQUIRED else {}  # which reads every installed file's name
     roots = {canonicalize_name(name) for top in tops - REQUIRED for name in owners.get(top, ())}
     found: dict[tuple[str, str], Distribution] = {}
@@ -60,6 +77,8 @@ def needed(networks: Iterable[Any]) -> list[Package]:
             if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
                 waiting += [(canonicalize_name(wanted.name), more) for more in ("", *wanted.extras)]
     by_name = {name: here for (name, _), here in found.items() if name != canonicalize_name(OURS)}
+    if "torch" in by_name and Version(by_name["torch"].version).local:
+        by_name = {name: here for name, here in by_name.items() if not name.startswith(OF_TORCH)}
     return [described(by_name[name]) for name in sorted(by_name)]
 
 
@@ -93,16 +112,17 @@ def copy_package(target: Path) -> None:
             shutil.copyfile(str(file.locate()), target / "LICENSE")
 
 
-def copy_trainers(trainers: Iterable[Any], target: Path) -> bool:
+def copy_trainers(trainers: Iterable[Any], target: Path) -> list[str]:
     """The folders of `nnUNet_extTrainer` that trainers other than ours and nnU-Net's come from.
 
     Returns:
-        Whether there are any.
+        The modules of these trainers.
 
     Raises:
         InputError: a trainer of none of these folders.
     """
     folders = [Path(one).resolve() for one in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if one.strip()]
+    modules = []
     for trainer in trainers:
         if trainer.__module__.partition(".")[0] in ("nnunetv2", OURS):
             continue
@@ -114,7 +134,39 @@ def copy_trainers(trainers: Iterable[Any], target: Path) -> bool:
             what = f"the trainer {trainer.__name__} of the module {trainer.__module__}"
             raise InputError(what, "one in a folder of nnUNet_extTrainer", "name its folder there")
         shutil.copytree(home, target, ignore=_all_but_python, dirs_exist_ok=True)
-    return target.is_dir()
+        modules.append(trainer.__module__)
+    return modules
+
+
+def imports_of(modules: Sequence[str], folder: Path) -> list[str]:
+    """The installed packages that copied trainers import.
+
+    Args:
+        modules: of the trainers.
+        folder: where they were copied to.
+
+    Raises:
+        InputError: something that they import is neither in their folder nor installed.
+    """
+    if not modules:
+        return []
+    command = [sys.executable, "-c", IMPORTED, *modules]
+    ended = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    )
+    names = [name for name in (ended.stdout.splitlines() or [""])[-1].split() if not _is_of(name, folder)]
+    owners = packages_distributions()
+    lacking = [name for name in names if name not in owners and name not in sys.stdlib_module_names]
+    if ended.returncode or lacking:
+        why = one_line(ended.stderr, last=True) if ended.returncode else f"{listed(lacking)} is no installed package"
+        what = f"the trainer{'s' * (len(modules) > 1)} {listed(modules)}, which cannot be imported elsewhere ({why})"
+        remedy = "put what is lacking into the folder that nnUNet_extTrainer names"
+        raise InputError(what, "one whose imports lie beside it or are installed", remedy)
+    return [name for name in names if name in owners]
+
+
+def _is_of(name: str, folder: Path) -> bool:
+    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
 
 
 def _all_but_python(folder: str, names: list[str]) -> list[str]:
