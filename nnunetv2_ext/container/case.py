@@ -139,7 +139,7 @@ def _check_pages(file: tifffile.TiffFile, size: int) -> None:
         ValueError: some are cut off.
     """
     pages = list(file.pages)
-    file.filehandle.seek(file.pages.next_page_offset)
+    file.filehandle.seek(file.pages.next_page_offset or 0)
     following = file.filehandle.read(file.tiff.offsetsize)
     ends = [sum(place) for page in pages for place in zip(page.dataoffsets, page.databytecounts, strict=True)]
     if len(following) < file.tiff.offsetsize or any(following) or max(ends) > size:

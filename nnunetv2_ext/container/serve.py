@@ -138,7 +138,9 @@ def _predictor(folder: Path, settings: "Settings", tell: Any) -> Any:
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cpus())
     if GPU.exists() and not torch.cuda.is_available():
-        tell(f"PyTorch {torch.__version__} cannot use the GPU here: is the driver too old for CUDA {torch.version.cuda}?")
+        tell(
+            f"PyTorch {torch.__version__} cannot use the GPU here: is the driver older than CUDA {torch.version.cuda}?"
+        )
     return Predictor(
         [folder / name for name in settings.models],
         weights=settings.weights,

@@ -1,5 +1,6 @@
 """What a container installs: the distributions that prediction needs, as they are here, with their licences."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -15,7 +16,7 @@ from packaging.version import Version
 
 import nnunetv2_ext
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.text import listed, one_line
+from nnunetv2_ext.text import listed
 
 OURS = "nnunetv2_ext"
 REQUIRED = {OURS, "torch", "nnunetv2", "dynamic_network_architectures"}
@@ -23,14 +24,16 @@ REQUIRED = {OURS, "torch", "nnunetv2", "dynamic_network_architectures"}
 OF_TORCH = ("nvidia-", "cuda-", "triton")
 """Names of what comes with a build of PyTorch."""
 IMPORTED = """
-import importlib, sys
+import importlib, json, sys
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 before = set(sys.modules)
 for name in sys.argv[1:]:
     importlib.import_module(name)
-print(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+places = {name: getattr(module, "__file__", None) for name, module in sys.modules.items() if name not in before}
+print(json.dumps([[name.partition(".")[0], place] for name, place in places.items() if place]))
 """
-"""Code that tells the packages that trainers import beside those of nnU-Net's own trainer."""
+"""Code that tells the packages, and their files, that trainers import beside those of nnU-Net's own trainer."""
+INSTALLED = {"site-packages", "dist-packages"}
 MAPPED = ("trainers", "plans")
 """Packages of ours that an editable install keeps elsewhere."""
 
@@ -150,23 +153,27 @@ def imports_of(modules: Sequence[str], folder: Path) -> list[str]:
     """
     if not modules:
         return []
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-c", IMPORTED, *modules]
-    ended = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    )
-    names = [name for name in (ended.stdout.splitlines() or [""])[-1].split() if not _is_of(name, folder)]
-    owners = packages_distributions()
-    lacking = [name for name in names if name not in owners and name not in sys.stdlib_module_names]
-    if ended.returncode or lacking:
-        why = one_line(ended.stderr, last=True) if ended.returncode else f"{listed(lacking)} is no installed package"
-        what = f"the trainer{'s' * (len(modules) > 1)} {listed(modules)}, which cannot be imported elsewhere ({why})"
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=variables)
+    lacking = ended.stderr.strip().rpartition("\n")[2] if ended.returncode else ""
+    owners, found = packages_distributions(), set()
+
+    def beside(place: str) -> bool:
+        return Path(place).is_relative_to(folder.resolve()) or bool(INSTALLED & {*Path(place).parts})
+
+    for name, place in json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else ():
+        if name in owners:
+            found.add(name)
+        elif name not in sys.stdlib_module_names and not beside(place):
+            lacking = f"it needs {place}"
+    if lacking:
+        what = (
+            f"the trainer{'s' * (len(modules) > 1)} {listed(modules)}, which cannot be imported elsewhere ({lacking})"
+        )
         remedy = "put what is lacking into the folder that nnUNet_extTrainer names"
         raise InputError(what, "one whose imports lie beside it or are installed", remedy)
-    return [name for name in names if name in owners]
-
-
-def _is_of(name: str, folder: Path) -> bool:
-    return (folder / name).is_dir() or (folder / f"{name}.py").is_file()
+    return sorted(found)
 
 
 def _all_but_python(folder: str, names: list[str]) -> list[str]:

@@ -83,7 +83,7 @@ def _channel_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
         return
     if list(names) != [str(number) for number in range(len(names))]:
         numbers = {str(number) for number in range(len(names))}
-        ordered = [names[key] for key in sorted(names)] if names.keys() == numbers else list(names.values())
+        ordered = [names[key] for key in sorted(names, key=int)] if names.keys() == numbers else list(names.values())
         written = _written("channel_names", {str(number): name for number, name in enumerate(ordered)})
         yield Fault(
             f"the channels {listed(names)} in {path}",
