@@ -1,6 +1,8 @@
 """One case a run: the labels of `predict`, where the image lies, or one sentence."""
 
+import gzip
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,11 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import tifffile
+import torch
 
+from nnunetv2_ext.container.case import predict_case, write_image
 from nnunetv2_ext.container.serve import cpus, main
 from nnunetv2_ext.container.settings import read_settings
+from nnunetv2_ext.container.sockets import write_output
+from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.folder import predict_folder
 from nnunetv2_ext.inference.predictor import Predictor
+from nnunetv2_ext.inference.single import Options
 from tests.container.conftest import OUTPUT, SLUG, Make, image, same_place
 
 LABELS = f"images/{OUTPUT}/output.mha"
@@ -113,6 +121,108 @@ def test_tiff_has_the_spacing_that_it_was_built_with(make: Make, tmp_path: Path)
     np.testing.assert_array_equal(labels, of_predict(container, [plain], tmp_path / "predict"))
 
 
+VOXELS = np.random.default_rng(0).integers(0, 60000, (7, 26, 28)).astype(np.uint16)
+
+
+def written_tiff(path: Path, how: str) -> Path:
+    """Voxels (z, y, x) in one of the ways in which programs write them."""
+    more: dict[str, Any] = {
+        "tiled": {"tile": (16, 16)},
+        "zstd": {"compression": "zstd"},
+        "big-endian": {"byteorder": ">"},
+    }
+    match how:
+        case "SimpleITK":
+            sitk.WriteImage(sitk.GetImageFromArray(VOXELS), str(path))
+        case "slice by slice" | "packed slices":
+            with tifffile.TiffWriter(path) as file:
+                for one in VOXELS:
+                    file.write(one, compression="zlib" if how == "packed slices" else None)
+        case "ImageJ":
+            tifffile.imwrite(path, VOXELS, imagej=True)
+        case "2D":
+            tifffile.imwrite(path, VOXELS[0])
+        case "colours":
+            tifffile.imwrite(path, np.zeros((26, 28, 3), np.uint8), photometric="rgb")
+        case "colours of slices":
+            tifffile.imwrite(path, np.zeros((7, 26, 28, 3), np.uint8), photometric="rgb")
+        case "complex":
+            tifffile.imwrite(path, VOXELS.astype(np.complex64))
+        case _:
+            tifffile.imwrite(path, VOXELS, **more.get(how, {}))
+    return path
+
+
+class Itself:
+    """In the place of a predictor: its labels are the image."""
+
+    file_ending = ".mha"
+
+    def predict(self, parts: list[Any]) -> Any:
+        return parts[0]
+
+
+@pytest.mark.parametrize(
+    "how", ["plain", "SimpleITK", "slice by slice", "packed slices", "ImageJ", "tiled", "zstd", "big-endian"]
+)
+def test_every_kind_of_tiff_is_read_whole_or_refused(tmp_path: Path, how: str) -> None:
+    path = written_tiff(tmp_path / "a.tif", how)
+    labels = predict_case(Itself(), [path], (3.5, 1.2, 0.9))  # type: ignore[arg-type]
+    np.testing.assert_array_equal(sitk.GetArrayFromImage(labels), VOXELS)
+    assert labels.GetSpacing() == (0.9, 1.2, 3.5)
+    whole = path.read_bytes()
+    for share in (0.01, 0.3, 0.5, 0.8, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)])
+        with pytest.raises(InputError, match="an unreadable file"):
+            predict_case(Itself(), [path], (3.5, 1.2, 0.9))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("how", ["2D", "colours", "colours of slices", "complex"])
+def test_tiff_that_is_no_volume_is_refused(tmp_path: Path, how: str) -> None:
+    path = written_tiff(tmp_path / "a.tif", how)
+    with pytest.raises(InputError, match="expected a stack of slices of one number per voxel"):
+        predict_case(Itself(), [path], (3.5, 1.2, 0.9))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("most", "kind"), [(1, sitk.sitkUInt8), (255, sitk.sitkUInt8), (256, sitk.sitkUInt16)])
+def test_labels_have_the_least_type_that_holds_them(tmp_path: Path, most: int, kind: int) -> None:
+    voxels = np.zeros((4, 5, 6), np.int16)
+    voxels[1, 2, 3] = most
+    made = sitk.GetImageFromArray(voxels)
+    write_image(made, tmp_path / "a.mha")
+    reading = type("Reading", (Itself,), {"predict": lambda self, parts: sitk.ReadImage(str(parts[0]))})()
+    labels = predict_case(reading, [tmp_path / "a.mha"], None)
+    assert labels.GetPixelID() == kind and sitk.GetArrayFromImage(labels)[1, 2, 3] == most
+
+
+def test_a_nifti_file_that_is_cut_off_becomes_no_other_format(tmp_path: Path) -> None:
+    sitk.WriteImage(image(), str(tmp_path / "whole.nii"))
+    whole = (tmp_path / "whole.nii").read_bytes()
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(whole[:-3000]))
+    with pytest.raises(InputError, match=r"a\.nii\.gz"):
+        predict_case(Itself(), [path], None)  # type: ignore[arg-type]
+
+
+def half_written(one: sitk.Image, path: str, *_: object) -> None:
+    """As ITK on a full disk: no error."""
+    write(one, path)
+    Path(path).write_bytes(Path(path).read_bytes()[:-1000])
+
+
+write = sitk.WriteImage
+
+
+def test_labels_that_are_not_whole_do_not_appear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "images" / "output.mha"
+    write_output(image(1), target)
+    before = target.read_bytes()
+    monkeypatch.setattr(sitk, "WriteImage", half_written)
+    with pytest.raises(InputError, match="an error on writing"):
+        write_output(image(2), target)
+    assert target.read_bytes() == before and [path.name for path in target.parent.iterdir()] == ["output.mha"]
+
+
 def test_a_model_of_tiff_files_serves_mha(make: Make, tmp_path: Path) -> None:
     source = hand_over(tmp_path / "input", {SLUG: image()})
     assert serve(make(1, "Tiff3DIO", ".tif"), source, tmp_path / "output") == 0
@@ -159,6 +269,8 @@ def spoil(source: Path, how: str) -> None:
             sitk.WriteImage(image(1, origin=(0.0, 0.0, 0.0)), str(file))
         case "another size":
             sitk.WriteImage(image(1, (7, 26, 27)), str(file))
+        case "capitals":
+            file.rename(file.with_suffix(".MHA"))
         case "no spacing":
             file.write_bytes(b"".join(line for line in file.read_bytes().splitlines(True) if b"Spacing" not in line))
         case "NaN":
@@ -207,6 +319,7 @@ def spoil(source: Path, how: str) -> None:
         ("colours", "2 values per voxel"),
         ("another grid", "origin"),
         ("another size", "size"),
+        ("capitals", "of-a-uuid.MHA; expected the ending .mha in small letters; rename it"),
         ("no spacing", "no spacing in its header"),
         ("NaN", "1 voxels of"),
         ("TIFF", "a TIFF file, which does not tell the distance between its slices"),
@@ -275,9 +388,51 @@ def test_what_is_no_fault_of_the_input_is_one_sentence_too(
 
 
 @pytest.mark.parametrize(
-    ("told", "most"), [("200000 100000\n", 2), ("50000 100000", 1), ("max 100000", 10**6), ("", 10**6)]
+    ("told", "cores"),
+    [
+        ("200000 100000\n", 2),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("9900000 100000", 64),
+        ("max 1", 64),
+        ("", 64),
+    ],
 )
-def test_a_share_of_the_cores(tmp_path: Path, told: str, most: int) -> None:
+def test_a_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, cores: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
     (tmp_path / "cpu.max").write_text(told)
-    assert 1 <= cpus(tmp_path / "cpu.max") <= most
-    assert cpus(tmp_path / "none") >= cpus(tmp_path / "cpu.max")
+    assert cpus(tmp_path / "cpu.max") == cores
+    assert cpus(tmp_path / "none") == 64
+
+
+def test_the_models_predict_as_the_container_was_told(make: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    class Asked(Exception):
+        pass
+
+    def ask(folders: Any, **more: Any) -> None:
+        asked.append(([folder.name for folder in folders], more))
+        raise Asked("enough")
+
+    asked: list[Any] = []
+    container = make(models=2, weights=(0.25, 0.75), step_size=0.3, mirroring=False)
+    monkeypatch.setattr("nnunetv2_ext.inference.predictor.Predictor", ask)
+    assert serve(container, hand_over(tmp_path / "input", {SLUG: image()}), tmp_path / "output") == 1
+    ((names, more),) = asked
+    assert names == [f"nnUNetTrainer__nnUNetPlans__{configuration}" for configuration in ("3d_fullres", "2d")]
+    assert more == {"weights": (0.25, 0.75), "options": Options(step_size=0.3, mirroring=False)}
+
+
+@pytest.mark.parametrize("flags", [["--once"], ["--every", "3"]])
+def test_flags_of_a_watch_are_refused(make: Make, tmp_path: Path, capfd: Any, flags: list[str]) -> None:
+    assert serve(make(), tmp_path, tmp_path / "output", *flags) == 2
+    assert f"got {flags[0]}; expected the container of a folder" in capfd.readouterr().err
+
+
+def test_a_gpu_that_cannot_be_used_is_told(make: Make, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr("nnunetv2_ext.container.serve.GPU", tmp_path / "nvidia0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert serve(make(), hand_over(tmp_path / "input", {SLUG: image()}), tmp_path / "output") == 0
+    first, second = capfd.readouterr().out.splitlines()
+    assert "cannot use the GPU here" in first and second.endswith("predicted on the device cpu")
