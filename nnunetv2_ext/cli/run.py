@@ -106,7 +106,7 @@ def _overview(way: "Way", how: "How") -> list[str]:
     where = "under SLURM"
     if how.engine == "local":
         gpus = f"on GPU {listed(resources.gpus or (), separator=', ')}"
-        where = gpus if resources.gpus else f"on the CPU, {resources.jobs} at a time"
+        where = gpus if resources.gpus else f"on the {(how.device or 'cpu').upper()}, {resources.jobs} at a time"
     number = len(way.models) * len(way.folds)
     told = [f"{way.dataset}, {number} trainings of folds {listed(way.folds, separator=' ')} {where}:"]
     for model in way.models:
@@ -132,7 +132,7 @@ def _rest(args: argparse.Namespace, way: "Way", how: "How") -> list[str]:
         "--epochs": way.epochs,
         "--iterations": way.iterations,
         "--gpus": gpus or None,
-        "--jobs": how.resources.jobs,
+        "--jobs": how.resources.jobs if how.device == "cpu" else None,
         "--time": how.resources.minutes,
     }
     return words + [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
@@ -225,7 +225,7 @@ def go(way: "Way", how: "How", *, wait: bool = True, told: Sequence[str] = (), r
     for sentence in trainings.told:
         if not (plans.names and sentence.endswith("already")):  # by the job that went before
             print(sentence, flush=True)
-    return watch([way.dataset], trainings.names) if wait else 0
+    return watch([way.dataset], trainings.names) if wait and trainings.names else 0
 
 
 def tell_results(way: "Way") -> None:

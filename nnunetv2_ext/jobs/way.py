@@ -194,7 +194,7 @@ def submit_plans(way: Way, how: How, rest: Sequence[str] = ()) -> Submission:
     open_output(way, make=False)
     if jobs and rest and how.engine == "local":
         jobs.append(how.job(REST, rest, [job.name for job in jobs]))
-    return _submit(way, how, known, seen, Wanted(tuple(jobs), last=tuple(job.name for job in jobs)))
+    return _submit(way, how, known, seen, Wanted(tuple(jobs)))
 
 
 def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS, *, run: bool = False) -> Submission:
@@ -252,7 +252,8 @@ def _submit(
             write_splits(way.dataset, wanted.cases)
         engines()[how.engine].submit(jobs_folder(way.dataset), lacking)
     there = [f"{job.name}: {seen[job.name].state} already" for job in wanted.jobs if job not in lacking]
-    return Submission(tuple(lacking), wanted.last, (*wanted.told, *there))
+    names = dict.fromkeys((*wanted.last, *(job.name for job in wanted.jobs)))
+    return Submission(tuple(lacking), tuple(names), (*wanted.told, *there))
 
 
 def _make(output: Path) -> None:
