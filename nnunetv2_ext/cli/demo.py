@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from nnunetv2_ext import register
 from nnunetv2_ext.cli.run import go
+from nnunetv2_ext.cli.train import found
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, read_json, unwritable, write_json
 from nnunetv2_ext.inference.models import parse_models
@@ -228,7 +229,7 @@ def _how(device: str) -> "How":
     from nnunetv2_ext.jobs.record import Resources
 
     if device == "cuda":
-        return How(resources=Resources(gpus=(0,)), device=device)
+        return How(resources=Resources(gpus=found(device)[1]), device=device)
     return How(resources=Resources(jobs=2 if device == "cpu" else 1), device=device)
 
 

@@ -212,11 +212,3 @@ def refuse_trained_elsewhere(fold: Path) -> None:
     if (fold.parent / f".{fold.name}.lock").exists():
         with held(fold.parent, fold.name, "a training"):
             pass
-
-
-def validated(fold: Path) -> bool | None:
-    """Whether a trained fold was validated after it was trained; None where one of both has not been."""
-    final, summary = fold / FINAL, fold / "validation" / "summary.json"
-    if not (final.is_file() and summary.is_file()):
-        return None
-    return final.stat().st_mtime <= summary.stat().st_mtime

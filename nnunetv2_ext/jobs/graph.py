@@ -14,8 +14,9 @@ from nnunetv2_ext.files import FOLDER_VARIABLES, changed, nnunet_folder, unwrita
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.inference.record import RECORD
 from nnunetv2_ext.inference.trained import fault_of_fold
-from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere, validated
+from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere
 from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.queue import cores
 from nnunetv2_ext.jobs.record import RUNNING, WAITING, Job, Resources
 from nnunetv2_ext.text import listed
 from nnunetv2_ext.weights.files import FINAL
@@ -73,12 +74,33 @@ class How(NamedTuple):
         """For nnU-Net's commands and ours."""
         return [] if self.device is None else ["-device", self.device]
 
-    def job(self, name: str, command: Sequence[str], needs: Iterable[str] = (), fold: Path | None = None) -> Job:
-        """A job that runs with nnU-Net's folders and settings as they are for this process."""
+    @property
+    def processes(self) -> int:
+        """Of a command that counts them by nnUNet_def_n_proc: no more than a job has cores, of SLURM one by default."""
+        from nnunetv2.configuration import default_num_processes
+
+        return min(default_num_processes, cores() if self.engine == "local" else self.resources.cpus or 1)
+
+    def job(
+        self,
+        name: str,
+        command: Sequence[str],
+        needs: Iterable[str] = (),
+        fold: Path | None = None,
+        *,
+        on_gpu: bool = False,
+    ) -> Job:
+        """A job that runs with nnU-Net's folders and settings as they are for this process.
+
+        Args:
+            on_gpu: whether it computes on the device of the request; others hold no GPU.
+        """
+        resources = self.resources if on_gpu else self.resources.without_gpu()
         kept = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         folders = {key: str(Path(kept[key]).resolve()) for key in FOLDER_VARIABLES if kept.get(key)}
         kept |= {**folders, "nnUNet_extTrainer": external_trainer_folders()}
-        return Job(name, tuple(command), tuple(needs), fold, kept, self.resources, self.retries, engine=self.engine)
+        kept.setdefault("nnUNet_def_n_proc", str(self.processes))
+        return Job(name, tuple(command), tuple(needs), fold, kept, resources, self.retries, engine=self.engine)
 
 
 def job_name(model: Model, fold: str) -> str:
@@ -155,8 +177,8 @@ class _Planned:
                 continue
             place = results / model.folder_name / f"fold_{fold}"
             fault = fault_of_fold(results, model, fold, probabilities=True)
-            later = validated(place)
-            if fault is None and later is not False and not (lacking and lacking & _cases_of(one, fold)):
+            again = fault is None and bool(lacking and lacking & _cases_of(one, fold))
+            if fault is None and not again:
                 self.told.append(f"{model}, fold {fold}: trained and validated already")
                 continue
             if fault is not None and not fault.command.startswith("nnUNetv2_train "):
@@ -166,9 +188,7 @@ class _Planned:
                 needs = [*self._first_stage(one), *self._preprocess(one)]
             command = ["nnUNetv2_train", self.dataset, model.configuration, fold]
             command += ["-tr", model.trainer, "-p", model.plans, "--npz", *self.how.device_flags]
-            # what was validated is validated again, and its job is no training any more, which would have finished
-            again = ["--val"] * (later is not None)
-            self.jobs[name] = self.how.job(name, [*command, *again], needs, None if again else place)
+            self.jobs[name] = self.how.job(name, [*command, *["--val"] * again], needs, place, on_gpu=True)
             names.append(name)
             self.sizes[place] = one.fold_bytes
             self.cases |= one.cases
@@ -196,11 +216,9 @@ class _Planned:
             return []
         name = f"preprocess_{one.data.name}"
         if name not in self.jobs and not under_way(self.standing.get(name)):
-            from nnunetv2.configuration import default_num_processes
-
             number = str(int(self.dataset[7:10]))  # the command takes no name
             command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", one.model.plans]
-            command += ["-c", one.model.configuration, "-np", str(min(default_num_processes, os.cpu_count() or 1))]
+            command += ["-c", one.model.configuration, "-np", str(self.how.processes)]
             self.jobs[name] = self.how.job(name, [*command, "--no_pbar"])
         return [name]
 
@@ -389,5 +407,5 @@ class _Following:
     ) -> None:
         name = name or step
         command = ("nnunetv2_ext", step, *arguments)
-        self.jobs[name] = self.how.job(name, command, needs)
+        self.jobs[name] = self.how.job(name, command, needs, on_gpu=step == "predict")
         self.reads[name] = tuple(reads)

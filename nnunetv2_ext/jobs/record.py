@@ -6,7 +6,7 @@ supervisor alone, and `log.txt`, all that the command printed. Both JSON files a
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,12 @@ class Resources:
     lines: tuple[str, ...] = ()
     """More lines for SLURM, without `#SBATCH`: `--qos=long`."""
 
+    def without_gpu(self) -> "Resources":
+        """The same for a job that computes on the CPU: it must not keep a GPU from others."""
+        gres = ",".join(part for part in (self.gres or "").split(",") if not part.startswith("gpu")) or None
+        lines = tuple(line for line in self.lines if not line.startswith(("--gpus", "--gres")))
+        return replace(self, gpus=None, gres=gres, lines=lines)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -46,7 +52,8 @@ class Job:
 
     Args:
         name: the name of its folder: `MNetTrainer__MNetPlans__3d_fullres__fold_0`, `predict`.
-        command: program and arguments, without `--c` and `--val`, which a training gets where it goes on.
+        command: program and arguments. A training gets `--c` or `--val` where it goes on; it has `--val` from the
+            beginning where a whole fold is to be validated again.
         needs: names of other jobs of the same data set.
         fold: folder of the fold, where the command is a training.
         environment: variables set for it, nnU-Net's for instance.

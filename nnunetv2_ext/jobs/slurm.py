@@ -154,6 +154,8 @@ def options_of(resources: Resources) -> dict[str, Any]:
     for flag, value in (("--time", resources.minutes), ("--memory", resources.memory_gb)):
         if value is not None and not 0 < value < math.inf:
             raise InputError(f"{flag} {value:g}", "a number above 0", "correct it")
+    if resources.cpus is not None and resources.cpus < 1:
+        raise InputError(f"--cpus {resources.cpus}", "1 or more", "correct it")
     partition = partition_of(resources.partition)
     minutes = resources.minutes
     if minutes is not None and partition.most is not None and minutes > partition.most:

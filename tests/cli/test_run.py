@@ -24,7 +24,8 @@ QUICK = ("MNetQuickPlans", "BackboneQuickPlans")
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    monkeypatch.setattr(train, "gpus_there", list)
+    monkeypatch.setattr(train, "gpus_visible", list)
+    monkeypatch.setattr(train, "has_mps", lambda: False)
     monkeypatch.chdir(tmp_path)
     return prepare(tmp_path, monkeypatch)
 
@@ -125,7 +126,6 @@ def folder(*files: str) -> Callable[[Path], object]:
         ("-r somewhere", "-r somewhere without images", None),
         ("-o out", "-o {root}/out, a file", folder("out")),
         ("-o out", "out, in which no run has begun (it lacks run.json)", folder("out/notes.txt")),
-        ("--partition gpu", "--partition with --on local", None),
         ("--gpus 9", "--gpus 9", None),
         ("-m nnUNetTrainer:nnUNetPlans:3d_fullres", "for nnUNetTrainer, which trains as long as nnU-Net's do", None),
         ("-m MNetTrainer:nnUNetTrialPlans:3d_fullres", "nnUNetTrialPlans, whose planner is nnU-Net's", None),

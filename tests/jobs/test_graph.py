@@ -12,6 +12,7 @@ from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.folds import command_now
 from nnunetv2_ext.jobs.graph import How, afterwards, trainings, write_splits
 from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, RUNNING, TIMED_OUT, WAITING, Job, Resources
 from nnunetv2_ext.training.run import make_trainer
@@ -114,9 +115,21 @@ def lost(fold: Path) -> None:
 def test_a_trained_fold_whose_validation_is_not_its_own_is_validated(
     prepared: Prepared, damage: Callable[[Path], None]
 ) -> None:
-    damage(finish(prepared, OURS, "0"))
+    fold = finish(prepared, OURS, "0")
+    damage(fold)
     (job,) = trainings(DATASET, [OURS], ["0"], {}, CPU).jobs
-    assert (job.command[-1], job.fold) == ("--val", None)
+    assert (job.command[-1], job.fold) == ("cpu", fold)
+    assert command_now(job.command, fold) == [*job.command, "--val"], "its supervisor sees that it is trained"
+
+
+@pytest.mark.parametrize(("there", "goes_on"), [("checkpoint_latest.pth", ["--c"]), ("debug.json", [])])
+def test_a_fold_without_its_final_checkpoint_is_trained_whatever_its_validation(
+    prepared: Prepared, there: str, goes_on: list[str]
+) -> None:
+    fold = finish(prepared, OURS, "0")
+    (fold / "checkpoint_final.pth").rename(fold / there)
+    (job,) = trainings(DATASET, [OURS], ["0"], {}, CPU).jobs
+    assert command_now(job.command, fold) == [*job.command, *goes_on]
 
 
 def test_slabs_are_not_looked_for_in_data_that_are_to_be_made(prepared: Prepared) -> None:
@@ -188,7 +201,9 @@ def test_a_cascade_needs_only_the_folds_whose_predictions_are_lacking(prepared: 
         *("lowres__fold_0", "lowres__fold_3", "lowres__fold_4", "cascade_fullres__fold_0")
     ]
     fourth = jobs["nnUNetTrainer__nnUNetPlans__3d_lowres__fold_4"]
-    assert (fourth.command[-1], fourth.fold) == ("--val", None), "of a whole fold, the validation alone"
+    place = prepared.model(*low) / "fold_4"
+    assert (fourth.command[-1], fourth.fold) == ("--val", place), "of a whole fold, the validation alone"
+    assert command_now(fourth.command, place) == [*fourth.command], "though that is there"
     assert {need[-6:] for need in wanted.jobs[-1].needs} == {"fold_3", "fold_4"}
 
 
@@ -313,6 +328,51 @@ def test_what_comes_after_several_models(prepared: Prepared) -> None:
     }
     assert {job.command[0] for job in wanted.jobs} == {"nnunetv2_ext"}
     assert wanted.told == ()
+
+
+@pytest.mark.parametrize(
+    ("asked", "without"),
+    [
+        (Resources(gpus=(0, 3), minutes=5), Resources(minutes=5)),
+        (Resources(gres="gpu:1", cpus=4, partition="gpu"), Resources(cpus=4, partition="gpu")),
+        (Resources(gres="gpu:a100:2,tmpdisk:9"), Resources(gres="tmpdisk:9")),
+        (Resources(lines=("--qos=long", "--gpus=1", "--gpus-per-node 1")), Resources(lines=("--qos=long",))),
+        (Resources(jobs=2), Resources(jobs=2)),
+    ],
+)
+def test_only_trainings_and_predictions_hold_a_gpu(prepared: Prepared, asked: Resources, without: Resources) -> None:
+    prepared.write_images()
+    empty(prepared)
+    prepared.write(prepared.raw / "imagesTs" / "case_0000.nii.gz", b"")
+    how = How(resources=asked)
+    jobs = trainings(DATASET, [OURS], ["0"], {}, how).jobs
+    jobs += afterwards(DATASET, [OURS], ["0"], ALL, prepared.results.parent / "out", how).jobs
+    assert {job.name.partition("_")[0]: job.resources for job in jobs} == {
+        **dict.fromkeys(("MNetTrainer", "predict"), asked),
+        **dict.fromkeys(("preprocess", "find", "evaluate", "report"), without),
+    }
+
+
+@pytest.mark.parametrize(
+    ("how", "exported", "processes"),
+    [
+        (How(), None, 8),
+        (How(resources=Resources(cpus=4), engine="slurm"), None, 4),
+        (How(resources=Resources(cpus=40), engine="slurm"), None, 8),
+        (How(engine="slurm"), None, 1),
+        (How(resources=Resources(cpus=4), engine="slurm"), "6", 4),
+    ],
+)
+def test_no_more_processes_than_a_job_has_cores(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, how: How, exported: str | None, processes: int
+) -> None:
+    monkeypatch.setattr("nnunetv2.configuration.default_num_processes", int(exported or 8))
+    monkeypatch.setattr("nnunetv2_ext.jobs.graph.cores", lambda: 16)
+    monkeypatch.delenv("nnUNet_def_n_proc", raising=False)
+    if exported:
+        monkeypatch.setenv("nnUNet_def_n_proc", exported)
+    job = how.job("evaluate", ["true"])
+    assert (how.processes, job.environment["nnUNet_def_n_proc"]) == (processes, exported or str(processes))
 
 
 @pytest.mark.parametrize(

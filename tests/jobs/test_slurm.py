@@ -218,6 +218,8 @@ def test_resources_as_options(resources: Resources, options: dict[str, Any]) -> 
         (Resources(minutes=1441), "1441 minutes in the partition short; expected at most 1440"),
         (Resources(minutes=0), "got --time 0"),
         (Resources(memory_gb=float("nan")), "got --memory nan"),
+        (Resources(memory_gb=0), "got --memory 0; expected a number above 0"),
+        (Resources(cpus=0), "got --cpus 0; expected 1 or more"),
         (Resources(lines=("qos=long",)), "got the line 'qos=long'"),
         (Resources(lines=("-C gpu",)), "got the line '-C gpu'"),
         (Resources(lines=("--comment=a\n#SBATCH --wrap=b",)), "expected one option of sbatch"),
@@ -235,6 +237,13 @@ def test_without_submitit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(InputError, match=r"no module 'submitit'.*pip install 'nnunetv2_ext\[cluster\]'"):
         slurm.Slurm().check(Resources())
+
+
+@pytest.mark.parametrize(("resources", "flag"), [(Resources(jobs=2), "--jobs"), (Resources(gpus=(0,)), "--gpus")])
+def test_resources_of_one_machine(resources: Resources, flag: str) -> None:
+    pytest.importorskip("submitit")
+    with pytest.raises(InputError, match=f"got {flag} on SLURM; expected it on this machine alone"):
+        slurm.Slurm().check(resources)
 
 
 def test_srun_without_a_cluster(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
