@@ -346,7 +346,8 @@ def test_only_trainings_and_predictions_hold_a_gpu(prepared: Prepared, asked: Re
     prepared.write(prepared.raw / "imagesTs" / "case_0000.nii.gz", b"")
     how = How(resources=asked)
     jobs = trainings(DATASET, [OURS], ["0"], {}, how).jobs
-    jobs += afterwards(DATASET, [OURS], ["0"], ALL, prepared.results.parent / "out", how).jobs
+    images = prepared.raw / "imagesTs"
+    jobs += afterwards(DATASET, [OURS], ["0"], ALL, prepared.results.parent / "out", how, images=images).jobs
     assert {job.name.partition("_")[0]: job.resources for job in jobs} == {
         **dict.fromkeys(("MNetTrainer", "predict"), asked),
         **dict.fromkeys(("preprocess", "find", "evaluate", "report"), without),
