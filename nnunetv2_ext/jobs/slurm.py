@@ -21,7 +21,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.allocation import Task
-from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.engine import Seen, in_order
 from nnunetv2_ext.jobs.record import Job, Resources, State
 from nnunetv2_ext.jobs.squeue import (
     LIVING,
@@ -87,7 +87,7 @@ class Slurm:
                 ids[name] = known[name].id
             elif one.state == record.FINISHED:
                 ids[name] = None
-        ordered = _in_order([job for job in jobs if ids.get(job.name) is None])
+        ordered = in_order(job for job in jobs if ids.get(job.name) is None)
         for job in ordered:
             for need in sorted(set(job.needs) - ids.keys() - {other.name for other in ordered}):
                 state = f"is {seen[need].state}" if need in seen else "is not known"
@@ -101,20 +101,28 @@ class Slurm:
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
         """How jobs stand: what SLURM says of those that are in its hands, what the supervisor wrote of the others."""
-        states = {name: record.read_state(folder, name) for name in jobs}
+        states, damaged = dict[str, State](), dict[str, str]()
+        for name in jobs:
+            try:
+                states[name] = record.read_state(folder, name)
+            except InputError as error:
+                states[name], damaged[name] = State(), str(error)
         ids = [job.id for job in jobs.values() if job.id is not None]
         try:
             told = jobs_of(ids)
         except Silence as silence:
             return {name: _unasked(state, one_line(silence)) for name, state in states.items()}
         seen = {name: merged(states[name], told.get(job.id or "")) for name, job in jobs.items()}
+        for name, one in seen.items():
+            if name in damaged and one.state in record.ENDED:
+                seen[name] = Seen(record.FAILED, one.exit, damaged[name])
         for name, job in jobs.items():
             if job.id is None:
                 seen[name] = Seen(
                     record.CANCELLED, None, "who submitted it was ended before SLURM had it; submit it again"
                 )
         lost = (record.FAILED, record.CANCELLED, record.TIMED_OUT, record.BLOCKED)
-        for job in _in_order([*jobs.values()]):
+        for job in in_order(jobs.values()):
             needs = [need for need in job.needs if need in seen and seen[need].state in lost]
             if needs and seen[job.name].state == record.CANCELLED and not states[job.name].attempts:
                 seen[job.name] = Seen(record.BLOCKED, None, f"{needs[0]} did not finish")
@@ -193,18 +201,6 @@ def _refused(what: str, options: Mapping[str, Any], words: str) -> InputError:
     flags = listed(_flags(options), separator=" ")
     remedy = f"correct {listed([*dict.fromkeys(FLAGS.values())])} or --slurm"
     return InputError(f"{what} that SLURM refuses ({words}; {flags})", "one that its partition can run", remedy)
-
-
-def _in_order(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs after those that they need."""
-    left, done = {job.name: job for job in jobs}, list[Job]()
-    while left:
-        ready = [job for job in left.values() if not left.keys() & set(job.needs)]
-        if not ready:
-            raise InputError(f"jobs that need one another ({listed(left)})", "an order of them", "correct their needs")
-        done += ready
-        left = {name: job for name, job in left.items() if job not in ready}
-    return done
 
 
 def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]) -> str:

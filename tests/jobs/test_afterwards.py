@@ -1,16 +1,16 @@
 """The jobs that come after trainings: which, in which order, and what is left out."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.jobs.graph import How, afterwards, trainings
 from nnunetv2_ext.jobs.record import Resources
 from tests.doctor.conftest import DATASET, Prepared
-from tests.jobs.test_graph import CPU, OURS, STOCK, by_name, empty
+from tests.jobs.test_graph import CPU, OURS, STOCK, by_name, empty, finish
 
 DONE = ("a", "b")
 ALL = ("find_best", "predict", "evaluate", "report")
@@ -24,7 +24,7 @@ def after(prepared: Prepared, models: list[Model], steps: tuple[str, ...], folds
 def test_what_comes_after_several_models(prepared: Prepared) -> None:
     for name in ("imagesTs", "labelsTs"):
         prepared.write(prepared.raw / name / "case.nii.gz", b"")
-    wanted = after(prepared, [OURS, STOCK], ALL, after=DONE)
+    wanted = after(prepared, [OURS, STOCK], ALL, after=DONE, images=prepared.raw / "imagesTs")
     jobs = by_name(wanted.jobs)
     out, predictions = prepared.results.parent / "out", prepared.results.parent / "out" / "predictions"
     names = ["MNetTrainer__MNetPlans__3d_fullres", "nnUNetTrainer__nnUNetPlans__3d_fullres", "ensemble"]
@@ -67,7 +67,8 @@ def test_only_trainings_and_predictions_hold_a_gpu(prepared: Prepared, asked: Re
     prepared.write(prepared.raw / "imagesTs" / "case_0000.nii.gz", b"")
     how = How(resources=asked)
     jobs = trainings(DATASET, [OURS], ["0"], {}, how).jobs
-    jobs += afterwards(DATASET, [OURS], ["0"], ALL, prepared.results.parent / "out", how).jobs
+    images = prepared.raw / "imagesTs"
+    jobs += afterwards(DATASET, [OURS], ["0"], ALL, prepared.results.parent / "out", how, images=images).jobs
     assert {job.name.partition("_")[0]: job.resources for job in jobs} == {
         **dict.fromkeys(("MNetTrainer", "predict"), asked),
         **dict.fromkeys(("preprocess", "find", "evaluate", "report"), without),
@@ -127,12 +128,17 @@ def test_images_of_no_labels_are_predicted_and_the_validations_measured(prepared
 
 
 def test_predictions_of_an_earlier_training_are_replaced(prepared: Prepared) -> None:
-    prepared.write(prepared.raw / "imagesTs" / "case_0000.nii.gz", b"")
-    (prepared.results.parent / "out" / "predictions" / OURS.folder_name).mkdir(parents=True)
-    assert "--overwrite" in after(prepared, [OURS], ("predict",), after=DONE).jobs[0].command
-    assert "--overwrite" not in after(prepared, [OURS], ("predict",)).jobs[0].command
+    images = prepared.raw / "imagesTs"
+    prepared.write(images / "case_0000.nii.gz", b"")
+    predictions = prepared.results.parent / "out" / "predictions" / OURS.folder_name
+    prepared.write(predictions / "predict.json", {})
 
+    def anew(**more: Any) -> bool:
+        return "--overwrite" in after(prepared, [OURS], ("predict",), images=images, **more).jobs[0].command
 
-def test_a_step_that_is_none_is_refused(prepared: Prepared) -> None:
-    with pytest.raises(InputError, match="--then finish; expected some of find_best, predict, evaluate, report"):
-        afterwards(DATASET, [OURS], ["0"], ["finish"], Path("out"), CPU)
+    assert anew(after=DONE) and not anew()
+    fold = finish(prepared, OURS, "0")
+    os.utime(fold / "checkpoint_final.pth", (3e9, 3e9))  # by hand, since
+    assert anew()
+    os.utime(predictions / "predict.json", (4e9, 4e9))
+    assert not anew()

@@ -68,9 +68,9 @@ def test_each_fold_of_each_model_is_a_job(prepared: Prepared, monkeypatch: pytes
     assert not list(prepared.results.iterdir()), "nothing is written"
 
 
-def test_the_default_device_and_no_probabilities(prepared: Prepared) -> None:
-    wanted = trainings(DATASET, [OURS], ["0"], {}, How(), npz=False)
-    assert wanted.jobs[0].command[-4:] == ("-tr", "MNetTrainer", "-p", "MNetPlans")
+def test_the_default_device(prepared: Prepared) -> None:
+    wanted = trainings(DATASET, [OURS], ["0"], {}, How())
+    assert wanted.jobs[0].command[-5:] == ("-tr", "MNetTrainer", "-p", "MNetPlans", "--npz")
 
 
 @pytest.mark.parametrize("state", [WAITING, RUNNING])
@@ -94,7 +94,6 @@ def test_a_whole_fold_gets_no_job(prepared: Prepared) -> None:
     wanted = trainings(DATASET, [OURS], ["0", "1", "2"], {}, CPU)
     assert [job.name[-6:] for job in wanted.jobs] == ["fold_1", "fold_2"]
     assert wanted.told == ("MNetTrainer:MNetPlans:3d_fullres, fold 0: trained and validated already",)
-    assert trainings(DATASET, [OURS], ["0", "1"], {}, CPU, npz=False).jobs == ()
 
 
 def retrained(fold: Path) -> None:

@@ -153,6 +153,17 @@ def test_merged(written: State, told: Told | None, seen: Seen) -> None:
     assert slurm.merged(written, told) == seen
 
 
+@pytest.mark.parametrize(("told", "state"), [(None, FAILED), (Told("RUNNING"), RUNNING)])
+def test_a_damaged_state_stops_no_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Told | None, state: str
+) -> None:
+    monkeypatch.setattr(slurm, "jobs_of", lambda ids: {} if told is None else {"7": told})
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "state.json").write_text("{")
+    (seen,) = slurm.Slurm().look(tmp_path, {"a": Job("a", ("true",), engine="slurm", id="7")}).values()
+    assert (seen.state, "a/state.json" in seen.reason) == (state, told is None)
+
+
 def test_a_submission_that_was_killed_and_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slurm, "jobs_of", lambda ids: {})
     jobs = {"a": Job("a", ("true",), engine="slurm"), "b": Job("b", ("true",), ("a",), engine="slurm", id="8")}
