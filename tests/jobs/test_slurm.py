@@ -301,6 +301,8 @@ def test_a_silent_controller_leaves_what_was_known(tmp_path: Path, monkeypatch: 
 def answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster whose partitions are known."""
     monkeypatch.setattr(squeue, "ask", lambda *command: PARTITIONS)
+    for name in slurm.USUAL.values():
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("answers")
