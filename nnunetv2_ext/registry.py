@@ -91,28 +91,23 @@ NNUNET_PLANNERS = {
 
 
 def planner_of(plans: str) -> NamedPlanner:
-    """Who makes plans of that name: MNetPlanner of MNetPlans and of MNetTrialPlans, too, which has a word of a user's.
+    """Who makes plans of that name: MNetPlanner of MNetPlans and of MNetTrialPlans, too, which is a user's name.
 
     Raises:
-        InputError: nobody known, or a name so like another's that it may be meant.
+        InputError: nobody known.
     """
-    stems = {entry.name.removesuffix("Planner"): entry.name for entry in PLANNERS}
-    known = [*stems, "nnUNet"]
-    stems |= {name.removesuffix("Plans"): planner for name, planner in NNUNET_PLANNERS.items()}
-    stem = max((stem for stem in stems if plans.startswith(stem)), key=len, default="")
-    planner, word, backbone = stems.get(stem, ""), plans.removeprefix(stem), None
-    alike = ["ResEnc"] if stem == "nnUNet" else []
-    if stem in known and stem != "nnUNet" and "backbone" in find("planner", planner).load().options():
-        names = [entry.name for entry in BACKBONES]
-        backbone = max((name for name in names if word.startswith(name)), key=len, default=None)
-        word = word.removeprefix(backbone or "")
-        alike = [] if backbone else names
-    own = word.removesuffix("Plans")
-    if not stem or word == own or own[:1].islower() or any(name.lower() in own.lower() for name in alike):
-        expected = f"one of {', '.join(f'{stem}...Plans' for stem in known)}"
-        remedy = "plan it first, or write planner and backbone as `nnunetv2_ext list` does, then a word with a capital"
-        raise InputError(f"the plans {plans}, whose planner is not known", expected, remedy)
-    return NamedPlanner(planner, backbone, by_default=not own and backbone != DEFAULT_BACKBONE)
+    if plans in NNUNET_PLANNERS:
+        return NamedPlanner(NNUNET_PLANNERS[plans], None, by_default=True)
+    stems = {entry.name.removesuffix("Planner"): entry.name for entry in PLANNERS} | {"nnUNet": "ExperimentPlanner"}
+    for stem, planner in stems.items():
+        if plans.startswith(stem) and plans.endswith("Plans"):
+            inner = plans.removeprefix(stem).removesuffix("Plans")
+            takes_backbone = planner in ("PaRPlanner", "BackbonePlanner", "ThinThickPlanner")
+            if takes_backbone and inner in {entry.name for entry in BACKBONES}:
+                return NamedPlanner(planner, inner, by_default=True)
+            return NamedPlanner(planner, None, by_default=not inner)
+    known = [f"{stem}...Plans" for stem in stems]
+    raise InputError(f"the plans {plans}, whose planner is not known", f"one of {', '.join(known)}", "plan it first")
 
 
 class NamedNetwork(NamedTuple):
