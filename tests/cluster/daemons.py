@@ -121,6 +121,8 @@ class Cluster:
         text = CONF + WITH_ACCOUNTING * accounting
         (folder / "slurm.conf").write_text(text.format(**words, min_job_age=min_job_age))
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+        # Not used, but by default slurmd looks for cgroups, and does not start in a container without them.
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (folder / "slurmdbd.conf").write_text(DBD_CONF.format(**words))
         (folder / "slurmdbd.conf").chmod(0o600)
         for name in ("state", "spool"):
