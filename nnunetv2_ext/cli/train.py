@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, why_not_writable
+from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.jobs.devices import gpus_there
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
@@ -25,7 +25,7 @@ EXAMPLE = """examples:
   nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres -f 0 1 -device cpu --jobs 2 --wait
 
 The same command again submits what has not finished and runs no more; trainings go on where they were.
-Exit status: 0 submitted, or with --wait all well, 1 with --wait where a job is not, 2 bad input.
+Exit status: 0 submitted, or with --wait all finished, 1 with --wait where a job has not, 2 bad input.
 """
 SLURM_ONLY = ("partition", "account", "gres", "memory", "cpus", "lines")
 
@@ -86,56 +86,38 @@ def run(args: argparse.Namespace) -> int:
     how = how_of(args)
     steps = _steps(args)
 
-    from nnunetv2_ext.jobs.engine import engines, standing
-    from nnunetv2_ext.jobs.graph import afterwards, refuse_other_engine, trainings, write_splits
-    from nnunetv2_ext.jobs.record import read_jobs
-    from nnunetv2_ext.jobs.way import to_submit
+    from nnunetv2_ext.jobs.way import Way, submit_trainings
 
     for model in models:
         _check_name(dataset, model)
-    engine = engines()[args.on]
-    engine.check(how.resources)
-    folder = jobs_folder(dataset)
-    known = read_jobs(folder)
-    seen = standing(folder, known)
-    wanted = trainings(dataset, models, folds, seen, how)
     output = args.output or results / dataset / "outcome"
-    after = afterwards(dataset, models, folds, steps, output, how, after=wanted.last, images=args.images)
-    jobs = to_submit([*wanted.jobs, *after.jobs], known, seen, dataset)
-    refuse_other_engine(jobs, known, args.on)
-    for sentence in (*wanted.told, *after.told):
+    way = Way(dataset, tuple(models), tuple(folds), output, images_of(args.images, dataset))
+    submitted = submit_trainings(way, how, steps)
+    for sentence in submitted.told:
         print(sentence)
-    for job in after.jobs:
-        if job not in jobs:
-            print(f"{job.name}: {seen[job.name].state} already")
-    if not jobs:
-        print("nothing to submit")
+    if submitted.jobs:
+        _tell(dataset, submitted.jobs, args.on, output if steps else None)
     else:
-        if after.jobs:
-            _make(output)
-        if wanted.cases and set(folds) != {"all"}:
-            write_splits(dataset, wanted.cases)
-        engine.submit(folder, jobs)
-        _tell(dataset, jobs, args.on, output if after.jobs else None)
+        print("nothing to submit")
     if not args.wait:
         return 0
     from nnunetv2_ext.cli.jobs import watch
 
-    return watch([dataset], [*wanted.last, *(job.name for job in (*wanted.jobs, *after.jobs))])
+    return watch([dataset], submitted.names)
 
 
-def _make(output: Path) -> None:
-    """Make the folder of what comes after the trainings.
+def images_of(given: Path | None, dataset: str) -> Path | None:
+    """The images to predict: those of -i, else `imagesTs` of the data set; None where there are none.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: -i names no folder, or an empty one.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(output, error) from None
-    if reason := why_not_writable(output):
-        raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
+    if given is not None:
+        if not (given.is_dir() and any(given.iterdir())):
+            raise InputError(f"-i {given}", "a folder of images", "check the path")
+        return given.resolve()
+    raw = raw_folder(dataset)
+    return (raw / "imagesTs").resolve() if raw is not None and any((raw / "imagesTs").glob("*")) else None
 
 
 def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:
@@ -184,7 +166,7 @@ def _steps(args: argparse.Namespace) -> list[str]:
     """What comes after the trainings.
 
     Raises:
-        InputError: an unknown step, flags of none, or images that are not there.
+        InputError: an unknown step, or flags of none.
     """
     from nnunetv2_ext.jobs.graph import STEPS
 
@@ -195,8 +177,6 @@ def _steps(args: argparse.Namespace) -> list[str]:
         raise InputError(f"-i {args.images} without --then predict", "both", "add it, or leave -i out")
     if args.output is not None and not steps:
         raise InputError(f"-o {args.output} without --then", "both", "add it, or leave -o out")
-    if args.images is not None and not (args.images.is_dir() and any(args.images.iterdir())):
-        raise InputError(f"-i {args.images}", "a folder of images", "check the path")
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise InputError(f"-o {args.output}, a file", "a folder", "choose another name")
     return steps

@@ -14,7 +14,7 @@ from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs.devices import check_gpus
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.groups import await_end
-from nnunetv2_ext.jobs.queue import QUEUE, other_host, stand, start_queue
+from nnunetv2_ext.jobs.queue import QUEUE, other_host, stands, start_queue
 from nnunetv2_ext.jobs.record import (
     CANCELLED,
     ENDED,
@@ -22,7 +22,7 @@ from nnunetv2_ext.jobs.record import (
     Job,
     Resources,
     State,
-    read_state,
+    state_or_none,
     write_job,
     write_state,
 )
@@ -73,7 +73,7 @@ class Local:
         for job in jobs:
             try:
                 (folder / job.name).mkdir(parents=True, exist_ok=True)
-                if read_state_or_none(folder, job.name).state == RUNNING and is_held(folder, job.name):
+                if state_or_none(folder, job.name).state == RUNNING and is_held(folder, job.name):
                     continue
                 try:
                     hold(folder, job.name, "a submission", patience=PATIENCE)
@@ -90,7 +90,7 @@ class Local:
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
         """See `Engine.look`."""
-        return stand(folder, jobs)
+        return {name: stands(folder, name) for name in jobs}
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """See `Engine.cancel`; those that wait first, so that none begins in the place of another.
@@ -106,13 +106,6 @@ class Local:
             _see_to_end(folder, name)
 
 
-def read_state_or_none(folder: Path, name: str) -> State:
-    """The state of a job, or that of one that has not run where the file is damaged."""
-    with suppress(InputError):
-        return read_state(folder, name)
-    return State()
-
-
 def _cancelled_waiting(folder: Path, name: str) -> bool:
     """Cancel a job that does not run; whether it has ended with that, or before."""
     try:
@@ -120,7 +113,7 @@ def _cancelled_waiting(folder: Path, name: str) -> bool:
     except InputError:
         return False
     try:
-        state = read_state_or_none(folder, name)
+        state = state_or_none(folder, name)
         if state.group is not None and state.host == platform.node():
             await_end(state.group)  # what its killed supervisor left, which the watcher ends
         if state.state not in ENDED:

@@ -5,11 +5,14 @@ import re
 import statistics
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json
 
+DEBUG = "debug.json"
+"""In which nnU-Net tells the number of epochs."""
 LAST = 5
 """Epochs whose median tells how long one takes."""
 _EPOCH = re.compile(r": Epoch (\d+) $")
@@ -58,12 +61,27 @@ def progress(fold: Path) -> Progress | None:
         fold: its folder. Earlier trainings that stand aside, in other folders, do not count.
     """
     logs = sorted(fold.glob("training_log_*.txt"), key=_began)
-    if not logs:
-        return None
+    return _read(fold, tuple((path, _stamp(path)) for path in (*logs, fold / DEBUG))) if logs else None
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """By which a file is known to have changed; None where there is none."""
+    with suppress(OSError):
+        return (state := path.stat()).st_size, state.st_mtime_ns
+    return None
+
+
+@lru_cache(256)
+def _read(fold: Path, files: tuple[tuple[Path, tuple[int, int] | None], ...]) -> Progress:
+    """What the files of a fold tell, which are read again only when one of them has changed.
+
+    Args:
+        files: the logs, in the order in which they began, and `DEBUG`.
+    """
     done, dice, cases_done, cases = 0, None, 0, None
     trained = validated = False
     seconds: list[float] = []
-    for log in logs:
+    for log, _ in files[:-1]:
         predicting = False
         for line in _whole_lines(log):
             if found := _EPOCH.search(line):
@@ -119,5 +137,5 @@ def _mean(values: str) -> float | None:
 def _epochs(fold: Path) -> int | None:
     """Epochs in all, which nnU-Net writes as a text, each time a training begins or goes on."""
     with suppress(InputError, ValueError, TypeError):
-        return int(read_json(fold / "debug.json", "").get("num_epochs", ""))
+        return int(read_json(fold / DEBUG, "").get("num_epochs", ""))
     return None

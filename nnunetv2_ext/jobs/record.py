@@ -5,6 +5,7 @@ supervisor alone, and `log.txt`, all that the command printed. Both JSON files a
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,10 +120,26 @@ def write_job(folder: Path, job: Job) -> None:
 def read_jobs(folder: Path) -> dict[str, Job]:
     """All jobs of a data set by name, in the order of their names; none where there is no such folder.
 
-    Raises:
-        InputError: a damaged `job.json`.
+    One with a damaged `job.json` has no command: see `damage`.
     """
-    return {path.parent.name: _job(path) for path in sorted(folder.glob(f"*/{JOB}"))}
+    jobs = {}
+    for path in sorted(folder.glob(f"*/{JOB}")):
+        name = path.parent.name
+        try:
+            jobs[name] = _job(path)
+        except InputError:
+            if path.is_file():  # and was not removed just now
+                jobs[name] = Job(name, ())
+    return jobs
+
+
+def damage(folder: Path, name: str) -> str:
+    """What is wrong with `job.json` of a job, and what to do; empty where nothing is."""
+    try:
+        read_job(folder, name)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def read_job(folder: Path, name: str) -> Job:
@@ -174,3 +191,10 @@ def read_state(folder: Path, name: str) -> State:
         return State(**{**content, "attempts": attempts})
     except (KeyError, TypeError) as error:
         raise InputError(f"a damaged {path} ({error})", "a state as this version writes it", remedy) from None
+
+
+def state_or_none(folder: Path, name: str) -> State:
+    """The state of a job, or that of one that has not run where the file is damaged."""
+    with suppress(InputError):
+        return read_state(folder, name)
+    return State()

@@ -21,7 +21,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.allocation import Task
-from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.engine import Seen, blocked, in_order
 from nnunetv2_ext.jobs.groups import SIGNALS
 from nnunetv2_ext.jobs.record import Job, Resources, State
 from nnunetv2_ext.jobs.squeue import (
@@ -59,7 +59,6 @@ FLAGS |= {"mem": "--memory", "cpus-per-task": "--cpus"}
 """Options of sbatch that have a flag of ours."""
 USUAL = {key: f"SBATCH_{key.upper()}" for key in ("partition", "account", "qos", "reservation", "constraint")}
 """Options of sbatch that its user may set for all jobs, by a variable; all others of SLURM's are kept from it."""
-LOST = {record.FAILED, record.CANCELLED, record.TIMED_OUT, record.BLOCKED}
 
 
 class Slurm:
@@ -96,7 +95,7 @@ class Slurm:
                 ids[name] = told[name][0]
             elif one.state == record.FINISHED:
                 ids[name] = None
-        ordered = _in_order([job for job in jobs if ids.get(job.name) is None])
+        ordered = in_order(job for job in jobs if ids.get(job.name) is None)
         for job in ordered:
             for need in sorted(set(job.needs) - ids.keys() - {other.name for other in ordered}):
                 state = f"is {seen[need].state}" if need in seen else "is not known"
@@ -116,7 +115,7 @@ class Slurm:
         try:
             return _look(folder, jobs)[0]
         except Silence as silence:
-            return {name: _unasked(record.read_state(folder, name), one_line(silence)) for name in jobs}
+            return {name: _unasked(state, one_line(silence)) for name, state in _states(folder, jobs)[0].items()}
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """End jobs, and wait until SLURM has ended all their processes."""
@@ -162,6 +161,17 @@ def _told(folder: Path, jobs: Mapping[str, Job]) -> dict[str, tuple[str, Told]]:
     return found
 
 
+def _states(folder: Path, jobs: Mapping[str, Job]) -> tuple[dict[str, State], dict[str, str]]:
+    """What the supervisors wrote, and why a state cannot be read, which then counts as that of a job not begun."""
+    states, damaged = dict[str, State](), dict[str, str]()
+    for name in jobs:
+        try:
+            states[name] = record.read_state(folder, name)
+        except InputError as error:
+            states[name], damaged[name] = State(), str(error)
+    return states, damaged
+
+
 def _living(folder: Path, jobs: Sequence[Job]) -> dict[str, str]:
     """The ids of jobs that run or are to run, by name."""
     told = _told(folder, {job.name: job for job in jobs})
@@ -174,20 +184,24 @@ def _look(folder: Path, jobs: Mapping[str, Job]) -> tuple[dict[str, Seen], dict[
     Raises:
         Silence: the controller does not answer.
     """
-    states, told = {name: record.read_state(folder, name) for name in jobs}, _told(folder, jobs)
+    (states, damaged), told = _states(folder, jobs), _told(folder, jobs)
     seen = {name: merged(states[name], told[name][1] if name in told else None) for name in jobs}
     for name, job in jobs.items():
         if job.id is None and name not in told:
             why = "who submitted it was ended before SLURM had it; submit it again"
             seen[name] = Seen(record.CANCELLED, None, why)
-    lost = {name for name, one in seen.items() if one.state in LOST}
-    for name, job in jobs.items():
-        never = states[name].state == record.WAITING and not states[name].attempts
-        if never and seen[name].state == record.CANCELLED and lost.intersection(job.needs):
-            seen[name] = Seen(record.BLOCKED, None, words("DependencyNeverSatisfied"))  # as SLURM said, and forgot
+    for name, why in damaged.items():
+        if seen[name].state in record.ENDED:
+            seen[name] = Seen(record.FAILED, seen[name].exit, why)
+    never = [name for name, one in seen.items() if one.state == record.CANCELLED and states[name] == State()]
+    again = {name: blocked(jobs, {**seen, name: Seen(record.WAITING)})[name] for name in never}
+    seen |= {name: one for name, one in again.items() if one.state == record.BLOCKED}  # as SLURM said, and forgot
     for name, (_, one) in told.items():
-        ended = one.state not in LIVING | QUEUED and seen[name].state in LOST - {record.BLOCKED, states[name].state}
-        if ended and not 0 < one.exit < SIGNALS:  # else the supervisor ended by itself: what it wrote is on its way
+        state = seen[name].state
+        new = state in record.ENDED and state not in (record.FINISHED, states[name].state)
+        if (
+            new and one.state not in LIVING | QUEUED and not 0 < one.exit < SIGNALS
+        ):  # else the supervisor ended by itself: what it wrote is on its way
             _write_end(folder, name, states[name], seen[name])
     return seen, told
 
@@ -261,18 +275,6 @@ def _refused(what: str, options: Mapping[str, Any], words: str) -> InputError:
     flags = listed(_flags(options), separator=" ")
     remedy = f"correct {listed([*dict.fromkeys(FLAGS.values())])} or --slurm"
     return InputError(f"{what} that SLURM refuses ({words}; {flags})", "one that its partition can run", remedy)
-
-
-def _in_order(jobs: Sequence[Job]) -> list[Job]:
-    """Jobs after those that they need."""
-    left, done = {job.name: job for job in jobs}, list[Job]()
-    while left:
-        ready = [job for job in left.values() if not left.keys() & set(job.needs)]
-        if not ready:
-            raise InputError(f"jobs that need one another ({listed(left)})", "an order of them", "correct their needs")
-        done += ready
-        left = {name: job for name, job in left.items() if job not in ready}
-    return done
 
 
 def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]) -> str:

@@ -1,14 +1,14 @@
 """The jobs of data sets as a table and as JSON: their states, how far their trainings are, why they failed."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder
-from nnunetv2_ext.jobs.engine import Seen, standing
+from nnunetv2_ext.jobs.engine import Seen, in_order, standing
 from nnunetv2_ext.jobs.progress import Progress, progress
 from nnunetv2_ext.jobs.record import (
     BLOCKED,
@@ -24,7 +24,7 @@ from nnunetv2_ext.jobs.record import (
     State,
     jobs_folder,
     read_jobs,
-    read_state,
+    state_or_none,
 )
 from nnunetv2_ext.text import duration, listed, shortened
 
@@ -111,35 +111,16 @@ def with_jobs() -> list[str]:
 
 
 def rows(dataset: str) -> list[Row]:
-    """The jobs of a data set: trainings by model and fold among the others, each behind those that it needs.
-
-    Raises:
-        InputError: a damaged file of a job.
-    """
+    """The jobs of a data set: trainings by model and fold among the others, each behind those that it needs."""
     folder = jobs_folder(dataset)
     jobs = read_jobs(folder)
     seen = standing(folder, jobs)
     found = []
-    for job in in_order(jobs):
-        state = read_state(folder, job.name)
+    for job in in_order(jobs.values()):
+        state = state_or_none(folder, job.name)
         how = None if job.fold is None else progress(job.fold)
         found.append(Row(dataset, job, seen[job.name], state, how))
     return found
-
-
-def in_order(jobs: Mapping[str, Job]) -> list[Job]:
-    """Jobs behind those of them that they need, else by name."""
-    ordered: dict[str, Job] = {}
-
-    def add(name: str, above: tuple[str, ...]) -> None:
-        if name in jobs and name not in ordered and name not in above:  # a ring of needs would be a damaged record
-            for need in sorted(jobs[name].needs):
-                add(need, (*above, name))
-            ordered[name] = jobs[name]
-
-    for name in sorted(jobs):
-        add(name, ())
-    return list(ordered.values())
 
 
 def chosen(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:

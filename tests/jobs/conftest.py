@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_ext.jobs.engine import Seen, standing
 from nnunetv2_ext.jobs.local import Local
 from nnunetv2_ext.jobs.record import LOG, Job, State, read_jobs, read_state, write_job
 from nnunetv2_ext.locks import holder, is_held
@@ -60,7 +61,11 @@ class Jobs:
 
     def look(self) -> dict[str, str]:
         """The state of each job."""
-        return {name: seen.state for name, seen in Local().look(self.folder, read_jobs(self.folder)).items()}
+        return {name: seen.state for name, seen in self.seen().items()}
+
+    def seen(self) -> dict[str, Seen]:
+        """How each job stands."""
+        return standing(self.folder, read_jobs(self.folder))
 
     def until(self, **states: str) -> None:
         """Wait until jobs stand so."""

@@ -74,9 +74,9 @@ def test_each_fold_of_each_model_is_a_job(prepared: Prepared, monkeypatch: pytes
     assert not list(prepared.results.iterdir()), "nothing is written"
 
 
-def test_the_default_device_and_no_probabilities(prepared: Prepared) -> None:
-    wanted = trainings(DATASET, [OURS], ["0"], {}, How(), npz=False)
-    assert wanted.jobs[0].command[-4:] == ("-tr", "MNetTrainer", "-p", "MNetPlans")
+def test_the_default_device(prepared: Prepared) -> None:
+    wanted = trainings(DATASET, [OURS], ["0"], {}, How())
+    assert wanted.jobs[0].command[-5:] == ("-tr", "MNetTrainer", "-p", "MNetPlans", "--npz")
 
 
 @pytest.mark.parametrize("state", [WAITING, RUNNING])
@@ -100,7 +100,6 @@ def test_a_whole_fold_gets_no_job(prepared: Prepared) -> None:
     wanted = trainings(DATASET, [OURS], ["0", "1", "2"], {}, CPU)
     assert [job.name[-6:] for job in wanted.jobs] == ["fold_1", "fold_2"]
     assert wanted.told == ("MNetTrainer:MNetPlans:3d_fullres, fold 0: trained and validated already",)
-    assert trainings(DATASET, [OURS], ["0", "1"], {}, CPU, npz=False).jobs == ()
 
 
 def retrained(fold: Path) -> None:
@@ -289,7 +288,7 @@ def after(prepared: Prepared, models: list[Model], steps: tuple[str, ...], folds
 def test_what_comes_after_several_models(prepared: Prepared) -> None:
     for name in ("imagesTs", "labelsTs"):
         prepared.write(prepared.raw / name / "case.nii.gz", b"")
-    wanted = after(prepared, [OURS, STOCK], ALL, after=DONE)
+    wanted = after(prepared, [OURS, STOCK], ALL, after=DONE, images=prepared.raw / "imagesTs")
     jobs = by_name(wanted.jobs)
     out, predictions = prepared.results.parent / "out", prepared.results.parent / "out" / "predictions"
     names = ["MNetTrainer__MNetPlans__3d_fullres", "nnUNetTrainer__nnUNetPlans__3d_fullres", "ensemble"]
@@ -347,12 +346,17 @@ def test_images_of_no_labels_are_predicted_and_the_validations_measured(prepared
 
 
 def test_predictions_of_an_earlier_training_are_replaced(prepared: Prepared) -> None:
-    prepared.write(prepared.raw / "imagesTs" / "case_0000.nii.gz", b"")
-    (prepared.results.parent / "out" / "predictions" / OURS.folder_name).mkdir(parents=True)
-    assert "--overwrite" in after(prepared, [OURS], ("predict",), after=DONE).jobs[0].command
-    assert "--overwrite" not in after(prepared, [OURS], ("predict",)).jobs[0].command
+    images = prepared.raw / "imagesTs"
+    prepared.write(images / "case_0000.nii.gz", b"")
+    predictions = prepared.results.parent / "out" / "predictions" / OURS.folder_name
+    prepared.write(predictions / "predict.json", {})
 
+    def anew(**more: Any) -> bool:
+        return "--overwrite" in after(prepared, [OURS], ("predict",), images=images, **more).jobs[0].command
 
-def test_a_step_that_is_none_is_refused(prepared: Prepared) -> None:
-    with pytest.raises(InputError, match="--then finish; expected some of find_best, predict, evaluate, report"):
-        afterwards(DATASET, [OURS], ["0"], ["finish"], Path("out"), CPU)
+    assert anew(after=DONE) and not anew()
+    fold = finish(prepared, OURS, "0")
+    os.utime(fold / "checkpoint_final.pth", (3e9, 3e9))  # by hand, since
+    assert anew()
+    os.utime(predictions / "predict.json", (4e9, 4e9))
+    assert not anew()

@@ -121,6 +121,18 @@ def test_a_fold_without_a_log_has_none_and_earlier_trainings_do_not_count(tmp_pa
     assert progress(tmp_path / "fold_0") is None
 
 
+def test_what_has_not_changed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / FIRST).write_text(HEAD + epoch(0))
+    assert progress(tmp_path) == Progress(1, None, 10.0, None, 0.6, cases=5)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", lambda *_, **__: pytest.fail("read again"))
+        assert progress(tmp_path) == Progress(1, None, 10.0, None, 0.6, cases=5)
+    with (tmp_path / FIRST).open("a") as log:
+        log.write(epoch(1))
+    (tmp_path / "debug.json").write_text('{"num_epochs": "4"}')
+    assert progress(tmp_path) == Progress(2, 4, 10.0, 20.0, 0.6, cases=5)
+
+
 def test_reading_progress_imports_no_torch() -> None:
     code = "import sys, nnunetv2_ext.jobs.progress; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -63,7 +63,7 @@ def test_needs_come_first_and_what_needs_a_failed_job_is_not_run(jobs: Jobs) -> 
     jobs.until(z_first=FINISHED, a_second=FINISHED, bad=FAILED, after_bad=BLOCKED, after_all=BLOCKED)
     wait_for(lambda: not is_held(jobs.folder, "queue"))
     assert (jobs.folder / "order").read_text() == "first\nsecond\n"
-    seen = Local().look(jobs.folder, read_jobs(jobs.folder))
+    seen = jobs.seen()
     assert seen["bad"].exit == 3
     assert seen["after_bad"].reason == "it needs bad: failed"
     assert seen["after_all"].reason == "it needs after_bad: not to run"
@@ -225,6 +225,14 @@ def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> N
     jobs.until(a=FAILED, b=FINISHED)
     wait_for(lambda: not is_held(jobs.folder, "queue"))
     assert "a damaged file" in Local().look(jobs.folder, read_jobs(jobs.folder))["a"].reason
+
+
+def test_a_job_that_cannot_be_read_stops_no_other(jobs: Jobs) -> None:
+    (jobs.folder / "old").mkdir()
+    (jobs.folder / "old" / "job.json").write_text('{"name": "old"}')
+    jobs.submit(jobs.job("a", "exit 0"), jobs.job("b", "exit 0", needs=("old",)))
+    jobs.until(old=FAILED, a=FINISHED, b=BLOCKED)
+    wait_for(lambda: not is_held(jobs.folder, "queue"))
 
 
 @pytest.mark.parametrize(

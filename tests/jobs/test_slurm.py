@@ -1,6 +1,5 @@
-"""What SLURM says is read right, and merged with what the supervisor wrote."""
+"""What SLURM says is merged with what the supervisor wrote, and jobs are asked for as they should be."""
 
-import os
 import subprocess
 import sys
 import time
@@ -32,70 +31,10 @@ from nnunetv2_ext.jobs.record import (
 from nnunetv2_ext.jobs.retries import TIME_LIMIT, in_vain, why_not_again
 from nnunetv2_ext.jobs.squeue import Told
 
-SQUEUE = """\
-2|PENDING|PartitionDown|0|N/A|/data/jobs/a|Dataset001_Any/a|
-1|RUNNING|None|0|2026-11-29T14:59:23|/data/jobs/b|Dataset001_Any/b|
-24|COMPLETING|JobLaunchFailure|9|2026-11-29T15:03:00|/data|ab|c d|
-29|COMPLETING|None|15|2026-11-29T15:03:40|/data|c|
-30|FAILED|NonZeroExitCode|35072|2026-11-29T15:03:48|/data|d|
-23|CANCELLED|DependencyNeverSatisfied|0|N/A|/data|e|
-
-"""
-"""As SLURM 22.05 printed it."""
-SACCT = """\
-7|FAILED|None|137:0|2026-11-29T15:20:10|a
-8|CANCELLED by 0|None|0:15|2026-11-29T15:20:11|Dataset001_Any/b
-9|FAILED|None|0:9|2026-11-29T15:20:12|b|c
-10|TIMEOUT|None|0:0|2026-11-29T15:20:12|d
-7|COMPLETED|None|0:0|2026-11-29T15:25:10|a
-"""
 PARTITIONS = """\
 PartitionName=short AllowGroups=ALL Default=YES DefaultTime=01:00:00 MaxTime=1-00:00:00 State=UP
 PartitionName=down AllowGroups=ALL Default=NO DefaultTime=NONE MaxTime=UNLIMITED State=DOWN
 """
-
-
-def test_squeue_is_read() -> None:
-    assert squeue.read_squeue(SQUEUE) == {
-        "2": Told("PENDING", "PartitionDown", 0, "N/A", "Dataset001_Any/a", "/data/jobs/a"),
-        "1": Told("RUNNING", "", 0, "2026-11-29T14:59:23", "Dataset001_Any/b", "/data/jobs/b"),
-        "24": Told("COMPLETING", "JobLaunchFailure", 137, "2026-11-29T15:03:00", "ab|c d", "/data"),
-        "29": Told("COMPLETING", "", 143, "2026-11-29T15:03:40", "c", "/data"),
-        "30": Told("FAILED", "NonZeroExitCode", 137, "2026-11-29T15:03:48", "d", "/data"),
-        "23": Told("CANCELLED", "DependencyNeverSatisfied", 0, "N/A", "e", "/data"),
-    }
-
-
-def test_sacct_is_read_the_last_of_each() -> None:
-    told = squeue.read_sacct(SACCT)
-    assert {id: (one.state, one.exit, one.name) for id, one in told.items()} == {
-        "7": ("COMPLETED", 0, "a"),
-        "8": ("CANCELLED", 143, "Dataset001_Any/b"),
-        "9": ("FAILED", 137, "b|c"),
-        "10": ("TIMEOUT", 0, "d"),
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [("01:00:00", 60), ("1-00:00:00", 1440), ("2-03:04:30", 3064.5), ("UNLIMITED", None), ("NONE", None), ("", None)],
-)
-def test_times(text: str, minutes: float | None) -> None:
-    assert squeue.minutes_of(text) == minutes
-
-
-@pytest.mark.parametrize(
-    ("reason", "words"),
-    [
-        ("Resources", "waits for a free place"),
-        ("QOSMaxJobsPerUserLimit", "a limit of its QOS (QOSMaxJobsPerUserLimit)"),
-        ("AssocGrpCpuLimit", "a limit of its account (AssocGrpCpuLimit)"),
-        ("ReqNodeNotAvail, UnavailableNodes:gpu[1-4]", "the nodes that it could run on are down or reserved"),
-        ("SomethingNew", "SomethingNew"),
-    ],
-)
-def test_reasons_in_words(reason: str, words: str) -> None:
-    assert squeue.words(reason) == words
 
 
 NOW = 1795964400.0
@@ -195,13 +134,24 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return fake
 
 
+@pytest.mark.parametrize(("told", "state"), [(None, FAILED), (Told("RUNNING"), RUNNING)])
+def test_a_damaged_state_stops_no_look(fake: Fake, told: Told | None, state: str) -> None:
+    fake.job("a", "7", State())
+    (fake.folder / "a" / "state.json").write_text("{")
+    if told is not None:
+        fake.has("7", "a", *told[:4])
+    seen = fake.look()["a"]
+    assert (seen.state, "a/state.json" in seen.reason) == (state, told is None)
+
+
 def test_a_submission_that_was_killed_and_what_needs_it(fake: Fake) -> None:
     fake.job("a", None, State())
     fake.job("b", "8", State(), ("a",))
     fake.job("c", "9", State(), ("b",))
     seen = fake.look()
     assert seen["a"].state == CANCELLED and "submit it again" in seen["a"].reason
-    assert seen["b"] == seen["c"] == Seen(BLOCKED, None, "a job that it needs did not finish")
+    assert seen["b"] == Seen(BLOCKED, None, "it needs a: cancelled")
+    assert seen["c"] == Seen(BLOCKED, None, "it needs b: cancelled")
 
 
 def test_a_job_whose_id_was_not_written_down_is_known_by_its_folder(fake: Fake, tmp_path: Path) -> None:
@@ -267,21 +217,6 @@ def test_jobs_cancelled_with_those_that_they_need(fake: Fake) -> None:
     slurm.Slurm().cancel(fake.folder, [*read_jobs(fake.folder).values()])
     fake.told.clear()
     assert {name: one.state for name, one in fake.look().items()} == {"a": CANCELLED, "b": CANCELLED}
-
-
-def test_variables_of_an_allocation_are_kept_from_commands_of_slurm(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "squeue").write_text("#!/bin/sh\nenv\n")
-    (tmp_path / "squeue").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
-    foreign = ("SLURM_MEM_PER_CPU", "SLURM_TIME_FORMAT", "SBATCH_TIMELIMIT", "SQUEUE_PARTITION", "SRUN_DEBUG")
-    for name in (*foreign, "SLURM_CONF", "nnUNet_raw"):
-        monkeypatch.setenv(name, "1")
-    told = squeue.ask("squeue")
-    assert not any(f"{name}=" in told for name in foreign)
-    assert "SLURM_CONF=1\n" in told and "nnUNet_raw=1\n" in told
-    assert os.environ["SBATCH_TIMELIMIT"] == "1"
 
 
 def test_a_silent_controller_leaves_what_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

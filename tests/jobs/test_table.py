@@ -22,7 +22,7 @@ from nnunetv2_ext.jobs.record import (
     write_job,
     write_state,
 )
-from nnunetv2_ext.jobs.table import chosen, in_order, lines, rows, summary, with_jobs
+from nnunetv2_ext.jobs.table import chosen, lines, rows, summary, with_jobs
 from tests.jobs.fake import FakeEngine, use
 from tests.jobs.test_progress import DONE, FIRST, HEAD, begun, epoch, predicted
 
@@ -181,12 +181,6 @@ def test_a_job_is_not_to_run_where_one_that_it_needs_is_not_well(
     found = {row.job.name: row.seen.state for row in rows(DATASET)}
     assert found["c"] == expected
     assert with_jobs() == [DATASET]
-
-
-def test_jobs_stand_behind_those_that_they_need() -> None:
-    needs = {"a": ("z",), "b": (), "z": ("b", "gone"), "c": ("d",), "d": ("c",)}
-    order = [job.name for job in in_order({name: Job(name, ("true",), of) for name, of in needs.items()})]
-    assert order == ["b", "z", "a", "d", "c"]
 
 
 def test_the_summary_of_no_jobs(engine: FakeEngine) -> None:
