@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name
 from nnunetv2_ext.jobs.engine import engines
 from nnunetv2_ext.jobs.record import (
@@ -54,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--cancel",
         nargs="*",
         metavar="JOB",
-        help="end jobs that run and take waiting ones out of the queue: all, or those named",
+        help="end jobs that run and take waiting ones out of the queue: all of -d, or those named",
     )
     how.add_argument(
         "--retry",
@@ -67,6 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Look, and do what is asked."""
     datasets = with_jobs() if args.dataset is None else [dataset_name(args.dataset)]
+    if args.cancel == [] and args.dataset is None:
+        raise InputError("--cancel without -d and names", "one data set, or some jobs", "add -d ID, or names of jobs")
     for sentence in revive(datasets):
         print(sentence, file=sys.stderr)
     found = [row for dataset in datasets for row in rows(dataset)]
@@ -78,9 +81,9 @@ def run(args: argparse.Namespace) -> int:
         print(f"no jobs of {where}; nnunetv2_ext train submits some")
         return 0
     if args.cancel is not None:
-        return cancel(chosen(found, args.cancel))
+        return cancel(chosen(found, args.cancel), every=bool(args.cancel))
     if args.retry is not None:
-        return retry(found, chosen(found, args.retry))
+        return retry(found, chosen(found, args.retry), every=bool(args.retry))
     if args.watch or (sys.stdout.isatty() and not args.once):
         return watch(datasets)
     _print(found)
@@ -213,8 +216,15 @@ def _fitting(drawn: Sequence[str], columns: int, most: int) -> list[str]:
     return fitting
 
 
-def cancel(found: Sequence[Row]) -> int:
-    """End jobs; tells what became of each."""
+def cancel(found: Sequence[Row], *, every: bool = True) -> int:
+    """End jobs; tells what became of each.
+
+    Args:
+        every: tell of those that had ended, too.
+    """
+    if not every:
+        found = [row for row in found if row.seen.state in (WAITING, RUNNING, BLOCKED)]
+        print("nothing to cancel\n" * (not found), end="")
     for dataset in dict.fromkeys(row.dataset for row in found):
         of_dataset = [row for row in found if row.dataset == dataset]
         active = [row for row in of_dataset if row.seen.state in (WAITING, RUNNING, BLOCKED)]
@@ -229,16 +239,20 @@ def cancel(found: Sequence[Row]) -> int:
     return 0
 
 
-def retry(found: Sequence[Row], asked: Sequence[Row]) -> int:
+def retry(found: Sequence[Row], asked: Sequence[Row], *, every: bool = True) -> int:
     """Submit jobs again that did not finish, and those that could not run because of them.
 
     Args:
         found: all jobs of the data sets.
         asked: those that were asked for.
+        every: tell of those that are well, too.
 
     Raises:
         InputError: an engine refuses.
     """
+    if not every:
+        asked = [row for row in asked if _ended_badly(row)]
+        print("nothing to retry\n" * (not asked), end="")
     for dataset in dict.fromkeys(row.dataset for row in asked):
         of_dataset = [row for row in found if row.dataset == dataset]
         again = {row.job.name for row in asked if row.dataset == dataset and _ended_badly(row) and row.job.command}

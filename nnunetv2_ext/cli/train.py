@@ -105,10 +105,11 @@ def run(args: argparse.Namespace) -> int:
         _tell(dataset, submitted.jobs, args.on, output if steps else None)
     else:
         print("nothing to submit")
-    if not args.wait:
-        return 0
-    from nnunetv2_ext.cli.jobs import watch
+    from nnunetv2_ext.cli.jobs import revive, watch
 
+    if not args.wait:
+        print("".join(f"{sentence}\n" for sentence in revive([dataset])), end="")
+        return 0
     return watch([dataset], submitted.names)
 
 

@@ -6,6 +6,9 @@ from typing import NamedTuple, Protocol
 
 from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, TIMED_OUT, WAITING, Job, Resources, damage
 
+_WAY = ("plan_", "submit_", "preprocess_", "", "find_best", "predict", "evaluate", "report")
+"""How the names of jobs begin, in the order in which they run."""
+
 
 class Seen(NamedTuple):
     """A job as it stands now: what its supervisor wrote, mended by what the engine knows."""
@@ -98,16 +101,22 @@ def _never(job: Job, seen: Mapping[str, Seen]) -> Iterator[str]:
 
 
 def in_order(jobs: Iterable[Job]) -> list[Job]:
-    """Jobs by name, each behind those of them that it needs."""
+    """Jobs in the order of the whole way, then by name, each behind those of them that it needs."""
     by_name = {job.name: job for job in jobs}
     ordered: dict[str, Job] = {}
 
     def add(name: str, above: tuple[str, ...]) -> None:
         if name in by_name and name not in ordered and name not in above:  # a ring of needs would be a damaged record
-            for need in sorted(by_name[name].needs):
+            for need in sorted(by_name[name].needs, key=_rank):
                 add(need, (*above, name))
             ordered[name] = by_name[name]
 
-    for name in sorted(by_name):
+    for name in sorted(by_name, key=_rank):
         add(name, ())
     return list(ordered.values())
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """The place of a job by its name; trainings have that of names that begin with none of the others."""
+    fitting = (number for number, step in enumerate(_WAY) if step and name.startswith(step))
+    return next(fitting, _WAY.index("")), name

@@ -4,7 +4,7 @@ import math
 import re
 import statistics
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -52,16 +52,22 @@ class Progress:
         return self.trained and not self.validated and self.cases_done > 0
 
 
-def progress(fold: Path) -> Progress | None:
+def progress(fold: Path, since: float = 0.0) -> Progress | None:
     """How far the training of a fold is; None where it has not written a log.
 
     A resumed training begins a new log, which starts with the epoch that is repeated.
 
     Args:
         fold: its folder. Earlier trainings that stand aside, in other folders, do not count.
+        since: when the run that goes on began, in seconds since 1970: cases before it were validated by another.
     """
     logs = sorted(fold.glob("training_log_*.txt"), key=_began)
-    return _read(fold, tuple((path, _stamp(path)) for path in (*logs, fold / DEBUG))) if logs else None
+    if not logs:
+        return None
+    stamps = [_stamp(path) for path in (*logs, fold / DEBUG)]
+    found = _read(fold, tuple(zip((*logs, fold / DEBUG), stamps, strict=True)))
+    now = any(stamp is not None and stamp[1] >= since * 1e9 for stamp in stamps[:-1])
+    return found if now else replace(found, cases_done=0)
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -82,7 +88,7 @@ def _read(fold: Path, files: tuple[tuple[Path, tuple[int, int] | None], ...]) ->
     trained = validated = False
     seconds: list[float] = []
     for log, _ in files[:-1]:
-        predicting = False
+        cases_done = 0
         for line in _whole_lines(log):
             if found := _EPOCH.search(line):
                 done = int(found[1])
@@ -101,8 +107,8 @@ def _read(fold: Path, files: tuple[tuple[Path, tuple[int, int] | None], ...]) ->
                 trained = True
             elif _PREDICTING.search(line):
                 # one that runs again, in a log of its own, begins with the first case
-                cases_done = cases_done + 1 if predicting else 1
-                predicting, trained, validated = True, True, False
+                cases_done += 1
+                trained, validated = True, False
             elif line.endswith(": Validation complete "):
                 validated = True
     epochs = _epochs(fold)

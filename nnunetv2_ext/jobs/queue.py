@@ -59,6 +59,8 @@ def stands(folder: Path, name: str) -> Seen:
     except InputError as error:
         return Seen(FAILED, None, str(error))
     if state.state == RUNNING and not is_held(folder, name):
+        if state.host == platform.node():  # whose queue sees to it
+            return Seen(WAITING, KILLED, f"{SUPERVISOR_KILLED}; it runs again where retries are left")
         return Seen(FAILED, KILLED, SUPERVISOR_KILLED)
     last = state.attempts[-1] if state.attempts else Attempt(0)
     if state.state in (WAITING, FINISHED):

@@ -120,14 +120,21 @@ def test_a_queue_that_was_killed_goes_on_and_one_that_begins_is_left_alone(
 def test_cancel_of_all_says_what_it_did(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["jobs", "-d", "901", "--cancel"]) == 0
     assert sorted(capsys.readouterr().out.splitlines()) == [
-        f"{NAMES[0]}: is finished, nothing to cancel",
         f"{NAMES[1]}: was running, is cancelled now",
-        f"{NAMES[2]}: is failed, nothing to cancel",
-        f"{NAMES[3]}: is timed out, nothing to cancel",
         "find_best: was not to run, is cancelled now",
         "report: was not to run, is cancelled now",
     ]
     assert states(capsys, "-d", "901")[NAMES[1]] == CANCELLED
+    assert main(["jobs", "-d", "901", "--cancel"]) == 0
+    assert capsys.readouterr().out == "nothing to cancel\n"
+    assert main(["jobs", "--cancel", NAMES[0]]) == 0
+    assert capsys.readouterr().out == f"{NAMES[0]}: is finished, nothing to cancel\n"
+
+
+def test_cancel_of_all_data_sets_at_once_is_refused(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "--cancel"]) == 2
+    assert "add -d ID, or names of jobs" in capsys.readouterr().err
+    assert engine.states[NAMES[1]] == Seen(RUNNING)
 
 
 def test_cancel_of_one_leaves_the_others(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,7 +151,7 @@ def test_retry_of_all_takes_what_waits_for_them(engine: FakeEngine, capsys: pyte
     order = [job.name for job in engine.submitted]
     assert order.index(NAMES[2]) < order.index("find_best") < order.index("report")
     assert f"{NAMES[2]}: was failed, submitted again" in told
-    assert f"{NAMES[1]}: is running, nothing to retry" in told
+    assert "nothing to retry" not in told, "of those that are well nothing is told"
     assert states(capsys, "-d", "901")["report"] == WAITING
 
 

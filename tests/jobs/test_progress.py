@@ -104,6 +104,15 @@ def test_logs_tell_how_far_a_training_is(tmp_path: Path, logs: dict[str, str], e
     assert found.validates == (expected.cases_done > 0 and not expected.validated)
 
 
+def test_cases_of_a_run_before_do_not_count(tmp_path: Path) -> None:
+    log = tmp_path / FIRST
+    log.write_text(HEAD + SIX + DONE + predicted("a", "b"))
+    assert (found := progress(tmp_path, log.stat().st_mtime - 1)) is not None and found.cases_done == 2
+    assert (found := progress(tmp_path, log.stat().st_mtime + 1)) is not None and not found.validates
+    (tmp_path / SECOND).write_text(HEAD)
+    assert (found := progress(tmp_path)) is not None and not found.validates, "of this run no case has begun"
+
+
 @pytest.mark.parametrize("text", [None, "", '{"num_epo', '{"num_epochs": "many"}', "[]", '{"num_epochs": null}'])
 def test_epochs_in_all_are_unknown_where_debug_json_does_not_tell(tmp_path: Path, text: str | None) -> None:
     (tmp_path / FIRST).write_text(HEAD + epoch(0))

@@ -116,7 +116,7 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_counts_it(jobs: Jobs)
     running.kill()
     running.wait()
     wait_for(lambda: not jobs.sleepers(), 1)
-    assert jobs.state("a").state == RUNNING and jobs.look() == {"a": FAILED}
+    assert jobs.state("a").state == RUNNING and jobs.look() == {"a": WAITING}
     assert jobs.supervisor(job).wait() == 0
     assert [attempt.exit for attempt in jobs.state("a").attempts] == [137, 0]
     assert jobs.state("a").state == FINISHED
