@@ -8,6 +8,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -271,6 +272,15 @@ def _keep(path: Path, keep_as: Path) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def changed(path: Path) -> float:
+    """When a file, or a folder or a file in it, was last written or put there, in seconds since 1970; 0 for none."""
+    times = [0.0]
+    for one in (path, *(path.iterdir() if path.is_dir() else ())):
+        with suppress(OSError):
+            times += [(state := one.stat()).st_mtime, state.st_ctime]
+    return max(times)
 
 
 def unwritable(path: Path, error: Exception) -> InputError:

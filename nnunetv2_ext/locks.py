@@ -200,11 +200,14 @@ def ended_in_order() -> Iterator[None]:
 def complete_or_absent(target: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
 
-    A kill leaves it behind, hidden beside `target`: see `remove_left_behind`.
+    A kill leaves it behind, hidden beside `target`; the next time removes it. See `remove_left_behind` for data sets.
 
     Raises:
         InputError: an error of the file system within the block or on making or renaming the folder.
     """
+    for folder in _left_behind(target, f".{glob.escape(target.name)}_????????"):  # as tempfile names them
+        if not is_held(folder, FILLED):
+            shutil.rmtree(folder, ignore_errors=True)
     try:
         # On the same file system, so that the renaming is one step.
         with (
@@ -231,14 +234,18 @@ def remove_left_behind(target: Path) -> list[Path]:
     Raises:
         InputError: a process of this machine is making a data set with that id.
     """
-    removed = []
-    for folder in sorted(target.parent.glob(f".{glob.escape(target.name.partition('_')[0])}_*")):
-        try:
-            host = read_json(_told(folder, FILLED), "").get("host")
-        except InputError:  # none of ours
-            continue
-        if host == platform.node():
-            with held(folder, FILLED, f"the making of {target.name}"):
-                shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
+    removed = _left_behind(target, f".{glob.escape(target.name.partition('_')[0])}_*")
+    for folder in removed:
+        with held(folder, FILLED, f"the making of {target.name}"):
+            shutil.rmtree(folder, ignore_errors=True)
     return removed
+
+
+def _left_behind(target: Path, pattern: str) -> list[Path]:
+    """The folders beside `target` that a process of this machine fills or filled."""
+    folders = []
+    for folder in sorted(target.parent.glob(pattern)):
+        with suppress(InputError):  # none of ours
+            if read_json(_told(folder, FILLED), "").get("host") == platform.node():
+                folders.append(folder)
+    return folders

@@ -1,6 +1,8 @@
 """Architectures, trainers, planners and backbones by name, and one grammar of names. Registered means tested."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE, find_backbone
@@ -37,24 +39,45 @@ TRAINERS = (
         "thin slices from thick annotations, with the network of any 3D plans (2025)",
     ),
 )
+
+
+@dataclass(frozen=True)
+class Planner(Entry):
+    """A planner, and whether `--backbone` chooses its network."""
+
+    takes_backbone: bool = False
+
+
 PLANNERS = (
-    Entry("MNetPlanner", "nnunetv2_ext.plans.mnet.MNetPlanner", "plans patch and batch for MNet from its own memory"),
-    Entry("PaRPlanner", "nnunetv2_ext.plans.par.PaRPlanner", "plans for the refiner on the --backbone of your choice"),
-    Entry("BackbonePlanner", "nnunetv2_ext.plans.backbone.BackbonePlanner", "plans for the --backbone of your choice"),
-    Entry(
+    Planner("MNetPlanner", "nnunetv2_ext.plans.mnet.MNetPlanner", "plans patch and batch for MNet from its own memory"),
+    Planner(
+        "PaRPlanner",
+        "nnunetv2_ext.plans.par.PaRPlanner",
+        "plans for the refiner on the --backbone of your choice",
+        takes_backbone=True,
+    ),
+    Planner(
+        "BackbonePlanner",
+        "nnunetv2_ext.plans.backbone.BackbonePlanner",
+        "plans for the --backbone of your choice",
+        takes_backbone=True,
+    ),
+    Planner(
         "ConvFreePlanner",
         "nnunetv2_ext.plans.convfree.ConvFreePlanner",
         "plans for the convolution-free transformer of the --size of your choice",
     ),
-    Entry(
+    Planner(
         "ThinThickPlanner",
         "nnunetv2_ext.plans.thin_thick.ThinThickPlanner",
         "plans for thin images with thick annotations and the --backbone of your choice",
+        takes_backbone=True,
     ),
-    Entry(
+    Planner(
         "ROIPlanner",
         "nnunetv2_ext.plans.roi.ROIPlanner",
         "plans for a coarse look at the whole image, which tells where to predict",
+        takes_backbone=True,
     ),
 )
 KINDS: dict[str, Sequence[Entry]] = {
@@ -93,21 +116,39 @@ NNUNET_PLANNERS = {
 def planner_of(plans: str) -> NamedPlanner:
     """Who makes plans of that name: MNetPlanner of MNetPlans and of MNetTrialPlans, too, which is a user's name.
 
+    A name is that of a planner, of a backbone where the planner takes one, and words of the user, which begin with a
+    capital or a digit: PaRPlans, PaRSwinUNETRPlans, PaRTrialPlans, PaRSwinUNETRTrialPlans.
+
     Raises:
-        InputError: nobody known.
+        InputError: nobody known, or a name that tells of a backbone which the planner would not use.
     """
-    if plans in NNUNET_PLANNERS:
-        return NamedPlanner(NNUNET_PLANNERS[plans], None, by_default=True)
-    stems = {entry.name.removesuffix("Planner"): entry.name for entry in PLANNERS} | {"nnUNet": "ExperimentPlanner"}
-    for stem, planner in stems.items():
-        if plans.startswith(stem) and plans.endswith("Plans"):
-            inner = plans.removeprefix(stem).removesuffix("Plans")
-            takes_backbone = planner in ("PaRPlanner", "BackbonePlanner", "ThinThickPlanner")
-            if takes_backbone and inner in {entry.name for entry in BACKBONES}:
-                return NamedPlanner(planner, inner, by_default=True)
-            return NamedPlanner(planner, None, by_default=not inner)
-    known = [f"{stem}...Plans" for stem in stems]
-    raise InputError(f"the plans {plans}, whose planner is not known", f"one of {', '.join(known)}", "plan it first")
+    ours = {entry.name.removesuffix("Planner"): entry for entry in PLANNERS}
+    planners = {name.removesuffix("Plans"): planner for name, planner in NNUNET_PLANNERS.items()}
+    planners |= {stem: entry.name for stem, entry in ours.items()}
+    stem, words = _begin(plans.removesuffix("Plans"), planners)
+    if stem is None or not plans.endswith("Plans"):
+        known = ", ".join(f"{stem}...Plans" for stem in planners)
+        raise InputError(f"the plans {plans}, whose planner is not known", f"one of {known}", "plan it first")
+    backbone = None
+    names = [entry.name for entry in BACKBONES]
+    if stem in ours and ours[stem].takes_backbone:
+        backbone, words = _begin(words, names)
+    meant = [name for name in names if words.lower().startswith(name.lower())]
+    if meant and backbone is None:
+        name = max(meant, key=len)
+        taking = next(stem for stem, entry in ours.items() if entry.takes_backbone)
+        better = f"{stem if stem in ours and ours[stem].takes_backbone else taking}{name}Plans"
+        what = f"the plans {plans}, in which {planners[stem]} would not use {name}"
+        raise InputError(what, f"a name such as {better}", "choose another name, or plan it first")
+    # the default backbone is not in the name that a planner gives
+    return NamedPlanner(planners[stem], backbone, by_default=not words and backbone != DEFAULT_BACKBONE)
+
+
+def _begin(text: str, names: Iterable[str]) -> tuple[str | None, str]:
+    """The longest of the names that a text of words begins with, None where there is none, and the words behind it."""
+    found = [name for name in names if re.match(rf"{name}(?![a-z])", text)]
+    name = max(found, key=len, default=None)
+    return name, text[len(name or "") :]
 
 
 class NamedNetwork(NamedTuple):

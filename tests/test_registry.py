@@ -8,7 +8,7 @@ import pytest
 
 from nnunetv2_ext.entry import Entry
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.registry import BACKBONES, KINDS, NNUNET_PLANNERS, find, planner_of
+from nnunetv2_ext.registry import BACKBONES, KINDS, NNUNET_PLANNERS, PLANNERS, find, planner_of
 
 ENTRIES = [pytest.param(kind, entry, id=f"{kind} {entry.name}") for kind, entries in KINDS.items() for entry in entries]
 # a suffix that tells planners how large to build the network
@@ -96,7 +96,15 @@ def test_the_planner_of_plans_by_their_name(entry):
         ("nnUNetTrialPlans", ("ExperimentPlanner", None, False)),
         ("nnUNetResEncUNetLPlans", ("nnUNetPlannerResEncL", None, True)),
         ("PaRSwinUNETRPlans", ("PaRPlanner", "SwinUNETR", True)),
-        ("MNetSwinUNETRPlans", ("MNetPlanner", None, False)),
+        ("nnUNetResEncUNetPlans", ("ResEncUNetPlanner", None, True)),
+        ("nnUNetResEncUNetLargePlans", ("ResEncUNetPlanner", None, False)),
+        ("nnUNetResEncUNetMTrialPlans", ("nnUNetPlannerResEncM", None, False)),
+        ("nnUNetResEncUNetXL2Plans", ("nnUNetPlannerResEncXL", None, False)),
+        ("PaRSwinUNETRTrialPlans", ("PaRPlanner", "SwinUNETR", False)),
+        ("PaRPlainConvUNetPlans", ("PaRPlanner", "PlainConvUNet", False)),
+        ("ROIMNetPlans", ("ROIPlanner", "MNet", True)),
+        ("BackboneResidualEncoderUNetLPlans", ("BackbonePlanner", "ResidualEncoderUNetL", True)),
+        ("BackboneUNetTrialPlans", ("BackbonePlanner", "UNet", False)),
     ],
 )
 def test_the_planner_of_other_plans(plans, expected):
@@ -112,6 +120,32 @@ def test_the_planners_of_nnunet_name_their_plans_so(planner):
     assert default == plans
 
 
+@pytest.mark.parametrize("entry", PLANNERS, ids=str)
+def test_which_planners_take_a_backbone(entry):
+    assert entry.takes_backbone == hasattr(entry.load(), "backbone")
+
+
+@pytest.mark.parametrize(
+    ("plans", "planner", "better"),
+    [
+        ("PaRSwinUnetrPlans", "PaRPlanner would not use SwinUNETR", "PaRSwinUNETRPlans"),
+        ("MNetSwinUNETRPlans", "MNetPlanner would not use SwinUNETR", "PaRSwinUNETRPlans"),
+        ("nnUNetMedNeXtTrialPlans", "ExperimentPlanner would not use MedNeXt", "PaRMedNeXtPlans"),
+    ],
+)
+def test_a_backbone_in_a_name_is_used_or_refused(plans, planner, better):
+    with pytest.raises(InputError, match=f"the plans {plans}, in which {planner}; expected a name such as {better}"):
+        planner_of(plans)
+
+
+@pytest.mark.parametrize("plans", ["MNetworkPlans", "Plans", "MNet"])
+def test_plans_of_a_name_that_only_begins_alike(plans):
+    with pytest.raises(InputError, match=f"the plans {plans}, whose planner is not known"):
+        planner_of(plans)
+
+
 def test_plans_of_nobody():
-    with pytest.raises(InputError, match=r"the plans MyOwn, whose planner is not known; expected one of MNet...Plans"):
+    with pytest.raises(
+        InputError, match=r"the plans MyOwn, whose planner is not known; expected one of nnUNet...Plans"
+    ):
         planner_of("MyOwn")

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 from nnunetv2_ext import register
 from nnunetv2_ext.cli.run import go
+from nnunetv2_ext.cli.train import found
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, read_json, write_json
+from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, read_json, unwritable, write_json
 from nnunetv2_ext.inference.models import parse_models
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.planning.options import flag_of
@@ -23,17 +24,8 @@ if TYPE_CHECKING:
     from nnunetv2_ext.jobs.way import Way
 
 DATASET_ID, DATASET = 999, "Dataset999_Phantom"
-FOLDS = (0, 1)
-MODELS = dict(
-    zip(
-        ("MNet", "nnU-Net"),
-        parse_models(
-            ["MNetTrainer:MNetQuickPlans:3d_fullres", "BackboneTrainer:BackboneQuickPlans:3d_fullres"],
-        ),
-        strict=True,
-    )
-)
-"""The models of the preset quick, by what the tables call them."""
+TITLES = ("MNet", "nnU-Net")
+"""What the tables call the models of the preset quick."""
 SETTINGS, REPORT = "demo.json", "report"
 """A folder that holds the first was made by this command, so that --overwrite may empty it."""
 TRAINING = ("--preset", "short", "--lr", "0.004")
@@ -71,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draw, go the way, print the table. However this command ends, its jobs end with it."""
+    """Draw, go the way, print the table. Unless this command is killed, its jobs end with it."""
     start = time.monotonic()
     _check(args)
     output = args.output.resolve()
@@ -94,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             raise
         if status:
             return status
-        _write_table(output, notes)
+        _write_table(way, notes)
     page = output / REPORT / "report.html"
     print(f"Total {(time.monotonic() - start) / 60:.1f} min. Tables, picture and report: {page.parent}")
     print(f"Open the report: python -m webbrowser {shlex.quote(page.as_uri())}")
@@ -144,11 +136,8 @@ def _refuse_folder(output: Path, *, overwrite: bool) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _unwritable(output, error) from None
-
-
-def _unwritable(output: Path, error: OSError) -> InputError:
-    return InputError(f"--output {output} ({error.strerror})", "a folder that can be written", "choose another")
+        what = f"--output {output} ({error.strerror})"
+        raise InputError(what, "a folder that can be written", "choose another") from None
 
 
 def _refuse_jobs() -> None:
@@ -188,7 +177,7 @@ def _empty(output: Path, args: argparse.Namespace) -> None:
         for variable in FOLDER_VARIABLES:
             (output / variable).mkdir()
     except OSError as error:
-        raise _unwritable(output, error) from None
+        raise unwritable(output, error) from None
 
 
 def _set_environment(output: Path, device: str) -> None:
@@ -199,9 +188,6 @@ def _set_environment(output: Path, device: str) -> None:
     workers = 1 if device == "cpu" else min(8, os.cpu_count() or 1)
     os.environ.setdefault("nnUNet_n_proc_DA", str(workers))
     os.environ.setdefault("nnUNet_def_n_proc", "1")  # each one that nnU-Net starts imports PyTorch anew
-    # Threads that wait for each other should sleep: spinning, they take the cores from the augmentation and from each
-    # other, and one step of a busy machine can take ten times as long. PyTorch reads this when it is imported.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     register()
 
 
@@ -219,21 +205,21 @@ def _draw(raw: Path, args: argparse.Namespace) -> None:
 
 
 def _way(output: Path, args: argparse.Namespace, note: str) -> "Way":
-    """What the preset quick does, with this length and each fold by itself too."""
+    """What the preset quick does, with this length."""
     from nnunetv2_ext.jobs.graph import Wishes
-    from nnunetv2_ext.jobs.way import Way
+    from nnunetv2_ext.jobs.way import PRESETS, Way
 
-    titles = {model: title for title, model in MODELS.items()}
+    models = tuple(parse_models(PRESETS["quick"].models))
     return Way(
         DATASET,
-        tuple(MODELS.values()),
-        tuple(map(str, FOLDS)),
+        models,
+        PRESETS["quick"].folds,
         output / REPORT,
         output / "nnUNet_raw" / DATASET / "imagesTs",
         (*TRAINING, "--seed", str(args.seed)),
         args.epochs,
         args.iterations,
-        Wishes(each_fold=True, titles=titles, title="Demo: unseen phantoms", note=note),
+        Wishes(dict(zip(models, TITLES, strict=True)), title="Demo: unseen phantoms", note=note),
     )
 
 
@@ -243,7 +229,7 @@ def _how(device: str) -> "How":
     from nnunetv2_ext.jobs.record import Resources
 
     if device == "cuda":
-        return How(resources=Resources(gpus=(0,)), device=device)
+        return How(resources=Resources(gpus=found(device)[1]), device=device)
     return How(resources=Resources(jobs=2 if device == "cpu" else 1), device=device)
 
 
@@ -270,7 +256,7 @@ def _baseline(raw: Path) -> str:
     return f"{BASELINE}: mean Dice {sum(dice.values()) / len(dice):.3f} ({each}). {MEANING}"
 
 
-def _write_table(output: Path, notes: Sequence[str]) -> None:
+def _write_table(way: "Way", notes: Sequence[str]) -> None:
     """Print and write the table, and draw cases, into the folder `report`."""
     from nnunetv2_ext.evaluation.means import means_table
     from nnunetv2_ext.evaluation.scores import read_scores
@@ -278,13 +264,12 @@ def _write_table(output: Path, notes: Sequence[str]) -> None:
     from nnunetv2_ext.jobs.graph import EVALUATION, PREDICTIONS
     from nnunetv2_ext.report.cases import choose, draw, find_cases
 
-    raw, report = output / "nnUNet_raw" / DATASET, output / REPORT
+    raw, report, model = nnunet_folder("nnUNet_raw") / DATASET, way.output, way.models[0]
     text = "\n\n".join([means_table(read_scores(report / EVALUATION)), *notes]) + "\n"
     (report / "table.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
     labels = labels_of(read_json(raw / "dataset.json", "run the demo anew"), raw / "dataset.json")
-    (title, model), *_ = MODELS.items()
     cases = find_cases(raw / "imagesTs", report / PREDICTIONS / model.folder_name, raw / "labelsTs")
     best = choose(cases, labels, 3, processes=os.cpu_count() or 1, progress=False)
-    heading = f"{title}, ensemble of {len(FOLDS)} folds, on unseen phantoms"
+    heading = f"{TITLES[0]}, ensemble of {len(way.folds)} folds, on unseen phantoms"
     draw(cases, best, labels, report / "cases.png", heading=heading, note=CAVEAT, window=(-160.0, 300.0))

@@ -4,7 +4,7 @@ import argparse
 import io
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
 from nnunetv2_ext.inference.trained import as_script, fault_of_fold
-from nnunetv2_ext.text import counted, listed
+from nnunetv2_ext.text import listed
 from nnunetv2_ext.weights.files import FINAL, trained_folds
 
 if TYPE_CHECKING:
@@ -312,8 +312,6 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
         labels = labels or of_model
         _refuse_other_labels(labels, of_model, remedy="train them on the same labels")
         files = validated(folder, folds, of_model.ending)
-        for fold in folds:
-            _refuse_older_validation(folder / f"fold_{fold}", files, model)
         found.append(Predicted(str(model), files, (folder,), tuple(folds)))
     check_same_cases({one.model: one.files for one in found})
     assert labels is not None
@@ -322,21 +320,3 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
         sidecar = find_sidecar(preprocessed, dataset)
     of_cases = {case: references / f"{case}{labels.ending}" for case in found[0].files}
     return Evaluation(of_cases, found, labels, settings, sidecar, _images(references))
-
-
-def _refuse_older_validation(fold: Path, files: Mapping[str, Path], model: Any) -> None:
-    """Refuse the validation of an earlier training of a fold.
-
-    Raises:
-        InputError: a prediction is older than the final checkpoint.
-    """
-    trained = (fold / FINAL).stat().st_mtime if (fold / FINAL).is_file() else 0.0
-    older = [case for case, path in files.items() if path.parent.parent == fold and path.stat().st_mtime < trained]
-    if older:
-        dataset, name = fold.parent.parent.name, fold.name.removeprefix("fold_")
-        command = f"nnUNetv2_train {dataset} {model.configuration} {name} -tr {model.trainer} -p {model.plans} --val"
-        raise InputError(
-            f"predictions of {counted(older, 'case')} in {fold / 'validation'} that are older than {FINAL}",
-            "those of the model as it is now",
-            f"run {command} (or, where copying changed the times of files, copy again with cp -a)",
-        )

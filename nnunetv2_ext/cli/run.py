@@ -2,23 +2,18 @@
 
 import argparse
 import shlex
-import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nnunetv2_ext.cli.options import folds_of, number
-from nnunetv2_ext.cli.train import add_places, how_of
+from nnunetv2_ext.cli.train import add_places, how_of, images_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder
+from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder
 from nnunetv2_ext.inference.models import parse_models, read_found
-from nnunetv2_ext.text import counted, duration, listed
+from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.jobs.graph import How
-    from nnunetv2_ext.jobs.record import Job
-    from nnunetv2_ext.jobs.table import Row
     from nnunetv2_ext.jobs.way import Way
 
 EXAMPLE = """examples:
@@ -28,10 +23,8 @@ EXAMPLE = """examples:
   nnunetv2_ext run -d 42 -m MNetTrainer:MNetTrialPlans:3d_fullres --epochs 50 -f 0 -device cpu --jobs 2
 
 The same command again goes on where it was. Ctrl-C ends the waiting, not the jobs: nnunetv2_ext jobs -d 42 shows them,
-and --cancel ends them. Exit status: 0 all is done, 1 a job is not well, 2 bad input.
+and --cancel ends them. Exit status: 0 all is done, 1 a job has not finished, 2 bad input.
 """
-QUIET_SECONDS = 30.0
-"""Where the output is no terminal, how far the trainings are is told no more often than this."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,7 +49,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-i", dest="images", type=Path, metavar="IMAGES", help="folder of images to predict (default: imagesTs)"
     )
     parser.add_argument("-r", dest="labels", type=Path, metavar="LABELS", help="of these (default: those beside them)")
-    parser.add_argument("--each-fold", action="store_true", help="predict with each fold by itself, too")
     parser.add_argument(
         "-o",
         dest="output",
@@ -94,18 +86,13 @@ def _way(args: argparse.Namespace) -> "Way":
         raise InputError(f"--preset {args.preset}", f"one of {listed(PRESETS)}", "choose one")
     preset = PRESETS[args.preset]
     dataset = dataset_name(args.dataset)
-    raw = raw_folder(dataset)
     lengths = {"epochs": preset.epochs, "iterations": preset.iterations}
     for name in lengths:
         if (given := number(getattr(args, name), int, f"--{name}")) is not None:
             if not 1 <= given <= 100_000:
                 raise InputError(f"--{name} {given}", "a number from 1 to 100000", "correct it")
             lengths[name] = given
-    images = args.images
-    if images is not None and not (images.is_dir() and any(images.iterdir())):
-        raise InputError(f"-i {images}", "a folder of images", "check the path")
-    if images is None and raw is not None and any((raw / "imagesTs").glob("*")):
-        images = raw / "imagesTs"
+    images = images_of(args.images, dataset)
     if args.labels is not None:
         if images is None:
             raise InputError(f"-r {args.labels} without images", "-i, or imagesTs of the data set", "add -i")
@@ -117,11 +104,11 @@ def _way(args: argparse.Namespace) -> "Way":
         tuple(parse_models(args.models or preset.models)),
         tuple(folds_of(args.folds)) or preset.folds,
         output.resolve(),
-        None if images is None else images.resolve(),
+        images,
         preset.training,
         lengths["epochs"],
         lengths["iterations"],
-        Wishes(each_fold=args.each_fold, labels=None if args.labels is None else args.labels.resolve()),
+        Wishes(labels=None if args.labels is None else args.labels.resolve()),
     )
 
 
@@ -134,108 +121,18 @@ def go(way: "Way", how: "How") -> int:
     Raises:
         InputError: a request that cannot be done, of which nothing is submitted.
     """
-    from nnunetv2_ext.jobs.engine import engines, standing
-    from nnunetv2_ext.jobs.graph import STEPS, afterwards, trainings, write_splits
-    from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
-    from nnunetv2_ext.jobs.way import open_output, planning
+    from nnunetv2_ext.cli.jobs import watch
+    from nnunetv2_ext.jobs.way import submit_plans, submit_trainings
 
-    for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
+    for variable in FOLDER_VARIABLES:
         nnunet_folder(variable)
-    folder = jobs_folder(way.dataset)
-    engines()[how.engine].check(how.resources)
-    plans = planning(way, standing(folder, read_jobs(folder)), how)
-    open_output(way)
-    if _submit_and_follow(way.dataset, plans, how):
-        return 1
-    seen = standing(folder, read_jobs(folder))
-    wanted = trainings(way.dataset, way.models, way.folds, seen, how)
-    if wanted.cases and set(way.folds) != {"all"}:
-        write_splits(way.dataset, wanted.cases)
-    after = afterwards(
-        way.dataset,
-        way.models,
-        way.folds,
-        STEPS,
-        way.output,
-        how,
-        after=wanted.last,
-        images=way.images,
-        wishes=way.wishes,
-    )
-    for sentence in after.told:
-        print(sentence)
-    return _submit_and_follow(way.dataset, [*wanted.jobs, *after.jobs], how, wanted.last)
-
-
-def _submit_and_follow(dataset: str, wanted: "Sequence[Job]", how: "How", also: Sequence[str] = ()) -> int:
-    """0 once the wanted jobs have finished, and those under way that are named; 1 where one is not well."""
-    from nnunetv2_ext.cli.jobs import revive
-    from nnunetv2_ext.jobs.engine import engines, standing
-    from nnunetv2_ext.jobs.graph import refuse_other_engine
-    from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
-    from nnunetv2_ext.jobs.way import to_submit
-
-    folder = jobs_folder(dataset)
-    known = read_jobs(folder)
-    lacking = to_submit(wanted, known, standing(folder, known), dataset)
-    refuse_other_engine(lacking, known, how.engine)
-    if lacking:
-        engines()[how.engine].submit(folder, lacking)
-    else:  # a queue that was just started is no dead one
-        revive([dataset])
-    return follow(dataset, [*also, *(job.name for job in wanted)])
-
-
-def follow(dataset: str, names: Sequence[str]) -> int:
-    """Wait for jobs: with the table of `jobs` on a terminal, else with a line where one begins or ends, and now and
-    then one of what runs.
-
-    Returns:
-        0, or 1 where a job is not well.
-    """
-    from nnunetv2_ext.cli.jobs import EVERY, status, watch
-    from nnunetv2_ext.jobs.record import BLOCKED, FINISHED, RUNNING, WAITING
-    from nnunetv2_ext.jobs.table import rows
-
-    if sys.stdout.isatty():
-        return watch([dataset], names)
-    states: dict[str, str] = {}
-    told = time.monotonic()
-    while True:
-        found = [row for row in rows(dataset) if row.job.name in names]
-        if not states and (done := [row.job.name for row in found if row.seen.state == FINISHED]):
-            print(f"done already: {counted(done, 'job')}", flush=True)
-            states |= dict.fromkeys(done, FINISHED)
-        late = time.monotonic() - told > QUIET_SECONDS
-        told = time.monotonic() if late else told
-        for row in found:
-            state = row.seen.state
-            changed = state not in (WAITING, BLOCKED, states.get(row.job.name))
-            if changed or (late and state == RUNNING and row.progress is not None):
-                print(_line(row), flush=True)
-            states[row.job.name] = state
-        if not any(state in (WAITING, RUNNING) for state in states.values()):
-            if blocked := [name for name, state in states.items() if state == BLOCKED]:
-                print(f"{counted(blocked, 'job')} cannot run after that; this command again goes on")
-            return status(found)
-        time.sleep(EVERY)
-
-
-def _line(row: "Row") -> str:
-    """How a job stands, in a line; where it is not well, why, and where its log is."""
-    from nnunetv2_ext.jobs.record import RUNNING
-    from nnunetv2_ext.jobs.table import WRONG
-
-    line = f"{row.job.name}: {row.seen.state}"
-    last = row.state.attempts[-1] if row.state.attempts else None
-    if row.seen.state == RUNNING and row.progress is not None:
-        told = f"epoch {row.progress.epochs_done} of {row.progress.epochs or '?'}"
-        line += f", {'validates' if row.progress.validates else told}"
-    elif last is not None and last.ended is not None:
-        line += f" after {duration(last.ended - last.began)}"
-    if row.seen.state in WRONG:
-        line += f": {row.reason}\n  log: {row.log}"
-    return line
+    for submit in (submit_plans, submit_trainings):
+        submitted = submit(way, how)
+        for sentence in submitted.told:
+            print(sentence, flush=True)
+        if submitted.names and (status := watch([way.dataset], submitted.names)):
+            return status
+    return 0
 
 
 def tell_results(way: "Way") -> None:

@@ -1,16 +1,17 @@
 """`nnunetv2_ext train`: each fold of each model as a job that runs nnUNetv2_train, on this machine or under SLURM."""
 
 import argparse
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, why_not_writable
+from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
-from nnunetv2_ext.jobs.devices import gpus_there
+from nnunetv2_ext.jobs.devices import gpus_visible, has_mps
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
 from nnunetv2_ext.text import listed
 
@@ -25,9 +26,8 @@ EXAMPLE = """examples:
   nnunetv2_ext train -d 42 -m MNetTrainer:MNetPlans:3d_fullres -f 0 1 -device cpu --jobs 2 --wait
 
 The same command again submits what has not finished and runs no more; trainings go on where they were.
-Exit status: 0 submitted, or with --wait all well, 1 with --wait where a job is not, 2 bad input.
+Exit status: 0 submitted, or with --wait all finished, 1 with --wait where a job has not, 2 bad input.
 """
-SLURM_ONLY = ("partition", "account", "gres", "memory", "cpus", "lines")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -58,14 +58,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_places(parser: argparse.ArgumentParser) -> None:
     """Where jobs run, and what they may take; shared with `run`. See `how_of`."""
-    parser.add_argument("-device", choices=["cpu", "cuda"], help="where to train (default: a GPU where there is one)")
+    parser.add_argument(
+        "-device", choices=["cpu", "cuda", "mps"], help="where to train (default: a GPU where there is one)"
+    )
     parser.add_argument(
         "--retries", default="2", metavar="N", help="how often a job runs again after failures without progress"
     )
     parser.add_argument("--time", metavar="MIN", help="longest time of a run, minutes or H:MM:SS (default: no limit)")
     parser.add_argument("--on", choices=["local", "slurm"], default="local", help="this machine, or a cluster")
     local = parser.add_argument_group("on this machine")
-    local.add_argument("--gpus", metavar="IDS", help="GPUs, each for one job at a time, as 0,3 (default: the first)")
+    local.add_argument(
+        "--gpus",
+        metavar="IDS",
+        help="GPUs, each for one job at a time, as 0,3 (default: the first that CUDA_VISIBLE_DEVICES leaves)",
+    )
     local.add_argument("--jobs", metavar="N", help="jobs at a time on the CPU (default: 1)")
     slurm = parser.add_argument_group("on a cluster")
     slurm.add_argument("--partition", metavar="NAME", help="where jobs are queued (default: SLURM's)")
@@ -86,56 +92,39 @@ def run(args: argparse.Namespace) -> int:
     how = how_of(args)
     steps = _steps(args)
 
-    from nnunetv2_ext.jobs.engine import engines, standing
-    from nnunetv2_ext.jobs.graph import afterwards, refuse_other_engine, trainings, write_splits
-    from nnunetv2_ext.jobs.record import read_jobs
-    from nnunetv2_ext.jobs.way import to_submit
+    from nnunetv2_ext.jobs.way import Way, submit_trainings
 
     for model in models:
         _check_name(dataset, model)
-    engine = engines()[args.on]
-    engine.check(how.resources)
-    folder = jobs_folder(dataset)
-    known = read_jobs(folder)
-    seen = standing(folder, known)
-    wanted = trainings(dataset, models, folds, seen, how)
     output = args.output or results / dataset / "outcome"
-    after = afterwards(dataset, models, folds, steps, output, how, after=wanted.last, images=args.images)
-    jobs = to_submit([*wanted.jobs, *after.jobs], known, seen, dataset)
-    refuse_other_engine(jobs, known, args.on)
-    for sentence in (*wanted.told, *after.told):
+    way = Way(dataset, tuple(models), tuple(folds), output, images_of(args.images, dataset))
+    submitted = submit_trainings(way, how, steps)
+    for sentence in submitted.told:
         print(sentence)
-    for job in after.jobs:
-        if job not in jobs:
-            print(f"{job.name}: {seen[job.name].state} already")
-    if not jobs:
-        print("nothing to submit")
+    if submitted.jobs:
+        _tell(dataset, submitted.jobs, args.on, output if steps else None)
     else:
-        if after.jobs:
-            _make(output)
-        if wanted.cases and set(folds) != {"all"}:
-            write_splits(dataset, wanted.cases)
-        engine.submit(folder, jobs)
-        _tell(dataset, jobs, args.on, output if after.jobs else None)
+        print("nothing to submit")
+    from nnunetv2_ext.cli.jobs import revive, watch
+
     if not args.wait:
+        print("".join(f"{sentence}\n" for sentence in revive([dataset])), end="")
         return 0
-    from nnunetv2_ext.cli.jobs import watch
-
-    return watch([dataset], [*wanted.last, *(job.name for job in (*wanted.jobs, *after.jobs))])
+    return watch([dataset], submitted.names)
 
 
-def _make(output: Path) -> None:
-    """Make the folder of what comes after the trainings.
+def images_of(given: Path | None, dataset: str) -> Path | None:
+    """The images to predict: those of -i, else `imagesTs` of the data set; None where there are none.
 
     Raises:
-        InputError: it cannot be made or written.
+        InputError: -i names no folder, or an empty one.
     """
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(output, error) from None
-    if reason := why_not_writable(output):
-        raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
+    if given is not None:
+        if not (given.is_dir() and any(given.iterdir())):
+            raise InputError(f"-i {given}", "a folder of images", "check the path")
+        return given.resolve()
+    raw = raw_folder(dataset)
+    return (raw / "imagesTs").resolve() if raw is not None and any((raw / "imagesTs").glob("*")) else None
 
 
 def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:
@@ -184,7 +173,7 @@ def _steps(args: argparse.Namespace) -> list[str]:
     """What comes after the trainings.
 
     Raises:
-        InputError: an unknown step, flags of none, or images that are not there.
+        InputError: an unknown step, or flags of none.
     """
     from nnunetv2_ext.jobs.graph import STEPS
 
@@ -195,8 +184,6 @@ def _steps(args: argparse.Namespace) -> list[str]:
         raise InputError(f"-i {args.images} without --then predict", "both", "add it, or leave -i out")
     if args.output is not None and not steps:
         raise InputError(f"-o {args.output} without --then", "both", "add it, or leave -o out")
-    if args.images is not None and not (args.images.is_dir() and any(args.images.iterdir())):
-        raise InputError(f"-i {args.images}", "a folder of images", "check the path")
     if args.output is not None and args.output.exists() and not args.output.is_dir():
         raise InputError(f"-o {args.output}, a file", "a folder", "choose another name")
     return steps
@@ -212,6 +199,8 @@ def how_of(args: argparse.Namespace) -> "How":
     retries = value_of(args.retries, int, "--retries")
     if not is_whole(retries, least=0):
         raise InputError(f"--retries {retries}", "0 or more", "correct it")
+    if args.on == "slurm" and device != "cpu" and resources == resources.without_gpu():
+        print("no --gres, as gpu:1: trainings fail where SLURM gives no GPU by itself, unless with -device cpu")
     from nnunetv2_ext.jobs.graph import How
 
     return How(args.on, resources, retries, device)
@@ -223,52 +212,59 @@ def resources_of(args: argparse.Namespace) -> tuple[Resources, str | None]:
     Raises:
         InputError: values that are none, or flags that do not go together.
     """
-    flags = {name: f"--{'slurm' if name == 'lines' else name}" for name in SLURM_ONLY}
-    given = [flag for name, flag in flags.items() if getattr(args, name) is not None]
-    if args.on == "local" and given:
-        raise InputError(f"{listed(given)} with --on local", "flags of this machine", "leave it out, or add --on slurm")
-    local = [flag for flag in ("--gpus", "--jobs") if getattr(args, flag[2:]) is not None]
-    if args.on == "slurm" and local:
-        raise InputError(f"{listed(local)} with --on slurm", "--gres gpu:1, for instance", "leave it out")
-    if len(local) == 2:
-        raise InputError("--gpus and --jobs", "GPUs, each for one job at a time, or jobs on the CPU", "leave one out")
-    if args.gpus is not None and args.device == "cpu":
-        raise InputError(f"--gpus {args.gpus} with -device cpu", "one of them", "leave one out")
-    if args.jobs is not None and args.device == "cuda":
-        raise InputError(f"--jobs {args.jobs} with -device cuda", "--gpus for jobs on GPUs", "leave one out")
-    device, first = "cpu" if args.jobs is not None else args.device, "0"
-    if args.on == "local" and device != "cpu" and args.gpus is None:
-        there = gpus_there()
-        if device == "cuda" and not there:
-            raise InputError("-device cuda on a machine without a GPU", "one", "say -device cpu, or --on slurm")
-        device, first = ("cuda", str(there[0])) if there else ("cpu", "")
-    on_gpu = args.on == "local" and device != "cpu"
+    gpus = None if args.gpus is None else _gpus(args.gpus)
+    jobs = number(args.jobs, int, "--jobs")
+    device = args.device
+    if gpus is not None and device in ("cpu", "mps"):
+        raise InputError(f"--gpus {args.gpus} with -device {device}", "one of them", "leave one out")
+    if jobs is not None and device in ("cuda", "mps"):
+        raise InputError(f"--jobs {jobs} with -device {device}", "jobs on the CPU, each GPU runs one", "leave one out")
+    if jobs is not None:
+        device = "cpu"
+    if args.on == "local" and gpus is None and device != "cpu":
+        device, gpus = found(device)
+    elif device == "mps":
+        raise InputError("-device mps with --on slurm", "cpu or cuda", "correct it")
+    if args.on == "local" and gpus is None and jobs is None:
+        jobs = 1
     resources = Resources(
-        gpus=_gpus(args.gpus or first) if on_gpu else None,
-        jobs=_positive(args.jobs or "1", int, "--jobs") if args.on == "local" and not on_gpu else None,
+        gpus=gpus,
+        jobs=jobs,
         minutes=None if args.time is None else minutes_of(args.time),
         partition=args.partition,
         account=args.account,
         gres=args.gres,
-        memory_gb=_positive(args.memory, float, "--memory"),
-        cpus=_positive(args.cpus, int, "--cpus"),
+        memory_gb=number(args.memory, float, "--memory"),
+        cpus=number(args.cpus, int, "--cpus"),
         lines=tuple(line if line.startswith("-") else f"--{line}" for line in args.lines or ()),
     )
     return resources, device
 
 
+def found(device: str | None) -> tuple[str, tuple[int, ...] | None]:
+    """The device and the GPU of this machine that are taken where none is named.
+
+    Raises:
+        InputError: not the device that is asked for.
+    """
+    if device != "mps" and (visible := gpus_visible()):
+        return "cuda", (visible[0],)
+    if device == "cuda":
+        shell = os.environ.get("CUDA_VISIBLE_DEVICES")
+        why = "" if shell is None else f" that CUDA_VISIBLE_DEVICES={shell} shows"
+        raise InputError(f"-device cuda on a machine without a GPU{why}", "one", "say -device cpu, or --on slurm")
+    if has_mps():
+        return "mps", None
+    if device == "mps":
+        raise InputError("-device mps", "a device that PyTorch finds here", "say -device cpu")
+    return "cpu", None
+
+
 def _gpus(text: str) -> tuple[int, ...]:
     parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts) or len({*map(int, parts)}) < len(parts):
-        raise InputError(f"--gpus {text}", "numbers of GPUs, each once, as 0,3", "correct it")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise InputError(f"--gpus {text}", "numbers of GPUs, as 0,3", "correct it")
     return tuple(map(int, parts))
-
-
-def _positive(text: str | None, kind: type, flag: str) -> Any:
-    value = number(text, kind, flag)
-    if value is not None and not 0 < value < float("inf"):
-        raise InputError(f"{flag} {text}", "1 or more" if kind is int else "a number above 0", "correct it")
-    return value
 
 
 def minutes_of(text: str) -> float:

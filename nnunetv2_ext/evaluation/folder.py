@@ -23,7 +23,7 @@ from nnunetv2_ext.evaluation.scores import Score, Scores, write_scores
 from nnunetv2_ext.evaluation.segmentations import Labels, Pair, check_headers, measure_pair, read_pair
 from nnunetv2_ext.evaluation.slabs import count_slabs, of_slabs
 from nnunetv2_ext.evaluation.summary import Summary, is_ours, read_summaries, write_summary
-from nnunetv2_ext.files import read_json, unwritable
+from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.text import counted, listed
 
@@ -121,16 +121,6 @@ def validated(model: Path, folds: Sequence[object], ending: str) -> dict[str, Pa
             "leave out folds that splits_final.json does not hold, or remove stale files from their validation",
         )
     return files
-
-
-def lost_predictions(validation: Path) -> list[str]:
-    """The files that the summary of a fold's validation tells of, and that are no longer there."""
-    try:
-        cases = read_json(validation / summary.FILE, "")["metric_per_case"]
-        told = [Path(case["prediction_file"]).name for case in cases if case.get("prediction_file")]
-    except (InputError, LookupError, TypeError, AttributeError):
-        return []
-    return [name for name in told if not (validation / name).is_file()]
 
 
 def evaluate(

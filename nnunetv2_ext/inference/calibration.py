@@ -14,9 +14,10 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.data.description import IGNORE
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.folder import lost_predictions, validated
+from nnunetv2_ext.evaluation.folder import validated
 from nnunetv2_ext.files import read_json, read_plans, unwritable, write_json
 from nnunetv2_ext.geometry.boxes import Box, component_boxes
+from nnunetv2_ext.inference.trained import SUMMARY, lost_predictions
 from nnunetv2_ext.text import counted, listed, one_line
 
 MISSED = 0.5
@@ -210,7 +211,7 @@ def _labels(description: Mapping[str, Any]) -> dict[str, list[int]]:
 def _validated(model: Path, folds: Sequence[int], ending: str, commands: str) -> list[tuple[str, int]]:
     """The cases of the folds' validations."""
     places = {fold: model / f"fold_{fold}" / "validation" for fold in folds}
-    lacking = [fold for fold, of in places.items() if not (of / "summary.json").is_file() or lost_predictions(of)]
+    lacking = [fold for fold, of in places.items() if not (of / SUMMARY).is_file() or lost_predictions(of)]
     if lacking:
         lines = []
         for fold in lacking:

@@ -5,11 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nnunetv2_ext.data.cases import ending_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, read_json, read_plans
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.text import counted
-from nnunetv2_ext.weights.files import FINAL
+from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS
+
+SUMMARY = "summary.json"
+"""Of nnU-Net's, in the folder of a validation."""
 
 
 class Fault(NamedTuple):
@@ -31,24 +35,17 @@ def fault_of_fold(
     dataset_folder: Path, model: Model, fold: int | str, *, probabilities: bool = False, flags: str = ""
 ) -> Fault | None:
     """What one trained fold lacks for the search, with the nnUNetv2_train command that makes it."""
-    from nnunetv2_ext.evaluation.folder import lost_predictions
-
     name = f"{model.folder_name}/fold_{fold}"
     folder = dataset_folder / name
-    validation = folder / "validation"
     train = f"nnUNetv2_train {dataset_folder.name} {model.configuration} {fold} -tr {model.trainer} -p {model.plans}"
     train += " --npz" * probabilities + flags
-    trained = (folder / FINAL).is_file()
     if not folder.is_dir():
         return Fault(f"{name} was not trained", train)
-    if not trained and not validation.is_dir():
-        started = (folder / "checkpoint_latest.pth").is_file() or (folder / "checkpoint_best.pth").is_file()
+    if not (folder / FINAL).is_file():
+        started = any((folder / checkpoint).is_file() for checkpoint in (LATEST, PREVIOUS, BEST))
         return Fault(f"{name} is not finished", f"{train} --c" if started else train)
-    validate = f"{train} --val" if trained else train
-    if not (validation / "summary.json").is_file():
-        return Fault(f"{name} has no validation/summary.json", validate)
-    if reference_voxels(validation) is None:
-        return Fault(f"{name}/validation/summary.json is damaged", validate)
+    if fault := fault_of_validation(folder, probabilities=probabilities):
+        return Fault(f"{name}{fault}", f"{train} --val")
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset_folder.name
     for file, source in (("plans.json", f"{model.plans}.json"), ("dataset.json", "dataset.json")):
         copy = f"cp '{preprocessed / source}' '{folder.parent / file}'"
@@ -56,17 +53,46 @@ def fault_of_fold(
             read_plans(folder.parent / file, "") if file == "plans.json" else description_of(folder.parent, "")
         except InputError as error:
             return Fault(f"{folder.parent.name} has no {file} as training wrote it: {error.args[0]}", copy)
-    if lost := lost_predictions(validation):
-        return Fault(f"{name}/validation lacks {counted(lost, 'prediction')} that its summary.json tells of", validate)
-    if probabilities:
-        ending = description_of(folder.parent, "")["file_ending"]
-        cases = sorted(path.name.removesuffix(ending) for path in validation.iterdir() if path.name.endswith(ending))
-        lacking = [case for case in cases for end in ("npz", "pkl") if not (validation / f"{case}.{end}").is_file()]
-        if lacking:
-            unique = list(dict.fromkeys(lacking))
-            told = f"{name}/validation lacks the probabilities of {len(unique)} of {len(cases)} cases"
-            return Fault(told, validate)
     return None
+
+
+def fault_of_validation(fold: Path, *, probabilities: bool) -> str:
+    """What the validation of a trained fold lacks, as words behind the fold's name; empty where it is whole.
+
+    Read without torch: the supervisor of a training asks, too.
+
+    Args:
+        probabilities: whether those of each case are wanted.
+    """
+    validation = fold / "validation"
+    if not (validation / SUMMARY).is_file():
+        return f" has no validation/{SUMMARY}"
+    if reference_voxels(validation) is None:
+        return f"/validation/{SUMMARY} is damaged"
+    if lost := lost_predictions(validation):
+        return f"/validation lacks {counted(lost, 'prediction')} that its {SUMMARY} tells of"
+    names = {path.name for path in validation.iterdir() if path.is_file()}
+    predicted = {name for name in names if Path(name).suffix not in (".npz", ".pkl", ".json")}
+    trained = (fold / FINAL).stat().st_mtime
+    if older := [name for name in sorted({*predicted, SUMMARY}) if (validation / name).stat().st_mtime < trained]:
+        what = f"/validation holds {counted(older, 'file')} older than {FINAL}"
+        return f"{what} (where copying changed the times of files, copy again with cp -a)"
+    if probabilities:
+        cases = {name.removesuffix(ending_of(name) or Path(name).suffix) for name in predicted}
+        lacking = [case for case in cases if not {f"{case}.npz", f"{case}.pkl"} <= names]
+        if lacking:
+            return f"/validation lacks the probabilities of {len(lacking)} of {len(cases)} cases"
+    return ""
+
+
+def lost_predictions(validation: Path) -> list[str]:
+    """The files that the summary of a fold's validation tells of, and that are no longer there."""
+    try:
+        cases = read_json(validation / SUMMARY, "")["metric_per_case"]
+        told = [Path(case["prediction_file"]).name for case in cases if case.get("prediction_file")]
+    except (InputError, LookupError, TypeError, AttributeError):
+        return []
+    return [name for name in told if not (validation / name).is_file()]
 
 
 def description_of(folder: Path, remedy: str) -> Any:
@@ -85,7 +111,7 @@ def reference_voxels(validation: Path) -> Counter[str] | None:
     """How many voxels of each label the references of a fold's validation hold; None where its summary is damaged."""
     voxels: Counter[str] = Counter()
     try:
-        for case in read_json(validation / "summary.json", "")["metric_per_case"]:
+        for case in read_json(validation / SUMMARY, "")["metric_per_case"]:
             voxels.update({key: int(metrics["n_ref"]) for key, metrics in case["metrics"].items()})
     except (InputError, LookupError, TypeError, ValueError, AttributeError):
         return None

@@ -49,6 +49,12 @@ class Trainable(NamedTuple):
         """All folds of its cross-validation."""
         return tuple(map(str, range(NNUNET_FOLDS if self.folds is None else len(self.folds))))
 
+    def validated_by(self, fold: str) -> frozenset[str]:
+        """The cases that a fold validates."""
+        if fold == "all" or self.folds is None:
+            return self.cases
+        return frozenset(self.folds[int(fold)]["val"])
+
 
 def check(dataset: str, model: Model, folds: Sequence[str], device: str | None = None) -> Trainable:
     """See whether folds of a model can be trained, without reading voxels.
@@ -212,11 +218,3 @@ def refuse_trained_elsewhere(fold: Path) -> None:
     if (fold.parent / f".{fold.name}.lock").exists():
         with held(fold.parent, fold.name, "a training"):
             pass
-
-
-def validated(fold: Path) -> bool | None:
-    """Whether a trained fold was validated after it was trained; None where one of both has not been."""
-    final, summary = fold / FINAL, fold / "validation" / "summary.json"
-    if not (final.is_file() and summary.is_file()):
-        return None
-    return final.stat().st_mtime <= summary.stat().st_mtime

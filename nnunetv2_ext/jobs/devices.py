@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from importlib.metadata import version
 from pathlib import Path
 
 from nnunetv2_ext.errors import InputError
@@ -15,18 +16,64 @@ SECONDS = 60
 """That the driver, or torch, may take to answer."""
 
 
-def gpus_there() -> list[int]:
-    """The numbers of the GPUs of this machine as `nvidia-smi` counts them or, where it lists none, as torch does."""
+COUNT = "import torch; print(torch.cuda.device_count() if torch.cuda.is_available() else 0)"
+"""What torch is asked; its own count alone may be that of a driver with which it does not go."""
+
+
+def gpus_there() -> dict[int, str]:
+    """The GPUs of this machine by number, as `nvidia-smi` counts them or, where it lists none, as torch does.
+
+    The values are their UUIDs, empty where torch has counted.
+    """
     listing = _said("nvidia-smi", "-L")
-    if numbers := re.findall(r"^GPU (\d+):", listing, re.MULTILINE):
-        return [int(number) for number in numbers]
-    count = _said(sys.executable, "-c", "import torch; print(torch.cuda.device_count())").strip()
-    return [*range(int(count))] if count.isdecimal() else []
+    if found := re.findall(r"^GPU (\d+):.*?(?:\(UUID: ([^)]*)\))?$", listing, re.MULTILINE):
+        return {int(number): uuid for number, uuid in found}
+    return dict.fromkeys(range(_counted_by_torch()), "")
 
 
-def _said(*command: str) -> str:
+def gpus_visible() -> list[int]:
+    """Those that this shell may use: all, or those that its CUDA_VISIBLE_DEVICES names, in that order.
+
+    Raises:
+        InputError: it names a part of a GPU (MIG), which has no number.
+    """
+    there, named = gpus_there(), os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is None:
+        return [*there]
+    visible = []
+    for one in map(str.strip, named.split(",")):
+        if one.startswith("MIG-"):
+            what = f"CUDA_VISIBLE_DEVICES={named}, parts of GPUs"
+            raise InputError(what, "whole GPUs for jobs", "say --gpus or -device cpu, or unset the variable")
+        # CUDA sees nothing behind what it does not know
+        if one.isdecimal() and int(one) in there:
+            visible.append(int(one))
+        elif fitting := [number for number, uuid in there.items() if one and uuid.startswith(one)]:
+            visible.append(fitting[0])
+        else:
+            break
+    return visible
+
+
+def has_mps() -> bool:
+    """Whether torch can use the GPU of this Mac."""
+    if platform.system() != "Darwin":
+        return False
+    return _said(sys.executable, "-c", "import torch; print(torch.backends.mps.is_available())").strip() == "True"
+
+
+def _counted_by_torch(gpus: tuple[int, ...] | None = None) -> int:
+    """How many of the GPUs torch can use; None: of all."""
+    order = (
+        {} if gpus is None else {"CUDA_VISIBLE_DEVICES": ",".join(map(str, gpus)), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    )
+    count = _said(sys.executable, "-c", COUNT, **order).strip()
+    return int(count) if count.isdecimal() else 0
+
+
+def _said(*command: str, **variables: str) -> str:
     """What a command prints; nothing where it fails. All GPUs are to be seen, not only those of this shell."""
-    environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"}
+    environment = {key: value for key, value in os.environ.items() if key != "CUDA_VISIBLE_DEVICES"} | variables
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False, env=environment)
     except (OSError, subprocess.TimeoutExpired):
@@ -35,23 +82,29 @@ def _said(*command: str) -> str:
 
 
 def check_gpus(gpus: tuple[int, ...]) -> None:
-    """Refuse GPUs that are not there.
+    """Refuse GPUs that jobs could not use.
 
     Raises:
-        InputError: no GPU, one that is not there, or one named twice.
+        InputError: no GPU, one that is not there, one named twice, or one that torch does not see.
     """
     named, there = ", ".join(map(str, gpus)), gpus_there()
     if not there:
         raise InputError(
             f"GPU {named} on {platform.node()}, which has none that CUDA can use",
             "a GPU",
-            "leave out --gpus to train on the CPU",
+            "say -device cpu to train without",
         )
     choose = f"choose from {', '.join(map(str, there))}"
     if missing := [gpu for gpu in gpus if gpu not in there]:
         raise InputError(f"GPU {', '.join(map(str, missing))}", f"a GPU of {platform.node()}", choose)
     if not gpus or len(set(gpus)) < len(gpus):
         raise InputError(f"the GPUs '{named}'", "one or more, each once", choose)
+    if _counted_by_torch(gpus) < len(gpus):
+        raise InputError(
+            f"GPU {named}, which PyTorch {version('torch')} cannot use",
+            "a PyTorch that goes with the GPU and its driver",
+            "install one (see pytorch.org), or say -device cpu",
+        )
 
 
 def take_gpu(gpu: str, doing: str) -> None:

@@ -1,11 +1,13 @@
 """What runs jobs: one implementation per file beside this one, `local.py` and `slurm.py`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, TIMED_OUT, WAITING, Job, Resources
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, TIMED_OUT, WAITING, Job, Resources, damage
+
+_WAY = ("plan_", "preprocess_", "", "find_best", "predict", "evaluate", "report")
+"""How the names of jobs begin, in the order in which they run."""
 
 
 class Seen(NamedTuple):
@@ -40,7 +42,10 @@ class Engine(Protocol):
         """
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
-        """How jobs of this engine stand, by name; a job whose supervisor was killed has failed."""
+        """How jobs of this engine stand, by name; a job whose supervisor was killed has failed.
+
+        One that waits for a job that will not finish may wait here: `standing` tells.
+        """
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """End jobs and all their processes, or take them out of the queue; comes back when they are gone."""
@@ -55,26 +60,63 @@ def engines() -> dict[str, Engine]:
 
 
 def standing(folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
-    """How all jobs of a data set stand, by name: each engine looks at its own.
+    """How all jobs of a data set stand, by name: each engine looks at its own; one that cannot be read has failed.
 
     Args:
         folder: of all jobs of the data set.
         jobs: as `read_jobs` gives them.
     """
-    seen: dict[str, Seen] = {}
+    seen = unreadable(folder, jobs)
     if jobs:
         for name, engine in engines().items():
-            if of_engine := {key: job for key, job in jobs.items() if job.engine == name}:
+            if of_engine := {key: job for key, job in jobs.items() if job.engine == name and key not in seen}:
                 seen |= engine.look(folder, of_engine)
-    while blocked := {name: why for name in seen if (why := _blocked(name, jobs, seen))}:
-        seen |= {name: Seen(BLOCKED, None, why) for name, why in blocked.items()}
-    return seen
+    return blocked(jobs, seen)
 
 
-def _blocked(name: str, jobs: Mapping[str, Job], seen: Mapping[str, Seen]) -> str:
-    """Why a waiting job is not to run; empty where it is."""
-    if seen[name].state != WAITING:
-        return ""
-    bad = {need: seen[need].state for need in jobs[name].needs if need in seen}
-    stopped = [need for need, state in bad.items() if state in (FAILED, CANCELLED, TIMED_OUT, BLOCKED)]
-    return f"it needs {listed(stopped, shown=2)}: {bad[stopped[0]]}" if stopped else ""
+def unreadable(folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
+    """Those that have failed because their `job.json` is damaged, of what `read_jobs` gives."""
+    return {name: Seen(FAILED, None, damage(folder, name)) for name, job in jobs.items() if not job.command}
+
+
+def blocked(jobs: Mapping[str, Job], seen: Mapping[str, Seen]) -> dict[str, Seen]:
+    """How jobs stand, where those that wait for a job that will not finish are not to run."""
+    after = dict(seen)
+    while never := {
+        name: why
+        for name, one in after.items()
+        if one.state == WAITING and (why := next(_never(jobs[name], after), ""))
+    }:
+        after |= {name: Seen(BLOCKED, None, why) for name, why in never.items()}
+    return after
+
+
+def _never(job: Job, seen: Mapping[str, Seen]) -> Iterator[str]:
+    """Why jobs that a job needs will not finish."""
+    for need in job.needs:
+        if need not in seen:
+            yield f"it needs {need}, which is no job here"
+        elif seen[need].state in (FAILED, CANCELLED, TIMED_OUT, BLOCKED):
+            yield f"it needs {need}: {seen[need].state}"
+
+
+def in_order(jobs: Iterable[Job]) -> list[Job]:
+    """Jobs in the order of the whole way, then by name, each behind those of them that it needs."""
+    by_name = {job.name: job for job in jobs}
+    ordered: dict[str, Job] = {}
+
+    def add(name: str, above: tuple[str, ...]) -> None:
+        if name in by_name and name not in ordered and name not in above:  # a ring of needs would be a damaged record
+            for need in sorted(by_name[name].needs, key=_rank):
+                add(need, (*above, name))
+            ordered[name] = by_name[name]
+
+    for name in sorted(by_name, key=_rank):
+        add(name, ())
+    return list(ordered.values())
+
+
+def _rank(name: str) -> tuple[int, str]:
+    """The place of a job by its name; trainings have that of names that begin with none of the others."""
+    fitting = (number for number, step in enumerate(_WAY) if step and name.startswith(step))
+    return next(fitting, _WAY.index("")), name

@@ -4,31 +4,24 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "previous", "best"))
-SUMMARY = "summary.json"
+from nnunetv2_ext.inference.trained import fault_of_validation
+from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS
 
 
 def command_now(command: Sequence[str], fold: Path) -> list[str] | None:
-    """The command of a training as it goes on in its fold: plain, with `--c` or `--val`; None where it has finished."""
-    command = [*command]
+    """The command of a training as it goes on in its fold: plain, with `--c` or `--val`; None where it has finished.
+
+    One that has `--val` already is to validate a fold that is whole.
+    """
+    again = "--val" in command
+    command = [word for word in command if word != "--val"]
     if (fold / FINAL).is_file():
-        if _is_validated(fold / "validation", probabilities="--npz" in command):
+        if not again and not fault_of_validation(fold, probabilities="--npz" in command):
             return None
         return [*_without_weights(command), "--val"]
     if any((fold / name).is_file() for name in (LATEST, PREVIOUS, BEST)):
         return [*_without_weights(command), "--c"]
     return command
-
-
-def _is_validated(folder: Path, *, probabilities: bool) -> bool:
-    """Whether a fold was validated, and whether with probabilities where they are wanted."""
-    if not (folder / SUMMARY).is_file():
-        return False
-    if not probabilities:
-        return True
-    with_probabilities = {path.stem for path in folder.glob("*.npz")}
-    others = [path.name for path in folder.iterdir() if path.suffix not in (".npz", ".pkl", ".json")]
-    return len(with_probabilities) >= len(others)
 
 
 def _without_weights(command: list[str]) -> list[str]:

@@ -10,13 +10,16 @@ from typing import NamedTuple
 from nnunetv2_ext import external_trainer_folders
 from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, unwritable, write_beside
+from nnunetv2_ext.files import FOLDER_VARIABLES, changed, nnunet_folder, unwritable, write_beside
 from nnunetv2_ext.inference.models import Model
+from nnunetv2_ext.inference.record import RECORD
 from nnunetv2_ext.inference.trained import fault_of_fold
-from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere, validated
+from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere
 from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.queue import cores
 from nnunetv2_ext.jobs.record import RUNNING, WAITING, Job, Resources
 from nnunetv2_ext.text import listed
+from nnunetv2_ext.weights.files import FINAL
 
 STEPS = ("find_best", "predict", "evaluate", "report")
 """What can come after trainings, in this order."""
@@ -37,13 +40,13 @@ class Wanted(NamedTuple):
     """Names of the jobs that end the request, submitted here or under way: what comes after needs them."""
     cases: frozenset[str] = frozenset()
     """Of the preprocessed data, there or to be made."""
+    reads: Mapping[str, tuple[Path, ...]] = MappingProxyType({})
+    """Files and folders that no other of the jobs writes, by the name of the job that reads them."""
 
 
 class Wishes(NamedTuple):
     """What may be different about the steps after trainings."""
 
-    each_fold: bool = False
-    """Predict with each fold by itself, too."""
     titles: Mapping[Model, str] = MappingProxyType({})
     """What tables call a model, where not TRAINER:PLANS:CONFIG."""
     labels: Path | None = None
@@ -71,12 +74,33 @@ class How(NamedTuple):
         """For nnU-Net's commands and ours."""
         return [] if self.device is None else ["-device", self.device]
 
-    def job(self, name: str, command: Sequence[str], needs: Iterable[str] = (), fold: Path | None = None) -> Job:
-        """A job that runs with nnU-Net's folders and settings as they are for this process."""
+    @property
+    def processes(self) -> int:
+        """Of a command that counts them by nnUNet_def_n_proc: no more than a job has cores, of SLURM one by default."""
+        from nnunetv2.configuration import default_num_processes
+
+        return min(default_num_processes, cores() if self.engine == "local" else self.resources.cpus or 1)
+
+    def job(
+        self,
+        name: str,
+        command: Sequence[str],
+        needs: Iterable[str] = (),
+        fold: Path | None = None,
+        *,
+        on_gpu: bool = False,
+    ) -> Job:
+        """A job that runs with nnU-Net's folders and settings as they are for this process.
+
+        Args:
+            on_gpu: whether it computes on the device of the request; others hold no GPU.
+        """
+        resources = self.resources if on_gpu else self.resources.without_gpu()
         kept = {key: value for key, value in os.environ.items() if key.startswith(_PASSED_ON)}
         folders = {key: str(Path(kept[key]).resolve()) for key in FOLDER_VARIABLES if kept.get(key)}
         kept |= {**folders, "nnUNet_extTrainer": external_trainer_folders()}
-        return Job(name, tuple(command), tuple(needs), fold, kept, self.resources, self.retries, engine=self.engine)
+        kept.setdefault("nnUNet_def_n_proc", str(self.processes))
+        return Job(name, tuple(command), tuple(needs), fold, kept, resources, self.retries, engine=self.engine)
 
 
 def job_name(model: Model, fold: str) -> str:
@@ -95,8 +119,6 @@ def trainings(
     folds: Sequence[str],
     standing: Mapping[str, Seen],
     how: How,
-    *,
-    npz: bool = True,
 ) -> Wanted:
     """The jobs that train every fold of every model, and those that preprocess for them; nothing is written.
 
@@ -107,12 +129,11 @@ def trainings(
         dataset: its whole name.
         folds: numbers or "all".
         standing: how the jobs of the data set stand, by name; of `engine.standing`.
-        npz: keep the probabilities of the validation, which ensembles need.
 
     Raises:
         InputError: a training that would fail, see `checks.check`, or a fold that somebody else trains.
     """
-    planned = _Planned(dataset, standing, how, npz)
+    planned = _Planned(dataset, standing, how)
     for model in models:
         planned.last += planned.train(model, folds)
     check_disk(planned.sizes)
@@ -127,7 +148,6 @@ class _Planned:
     dataset: str
     standing: Mapping[str, Seen]
     how: How
-    npz: bool
     jobs: dict[str, Job] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
     last: list[str] = field(default_factory=list)
@@ -156,9 +176,9 @@ class _Planned:
                 self.told.append(f"{model}, fold {fold}: its job is {self.standing[name].state} already")
                 continue
             place = results / model.folder_name / f"fold_{fold}"
-            fault = fault_of_fold(results, model, fold, probabilities=self.npz)
-            later = validated(place)
-            if fault is None and later is not False and not (lacking and lacking & _cases_of(one, fold)):
+            fault = fault_of_fold(results, model, fold, probabilities=True)
+            again = fault is None and bool(lacking and lacking & one.validated_by(fold))
+            if fault is None and not again:
                 self.told.append(f"{model}, fold {fold}: trained and validated already")
                 continue
             if fault is not None and not fault.command.startswith("nnUNetv2_train "):
@@ -167,10 +187,8 @@ class _Planned:
             if needs is None:
                 needs = [*self._first_stage(one), *self._preprocess(one)]
             command = ["nnUNetv2_train", self.dataset, model.configuration, fold]
-            command += ["-tr", model.trainer, "-p", model.plans, *["--npz"] * self.npz, *self.how.device_flags]
-            # what was validated is validated again, and its job is no training any more, which would have finished
-            again = ["--val"] * (later is not None)
-            self.jobs[name] = self.how.job(name, [*command, *again], needs, None if again else place)
+            command += ["-tr", model.trainer, "-p", model.plans, "--npz", *self.how.device_flags]
+            self.jobs[name] = self.how.job(name, [*command, *["--val"] * again], needs, place, on_gpu=True)
             names.append(name)
             self.sizes[place] = one.fold_bytes
             self.cases |= one.cases
@@ -198,20 +216,11 @@ class _Planned:
             return []
         name = f"preprocess_{one.data.name}"
         if name not in self.jobs and not under_way(self.standing.get(name)):
-            from nnunetv2.configuration import default_num_processes
-
             number = str(int(self.dataset[7:10]))  # the command takes no name
             command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", one.model.plans]
-            command += ["-c", one.model.configuration, "-np", str(min(default_num_processes, os.cpu_count() or 1))]
+            command += ["-c", one.model.configuration, "-np", str(self.how.processes)]
             self.jobs[name] = self.how.job(name, [*command, "--no_pbar"])
         return [name]
-
-
-def _cases_of(one: Trainable, fold: str) -> frozenset[str]:
-    """The cases that a fold validates."""
-    if fold == "all" or one.folds is None:
-        return one.cases
-    return frozenset(one.folds[int(fold)]["val"])
 
 
 def refuse_other_engine(jobs: Sequence[Job], known: Mapping[str, Job], engine: str) -> None:
@@ -278,20 +287,12 @@ def afterwards(
     Args:
         steps: some of `STEPS`.
         after: the jobs that train the models, as far as they are not done: `last` of what `trainings` gives.
-        images: to predict; None for `imagesTs` of the raw data.
-
-    Raises:
-        InputError: an unknown step.
+        images: to predict; None where there are none.
     """
-    if unknown := [step for step in steps if step not in STEPS]:
-        raise InputError(f"--then {listed(unknown, separator=' ')}", f"some of {listed(STEPS)}", "correct it")
     output = output.resolve()
     following = _Following(dataset, models, folds, output, how, wishes)
     if "find_best" in steps:
         following.find_best(after)
-    raw = raw_folder(dataset)
-    if images is None and raw is not None and any((raw / "imagesTs").glob("*")):
-        images = raw / "imagesTs"
     predicted: dict[str, Path] = {}
     if "predict" in steps and images is not None:
         predicted = following.predict(images.resolve(), after)
@@ -301,7 +302,8 @@ def afterwards(
         following.evaluate(images, predicted, after)
     if "report" in steps:
         following.report()
-    return Wanted(tuple(following.jobs.values()), tuple(following.told), tuple(following.last))
+    jobs = tuple(following.jobs.values())
+    return Wanted(jobs, tuple(following.told), tuple(following.jobs), reads=following.reads)
 
 
 @dataclass
@@ -316,7 +318,7 @@ class _Following:
     wishes: Wishes
     jobs: dict[str, Job] = field(default_factory=dict)
     told: list[str] = field(default_factory=list)
-    last: list[str] = field(default_factory=list)
+    reads: dict[str, tuple[Path, ...]] = field(default_factory=dict)
 
     def find_best(self, after: Sequence[str]) -> None:
         """nnU-Net's search, over the numbered folds."""
@@ -324,7 +326,7 @@ class _Following:
             self.told.append("find_best is left out: a fold `all` validates the cases that it was trained with")
             return
         command = [*self._of_models, "-f", *self.folds, *self.how.device_flags]
-        self._add("find_best", [*command, "-o", str(self.output / BEST)], after)
+        self._add("find_best", [*command, "-o", str(self.output / BEST)], after, reads=self._validations)
 
     def predict(self, images: Path, after: Sequence[str]) -> dict[str, Path]:
         """Each model, and of several their ensemble; returns the folders of the predictions by name."""
@@ -333,19 +335,17 @@ class _Following:
             folder = folders[title] = self.output / PREDICTIONS / name
             command = [*flags, "-i", str(images), "-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
             # those of an earlier training of these folds
-            command += ["--overwrite"] * bool(after and folder.is_dir())
-            self._add("predict", command, needs, name=f"predict_{name}")
+            models = self._of_folds(FINAL)
+            earlier = any(changed(path) > changed(folder / RECORD) for path in models)
+            command += ["--overwrite"] * bool(folder.is_dir() and (after or earlier))
+            self._add("predict", command, needs, name=f"predict_{name}", reads=[images, *models])
         return folders
 
     def _predictors(self, after: Sequence[str]) -> Iterator[tuple[str, str, list[str], Sequence[str]]]:
         """Title, name of the folder, flags and needs of all that predict the images."""
-        many = self.wishes.each_fold and len(self.folds) > 1
         for model in self.models:
             title, flags = self.wishes.titles.get(model, str(model)), ["-d", self.dataset, "-m", str(model), "-f"]
-            for fold in self.folds if many else ():
-                yield f"{title}, fold {fold}", f"{model.folder_name}__fold_{fold}", [*flags, fold], after
-            told = f"{title}, ensemble of {len(self.folds)}" if many else title
-            yield told, model.folder_name, [*flags, *self.folds], after
+            yield title, model.folder_name, [*flags, *self.folds], after
         if len(self.models) > 2 and "find_best" in self.jobs:  # of two there is one ensemble
             yield "best", "best", ["-m", str(self.output / BEST)], ["find_best"]
         elif len(self.models) > 1:
@@ -358,18 +358,18 @@ class _Following:
             labels = images.with_name(images.name.replace("images", "labels"))
         if predicted and labels is not None and labels != images and labels.is_dir() and any(labels.iterdir()):
             command = ["-r", str(labels.resolve()), "-p", *map(str, predicted.values()), "--names", *predicted]
-            needs = [name for name in self.last if name.startswith("predict_")]
+            needs, reads = [name for name in self.jobs if name.startswith("predict_")], [labels]
         else:
             if predicted:
                 self.told.append(f"evaluate measures the validations: no labels beside {images}")
-            command, needs = [*self._of_models, "-f", *self.folds], [*after]
+            command, needs, reads = [*self._of_models, "-f", *self.folds], [*after], self._validations
         place = str(self.output / EVALUATION)
-        self._add("evaluate", [*command, "-o", place, "--overwrite", "--disable_progress_bar"], needs)
+        self._add("evaluate", [*command, "-o", place, "--overwrite", "--disable_progress_bar"], needs, reads=reads)
 
     def report(self) -> None:
         """The page of the evaluation."""
         evaluation = self.output / EVALUATION
-        needs = [name for name in self.last if name == "evaluate"]
+        needs = [name for name in self.jobs if name == "evaluate"]
         if not needs and not (evaluation / "metrics.csv").is_file():
             self.told.append(f"report is left out: no evaluation in {evaluation}, and evaluate is not asked for")
             return
@@ -381,8 +381,24 @@ class _Following:
     def _of_models(self) -> list[str]:
         return ["-d", self.dataset, "-m", *map(str, self.models)]
 
-    def _add(self, step: str, arguments: Sequence[str], needs: Iterable[str], name: str | None = None) -> None:
+    def _of_folds(self, name: str) -> list[Path]:
+        """That file of every fold of every model."""
+        results = nnunet_folder("nnUNet_results") / self.dataset
+        return [results / model.folder_name / f"fold_{fold}" / name for model in self.models for fold in self.folds]
+
+    @property
+    def _validations(self) -> list[Path]:
+        return self._of_folds("validation/summary.json")
+
+    def _add(
+        self,
+        step: str,
+        arguments: Sequence[str],
+        needs: Iterable[str],
+        name: str | None = None,
+        reads: Sequence[Path] = (),
+    ) -> None:
         name = name or step
         command = ("nnunetv2_ext", step, *arguments)
-        self.jobs[name] = self.how.job(name, command, needs)
-        self.last.append(name)
+        self.jobs[name] = self.how.job(name, command, needs, on_gpu=step == "predict")
+        self.reads[name] = tuple(reads)

@@ -14,7 +14,7 @@ from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs.devices import check_gpus
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.groups import await_end
-from nnunetv2_ext.jobs.queue import other_host, stand, start_queue
+from nnunetv2_ext.jobs.queue import other_host, stands, start_queue
 from nnunetv2_ext.jobs.record import (
     CANCELLED,
     ENDED,
@@ -22,7 +22,7 @@ from nnunetv2_ext.jobs.record import (
     Job,
     Resources,
     State,
-    read_state,
+    state_or_none,
     write_job,
     write_state,
 )
@@ -104,7 +104,7 @@ class Local:
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
         """See `Engine.look`."""
-        return stand(folder, jobs)
+        return {name: stands(folder, name) for name in jobs}
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """See `Engine.cancel`; those that wait first, so that none begins in the place of another.
@@ -131,18 +131,11 @@ def surroundings() -> dict[str, str]:
     return {**kept, "PATH": search_path()}
 
 
-def read_state_or_none(folder: Path, name: str) -> State:
-    """The state of a job, or that of one that has not run where the file is damaged."""
-    with suppress(InputError):
-        return read_state(folder, name)
-    return State()
-
-
 def _cancelled_waiting(folder: Path, name: str) -> bool:
     """Cancel a job that does not run; whether it has ended with that, or before."""
     try:
         with held(folder, name, "a cancellation", patience=PATIENCE):
-            state = read_state_or_none(folder, name)
+            state = state_or_none(folder, name)
             if state.group is not None and state.host == platform.node():
                 await_end(state.group)  # what its killed supervisor left, which the watcher ends
             if state.state not in ENDED:
@@ -160,7 +153,7 @@ def _supervisor(folder: Path, name: str) -> int | None:
     Raises:
         InputError: it runs on another machine.
     """
-    who, state = holder(folder, name), read_state_or_none(folder, name)
+    who, state = holder(folder, name), state_or_none(folder, name)
     told = [] if who is None else [(who["host"], int(who["process"]))]
     if state.state == RUNNING:  # on a full disk there may be this one alone
         told.append((state.host, state.process or 0))

@@ -4,12 +4,15 @@ import math
 import re
 import statistics
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json
 
+DEBUG = "debug.json"
+"""In which nnU-Net tells the number of epochs."""
 LAST = 5
 """Epochs whose median tells how long one takes."""
 _EPOCH = re.compile(r": Epoch (\d+) $")
@@ -49,22 +52,43 @@ class Progress:
         return self.trained and not self.validated and self.cases_done > 0
 
 
-def progress(fold: Path) -> Progress | None:
+def progress(fold: Path, since: float = 0.0) -> Progress | None:
     """How far the training of a fold is; None where it has not written a log.
 
     A resumed training begins a new log, which starts with the epoch that is repeated.
 
     Args:
         fold: its folder. Earlier trainings that stand aside, in other folders, do not count.
+        since: when the run that goes on began, in seconds since 1970: cases before it were validated by another.
     """
     logs = sorted(fold.glob("training_log_*.txt"), key=_began)
     if not logs:
         return None
+    stamps = [_stamp(path) for path in (*logs, fold / DEBUG)]
+    found = _read(fold, tuple(zip((*logs, fold / DEBUG), stamps, strict=True)))
+    now = any(stamp is not None and stamp[1] >= since * 1e9 for stamp in stamps[:-1])
+    return found if now else replace(found, cases_done=0)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """By which a file is known to have changed; None where there is none."""
+    with suppress(OSError):
+        return (state := path.stat()).st_size, state.st_mtime_ns
+    return None
+
+
+@lru_cache(256)
+def _read(fold: Path, files: tuple[tuple[Path, tuple[int, int] | None], ...]) -> Progress:
+    """What the files of a fold tell, which are read again only when one of them has changed.
+
+    Args:
+        files: the logs, in the order in which they began, and `DEBUG`.
+    """
     done, dice, cases_done, cases = 0, None, 0, None
     trained = validated = False
     seconds: list[float] = []
-    for log in logs:
-        predicting = False
+    for log, _ in files[:-1]:
+        cases_done = 0
         for line in _whole_lines(log):
             if found := _EPOCH.search(line):
                 done = int(found[1])
@@ -83,8 +107,8 @@ def progress(fold: Path) -> Progress | None:
                 trained = True
             elif _PREDICTING.search(line):
                 # one that runs again, in a log of its own, begins with the first case
-                cases_done = cases_done + 1 if predicting else 1
-                predicting, trained, validated = True, True, False
+                cases_done += 1
+                trained, validated = True, False
             elif line.endswith(": Validation complete "):
                 validated = True
     epochs = _epochs(fold)
@@ -119,5 +143,5 @@ def _mean(values: str) -> float | None:
 def _epochs(fold: Path) -> int | None:
     """Epochs in all, which nnU-Net writes as a text, each time a training begins or goes on."""
     with suppress(InputError, ValueError, TypeError):
-        return int(read_json(fold / "debug.json", "").get("num_epochs", ""))
+        return int(read_json(fold / DEBUG, "").get("num_epochs", ""))
     return None

@@ -18,11 +18,10 @@ from typing import BinaryIO
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs.devices import is_taken
-from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.engine import Seen, blocked, unreadable
 from nnunetv2_ext.jobs.groups import KILLED
 from nnunetv2_ext.jobs.log import TAIL
 from nnunetv2_ext.jobs.record import (
-    BLOCKED,
     ENDED,
     FAILED,
     FINISHED,
@@ -53,30 +52,15 @@ PATIENCE = 3.0
 """Seconds for which a new queue waits for the end of one that has nothing left to do, and for the lock of a job."""
 
 
-def stand(folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
-    """How jobs of this machine stand, by name; the jobs that they need may be of any engine."""
-    known: dict[str, Seen] = {}
-
-    def of(name: str) -> Seen:
-        if name not in known:
-            known[name] = Seen(WAITING)  # of jobs that need each other
-            known[name] = _stands(folder, name)
-            if known[name].state == WAITING and name in jobs:
-                for need in jobs[name].needs:
-                    if why := _never(need, of(need), (folder / need / JOB).is_file()):
-                        known[name] = Seen(BLOCKED, None, why)
-                        break
-        return known[name]
-
-    return {name: of(name) for name in jobs}
-
-
-def _stands(folder: Path, name: str) -> Seen:
+def stands(folder: Path, name: str) -> Seen:
+    """How a job of this machine stands by its own files, whatever it needs."""
     try:
         state = read_state(folder, name)
     except InputError as error:
         return Seen(FAILED, None, str(error))
     if state.state == RUNNING and not is_held(folder, name):
+        if state.host == platform.node():  # whose queue sees to it
+            return Seen(WAITING, KILLED, f"{SUPERVISOR_KILLED}; it runs again where retries are left")
         return Seen(FAILED, KILLED, SUPERVISOR_KILLED)
     last = state.attempts[-1] if state.attempts else Attempt(0)
     if state.state in (WAITING, FINISHED):
@@ -91,13 +75,14 @@ def was_killed(folder: Path, name: str) -> bool:
     return False
 
 
-def _never(need: str, seen: Seen, there: bool) -> str | None:
-    """Why a job that is needed will not finish; None where it may."""
-    if not there:
-        return f"it needs {need}, which is no job here"
-    if seen.state in (BLOCKED, *ENDED) and seen.state != FINISHED:
-        return f"it needs {need}: {seen.state}"
-    return None
+def _stand(folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
+    """How the jobs of a folder stand, by name; those of other engines too, by what their files say."""
+    return blocked(jobs, {name: stands(folder, name) for name in jobs} | unreadable(folder, jobs))
+
+
+def _of_this_machine(jobs: Mapping[str, Job]) -> dict[str, Job]:
+    """Those of this engine that can be read."""
+    return {name: job for name, job in jobs.items() if job.engine == "local" and job.command}
 
 
 class Queue:
@@ -133,15 +118,12 @@ class Queue:
 
     def step(self) -> bool:
         """Look at all jobs and start those whose turn it is; whether any is left to wait for."""
-        try:
-            jobs = {name: job for name, job in read_jobs(self.folder).items() if job.engine == "local"}
-        except InputError as error:
-            sys.stderr.write(f"{error}\n")
-            return bool(self.children)
+        jobs = read_jobs(self.folder)
         for name, status in [*self.unsettled.items()]:
             if self._settle(name, status):
                 del self.unsettled[name]
-        seen = stand(self.folder, jobs)
+        seen = _stand(self.folder, jobs)
+        jobs = _of_this_machine(jobs)
         killed = {name for name in jobs if was_killed(self.folder, name)} - self.unsettled.keys()
         running = {
             name for name in jobs if seen[name].state == RUNNING or name in self.children
@@ -155,7 +137,7 @@ class Queue:
             on_cpu = sum(not jobs[other].resources.gpus for other in running)
             if self._start(job, on_cpu):
                 running.add(name)
-        return bool(running or waiting or self.unsettled)
+        return bool(running or waiting or self.unsettled or self.children)
 
     def _collect(self) -> bool:
         """Note the supervisors that have ended; whether one has."""
@@ -268,9 +250,9 @@ def ensure_queue(folder: Path) -> bool:
     """
     if other_host(folder) is not None:
         return False
-    jobs = {name: job for name, job in read_jobs(folder).items() if job.engine == "local"}
-    seen = stand(folder, jobs)
-    needed = any(one.state == WAITING or was_killed(folder, name) for name, one in seen.items())
+    jobs = read_jobs(folder)
+    seen = _stand(folder, jobs)
+    needed = any(seen[name].state == WAITING or was_killed(folder, name) for name in _of_this_machine(jobs))
     if not needed or is_held(folder, QUEUE):
         return False
     start_queue(folder)

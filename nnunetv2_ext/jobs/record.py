@@ -1,11 +1,13 @@
 """A job as it stands in its folder: the command, the jobs that it needs, and how it went.
 
-`$nnUNet_results/DATASET/jobs/NAME/` holds `job.json`, written by who submits, `state.json`, written by the job's
-supervisor alone, and `log.txt`, all that the command printed. Both JSON files are replaced as a whole.
+`$nnUNet_results/DATASET/jobs/NAME/` holds `job.json`, written by who submits, `state.json`, and `log.txt`, all that the
+command printed. Both JSON files are replaced as a whole. While a job runs, its supervisor alone writes the state; else
+its engine does, where the job is submitted, cancelled, or ended without a word.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,12 @@ class Resources:
     lines: tuple[str, ...] = ()
     """More lines for SLURM, without `#SBATCH`: `--qos=long`."""
 
+    def without_gpu(self) -> "Resources":
+        """The same for a job that computes on the CPU: it must not keep a GPU from others."""
+        gres = ",".join(part for part in (self.gres or "").split(",") if not part.startswith("gpu")) or None
+        lines = tuple(line for line in self.lines if not line.startswith(("--gpus", "--gres")))
+        return replace(self, gpus=None, gres=gres, lines=lines)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -45,7 +53,8 @@ class Job:
 
     Args:
         name: the name of its folder: `MNetTrainer__MNetPlans__3d_fullres__fold_0`, `predict`.
-        command: program and arguments, without `--c` and `--val`, which a training gets where it goes on.
+        command: program and arguments. A training gets `--c` or `--val` where it goes on; it has `--val` from the
+            beginning where a whole fold is to be validated again.
         needs: names of other jobs of the same data set.
         fold: folder of the fold, where the command is a training.
         environment: variables set for it, nnU-Net's for instance.
@@ -119,10 +128,26 @@ def write_job(folder: Path, job: Job) -> None:
 def read_jobs(folder: Path) -> dict[str, Job]:
     """All jobs of a data set by name, in the order of their names; none where there is no such folder.
 
-    Raises:
-        InputError: a damaged `job.json`.
+    One with a damaged `job.json` has no command: see `damage`.
     """
-    return {path.parent.name: _job(path) for path in sorted(folder.glob(f"*/{JOB}"))}
+    jobs = {}
+    for path in sorted(folder.glob(f"*/{JOB}")):
+        name = path.parent.name
+        try:
+            jobs[name] = _job(path)
+        except InputError:
+            if path.is_file():  # and was not removed just now
+                jobs[name] = Job(name, ())
+    return jobs
+
+
+def damage(folder: Path, name: str) -> str:
+    """What is wrong with `job.json` of a job, and what to do; empty where nothing is."""
+    try:
+        read_job(folder, name)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def read_job(folder: Path, name: str) -> Job:
@@ -154,7 +179,7 @@ def _job(path: Path) -> Job:
 
 
 def write_state(folder: Path, name: str, state: State) -> None:
-    """Write `state.json` of a job, of which only its supervisor may change the state."""
+    """Write `state.json` of a job; while it runs, only its supervisor may."""
     write_json(folder / name / STATE, asdict(state))
 
 
@@ -174,3 +199,10 @@ def read_state(folder: Path, name: str) -> State:
         return State(**{**content, "attempts": attempts})
     except (KeyError, TypeError) as error:
         raise InputError(f"a damaged {path} ({error})", "a state as this version writes it", remedy) from None
+
+
+def state_or_none(folder: Path, name: str) -> State:
+    """The state of a job, or that of one that has not run where the file is damaged."""
+    with suppress(InputError):
+        return read_state(folder, name)
+    return State()

@@ -1,14 +1,14 @@
 """The jobs of data sets as a table and as JSON: their states, how far their trainings are, why they failed."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder
-from nnunetv2_ext.jobs.engine import Seen, standing
+from nnunetv2_ext.jobs.engine import Seen, in_order, standing
 from nnunetv2_ext.jobs.progress import Progress, progress
 from nnunetv2_ext.jobs.record import (
     BLOCKED,
@@ -24,7 +24,7 @@ from nnunetv2_ext.jobs.record import (
     State,
     jobs_folder,
     read_jobs,
-    read_state,
+    state_or_none,
 )
 from nnunetv2_ext.text import duration, listed, shortened
 
@@ -111,35 +111,17 @@ def with_jobs() -> list[str]:
 
 
 def rows(dataset: str) -> list[Row]:
-    """The jobs of a data set: trainings by model and fold among the others, each behind those that it needs.
-
-    Raises:
-        InputError: a damaged file of a job.
-    """
+    """The jobs of a data set in the order of the whole way, each behind those that it needs."""
     folder = jobs_folder(dataset)
     jobs = read_jobs(folder)
     seen = standing(folder, jobs)
     found = []
-    for job in in_order(jobs):
-        state = read_state(folder, job.name)
-        how = None if job.fold is None else progress(job.fold)
+    for job in in_order(jobs.values()):
+        state = state_or_none(folder, job.name)
+        began = state.attempts[-1].began if state.attempts and seen[job.name].state == RUNNING else 0.0
+        how = None if job.fold is None else progress(job.fold, began)
         found.append(Row(dataset, job, seen[job.name], state, how))
     return found
-
-
-def in_order(jobs: Mapping[str, Job]) -> list[Job]:
-    """Jobs behind those of them that they need, else by name."""
-    ordered: dict[str, Job] = {}
-
-    def add(name: str, above: tuple[str, ...]) -> None:
-        if name in jobs and name not in ordered and name not in above:  # a ring of needs would be a damaged record
-            for need in sorted(jobs[name].needs):
-                add(need, (*above, name))
-            ordered[name] = jobs[name]
-
-    for name in sorted(jobs):
-        add(name, ())
-    return list(ordered.values())
 
 
 def chosen(found: Sequence[Row], patterns: Sequence[str]) -> list[Row]:
@@ -174,6 +156,8 @@ def summary(found: Sequence[Row]) -> str:
 def lines(found: Sequence[Row], width: int) -> list[str]:
     """The table of one data set's jobs, its rows at most so wide; below it why jobs are not well, and their logs.
 
+    Where names have no room, what says nothing about a model is left out: the configuration and the trainer.
+
     Args:
         found: at least one.
     """
@@ -184,18 +168,46 @@ def lines(found: Sequence[Row], width: int) -> list[str]:
         if sum(widths[key] + 2 for key in header) - 2 - widths["job"] + _LEAST > width:
             header.remove(name)
     others = sum(widths[key] + 2 for key in header if key != "job")
-    widths["job"] = min(widths["job"], max(width - others, _LEAST))
+    names = _names(found, max(width - others, _LEAST))
+    widths["job"] = max(len("job"), *map(len, names))
     table = []
+    for one, name in zip(cells, names, strict=True):
+        one["job"] = name
     for one in ({name: name for name in header}, *cells):
-        parts = [shortened(one["job"], widths["job"]).ljust(widths["job"])]
+        parts = [one["job"].ljust(widths["job"])]
         parts += [one[key].ljust(widths[key]) if key == "state" else one[key].rjust(widths[key]) for key in header[1:]]
         table.append("  ".join(parts))
     dataset = found[0].dataset
     told = [f"{dataset}: {summary(found)}", *(shortened(line.rstrip(), width) for line in table)]
     for row in found:
         if row.reason:
-            told += [shortened(f"{row.job.name}: {row.reason}", width), f"  log: {row.log}"]
+            told += [f"{row.job.name}: {row.reason}", *[f"  log: {row.log}"] * row.log.is_file()]
     return [*told, f"logs: {jobs_folder(dataset) / 'NAME' / LOG}"]
+
+
+def _names(found: Sequence[Row], most: int) -> list[str]:
+    """The rows' names with so many letters at the most."""
+    models = {name: split for row in found for name in (_model(row),) if name and (split := name.split(":"))}
+    configurations, plans = ({split[index] for split in models.values()} for index in (2, 1))
+    ways = [slice(0, 3)]
+    if len(configurations) == 1:
+        ways.append(slice(0, 2))
+        ways += [slice(1, 2)] * (len(plans) == len(models))
+    for kept in ways:
+        names = []
+        for row in found:
+            model = _model(row)
+            before = "" if row.model else "predict_"
+            names.append(f"{before}{':'.join(models[model][kept])}" if model else row.job.name)
+        if max(map(len, names)) <= most:
+            break
+    return [shortened(name, most) for name in names]
+
+
+def _model(row: Row) -> str:
+    """TRAINER:PLANS:CONFIG of a training or of the prediction by one model; else nothing."""
+    model = row.model or row.job.name.removeprefix("predict_").replace("__", ":")
+    return model if model.count(":") == 2 else ""
 
 
 def _cells(row: Row) -> list[str]:

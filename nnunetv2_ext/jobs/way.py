@@ -8,11 +8,22 @@ from typing import Any, NamedTuple
 
 from nnunetv2_ext.block import planned_block
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import nnunet_folder, read_json, read_plans, unwritable, write_json
+from nnunetv2_ext.files import changed, nnunet_folder, read_json, read_plans, unwritable, why_not_writable, write_json
 from nnunetv2_ext.inference.models import Model
-from nnunetv2_ext.jobs.engine import Seen
-from nnunetv2_ext.jobs.graph import AS_USUAL, How, Wishes, under_way
-from nnunetv2_ext.jobs.record import FINISHED, Job, jobs_folder, read_state
+from nnunetv2_ext.jobs.engine import Seen, engines, standing
+from nnunetv2_ext.jobs.graph import (
+    AS_USUAL,
+    STEPS,
+    How,
+    Wanted,
+    Wishes,
+    afterwards,
+    refuse_other_engine,
+    trainings,
+    under_way,
+    write_splits,
+)
+from nnunetv2_ext.jobs.record import FINISHED, Attempt, Job, jobs_folder, read_jobs, state_or_none
 from nnunetv2_ext.registry import PLANNERS, planner_of
 from nnunetv2_ext.text import listed
 
@@ -78,7 +89,6 @@ class Way:
             "-r": None if self.wishes.labels is None else str(self.wishes.labels),
             "--epochs": self.epochs,
             "--iterations": self.iterations,
-            "--each-fold": self.wishes.each_fold,
         }
 
 
@@ -209,11 +219,97 @@ def _free(path: Path) -> str:
     return next(name for name in names if not path.with_name(f"{name}.json").is_file())
 
 
-def to_submit(wanted: Sequence[Job], known: Mapping[str, Job], seen: Mapping[str, Seen], dataset: str) -> list[Job]:
+class Submission(NamedTuple):
+    """What became of a request."""
+
+    jobs: tuple[Job, ...]
+    """Those that were lacking, which are submitted now."""
+    names: tuple[str, ...]
+    """Of all jobs of the request, to be waited for."""
+    told: tuple[str, ...]
+    """What is not to be done, one sentence each."""
+
+
+def submit_plans(way: Way, how: How) -> Submission:
+    """Submit what makes the plans, and open the folder of the run.
+
+    Raises:
+        InputError: as `planning` and `open_output`, of which nothing is submitted, or the engine refuses.
+    """
+    known, seen = _known(way, how)
+    jobs = planning(way, seen, how)
+    open_output(way)
+    return _submit(way, how, known, seen, Wanted(tuple(jobs)))
+
+
+def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS) -> Submission:
+    """Submit what is lacking of the trainings, and of what comes after them.
+
+    Raises:
+        InputError: a request that cannot be done, of which nothing is written or submitted, or the engine refuses.
+    """
+    known, seen = _known(way, how)
+    wanted = trainings(way.dataset, way.models, way.folds, seen, how)
+    after = afterwards(
+        way.dataset,
+        way.models,
+        way.folds,
+        steps,
+        way.output,
+        how,
+        after=wanted.last,
+        images=way.images,
+        wishes=way.wishes,
+    )
+    jobs, told, last = (getattr(wanted, name) + getattr(after, name) for name in ("jobs", "told", "last"))
+    return _submit(way, how, known, seen, Wanted(jobs, told, last, wanted.cases, after.reads))
+
+
+def _known(way: Way, how: How) -> tuple[dict[str, Job], dict[str, Seen]]:
+    """The jobs that were submitted before, and how they stand.
+
+    Raises:
+        InputError: resources that the engine has not.
+    """
+    engines()[how.engine].check(how.resources)
+    folder = jobs_folder(way.dataset)
+    known = read_jobs(folder)
+    return known, standing(folder, known)
+
+
+def _submit(way: Way, how: How, known: Mapping[str, Job], seen: Mapping[str, Seen], wanted: Wanted) -> Submission:
+    lacking = to_submit(wanted, known, seen, way.dataset)
+    refuse_other_engine(lacking, known, how.engine)
+    if lacking:
+        if wanted.reads:  # which write there
+            _make(way.output)
+        if wanted.cases and set(way.folds) != {"all"}:
+            write_splits(way.dataset, wanted.cases)
+        engines()[how.engine].submit(jobs_folder(way.dataset), lacking)
+    there = [f"{job.name}: {seen[job.name].state} already" for job in wanted.jobs if job not in lacking]
+    names = dict.fromkeys((*wanted.last, *(job.name for job in wanted.jobs)))
+    return Submission(tuple(lacking), tuple(names), (*wanted.told, *there))
+
+
+def _make(output: Path) -> None:
+    """Make the folder of what comes after the trainings.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(output, error) from None
+    if reason := why_not_writable(output):
+        raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
+
+
+def to_submit(wanted: Wanted, known: Mapping[str, Job], seen: Mapping[str, Seen], dataset: str) -> list[Job]:
     """Those of the wanted jobs that are neither finished nor under way, and those that need one of these.
 
-    A command of ours has finished where it ran with the same flags after all that it needs had ended, and what it wrote
-    is there. Trainings are wanted only where folds lack something.
+    A command of ours has finished where it ran with the same flags after all that it needs had ended, what it read has
+    not changed since it began, and what it wrote is there. Trainings are wanted only where folds lack something.
 
     Args:
         known: the jobs that were submitted before, by name; `seen` tells how they stand.
@@ -223,7 +319,7 @@ def to_submit(wanted: Sequence[Job], known: Mapping[str, Job], seen: Mapping[str
     """
     folder = jobs_folder(dataset)
     lacking: dict[str, Job] = {}
-    for job in wanted:
+    for job in wanted.jobs:
         before = known.get(job.name)
         same = before is not None and _essence(before.command) == _essence(job.command)
         if under_way(seen.get(job.name)):
@@ -236,8 +332,9 @@ def to_submit(wanted: Sequence[Job], known: Mapping[str, Job], seen: Mapping[str
             continue
         done = same and seen[job.name].state == FINISHED and job.command[0] == OURS and _product(job).exists()
         if done and not any(need in lacking or under_way(seen.get(need)) for need in job.needs):
-            ends = {name: _ended(folder, name) for name in (*job.needs, job.name)}
-            if all(ends[need] <= ends[job.name] for need in job.needs):
+            last = _last(folder, job.name)
+            before_it = all((_last(folder, need).ended or 0.0) <= (last.ended or 0.0) for need in job.needs)
+            if before_it and all(changed(path) <= last.began for path in wanted.reads.get(job.name, ())):
                 continue
         lacking[job.name] = job
     return list(lacking.values())
@@ -258,7 +355,7 @@ def _product(job: Job) -> Path:
     )
 
 
-def _ended(folder: Path, name: str) -> float:
-    """When a job ended, in seconds since 1970; 0 for one that has not run here."""
-    attempts = read_state(folder, name).attempts
-    return (attempts[-1].ended or 0.0) if attempts else 0.0
+def _last(folder: Path, name: str) -> Attempt:
+    """The last run of a job; one at the beginning of time where it has not run here."""
+    attempts = state_or_none(folder, name).attempts
+    return attempts[-1] if attempts else Attempt(0.0)

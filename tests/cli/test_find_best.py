@@ -1,6 +1,7 @@
 """`find_best` over a results folder made by hand: small real volumes, two models that err in different places."""
 
 import json
+import os
 import pickle
 import shutil
 from pathlib import Path
@@ -269,6 +270,17 @@ FAULTS = {
     "a fold not finished": (
         leave_a_started_fold,
         ["fold_1 is not finished", f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz --c\n"],
+    ),
+    "a validation without its training": (
+        remove(f"{OURS.folder_name}/fold_1/checkpoint_final.pth"),
+        ["fold_1 is not finished", f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz\n"],
+    ),
+    "the validation of an earlier training": (
+        lambda results: os.utime(results / OURS.folder_name / "fold_1" / "checkpoint_final.pth", (4e9, 4e9)),
+        [
+            "fold_1/validation holds 3 files (c.nii.gz, d.nii.gz, summary.json) older than checkpoint_final.pth",
+            f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz --val\n",
+        ],
     ),
     "no validation": (
         remove(f"{OURS.folder_name}/fold_0/validation"),

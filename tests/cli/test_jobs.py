@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -72,10 +73,35 @@ def test_no_jobs(
     assert capsys.readouterr().out.startswith(told)
 
 
-def test_a_damaged_file_is_told(engine: FakeEngine, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (nnunet_folders / "nnUNet_results" / DATASET / "jobs" / "report" / "job.json").write_text('{"name": "rep')
-    assert main(["jobs"]) == 2
-    assert "report/job.json" in capsys.readouterr().err
+@pytest.mark.parametrize("content", ['{"name": "rep', "[]", '{"name": "report", "command": ["true"]}'])
+def test_a_damaged_job_is_one_that_has_failed_and_the_others_go_on(
+    engine: FakeEngine, nnunet_folders: Path, capsys: pytest.CaptureFixture[str], content: str
+) -> None:
+    """Of a kill, or of another version: a record without what this one writes."""
+    (nnunet_folders / "nnUNet_results" / DATASET / "jobs" / "find_best" / "job.json").write_text(content)
+    assert main(["jobs", "-d", "901"]) == 1
+    assert "find_best/job.json" in (told := capsys.readouterr().out) and "report: it needs find_best: failed" in told
+    assert main(["jobs", "-d", "901", "--retry"]) == 0
+    told = capsys.readouterr().out
+    assert "find_best: is failed, and cannot be retried: got " in told
+    assert f"{NAMES[2]}: was failed, submitted again" in told
+    assert main(["jobs", "-d", "901", "--cancel"]) == 0
+    assert f"{NAMES[1]}: was running, is cancelled now" in capsys.readouterr().out
+
+
+def test_a_damaged_state_stops_no_table(engine: FakeEngine, nnunet_folders: Path) -> None:
+    (nnunet_folders / "nnUNet_results" / DATASET / "jobs" / "report" / "state.json").write_text("{")
+    assert main(["jobs", "-d", "901"]) == 1
+
+
+def test_what_goes_to_a_file_is_not_cut(
+    engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    cause = f"RuntimeError: {'long ' * 100}end"
+    engine.states[NAMES[2]] = Seen(FAILED, 1, cause)
+    assert main(["jobs", "-d", "901"]) == 1
+    assert f"{NAMES[2]}: {cause}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("age", "needed", "told"), [(60, True, True), (60, False, False), (1, True, False)])
@@ -94,14 +120,21 @@ def test_a_queue_that_was_killed_goes_on_and_one_that_begins_is_left_alone(
 def test_cancel_of_all_says_what_it_did(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["jobs", "-d", "901", "--cancel"]) == 0
     assert sorted(capsys.readouterr().out.splitlines()) == [
-        f"{NAMES[0]}: is finished, nothing to cancel",
         f"{NAMES[1]}: was running, is cancelled now",
-        f"{NAMES[2]}: is failed, nothing to cancel",
-        f"{NAMES[3]}: is timed out, nothing to cancel",
         "find_best: was not to run, is cancelled now",
         "report: was not to run, is cancelled now",
     ]
     assert states(capsys, "-d", "901")[NAMES[1]] == CANCELLED
+    assert main(["jobs", "-d", "901", "--cancel"]) == 0
+    assert capsys.readouterr().out == "nothing to cancel\n"
+    assert main(["jobs", "--cancel", NAMES[0]]) == 0
+    assert capsys.readouterr().out == f"{NAMES[0]}: is finished, nothing to cancel\n"
+
+
+def test_cancel_of_all_data_sets_at_once_is_refused(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["jobs", "--cancel"]) == 2
+    assert "add -d ID, or names of jobs" in capsys.readouterr().err
+    assert engine.states[NAMES[1]] == Seen(RUNNING)
 
 
 def test_cancel_of_one_leaves_the_others(engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,7 +151,7 @@ def test_retry_of_all_takes_what_waits_for_them(engine: FakeEngine, capsys: pyte
     order = [job.name for job in engine.submitted]
     assert order.index(NAMES[2]) < order.index("find_best") < order.index("report")
     assert f"{NAMES[2]}: was failed, submitted again" in told
-    assert f"{NAMES[1]}: is running, nothing to retry" in told
+    assert "nothing to retry" not in told, "of those that are well nothing is told"
     assert states(capsys, "-d", "901")["report"] == WAITING
 
 
@@ -162,3 +195,73 @@ def test_ctrl_c_ends_the_table_alone(engine: FakeEngine, monkeypatch: pytest.Mon
     monkeypatch.setattr(command.time, "sleep", sleep)
     assert main(["jobs", "--watch"]) == 130
     assert engine.states[NAMES[1]] == Seen(RUNNING)
+
+
+@pytest.fixture
+def script(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], None]:
+    """What the jobs become while a command sleeps, once each; a command that sleeps longer waits for ever."""
+
+    def play(*changes: dict[str, str]) -> None:
+        left = iter(changes)
+
+        def sleep(seconds: float) -> None:
+            engine.states |= {name: Seen(state, 1) for name, state in next(left).items()}
+
+        monkeypatch.setattr(command.time, "sleep", sleep)
+
+    return play
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ((FINISHED, FINISHED), 0),
+        ((FINISHED, CANCELLED), 1),
+        ((CANCELLED, CANCELLED), 1),
+        ((FAILED, FINISHED), 1),
+        ((FINISHED, TIMED_OUT), 1),
+    ],
+)
+def test_who_waits_for_jobs_is_content_with_finished_ones_alone(
+    engine: FakeEngine, script: Callable[..., None], states: tuple[str, str], expected: int
+) -> None:
+    engine.states |= dict.fromkeys(NAMES, Seen(RUNNING))
+    script({NAMES[0]: states[0]}, {NAMES[1]: states[1]})  # and not for the third
+    assert command.watch([DATASET], NAMES[:2]) == expected
+
+
+def test_a_job_that_has_gone_has_not_finished(engine: FakeEngine) -> None:
+    assert command.watch([DATASET], [NAMES[0], "gone"]) == 1
+
+
+def test_without_a_terminal_a_line_tells_what_begins_and_ends(
+    engine: FakeEngine, script: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    engine.states |= {NAMES[2]: Seen(WAITING), NAMES[3]: Seen(WAITING)}
+    script({NAMES[1]: FINISHED}, {NAMES[2]: RUNNING}, {}, {NAMES[2]: FAILED}, {NAMES[3]: FINISHED})
+    assert main(["jobs", "-d", "901", "--watch"]) == 1
+    lines = [line for line in capsys.readouterr().out.splitlines() if not line.startswith("  log: ")]
+    assert lines == [
+        f"{NAMES[1]}: running",
+        f"{NAMES[1]}: finished",
+        f"{NAMES[2]}: running",
+        f"{NAMES[2]}: failed: ",
+        f"{NAMES[3]}: finished",
+        "2 jobs (find_best, report) cannot run after that",
+    ]
+
+
+def test_who_waits_revives_a_queue_that_was_killed(
+    engine: FakeEngine, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    looks: list[list[str]] = []
+
+    def revive(datasets: list[str]) -> list[str]:
+        looks.append(datasets)
+        return ["it goes on"]
+
+    monkeypatch.setattr(command, "revive", revive)
+    script({}, {NAMES[1]: FINISHED})
+    assert command.watch([DATASET], [NAMES[1]]) == 0
+    assert looks == [[DATASET]] * 3
+    assert "it goes on" in capsys.readouterr().err

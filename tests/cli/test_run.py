@@ -1,13 +1,17 @@
 """`nnunetv2_ext run`: what is submitted at which step, what is done already, and bad input, which changes nothing."""
 
 import json
+import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from nnunetv2_ext.cli import main, run, train
+from nnunetv2_ext.cli import jobs, main, run, train
+from nnunetv2_ext.jobs import way
 from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.graph import Wanted
 from nnunetv2_ext.jobs.record import FAILED, FINISHED, RUNNING, Attempt, Job, State, jobs_folder, write_state
 from nnunetv2_ext.jobs.way import to_submit
 from tests.doctor.conftest import DATASET, Prepared, prepare
@@ -20,7 +24,8 @@ QUICK = ("MNetQuickPlans", "BackboneQuickPlans")
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    monkeypatch.setattr(train, "gpus_there", list)
+    monkeypatch.setattr(train, "gpus_visible", list)
+    monkeypatch.setattr(train, "has_mps", lambda: False)
     monkeypatch.chdir(tmp_path)
     return prepare(tmp_path, monkeypatch)
 
@@ -30,7 +35,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """Jobs finish as soon as they are waited for, and leave what they are to write, but for plans."""
     fake = use(monkeypatch)
 
-    def finish(dataset: str, names: Sequence[str]) -> int:
+    def finish(datasets: Sequence[str], names: Sequence[str]) -> int:
         for name in names:
             fake.states[name] = Seen(FINISHED)
         for job in fake.submitted:
@@ -40,7 +45,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
                 place.touch()
         return 0
 
-    monkeypatch.setattr(run, "follow", finish)
+    monkeypatch.setattr(jobs, "watch", finish)
     monkeypatch.setattr(run, "tell_results", lambda way: None)
     return fake
 
@@ -80,11 +85,10 @@ def test_the_steps_after_trainings(prepared: Prepared, engine: FakeEngine, capsy
     (images.with_name("labelsTs")).mkdir()
     (images.with_name("labelsTs") / "new.nii.gz").touch()
     engine.submitted.clear()
-    assert main([*command[:-4], "--each-fold", "-o", "other", "--jobs", "2"]) == 0
-    predicted = [f"predict_{model}{fold}" for model in reversed(TRAINED) for fold in ("__fold_0", "__fold_1", "")]
+    assert main([*command[:-4], "-o", "other", "--jobs", "2"]) == 0
+    predicted = [f"predict_{model}" for model in reversed(TRAINED)]
     assert names(engine.submitted)[4:] == ["find_best", *predicted, "predict_ensemble", "evaluate", "report"]
     by_name = {job.name: job for job in engine.submitted}
-    assert "--names" in by_name["evaluate"].command and f"{OURS}, ensemble of 2" in by_name["evaluate"].command
     assert set(by_name["evaluate"].needs) == {*predicted, "predict_ensemble"}
 
 
@@ -122,7 +126,6 @@ def folder(*files: str) -> Callable[[Path], object]:
         ("-r somewhere", "-r somewhere without images", None),
         ("-o out", "-o {root}/out, a file", folder("out")),
         ("-o out", "out, in which no run has begun (it lacks run.json)", folder("out/notes.txt")),
-        ("--partition gpu", "--partition with --on local", None),
         ("--gpus 9", "--gpus 9", None),
         ("-m nnUNetTrainer:nnUNetPlans:3d_fullres", "for nnUNetTrainer, which trains as long as nnU-Net's do", None),
         ("-m MNetTrainer:nnUNetTrialPlans:3d_fullres", "nnUNetTrialPlans, whose planner is nnU-Net's", None),
@@ -159,7 +162,6 @@ FULL = ["run", "-d", "901", "--preset", "full", "-m", OURS, "-f", "0", "-o", "ou
     [
         (["-f", "0", "1"], "-f 0 1, which was 0, in"),
         (["-m", STOCK], f"-m {STOCK}, which was {OURS}, in"),
-        (["--each-fold"], "--each-fold True, which was False, in"),
     ],
 )
 def test_a_run_with_other_settings(
@@ -177,8 +179,8 @@ def test_a_run_with_other_settings(
 def test_what_was_removed_is_made_again_with_what_needs_it(prepared: Prepared, engine: FakeEngine) -> None:
     assert main(FULL) == 0
     known = {job.name: job for job in engine.submitted[1:]}  # but for the training, which no file of this test tells of
-    wanted, seen = list(known.values()), dict.fromkeys(known, Seen(FINISHED))
-    assert names(wanted) == ["find_best", "evaluate", "report"]
+    wanted, seen = Wanted(tuple(known.values())), dict.fromkeys(known, Seen(FINISHED))
+    assert [*known] == ["find_best", "evaluate", "report"]
     assert not to_submit(wanted, known, seen, DATASET)
     Path("out/evaluation").unlink()
     assert names(to_submit(wanted, known, seen, DATASET)) == ["evaluate", "report"]
@@ -190,6 +192,41 @@ def test_what_was_removed_is_made_again_with_what_needs_it(prepared: Prepared, e
         write_state(jobs_folder(DATASET), name, State(state, (attempt,)))
         again = to_submit(wanted, known, seen | {name: Seen(state)}, DATASET)
         assert names(again) == ["find_best", "evaluate", "report"]
+
+
+@pytest.mark.parametrize(
+    ("file", "again"),
+    [
+        (None, []),
+        ("imagesTs/another_0000.nii.gz", ["predict", "evaluate", "report"]),
+        ("imagesTs/new_0000.nii.gz", ["predict", "evaluate", "report"]),
+        ("labelsTs/new.nii.gz", ["evaluate", "report"]),
+        ("FOLD/checkpoint_final.pth", ["predict", "evaluate", "report"]),
+        ("FOLD/validation/summary.json", ["find_best"]),
+    ],
+)
+def test_what_was_made_of_older_files_is_made_again(
+    prepared: Prepared, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, file: str | None, again: list[str]
+) -> None:
+    for place in ("imagesTs/new_0000.nii.gz", "labelsTs/new.nii.gz"):
+        prepared.write(prepared.raw / place, b"")
+    # that nothing is trained is for the training's own tests; here it is done
+    monkeypatch.setattr(way, "trainings", lambda *_: Wanted(()))
+    assert main(FULL) == 0
+    assert names(engine.submitted) == ["find_best", f"predict_{TRAINED[1]}", "evaluate", "report"]
+    ended = time.time() + 60  # far from the clock of the file system
+    for number, job in enumerate(engine.submitted):
+        state = State(FINISHED, (Attempt(ended + number, ended + number + 1),))
+        write_state(jobs_folder(DATASET), job.name, state)
+    engine.submitted.clear()
+    if file is not None:
+        changed = prepared.raw / file
+        if file.startswith("FOLD"):
+            changed = prepared.results / TRAINED[1] / "fold_0" / file.removeprefix("FOLD/")
+        prepared.write(changed, b"new")
+        os.utime(changed, (ended + 60,) * 2)
+    assert main(FULL) == 0
+    assert [name.partition("_M")[0] for name in names(engine.submitted)] == again
 
 
 def test_jobs_of_another_request_under_way(

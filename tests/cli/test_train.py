@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +27,8 @@ CPU = (*BASE, "--jobs", "2")
 
 @pytest.fixture
 def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    monkeypatch.setattr(train, "gpus_there", list)
+    monkeypatch.setattr(train, "gpus_visible", list)
+    monkeypatch.setattr(train, "has_mps", lambda: False)
     made = prepare(tmp_path, monkeypatch)
     made.change_plans("nnUNetPlans", patch_size=[32] * 3)
     return made
@@ -84,10 +86,35 @@ def test_flags_become_resources(
 def test_a_machine_with_gpus_trains_on_the_first(
     prepared: Prepared, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "gpus_there", lambda: [1, 2])
+    monkeypatch.setattr(train, "gpus_visible", lambda: [1, 2])
     assert main(["train", *BASE, "-f", "all"]) == 0
     assert engine.submitted[0].resources.gpus == (1,)
     assert not (prepared.preprocessed / "splits_final.json").exists(), "fold all needs none"
+
+
+def test_a_mac_trains_on_its_gpu(prepared: Prepared, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "has_mps", lambda: True)
+    for flags in ((), ("-device", "mps")):
+        assert main(["train", *BASE, "-f", str(len(flags)), *flags]) == 0
+        assert engine.submitted[-1].command[-2:] == ("-device", "mps")
+        assert engine.submitted[-1].resources == Resources(jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ("", True),
+        ("--gres tmpdisk:20", True),
+        ("--gres gpu:1", False),
+        ("--slurm=--gpus=1", False),
+        ("-device cpu", False),
+    ],
+)
+def test_a_cluster_without_gpus_asked_for(
+    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str], flags: str, told: bool
+) -> None:
+    assert main(["train", *BASE, "-f", "0", "--on", "slurm", *flags.split()]) == 0
+    assert capsys.readouterr().out.startswith("no --gres, as gpu:1: trainings fail") == told
 
 
 @pytest.mark.parametrize(
@@ -123,28 +150,20 @@ BAD: dict[str, tuple[str, Callable[[Prepared], Any], str]] = {
     "a fold too many": (f"-d 901 -m {OURS} -f 0 7", nothing, "fold 7 of 5"),
     "no plans": ("-d 901 -m MNetTrainer:NoPlans:3d_fullres", nothing, "no plans file .*NoPlans.json"),
     "no trainer": ("-d 901 -m NoTrainer:MNetPlans:3d_fullres", nothing, "no trainer NoTrainer"),
-    "no jobs": (f"-d 901 -m {OURS} --jobs 0", nothing, "--jobs 0; expected 1 or more"),
     "jobs that are none": (f"-d 901 -m {OURS} --jobs two", nothing, "--jobs two; expected a whole number"),
     "GPUs and the CPU": (f"-d 901 -m {OURS} --gpus 0 -device cpu", nothing, "--gpus 0 with -device cpu"),
     "jobs and the GPU": (f"-d 901 -m {OURS} --jobs 2 -device cuda", nothing, "--jobs 2 with -device cuda"),
-    "both": (f"-d 901 -m {OURS} --jobs 2 --gpus 0", nothing, "--gpus and --jobs"),
-    "a GPU twice": (f"-d 901 -m {OURS} --gpus 0,0", nothing, "--gpus 0,0"),
     "a GPU of no number": (f"-d 901 -m {OURS} --gpus 0;1", nothing, "--gpus 0;1"),
     "no GPU at all": (f"-d 901 -m {OURS} --gpus ,", nothing, "--gpus ,"),
     "no such GPU": (f"-d 901 -m {OURS} --gpus 9", nothing, "--gpus 9; expected GPUs of this machine"),
     "no GPU here": (f"-d 901 -m {OURS} -device cuda", nothing, "-device cuda on a machine without a GPU"),
+    "no Mac": (f"-d 901 -m {OURS} -device mps", nothing, "-device mps; expected a device that PyTorch finds here"),
+    "jobs on a Mac": (f"-d 901 -m {OURS} -device mps --jobs 2", nothing, "--jobs 2 with -device mps"),
+    "a cluster of Macs": (f"-d 901 -m {OURS} -device mps --on slurm", nothing, "-device mps with --on slurm"),
     "no time": (f"-d 901 -m {OURS} --time 0", nothing, "--time 0; expected minutes above 0, or H:MM:SS"),
     "a time of days": (f"-d 901 -m {OURS} --time 1-00:00", nothing, "--time 1-00:00"),
     "no end": (f"-d 901 -m {OURS} --time inf", nothing, "--time inf"),
     "no retries": (f"-d 901 -m {OURS} --retries=-1", nothing, "--retries -1; expected 0 or more"),
-    "flags of SLURM": (
-        f"-d 901 -m {OURS} --partition gpu --slurm=--qos=x",
-        nothing,
-        "--partition, --slurm with --on local",
-    ),
-    "flags of this machine": (f"-d 901 -m {OURS} --on slurm --jobs 2", nothing, "--jobs with --on slurm"),
-    "no memory": (f"-d 901 -m {OURS} --on slurm --memory 0", nothing, "--memory 0; expected a number above 0"),
-    "no cores": (f"-d 901 -m {OURS} --on slurm --cpus 0", nothing, "--cpus 0; expected 1 or more"),
     "no such step": (f"-d 901 -m {OURS} --then finish", nothing, "--then finish; expected some of find_best, predict"),
     "images for nothing": (f"-d 901 -m {OURS} -i images --then report", nothing, "-i images without --then predict"),
     "no images": (f"-d 901 -m {OURS} -i images --then predict", nothing, "-i images; expected a folder of images"),
@@ -237,6 +256,20 @@ def test_jobs_of_two_engines_cannot_wait_for_each_other(
     assert main(["train", *CPU, "-f", "0"]) == 0
     assert main(["train", *BASE, "-f", "0", "--on", "slurm", "--then", "evaluate"]) == 2
     assert "jobs on slurm that need MNetTrainer__MNetPlans__3d_fullres__fold_0 on local" in capsys.readouterr().err
+
+
+def test_who_waits_is_told_of_what_trainings_need(
+    prepared: Prepared, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared.write_images()
+    shutil.rmtree(prepared.data)
+    name = f"preprocess_{prepared.data.name}"
+    monkeypatch.setattr(
+        jobs_command.time, "sleep", lambda _: engine.states.update({name: Seen("failed", 1, "no luck")})
+    )
+    assert main(["train", *CPU, "-f", "0", "--wait"]) == 1
+    assert f"{name}: failed: no luck" in (told := capsys.readouterr().out)
+    assert "1 job (MNetTrainer__MNetPlans__3d_fullres__fold_0) cannot run after that" in told
 
 
 @pytest.mark.parametrize(("end", "status"), [(Seen(FINISHED, 0), 0), (Seen("failed", 1, "no luck"), 1)])

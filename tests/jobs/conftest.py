@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_ext.jobs.engine import Seen, standing
 from nnunetv2_ext.jobs.local import Local
 from nnunetv2_ext.jobs.record import LOG, Job, State, read_jobs, read_state, write_job
 from nnunetv2_ext.locks import holder, is_held
+from tests.doctor.conftest import Prepared, prepare
 
 
 def wait_for(told: Callable[[], object], seconds: float = 10, pause: float = 0.02) -> Any:
@@ -60,7 +62,11 @@ class Jobs:
 
     def look(self) -> dict[str, str]:
         """The state of each job."""
-        return {name: seen.state for name, seen in Local().look(self.folder, read_jobs(self.folder)).items()}
+        return {name: seen.state for name, seen in self.seen().items()}
+
+    def seen(self) -> dict[str, Seen]:
+        """How each job stands."""
+        return standing(self.folder, read_jobs(self.folder))
 
     def until(self, **states: str) -> None:
         """Wait until jobs stand so."""
@@ -98,3 +104,10 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
             Local().cancel(folder, [*read_jobs(folder).values()])
         for process in made.sleepers():
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    made = prepare(tmp_path, monkeypatch)
+    made.change_plans("nnUNetPlans", data_identifier="nnUNetPlans_3d", patch_size=[32] * 3)
+    return made

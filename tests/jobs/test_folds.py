@@ -1,16 +1,19 @@
 """How a training goes on from what stands in its fold."""
 
+import json
+import os
 import shlex
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from nnunetv2_ext.inference.trained import SUMMARY
 from nnunetv2_ext.jobs.folds import command_now, set_damaged_aside
 
 TRAIN = "nnUNetv2_train 42 3d_fullres 0 -tr MNetTrainer"
 LATEST, FINAL, BEST, PREVIOUS = (f"checkpoint_{name}.pth" for name in ("latest", "final", "best", "previous"))
-DONE = "validation/summary.json"
+DONE = f"validation/{SUMMARY}"
 
 
 @pytest.mark.parametrize(
@@ -24,6 +27,13 @@ DONE = "validation/summary.json"
         (TRAIN, f"{LATEST} {FINAL}", f"{TRAIN} --val"),
         (TRAIN, f"{FINAL} validation/a.nii.gz", f"{TRAIN} --val"),
         (TRAIN, f"{FINAL} validation/a.nii.gz {DONE}", None),
+        (TRAIN, f"validation/a.nii.gz {DONE} {FINAL}", f"{TRAIN} --val"),
+        (TRAIN, f"{DONE} {FINAL} validation/a.nii.gz", f"{TRAIN} --val"),
+        (TRAIN, f"validation/a.nii.gz {DONE}", TRAIN),
+        (TRAIN, f"validation/a.nii.gz {DONE} {LATEST}", f"{TRAIN} --c"),
+        (TRAIN, f"{FINAL} {DONE}", f"{TRAIN} --val"),
+        (f"{TRAIN} --val", f"{FINAL} validation/a.nii.gz {DONE}", f"{TRAIN} --val"),
+        (f"{TRAIN} --val", LATEST, f"{TRAIN} --c"),
         (f"{TRAIN} --npz", f"{FINAL} validation/a.nii.gz {DONE}", f"{TRAIN} --npz --val"),
         (f"{TRAIN} --npz", f"{FINAL} validation/a.nii.gz validation/a.pkl validation/a.npz {DONE}", None),
         (
@@ -36,10 +46,15 @@ DONE = "validation/summary.json"
     ],
 )
 def test_a_training_goes_on_where_it_was(tmp_path: Path, command: str, files: str, expected: str | None) -> None:
-    for name in files.split():
+    """Each file is ten days younger than the one before."""
+    metrics = {"metrics": {"1": {"n_ref": 3}}, "prediction_file": "/then/validation/a.nii.gz"}
+    mha = "a.mha" in files
+    for number, name in enumerate(files.split()):
         path = tmp_path / "fold_0" / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+        told = {"metric_per_case": [metrics | ({"prediction_file": "a.mha"} if mha else {})]}
+        path.write_text(json.dumps(told) if name == DONE else "")
+        os.utime(path, (number * 864_000.0,) * 2)
     now = command_now(command.split(), tmp_path / "fold_0")
     assert (None if now is None else shlex.join(now)) == expected
 

@@ -12,21 +12,15 @@ from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.jobs.engine import Seen
-from nnunetv2_ext.jobs.graph import How, afterwards, trainings, write_splits
+from nnunetv2_ext.jobs.folds import command_now
+from nnunetv2_ext.jobs.graph import How, trainings, write_splits
 from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, RUNNING, TIMED_OUT, WAITING, Job, Resources
 from nnunetv2_ext.training.run import make_trainer
-from tests.doctor.conftest import CASES, DATASET, MNET, Prepared, prepare
+from tests.doctor.conftest import CASES, DATASET, MNET, Prepared
 
 OURS, STOCK = Model("MNetTrainer", "MNetPlans", "3d_fullres"), Model("nnUNetTrainer", "nnUNetPlans", "3d_fullres")
 CPU = How(device="cpu", resources=Resources(jobs=2))
 SPLIT = [{"train": [case for case in CASES if case != one], "val": [one]} for one in CASES]
-
-
-@pytest.fixture
-def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
-    made = prepare(tmp_path, monkeypatch)
-    made.change_plans("nnUNetPlans", data_identifier="nnUNetPlans_3d", patch_size=[32] * 3)
-    return made
 
 
 def finish(prepared: Prepared, model: Model, fold: str, *, probabilities: bool = True) -> Path:
@@ -74,9 +68,9 @@ def test_each_fold_of_each_model_is_a_job(prepared: Prepared, monkeypatch: pytes
     assert not list(prepared.results.iterdir()), "nothing is written"
 
 
-def test_the_default_device_and_no_probabilities(prepared: Prepared) -> None:
-    wanted = trainings(DATASET, [OURS], ["0"], {}, How(), npz=False)
-    assert wanted.jobs[0].command[-4:] == ("-tr", "MNetTrainer", "-p", "MNetPlans")
+def test_the_default_device(prepared: Prepared) -> None:
+    wanted = trainings(DATASET, [OURS], ["0"], {}, How())
+    assert wanted.jobs[0].command[-5:] == ("-tr", "MNetTrainer", "-p", "MNetPlans", "--npz")
 
 
 @pytest.mark.parametrize("state", [WAITING, RUNNING])
@@ -100,7 +94,6 @@ def test_a_whole_fold_gets_no_job(prepared: Prepared) -> None:
     wanted = trainings(DATASET, [OURS], ["0", "1", "2"], {}, CPU)
     assert [job.name[-6:] for job in wanted.jobs] == ["fold_1", "fold_2"]
     assert wanted.told == ("MNetTrainer:MNetPlans:3d_fullres, fold 0: trained and validated already",)
-    assert trainings(DATASET, [OURS], ["0", "1"], {}, CPU, npz=False).jobs == ()
 
 
 def retrained(fold: Path) -> None:
@@ -115,9 +108,21 @@ def lost(fold: Path) -> None:
 def test_a_trained_fold_whose_validation_is_not_its_own_is_validated(
     prepared: Prepared, damage: Callable[[Path], None]
 ) -> None:
-    damage(finish(prepared, OURS, "0"))
+    fold = finish(prepared, OURS, "0")
+    damage(fold)
     (job,) = trainings(DATASET, [OURS], ["0"], {}, CPU).jobs
-    assert (job.command[-1], job.fold) == ("--val", None)
+    assert (job.command[-1], job.fold) == ("cpu", fold)
+    assert command_now(job.command, fold) == [*job.command, "--val"], "its supervisor sees that it is trained"
+
+
+@pytest.mark.parametrize(("there", "goes_on"), [("checkpoint_latest.pth", ["--c"]), ("debug.json", [])])
+def test_a_fold_without_its_final_checkpoint_is_trained_whatever_its_validation(
+    prepared: Prepared, there: str, goes_on: list[str]
+) -> None:
+    fold = finish(prepared, OURS, "0")
+    (fold / "checkpoint_final.pth").rename(fold / there)
+    (job,) = trainings(DATASET, [OURS], ["0"], {}, CPU).jobs
+    assert command_now(job.command, fold) == [*job.command, *goes_on]
 
 
 def test_slabs_are_not_looked_for_in_data_that_are_to_be_made(prepared: Prepared) -> None:
@@ -189,7 +194,9 @@ def test_a_cascade_needs_only_the_folds_whose_predictions_are_lacking(prepared: 
         *("lowres__fold_0", "lowres__fold_3", "lowres__fold_4", "cascade_fullres__fold_0")
     ]
     fourth = jobs["nnUNetTrainer__nnUNetPlans__3d_lowres__fold_4"]
-    assert (fourth.command[-1], fourth.fold) == ("--val", None), "of a whole fold, the validation alone"
+    place = prepared.model(*low) / "fold_4"
+    assert (fourth.command[-1], fourth.fold) == ("--val", place), "of a whole fold, the validation alone"
+    assert command_now(fourth.command, place) == [*fourth.command], "though that is there"
     assert {need[-6:] for need in wanted.jobs[-1].needs} == {"fold_3", "fold_4"}
 
 
@@ -273,86 +280,3 @@ def test_a_split_that_is_there_stays(prepared: Prepared) -> None:
     prepared.write_splits(SPLIT)
     write_splits(DATASET, CASES)
     assert json.loads((prepared.preprocessed / SPLITS).read_text()) == SPLIT
-
-
-# --- what comes after ---
-
-DONE = ("a", "b")
-ALL = ("find_best", "predict", "evaluate", "report")
-
-
-def after(prepared: Prepared, models: list[Model], steps: tuple[str, ...], folds: str = "01", **more: Any) -> Any:
-    output = prepared.results.parent / "out"
-    return afterwards(DATASET, models, [*folds.split("/")] if "/" in folds else [*folds], steps, output, CPU, **more)
-
-
-def test_what_comes_after_several_models(prepared: Prepared) -> None:
-    for name in ("imagesTs", "labelsTs"):
-        prepared.write(prepared.raw / name / "case.nii.gz", b"")
-    wanted = after(prepared, [OURS, STOCK], ALL, after=DONE)
-    jobs = by_name(wanted.jobs)
-    out, predictions = prepared.results.parent / "out", prepared.results.parent / "out" / "predictions"
-    names = ["MNetTrainer__MNetPlans__3d_fullres", "nnUNetTrainer__nnUNetPlans__3d_fullres", "ensemble"]
-    both = f"-m {OURS} {STOCK} -f 0 1"
-    flags = f"-i {prepared.raw / 'imagesTs'} -o"
-    assert {name: " ".join(job.command[1:]) for name, job in jobs.items()} == {
-        "find_best": f"find_best -d {DATASET} {both} -device cpu -o {out / 'best.json'}",
-        **{
-            f"predict_{name}": f"predict -d {DATASET} {which} {flags} {predictions / name}"
-            " --disable_progress_bar -device cpu"
-            for name, which in zip(names, (f"-m {OURS} -f 0 1", f"-m {STOCK} -f 0 1", both), strict=True)
-        },
-        "evaluate": f"evaluate -r {prepared.raw / 'labelsTs'} -p {' '.join(str(predictions / n) for n in names)}"
-        f" --names {OURS} {STOCK} ensemble -o {out / 'evaluation'} --overwrite --disable_progress_bar",
-        "report": f"report {out / 'evaluation'} -o {out / 'report.html'}",
-    }
-    assert {name: job.needs for name, job in jobs.items()} == {
-        "find_best": DONE,
-        **{f"predict_{name}": DONE for name in names},
-        "evaluate": tuple(f"predict_{name}" for name in names),
-        "report": ("evaluate",),
-    }
-    assert {job.command[0] for job in wanted.jobs} == {"nnunetv2_ext"}
-    assert wanted.told == ()
-
-
-@pytest.mark.parametrize(
-    ("steps", "folds", "names", "told"),
-    [
-        (ALL, "01", ["find_best", "evaluate", "report"], "no images"),
-        (("report",), "01", [], "no evaluation in"),
-        (("find_best", "evaluate"), "0/all", ["evaluate"], "find_best is left out"),
-        (("evaluate", "report"), "01", ["evaluate", "report"], ""),
-    ],
-)
-def test_steps_that_cannot_run_are_told(
-    prepared: Prepared, steps: tuple[str, ...], folds: str, names: list[str], told: str
-) -> None:
-    wanted = after(prepared, [OURS], steps, folds)
-    assert [job.name for job in wanted.jobs] == names
-    assert told in " ".join(wanted.told)
-    assert bool(told) == bool(wanted.told)
-    for job in wanted.jobs:
-        if job.name == "evaluate":  # of the validations
-            assert job.command[1:5] == ("evaluate", "-d", DATASET, "-m")
-
-
-def test_images_of_no_labels_are_predicted_and_the_validations_measured(prepared: Prepared, tmp_path: Path) -> None:
-    prepared.write(tmp_path / "new" / "case_0000.nii.gz", b"")
-    wanted = after(prepared, [OURS], ("predict", "evaluate"), images=tmp_path / "new")
-    jobs = by_name(wanted.jobs)
-    assert [*jobs] == [f"predict_{OURS.folder_name}", "evaluate"], "one model is no ensemble"
-    assert jobs["evaluate"].command[2] == "-d"
-    assert wanted.told == (f"evaluate measures the validations: no labels beside {tmp_path / 'new'}",)
-
-
-def test_predictions_of_an_earlier_training_are_replaced(prepared: Prepared) -> None:
-    prepared.write(prepared.raw / "imagesTs" / "case_0000.nii.gz", b"")
-    (prepared.results.parent / "out" / "predictions" / OURS.folder_name).mkdir(parents=True)
-    assert "--overwrite" in after(prepared, [OURS], ("predict",), after=DONE).jobs[0].command
-    assert "--overwrite" not in after(prepared, [OURS], ("predict",)).jobs[0].command
-
-
-def test_a_step_that_is_none_is_refused(prepared: Prepared) -> None:
-    with pytest.raises(InputError, match="--then finish; expected some of find_best, predict, evaluate, report"):
-        afterwards(DATASET, [OURS], ["0"], ["finish"], Path("out"), CPU)

@@ -104,6 +104,15 @@ def test_logs_tell_how_far_a_training_is(tmp_path: Path, logs: dict[str, str], e
     assert found.validates == (expected.cases_done > 0 and not expected.validated)
 
 
+def test_cases_of_a_run_before_do_not_count(tmp_path: Path) -> None:
+    log = tmp_path / FIRST
+    log.write_text(HEAD + SIX + DONE + predicted("a", "b"))
+    assert (found := progress(tmp_path, log.stat().st_mtime - 1)) is not None and found.cases_done == 2
+    assert (found := progress(tmp_path, log.stat().st_mtime + 1)) is not None and not found.validates
+    (tmp_path / SECOND).write_text(HEAD)
+    assert (found := progress(tmp_path)) is not None and not found.validates, "of this run no case has begun"
+
+
 @pytest.mark.parametrize("text", [None, "", '{"num_epo', '{"num_epochs": "many"}', "[]", '{"num_epochs": null}'])
 def test_epochs_in_all_are_unknown_where_debug_json_does_not_tell(tmp_path: Path, text: str | None) -> None:
     (tmp_path / FIRST).write_text(HEAD + epoch(0))
@@ -119,6 +128,18 @@ def test_a_fold_without_a_log_has_none_and_earlier_trainings_do_not_count(tmp_pa
     (aside / FIRST).write_text(HEAD + epoch(0))
     (tmp_path / "fold_0").mkdir()
     assert progress(tmp_path / "fold_0") is None
+
+
+def test_what_has_not_changed_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / FIRST).write_text(HEAD + epoch(0))
+    assert progress(tmp_path) == Progress(1, None, 10.0, None, 0.6, cases=5)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "read_text", lambda *_, **__: pytest.fail("read again"))
+        assert progress(tmp_path) == Progress(1, None, 10.0, None, 0.6, cases=5)
+    with (tmp_path / FIRST).open("a") as log:
+        log.write(epoch(1))
+    (tmp_path / "debug.json").write_text('{"num_epochs": "4"}')
+    assert progress(tmp_path) == Progress(2, 4, 10.0, 20.0, 0.6, cases=5)
 
 
 def test_reading_progress_imports_no_torch() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.jobs import local
+from nnunetv2_ext.jobs import devices, local
 from nnunetv2_ext.jobs.devices import is_taken, leave_gpu, take_gpu
 from nnunetv2_ext.jobs.local import Local
 from nnunetv2_ext.jobs.queue import ensure_queue
@@ -67,7 +67,7 @@ def test_needs_come_first_and_what_needs_a_failed_job_is_not_run(jobs: Jobs) -> 
     jobs.until(z_first=FINISHED, a_second=FINISHED, bad=FAILED, after_bad=BLOCKED, after_all=BLOCKED)
     wait_for(lambda: not is_held(jobs.folder, "queue"))
     assert (jobs.folder / "order").read_text() == "first\nsecond\n"
-    seen = Local().look(jobs.folder, read_jobs(jobs.folder))
+    seen = jobs.seen()
     assert seen["bad"].exit == 3
     assert seen["after_bad"].reason == "it needs bad: failed"
     assert seen["after_all"].reason == "it needs after_bad: not to run"
@@ -98,6 +98,7 @@ def gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program.write_text('#!/bin/sh\nfor i in 0 1 3; do echo "GPU $i: NVIDIA Card (UUID: GPU-$i)"; done\n')
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(devices, "_counted_by_torch", lambda gpus: len(gpus))
 
 
 def test_a_gpu_runs_one_job_at_a_time_of_all_data_sets(jobs: Jobs, gpus: None, tmp_path: Path) -> None:
@@ -319,6 +320,14 @@ def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> N
     assert "a damaged file" in Local().look(jobs.folder, read_jobs(jobs.folder))["a"].reason
 
 
+def test_a_job_that_cannot_be_read_stops_no_other(jobs: Jobs) -> None:
+    (jobs.folder / "old").mkdir()
+    (jobs.folder / "old" / "job.json").write_text('{"name": "old"}')
+    jobs.submit(jobs.job("a", "exit 0"), jobs.job("b", "exit 0", needs=("old",)))
+    jobs.until(old=FAILED, a=FINISHED, b=BLOCKED)
+    wait_for(lambda: not is_held(jobs.folder, "queue"))
+
+
 @pytest.mark.parametrize(
     ("resources", "sentence"),
     [
@@ -344,13 +353,3 @@ def test_a_gpu_is_kept_where_the_home_cannot_be_written(tmp_path: Path, monkeypa
     assert is_taken("0")
     leave_gpu("0")
     assert not is_taken("0")
-
-
-@pytest.mark.parametrize(("count", "refused"), [("0", True), ("", True), ("1", False)])
-def test_gpus_without_nvidia_smi_are_those_of_torch(monkeypatch: pytest.MonkeyPatch, count: str, refused: bool) -> None:
-    monkeypatch.setattr("nnunetv2_ext.jobs.devices._said", lambda *command: "" if command[-1] == "-L" else f"{count}\n")
-    if not refused:
-        Local().check(Resources(gpus=(0,)))
-        return
-    with pytest.raises(InputError, match=r"got GPU 0 on .*, which has none that CUDA can use; .* leave out --gpus"):
-        Local().check(Resources(gpus=(0,)))

@@ -122,7 +122,7 @@ def test_nothing_outlives_a_killed_supervisor_and_the_next_counts_it(jobs: Jobs)
     running.kill()
     running.wait()
     wait_for(lambda: not jobs.sleepers(), 1)
-    assert jobs.state("a").state == RUNNING and jobs.look() == {"a": FAILED}
+    assert jobs.state("a").state == RUNNING and jobs.look() == {"a": WAITING}
     assert jobs.supervisor(job).wait() == 0
     assert [attempt.exit for attempt in jobs.state("a").attempts] == [137, 0]
     assert jobs.state("a").state == FINISHED
@@ -161,7 +161,10 @@ def test_a_job_that_has_ended_does_not_run_again(jobs: Jobs) -> None:
     assert (jobs.folder / "n").read_text() == "x\n"
 
 
-def test_a_fold_that_somebody_else_trains_is_refused(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_fold_that_somebody_else_trains_is_refused(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "PATIENCE", 0.1)
     fold = tmp_path / "results" / "fold_0"
     other = jobs.supervisor(jobs.job("other", "SLEEP", fold=fold))
     wait_for(jobs.sleepers)

@@ -22,7 +22,7 @@ from nnunetv2_ext.jobs.record import (
     write_job,
     write_state,
 )
-from nnunetv2_ext.jobs.table import chosen, in_order, lines, rows, summary, with_jobs
+from nnunetv2_ext.jobs.table import chosen, lines, rows, summary, with_jobs
 from tests.jobs.fake import FakeEngine, use
 from tests.jobs.test_progress import DONE, FIRST, HEAD, begun, epoch, predicted
 
@@ -59,6 +59,7 @@ def folder(nnunet_folders: Path, engine: FakeEngine) -> Path:
             (place / "debug.json").write_text(json.dumps({"num_epochs": "2"}))
             attempt = Attempt(1000.0, 1060.0, state.exit, reason, 1)
             write_state(jobs, name, State(state.state, (attempt,), "node", 12))
+            (jobs / name / "log.txt").touch()
     write_job(jobs, Job("find_best", ("nnunetv2_ext", "find_best"), needs=(f"{MODEL}__fold_3", f"{MODEL}__fold_0")))
     write_job(jobs, Job("report", ("nnunetv2_ext", "report"), needs=("find_best",), retries=0))
     return jobs
@@ -84,9 +85,7 @@ def test_each_job_has_its_line(folder: Path) -> None:
         f"{MODEL}__fold_3: killed by signal 9 (SIGKILL)",
         f"  log: {folder / f'{MODEL}__fold_3' / 'log.txt'}",
         f"find_best: it needs {MODEL}__fold_3: failed",
-        f"  log: {folder / 'find_best' / 'log.txt'}",
         "report: it needs find_best: not to run",
-        f"  log: {folder / 'report' / 'log.txt'}",
         f"logs: {folder / 'NAME' / 'log.txt'}",
     ]
 
@@ -94,10 +93,42 @@ def test_each_job_has_its_line(folder: Path) -> None:
 @pytest.mark.parametrize("width", [200, 80, 60, 40, 30])
 def test_a_line_is_as_wide_as_the_terminal_at_the_most(folder: Path, width: int) -> None:
     told = lines(rows(DATASET), width)
-    assert max(len(line) for line in told[1:] if "/jobs/" not in line) <= width
+    assert max(len(line) for line in told[1:9]) <= width
+    assert f"{MODEL}__fold_3: killed by signal 9 (SIGKILL)" in told, "why one is not well is told whole"
     for word in ("fold", "state"):
         assert word in told[1], "what a narrow terminal keeps"
     assert ("Dice" in told[1]) == (width >= 60)
+
+
+@pytest.mark.parametrize(
+    ("models", "width", "told"),
+    [
+        (["A:P:c", "A:Q:c"], 200, ["A:P:c", "A:Q:c", "predict_A:P:c"]),
+        (["LongTrainer:PlansOne:3d_fullres", "LongTrainer:PlansTwo:3d_fullres"], 71, ["LongTrainer:PlansOne"]),
+        (["LongTrainer:PlansOne:3d_fullres", "LongTrainer:PlansTwo:3d_fullres"], 70, ["PlansOne", "predict_PlansOne"]),
+        (["LongTrainer:Plans:3d_fullres", "OtherTrainer:Plans:3d_fullres"], 70, ["OtherTrainer:Plans"]),
+        (["LongTrainer:Plans:3d_fullres", "LongTrainer:Plans:3d_lowres"], 56, ["LongTr…lowres"]),
+    ],
+)
+def test_a_name_without_room_loses_what_all_share(
+    engine: FakeEngine, nnunet_folders: Path, models: list[str], width: int, told: list[str]
+) -> None:
+    results = nnunet_folders / "nnUNet_results" / DATASET
+    for model in models:
+        name = model.replace(":", "__")
+        write_job(results / "jobs", Job(f"{name}__fold_0", ("true",), fold=results / name / "fold_0"))
+        write_job(results / "jobs", Job(f"predict_{name}", ("true",)))
+        engine.states |= {f"{name}__fold_0": Seen(WAITING), f"predict_{name}": Seen(WAITING)}
+    names = [line.split()[0] for line in lines(rows(DATASET), width)[2:-1]]
+    assert {*told} <= {*names}
+
+
+def test_rows_stand_in_the_order_in_which_jobs_run(engine: FakeEngine, nnunet_folders: Path) -> None:
+    ordered = ["plan_P", "preprocess_P", "M__P__c__fold_0", "find_best", "predict_best", "evaluate", "report"]
+    for name in ordered:
+        write_job(nnunet_folders / "nnUNet_results" / DATASET / "jobs", Job(name, ("true",)))
+        engine.states[name] = Seen(FINISHED)
+    assert [row.job.name for row in rows(DATASET)] == ordered
 
 
 def test_json_tells_all_that_is_known(folder: Path) -> None:
@@ -181,12 +212,6 @@ def test_a_job_is_not_to_run_where_one_that_it_needs_is_not_well(
     found = {row.job.name: row.seen.state for row in rows(DATASET)}
     assert found["c"] == expected
     assert with_jobs() == [DATASET]
-
-
-def test_jobs_stand_behind_those_that_they_need() -> None:
-    needs = {"a": ("z",), "b": (), "z": ("b", "gone"), "c": ("d",), "d": ("c",)}
-    order = [job.name for job in in_order({name: Job(name, ("true",), of) for name, of in needs.items()})]
-    assert order == ["b", "z", "a", "d", "c"]
 
 
 def test_the_summary_of_no_jobs(engine: FakeEngine) -> None:
