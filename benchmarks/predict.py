@@ -33,12 +33,18 @@ from tqdm import tqdm
 from benchmarks._commands import Cost
 from benchmarks._commands import run as run_command
 from benchmarks._report import exit_status, machine, markdown_facts
-from nnunetv2_ext.cli.demo import DATASET, FOLDS, MODELS
+from nnunetv2_ext.cli.demo import DATASET, TITLES
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import check_output_file, write_json
+from nnunetv2_ext.inference.models import parse_models
+from nnunetv2_ext.jobs.way import PRESETS
 from nnunetv2_ext.testing.trainer import Shell
 from nnunetv2_ext.text import listed, markdown_table
 
+MODELS, FOLDS = (
+    dict(zip(TITLES, parse_models(PRESETS["quick"].models), strict=True)),
+    tuple(map(int, PRESETS["quick"].folds)),
+)
 STOCK, FEW_PROCESSES, OURS = "nnUNetv2_predict", "nnUNetv2_predict -npp 1 -nps 1", "nnunetv2_ext predict"
 SIDES = (STOCK, FEW_PROCESSES, OURS)
 ENDING = ".nii.gz"

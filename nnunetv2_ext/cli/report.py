@@ -36,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--title", metavar="TEXT", help="heading of the page (default: the data set's name, else the folder's)"
     )
-    parser.add_argument("--note", default="", metavar="TEXT", help="what a reader must know first, below the heading")
+    parser.add_argument(
+        "--note", default="", metavar="TEXT", help="what a reader must know first, below the heading (default: none)"
+    )
     parser.add_argument(
         "--cases", default="3", metavar="N", help="worst cases with pictures, beside the median and the best one"
     )
