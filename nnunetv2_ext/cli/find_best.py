@@ -168,16 +168,21 @@ def check_models(
     Raises:
         InputError: all that is missing, with the commands that make it; or models that cannot be compared.
     """
+    from nnunetv2_ext.cli.train import as_jobs
+    from nnunetv2_ext.doctor.dataset import replan
+    from nnunetv2_ext.doctor.examination import Subject
+
     dataset = dataset_folder.name
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
     faults = []
     if not (preprocessed / "gt_segmentations").is_dir():
         command = f"nnUNetv2_preprocess -d {dataset} -plans_name {models[0].plans} -c {models[0].configuration}"
         faults.append(Fault(f"no folder {preprocessed / 'gt_segmentations'}", command))
-    trainings = []
+    trainings, lacking = [], []
     for model in models:
         plans = preprocessed / f"{model.plans}.json"
-        known = read_plans(plans, f"plan and preprocess {dataset} with the planner of {model.plans}")["configurations"]
+        subject = Subject(dataset, model.configuration, model.trainer, model.plans)
+        known = read_plans(plans, f"{'remove it, then ' * plans.is_file()}{replan(subject)}")["configurations"]
         if model.configuration not in known:
             raise InputError(
                 f"the configuration {model.configuration}", f"one that {plans} has: {', '.join(known)}", "correct -m"
@@ -185,13 +190,15 @@ def check_models(
         for fold in folds:
             fault = fault_of_fold(dataset_folder, model, fold, probabilities=ensembling, flags=flags)
             trainings += [fault] if fault else []
+            lacking += [(model, fold)] if fault else []
     if faults or trainings:
+        jobs = as_jobs(dataset, lacking, flags)
         got = f"{len(trainings)} of {len(models) * len(folds)} trainings missing or incomplete"
         raise InputError(
             got if trainings else faults[0].what,
             f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of every model, trained and validated"
             + (" with --npz, which ensembles need" if ensembling else ""),
-            "\n  ".join(["run", *as_script([*faults, *trainings])]) + "\nand then this command again",
+            "\n  ".join(["run", *as_script([*faults, *trainings])]) + f"{jobs}\nand then this command again",
         )
     _check_comparable(dataset_folder, models, folds)
     _check_labels(dataset_folder, models[0], folds)

@@ -61,7 +61,7 @@ def check(dataset: str, model: Model, folds: Sequence[str], device: str | None =
         InputError: what would stop the training; not that preprocessed data are missing where raw data are there.
     """
     nnunet_folder("nnUNet_results")
-    subject = Subject(dataset, model.configuration, model.trainer, model.plans, device=device)
+    subject = Subject(dataset, model.configuration, model.trainer, model.plans, device=device, named=True)
     known = {examination.name: examination for examination in TRAINING}
     known["preprocessed data"] = Examination("preprocessed data", _check_data, ("configuration",), DATA)
     known["slabs"] = Examination("slabs", _check_slabs, ("preprocessed data", "trainer"), DATA)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.block import planned_block
+from nnunetv2_ext.doctor.examination import FAIL, Subject
+from nnunetv2_ext.doctor.installation import check_commands
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import changed, nnunet_folder, read_json, read_plans, unwritable, why_not_writable, write_json
 from nnunetv2_ext.inference.models import Model
@@ -269,9 +271,12 @@ def _known(way: Way, how: How) -> tuple[dict[str, Job], dict[str, Seen]]:
     """The jobs that were submitted before, and how they stand.
 
     Raises:
-        InputError: resources that the engine has not.
+        InputError: resources that the engine has not, or no nnUNetv2_train.
     """
     engines()[how.engine].check(how.resources)
+    for check in check_commands(Subject()):
+        if check.status == FAIL:
+            raise InputError(check.what, "the command that trains", check.remedy)
     folder = jobs_folder(way.dataset)
     known = read_jobs(folder)
     return known, standing(folder, known)
