@@ -312,7 +312,10 @@ FAULTS = {
             ],
             f"{OURS.folder_name}/plans.json": ["has no plans.json as training wrote it", "\n  cp '"],
             f"{OURS.folder_name}/dataset.json": ["has no dataset.json as training wrote it", "\n  cp '"],
-            f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json": ["MNetPlans.json", "the planner of MNetPlans"],
+            f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json": [
+                "MNetPlans.json",
+                "plan_and_preprocess -d Dataset901_Boxes -pl MNetPlanner",
+            ],
         }.items()
     },
     "no reference": (
@@ -321,7 +324,7 @@ FAULTS = {
     ),
     "no plans": (
         remove(f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json"),
-        ["no file", "MNetPlans.json", "with the planner of MNetPlans"],
+        ["no file", "MNetPlans.json", "; run nnunetv2_ext plan_and_preprocess -d Dataset901_Boxes -pl MNetPlanner"],
     ),
     "a case twice": (repeat_a_case, ["1 case (a) in the validation of several folds"]),
     "other labels": (

@@ -57,6 +57,7 @@ def test_a_file_without_number(tmp_path: Path) -> None:
         (lambda folder: None, "", r"no files \*.nii.gz"),
         (lambda folder: (folder / "a_0000.mha").touch(), "", r"no files \*.nii.gz in .*, but \*.mha"),
         (lambda folder: (folder / "a.nii.gz").touch(), "", r"1 image \(a.nii.gz\) without the number .*a_0000"),
+        (lambda folder: write(folder / "labelsTr" / "a.nii.gz"), "labelsTr", "a folder of labels .* give .*imagesTr"),
         (lambda folder: (folder / "a.mha").touch(), "a.mha", "one of the model's kind"),
     ],
 )
