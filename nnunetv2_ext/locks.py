@@ -4,6 +4,7 @@ New folders are filled beside their place and appear when they are whole.
 """
 
 import glob
+import math
 import os
 import platform
 import shutil
@@ -23,6 +24,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, unwritable, write_json
+from nnunetv2_ext.text import one_line
 
 FILLED = "filled"
 """What is held of a hidden folder while a new one is filled in it."""
@@ -71,6 +73,7 @@ def hold(folder: Path, name: str, doing: str, *, patience: float = 0) -> None:
     _HELD[path] = lock
     who = {"host": platform.node(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S"), "doing": doing}
     with suppress(OSError):  # a full disk; the lock does without
+        _told(folder, name).unlink(missing_ok=True)  # of one that was killed
         write_json(_told(folder, name), {**who, "command": " ".join(sys.argv)})
 
 
@@ -100,11 +103,31 @@ def is_held(folder: Path, name: str) -> bool:
     return False
 
 
+def check_locks(folder: Path) -> None:
+    """Refuse a folder whose file system knows no locks, where `hold` keeps nothing closed.
+
+    Raises:
+        InputError: it knows none.
+        OSError: it cannot be written.
+    """
+    with tempfile.TemporaryDirectory(prefix=".locks_", dir=folder) as trial, warnings.catch_warnings():
+        warnings.simplefilter("error")  # of filelock, which would do with a file of its own
+        try:
+            with FileLock(Path(trial, "lock"), timeout=0):
+                return
+        except (OSError, UserWarning) as error:
+            raise InputError(
+                f"{folder}, where files cannot be locked ({one_line(error)})",
+                "a file system with locks, as without them two processes may run one job at once",
+                "set nnUNet_results to a folder elsewhere, or mount this one with locks",
+            ) from None
+
+
 @contextmanager
-def held(folder: Path, name: str, doing: str) -> Iterator[None]:
+def held(folder: Path, name: str, doing: str, *, patience: float = 0) -> Iterator[None]:
     """`hold` for the length of a block, or of the one around it that holds the same."""
     mine = lock_file(folder, name) not in _HELD
-    hold(folder, name, doing)
+    hold(folder, name, doing, patience=patience)
     try:
         yield
     finally:
@@ -123,6 +146,19 @@ def holder(folder: Path, name: str) -> dict[str, Any] | None:
         if {"host", "process", "since", "doing"} <= who.keys():
             return who
     return None
+
+
+def tell_again(folder: Path, name: str) -> None:
+    """Say that the holder of a lock, this process, still lives, for machines that do not see the lock: see `silent`."""
+    with suppress(OSError):
+        os.utime(_told(folder, name))
+
+
+def silent(folder: Path, name: str) -> float:
+    """Seconds for which the holder of a lock has told nothing; endless where none has told."""
+    with suppress(OSError):
+        return time.time() - _told(folder, name).stat().st_mtime
+    return math.inf
 
 
 def _holder(folder: Path, name: str) -> str:
@@ -164,11 +200,14 @@ def ended_in_order() -> Iterator[None]:
 def complete_or_absent(target: Path) -> Iterator[Path]:
     """A new folder to write into, which becomes `target` when the block ends and vanishes when it fails.
 
-    A kill leaves it behind, hidden beside `target`: see `remove_left_behind`.
+    A kill leaves it behind, hidden beside `target`; the next time removes it. See `remove_left_behind` for data sets.
 
     Raises:
         InputError: an error of the file system within the block or on making or renaming the folder.
     """
+    for folder in _left_behind(target, f".{glob.escape(target.name)}_????????"):  # as tempfile names them
+        if not is_held(folder, FILLED):
+            shutil.rmtree(folder, ignore_errors=True)
     try:
         # On the same file system, so that the renaming is one step.
         with (
@@ -195,14 +234,18 @@ def remove_left_behind(target: Path) -> list[Path]:
     Raises:
         InputError: a process of this machine is making a data set with that id.
     """
-    removed = []
-    for folder in sorted(target.parent.glob(f".{glob.escape(target.name.partition('_')[0])}_*")):
-        try:
-            host = read_json(_told(folder, FILLED), "").get("host")
-        except InputError:  # none of ours
-            continue
-        if host == platform.node():
-            with held(folder, FILLED, f"the making of {target.name}"):
-                shutil.rmtree(folder, ignore_errors=True)
-            removed.append(folder)
+    removed = _left_behind(target, f".{glob.escape(target.name.partition('_')[0])}_*")
+    for folder in removed:
+        with held(folder, FILLED, f"the making of {target.name}"):
+            shutil.rmtree(folder, ignore_errors=True)
     return removed
+
+
+def _left_behind(target: Path, pattern: str) -> list[Path]:
+    """The folders beside `target` that a process of this machine fills or filled."""
+    folders = []
+    for folder in sorted(target.parent.glob(pattern)):
+        with suppress(InputError):  # none of ours
+            if read_json(_told(folder, FILLED), "").get("host") == platform.node():
+                folders.append(folder)
+    return folders

@@ -6,11 +6,12 @@ import platform
 import signal
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.locks import complete_or_absent, held, hold, let_go
+from nnunetv2_ext.locks import complete_or_absent, held, hold, holder, let_go
 
 HOLD = """
 import sys, time
@@ -45,6 +46,16 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, other, how):
     other.wait()
     with held(tmp_path, "fold_0", "a training of fold 0"):
         pass
+
+
+def test_who_holds_it_is_never_the_one_before(tmp_path, other, monkeypatch):
+    """Also on a full disk, where the new one cannot tell."""
+    other.kill()
+    other.wait()
+    assert (holder(tmp_path, "fold_0") or {})["process"] == other.pid
+    monkeypatch.setattr("nnunetv2_ext.locks.write_json", Mock(side_effect=OSError(errno.ENOSPC, "No space left")))
+    with held(tmp_path, "fold_0", "a training of fold 0"):
+        assert holder(tmp_path, "fold_0") is None
 
 
 def test_an_inner_block_leaves_the_lock_to_the_outer(tmp_path):

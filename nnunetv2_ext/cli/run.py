@@ -130,7 +130,7 @@ def go(way: "Way", how: "How") -> int:
         submitted = submit(way, how)
         for sentence in submitted.told:
             print(sentence, flush=True)
-        if status := watch([way.dataset], submitted.names):
+        if submitted.names and (status := watch([way.dataset], submitted.names)):
             return status
     return 0
 

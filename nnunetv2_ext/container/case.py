@@ -1,5 +1,6 @@
 """One case for a predictor: the images of its channels, of any format, and the labels on their grid."""
 
+import errno
 import os
 import tempfile
 from collections.abc import Sequence
@@ -8,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import SimpleITK as sitk
+import tifffile
 
 from nnunetv2_ext.data.damage import unreadable
 from nnunetv2_ext.data.nifti import is_nifti
 from nnunetv2_ext.data.volumes import check_complete, check_name, read_grid, read_volume
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import unwritable
+from nnunetv2_ext.text import listed, one_line
 
 if TYPE_CHECKING:
     from nnunetv2_ext.inference.predictor import Predictor
@@ -70,9 +72,12 @@ def _readable(
     Files of the kind that the model was trained on stay as they are. Others become that kind, and NIfTI's rounding of
     the spacing is part of it, so that a case has the same labels in every format.
     """
-    if ending(path).lower() in TIFF:
+    its = ending(path, (*ENDINGS, ".mhd"))
+    if its.lower() in TIFF:
         image = _read_tiff(path, tif_spacing)
         return _converted(image, path, wanted, folder), image
+    if its != its.lower():  # which ITK does not know
+        raise InputError(f"{path}", f"the ending {its.lower()} in small letters", "rename it")
     check_name(path)
     read_grid(path)
     header = sitk.ImageFileReader()
@@ -99,7 +104,7 @@ def _converted(image: sitk.Image, path: Path, wanted: str, folder: Path) -> "Pat
         sitk.WriteImage(image, str(target), False)
         check_complete(target)
     except (RuntimeError, InputError) as error:  # a full disk, of which ITK does not always tell
-        raise unwritable(target, error) from None
+        raise OSError(errno.EIO, one_line(error, last=True), str(target)) from None
     return target
 
 
@@ -111,15 +116,34 @@ def _read_tiff(path: Path, spacing: Sequence[float] | None) -> sitk.Image:
     if not path.is_file():
         raise InputError(f"no file {path}", "an image there", "restore it")
     try:
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
+        with tifffile.TiffFile(path) as file:
+            _check_pages(file, path.stat().st_size)
+            axes, parts = file.series[0].axes, [series.asarray() for series in file.series]
+        voxels = parts[0] if len(parts) == 1 else np.stack(parts)  # of slices that were written one by one
+    except Exception as error:  # of a damaged file anything
         raise unreadable(path, error) from None
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        got = f"{image.GetDimension()} dimensions and {image.GetNumberOfComponentsPerPixel()} values per voxel"
-        raise InputError(f"{path} with {got}", "a stack of slices of one value per voxel", "convert it")
+    if voxels.ndim != 3 or "S" in axes or voxels.dtype.kind not in "biuf":
+        got = f"{path} of {listed(voxels.shape, separator=' x ')} values of the type {voxels.dtype}"
+        raise InputError(got, "a stack of slices of one number per voxel", "convert it")
+    odd = {"b1": np.uint8, "f2": np.float32}  # of which SimpleITK has none
+    kind = odd.get(voxels.dtype.str[1:], voxels.dtype.newbyteorder("="))
+    image = sitk.GetImageFromArray(voxels.astype(kind))
     image.SetSpacing([float(length) for length in spacing[::-1]])
-    image.SetOrigin([0.0] * 3)
     return image
+
+
+def _check_pages(file: tifffile.TiffFile, size: int) -> None:
+    """Refuse a file whose pages lead or reach beyond its end: tifffile gives those that are left.
+
+    Raises:
+        ValueError: some are cut off.
+    """
+    pages = list(file.pages)
+    file.filehandle.seek(file.pages.next_page_offset or 0)
+    following = file.filehandle.read(file.tiff.offsetsize)
+    ends = [sum(place) for page in pages for place in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if len(following) < file.tiff.offsetsize or any(following) or max(ends) > size:
+        raise ValueError("slices are missing, the file was cut off")
 
 
 def write_image(image: sitk.Image, path: Path) -> None:

@@ -1,6 +1,5 @@
 """The folder of a container: Dockerfile, our package, requirements, models, test and scripts, whole or not at all."""
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,20 +11,24 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_ext import __version__
-from nnunetv2_ext.container.case import write_image
+from nnunetv2_ext.container.case import TIFF, write_image
 from nnunetv2_ext.container.settings import CHALLENGE, Settings, check_interface, write_settings
-from nnunetv2_ext.container.software import base_image, copy_package, copy_trainers, needed
-from nnunetv2_ext.data.description import channel_names
+from nnunetv2_ext.container.software import base_image, copy_package, copy_trainers, imports_of, needed
+from nnunetv2_ext.data.description import BACKGROUND, IGNORE, channel_names
+from nnunetv2_ext.data.volumes import VOLUME_ENDINGS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json, write_json
 from nnunetv2_ext.inference.models import Loaded, trainer_class
 from nnunetv2_ext.inference.predictor import Predictor
 from nnunetv2_ext.inference.single import ModelPredictor
+from nnunetv2_ext.inference.trained import reference_voxels
 from nnunetv2_ext.locks import complete_or_absent
 from nnunetv2_ext.text import listed, markdown_table
-from nnunetv2_ext.weights.files import FINAL, trained_folds
+from nnunetv2_ext.weights.files import FINAL
 from nnunetv2_ext.weights.safe import DESCRIPTION, write_safe_model
 
+READABLE = (*VOLUME_ENDINGS, *TIFF)
+"""Endings of training images of models that a container can serve."""
 TEMPLATES = ("Dockerfile", "README.md", "save.sh", "test_run.sh")
 SHAPE = (16, 48, 48)
 """Voxels (z, y, x) of the image of the test."""
@@ -65,8 +68,10 @@ def write_container(
     check_interface(replace(settings, channels=_channels(models[0])))
     for folder in models:
         _check_export(folder)
-        _check_validation(folder, trained_folds(folder, folds, checkpoint))
     predictor = Predictor(models, folds=folds, weights=settings.weights, device="cpu", checkpoint=checkpoint)
+    if not predictor.file_ending.endswith(READABLE):
+        what = f"a model of {predictor.file_ending} files"
+        raise InputError(what, f"one of volumes ({listed(READABLE)})", "predict such images with nnunetv2_ext predict")
     members: dict[str, ModelPredictor] = {}
     for one in predictor.models:
         for member in (one, *([one.previous] if one.previous else [])):
@@ -75,12 +80,11 @@ def write_container(
                 what = f"two models of one name, {taken.model.folder} and {member.model.folder}"
                 raise InputError(what, "another name for each", "leave one out")
     for member in members.values():
-        if member.model.folder not in {folder.resolve() for folder in models}:  # a cascade's first stage
-            _check_validation(member.model.folder, list(member.model.trained.weights))
+        _check_validation(member.model)
     settings = replace(
         settings,
         models=tuple(one.model.folder.name for one in predictor.models),
-        channels=tuple(map(str, channel_names(predictor.dataset_json).values())),
+        channels=_channels(models[0]),
     )
     with complete_or_absent(output) as folder:
         (folder / "model").mkdir()
@@ -91,7 +95,8 @@ def write_container(
         copy_package(folder / "app")
         trainers = [trainer_class(member.model.trained.trainer_name) for member in members.values()]
         foreign = copy_trainers(trainers, folder / "app" / "other_trainers")
-        software = needed(member.window.network for member in members.values())
+        imported = imports_of(foreign, folder / "app" / "other_trainers")
+        software = needed((member.window.network for member in members.values()), imported)
         lines = [
             f"# what nnunetv2_ext {__version__} ran with when it wrote this folder",
             *(f"{one.name}=={one.version}" for one in software),
@@ -99,6 +104,7 @@ def write_container(
         (folder / "requirements.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         _write_test(folder / "test", settings, predictor)
         rows = [[f"`{name}`", *_told(member.model)] for name, member in members.items()]
+        heading = "mean Dice of the validation" + f", which is of {FINAL}" * (checkpoint != FINAL)
         _write_templates(
             folder,
             name=image_name(output),
@@ -107,10 +113,10 @@ def write_container(
             settings=settings,
             challenge=settings.interface == CHALLENGE,
             baked=baked,
-            foreign=foreign,
-            labels=predictor.dataset_json["labels"],
+            foreign=bool(foreign),
+            labels=_labels(predictor),
             spacing=listed(_spacing(predictor), separator=" x "),
-            models=markdown_table(["model", "folds", "mean Dice of the validation"], rows, aligned=False),
+            models=markdown_table(["model", "folds", heading], rows, aligned=False),
             licences=markdown_table(["package", "version", "licence"], software, aligned=False),
         )
         for path in folder.rglob("*"):  # the user of the container is another than who makes it
@@ -119,11 +125,24 @@ def write_container(
 
 
 def _channels(folder: Path) -> tuple[str, ...]:
+    """The names of the channels, in the order of the files: that of their numbers, whichever the file has."""
     description = read_json(folder / "dataset.json", "give the folder of a trained model")
     names = channel_names(description)
-    if not isinstance(names, dict) or not names:
-        raise InputError(f"no channel_names in {folder / 'dataset.json'}", "those of the training", "restore the file")
-    return tuple(map(str, names.values()))
+    numbers = [str(number) for number in range(len(names))] if isinstance(names, dict) else []
+    if not numbers or names.keys() != set(numbers):
+        what = f"no channel_names by 0, 1, ... in {folder / 'dataset.json'}"
+        raise InputError(what, "those of the training", "restore the file")
+    return tuple(str(names[number]) for number in numbers)
+
+
+def _labels(predictor: Predictor) -> dict[str, int]:
+    """What is written for each label or region."""
+    labels = {name: value for name, value in predictor.dataset_json["labels"].items() if name != IGNORE}
+    if predictor.label_manager.has_regions:
+        order = predictor.dataset_json["regions_class_order"]
+        regions = (name for name in labels if name != BACKGROUND)
+        labels = {BACKGROUND: 0, **dict(zip(regions, order, strict=True))}
+    return labels
 
 
 def _check_export(folder: Path) -> None:
@@ -132,31 +151,32 @@ def _check_export(folder: Path) -> None:
         raise InputError(what, "a model as its training left it", "name the model that was exported")
 
 
-def _check_validation(folder: Path, folds: Sequence[str]) -> None:
+def _check_validation(model: Loaded) -> None:
     """Refuse a model that nobody has seen at work.
 
     Raises:
-        InputError: a fold without `validation/summary.json`.
+        InputError: a fold without `validation/summary.json`, or with a damaged one.
     """
-    lacking = [fold for fold in folds if not _summary(folder, fold).is_file()]
-    if lacking:
-        trainer, plans, configuration = [*folder.name.split("__"), "", ""][:3]
-        dataset = read_json(folder / "plans.json", "restore it").get("dataset_name")
-        command = f"nnUNetv2_train {dataset} {configuration} {lacking[0]} -tr {trainer} -p {plans} --val"
-        what = f"no validation of fold {listed(lacking)} in {folder}"
-        more = ", and so on" * (len(lacking) > 1)
+    folds = [fold for fold in model.trained.weights if reference_voxels(_validation(model, fold)) is None]
+    if folds:
+        trained = model.trained
+        named = f"{model.plans_manager.dataset_name} {trained.configuration} {folds[0]}"
+        command = f"nnUNetv2_train {named} -tr {trained.trainer_name} -p {model.plans_manager.plans_name} --val"
+        there = all((_validation(model, fold) / "summary.json").is_file() for fold in folds)
+        what = f"{'a damaged' if there else 'no'} validation of fold {listed(folds)} in {model.folder}"
+        more = ", and so on" * (len(folds) > 1)
         raise InputError(what, "fold_*/validation/summary.json, that the model works", f"run {command}{more}")
 
 
-def _summary(folder: Path, fold: str) -> Path:
-    return folder / f"fold_{fold}" / "validation" / "summary.json"
+def _validation(model: Loaded, fold: str) -> Path:
+    return model.folder / f"fold_{fold}" / "validation"
 
 
 def _told(model: Loaded) -> list[str]:
     """The folds of a model, and what their validation came to."""
     folds, scores = list(model.trained.weights), []
     for fold in folds:
-        mean = read_json(_summary(model.folder, fold), "validate the fold again").get("foreground_mean")
+        mean = read_json(_validation(model, fold) / "summary.json", "validate the fold again").get("foreground_mean")
         dice = mean.get("Dice") if isinstance(mean, dict) else None
         scores.append(f"{dice:.3f}" if isinstance(dice, int | float) else "unknown")
     return [listed(folds), listed(scores)]
@@ -211,7 +231,6 @@ def _write_templates(folder: Path, **values: Any) -> None:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["json"] = json.dumps
     for name in TEMPLATES:
         text = environment.get_template(f"{name}.txt").render(**values)
         (folder / name).write_text(text, encoding="utf-8", newline="\n")

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nnunetv2_ext.container.settings import Settings
 
 MODEL = Path("/opt/ml/model")
+GPU = Path("/dev/nvidia0")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--model", type=Path, default=MODEL, help="container.json and the models")
     parser.add_argument("--check", action="store_true", help="predict nothing, look at the labels that are there")
     parser.add_argument("--once", action="store_true", help="of a folder: what is there now, then end")
-    parser.add_argument("--every", type=float, default=5.0, metavar="SECONDS", help="of a folder: between two looks")
+    parser.add_argument("--every", type=float, metavar="SECONDS", help="of a folder: between two looks (5)")
     args = parser.parse_args(argv)
     words = sys.stdout
     try:
@@ -73,15 +74,23 @@ def _serve(args: argparse.Namespace, words: Any) -> int:
 
     with ended_in_order():
         if settings.interface == CHALLENGE:
+            if args.once or args.every is not None:
+                what = "--once" if args.once else "--every"
+                raise InputError(what, "the container of a folder", "leave it out")
             return _challenge(args, settings, tell)
-        if args.check:
-            raise InputError("--check", "the container of a challenge", "leave it out")
-        from nnunetv2_ext.container.watch import Watch
+        from nnunetv2_ext.container.watch import Watch, find_cases, label_file
 
-        predictor = _predictor(args.model, settings)
+        if args.check:
+            cases, _ = find_cases(args.input, settings.channels)
+            if not cases:
+                raise InputError(f"no image in {args.input}", "the images of the labels", "put them there")
+            for case, (image, *_) in cases.items():
+                tell(_checked(image, label_file(args.output, case, image), settings))
+            return 0
+        predictor = _predictor(args.model, settings, tell)
         watch = Watch(predictor, settings, args.input, args.output, tell)
         tell(f"watching {args.input}, predicting on the device {predictor.device}")
-        watch.run(every=max(args.every, 0.1), once=args.once)
+        watch.run(every=5.0 if args.every is None else max(args.every, 0.1), once=args.once)
         return 1 if watch.failed else 0
 
 
@@ -93,7 +102,7 @@ def _challenge(args: argparse.Namespace, settings: "Settings", tell: Any) -> int
     if args.check:
         tell(_checked(files[0], target, settings))
         return 0
-    predictor = _predictor(args.model, settings)
+    predictor = _predictor(args.model, settings, tell)
     write_output(predict_case(predictor, files, settings.tif_spacing), target)
     tell(f"{target}: written, predicted on the device {predictor.device}")
     return 0
@@ -117,8 +126,8 @@ def _checked(image: Path, target: Path, settings: "Settings") -> str:
     return f"{target}: on the grid of {image.name}, labels {listed(np.unique(read_labels(target)).tolist())}"
 
 
-def _predictor(folder: Path, settings: "Settings") -> Any:
-    """The models, loaded; on a GPU where there is one."""
+def _predictor(folder: Path, settings: "Settings", tell: Any) -> Any:
+    """The models, loaded; on a GPU where there is one that works."""
     import SimpleITK as sitk
     import torch
 
@@ -128,6 +137,10 @@ def _predictor(folder: Path, settings: "Settings") -> Any:
     sitk.ProcessObject.SetGlobalWarningDisplay(False)
     if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cpus())
+    if GPU.exists() and not torch.cuda.is_available():
+        tell(
+            f"PyTorch {torch.__version__} cannot use the GPU here: is the driver older than CUDA {torch.version.cuda}?"
+        )
     return Predictor(
         [folder / name for name in settings.models],
         weights=settings.weights,

@@ -1,9 +1,11 @@
 """What a container installs: the distributions that prediction needs, as they are here, with their licences."""
 
+import json
 import os
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import Distribution, PackageNotFoundError, distribution, packages_distributions
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +21,19 @@ from nnunetv2_ext.text import listed
 OURS = "nnunetv2_ext"
 REQUIRED = {OURS, "torch", "nnunetv2", "dynamic_network_architectures"}
 """Packages that ours requires, whatever the network."""
+OF_TORCH = ("nvidia-", "cuda-", "triton")
+"""Names of what comes with a build of PyTorch."""
+IMPORTED = """
+import importlib, json, sys
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+before = set(sys.modules)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+places = {name: getattr(module, "__file__", None) for name, module in sys.modules.items() if name not in before}
+print(json.dumps([[name.partition(".")[0], place] for name, place in places.items() if place]))
+"""
+"""Code that tells the packages, and their files, that trainers import beside those of nnU-Net's own trainer."""
+INSTALLED = {"site-packages", "dist-packages"}
 MAPPED = ("trainers", "plans")
 """Packages of ours that an editable install keeps elsewhere."""
 
@@ -32,16 +47,21 @@ class Package(NamedTuple):
     licence: str
 
 
-def needed(networks: Iterable[Any]) -> list[Package]:
+def needed(networks: Iterable[Any], imported: Iterable[str] = ()) -> list[Package]:
     """What a container needs beside our package, with all that it requires, by name.
+
+    What comes with PyTorch is left out where its version has the name of a build (`+cu126`): an index has the version
+    alone, which may be of another CUDA.
 
     Args:
         networks: of the models; whatever brings one of their layers is needed too, such as MONAI.
+        imported: packages that are needed too.
 
     Raises:
         InputError: one that is required is not installed.
     """
     tops = {type(module).__module__.partition(".")[0] for network in networks for module in network.modules()}
+    tops |= set(imported)
     owners = packages_distributions() if tops - REQUIRED else {}  # which reads every installed file's name
     roots = {canonicalize_name(name) for top in tops - REQUIRED for name in owners.get(top, ())}
     found: dict[tuple[str, str], Distribution] = {}
@@ -60,6 +80,8 @@ def needed(networks: Iterable[Any]) -> list[Package]:
             if wanted.marker is None or wanted.marker.evaluate({"extra": extra}):
                 waiting += [(canonicalize_name(wanted.name), more) for more in ("", *wanted.extras)]
     by_name = {name: here for (name, _), here in found.items() if name != canonicalize_name(OURS)}
+    if "torch" in by_name and Version(by_name["torch"].version).local:
+        by_name = {name: here for name, here in by_name.items() if not name.startswith(OF_TORCH)}
     return [described(by_name[name]) for name in sorted(by_name)]
 
 
@@ -93,16 +115,17 @@ def copy_package(target: Path) -> None:
             shutil.copyfile(str(file.locate()), target / "LICENSE")
 
 
-def copy_trainers(trainers: Iterable[Any], target: Path) -> bool:
+def copy_trainers(trainers: Iterable[Any], target: Path) -> list[str]:
     """The folders of `nnUNet_extTrainer` that trainers other than ours and nnU-Net's come from.
 
     Returns:
-        Whether there are any.
+        The modules of these trainers.
 
     Raises:
         InputError: a trainer of none of these folders.
     """
     folders = [Path(one).resolve() for one in os.environ.get("nnUNet_extTrainer", "").split(os.pathsep) if one.strip()]
+    modules = []
     for trainer in trainers:
         if trainer.__module__.partition(".")[0] in ("nnunetv2", OURS):
             continue
@@ -114,7 +137,43 @@ def copy_trainers(trainers: Iterable[Any], target: Path) -> bool:
             what = f"the trainer {trainer.__name__} of the module {trainer.__module__}"
             raise InputError(what, "one in a folder of nnUNet_extTrainer", "name its folder there")
         shutil.copytree(home, target, ignore=_all_but_python, dirs_exist_ok=True)
-    return target.is_dir()
+        modules.append(trainer.__module__)
+    return modules
+
+
+def imports_of(modules: Sequence[str], folder: Path) -> list[str]:
+    """The installed packages that copied trainers import.
+
+    Args:
+        modules: of the trainers.
+        folder: where they were copied to.
+
+    Raises:
+        InputError: something that they import is neither in their folder nor installed.
+    """
+    if not modules:
+        return []
+    variables = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    command = [sys.executable, "-c", IMPORTED, *modules]
+    ended = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=variables)
+    lacking = ended.stderr.strip().rpartition("\n")[2] if ended.returncode else ""
+    owners, found = packages_distributions(), set()
+
+    def beside(place: str) -> bool:
+        return Path(place).is_relative_to(folder.resolve()) or bool(INSTALLED & {*Path(place).parts})
+
+    for name, place in json.loads(ended.stdout.splitlines()[-1]) if ended.returncode == 0 else ():
+        if name in owners:
+            found.add(name)
+        elif name not in sys.stdlib_module_names and not beside(place):
+            lacking = f"it needs {place}"
+    if lacking:
+        what = (
+            f"the trainer{'s' * (len(modules) > 1)} {listed(modules)}, which cannot be imported elsewhere ({lacking})"
+        )
+        remedy = "put what is lacking into the folder that nnUNet_extTrainer names"
+        raise InputError(what, "one whose imports lie beside it or are installed", remedy)
+    return sorted(found)
 
 
 def _all_but_python(folder: str, names: list[str]) -> list[str]:

@@ -82,7 +82,9 @@ def _channel_faults(content: Mapping[str, Any], path: Path) -> Iterator[Fault]:
         yield Fault(got, "an object of numbers from 0 with their names", f"write {written} there, one name per channel")
         return
     if list(names) != [str(number) for number in range(len(names))]:
-        written = _written("channel_names", {str(number): name for number, name in enumerate(names.values())})
+        numbers = {str(number) for number in range(len(names))}
+        ordered = [names[key] for key in sorted(names, key=int)] if names.keys() == numbers else list(names.values())
+        written = _written("channel_names", {str(number): name for number, name in enumerate(ordered)})
         yield Fault(
             f"the channels {listed(names)} in {path}",
             "0, 1, ... in this order, the numbers _0000, _0001, ... of the files",

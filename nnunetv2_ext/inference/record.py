@@ -49,13 +49,16 @@ class Record:
         made_by: models and options that decide what is predicted, as JSON has them.
         part: whose record this is; those of the others are read.
         anew: what other models or options made is removed, with its record; what these made is made again.
+        remedy: what to do about a folder with predictions of others.
 
     Raises:
         InputError: predictions of other models or options are there, or a record is damaged.
     """
 
-    def __init__(self, folder: Path, made_by: Mapping[str, Any], part: Part = WHOLE, *, anew: bool = False):
-        self.folder, self.path = folder, folder / part.record
+    def __init__(
+        self, folder: Path, made_by: Mapping[str, Any], part: Part = WHOLE, *, anew: bool = False, remedy: str = ANEW
+    ):
+        self.folder, self.path, self._remedy = folder, folder / part.record, remedy
         self.cases: dict[str, dict[str, Any]] = {}
         """Those of this part."""
         self.others: dict[str, dict[str, Any]] = {}
@@ -71,15 +74,15 @@ class Record:
                     self._take_over(path)
 
     def _take_over(self, path: Path) -> None:
-        there = read_json(path, ANEW)
+        there = read_json(path, self._remedy)
         cases = there.get("cases")
         if not isinstance(cases, dict) or not all(isinstance(entry, dict) for entry in cases.values()):
-            raise InputError(f"a damaged {path}", "what nnunetv2_ext predict writes", ANEW)
+            raise InputError(f"a damaged {path}", "what nnunetv2_ext predict writes", self._remedy)
         if cases and (differing := self._differing(there)):
             told = f"predictions of another model in {self.folder}"
             if "models" not in differing:
                 told = f"predictions with other {' and '.join(differing)} in {self.folder}"
-            raise InputError(told, "those of the same models, folds and options", ANEW)
+            raise InputError(told, "those of the same models, folds and options", self._remedy)
         (self.cases if path == self.path else self.others).update(cases)
 
     def _replace(self, path: Path) -> None:
@@ -88,13 +91,12 @@ class Record:
             there = read_json(path, ANEW)
             if not self._differing(there):
                 return
-            names = [name for entry in there["cases"].values() for name in entry.get("outputs", {})]
+            names = [name for entry in there["cases"].values() for name in _names(entry.get("outputs", {}))]
         except (InputError, LookupError, TypeError, AttributeError):  # a damaged one
             names = []
         names.append(path.name.replace("predict", "roi"))
         for name in names:
-            if Path(name).parent in (Path(), Path("roi")):
-                (self.folder / name).unlink(missing_ok=True)
+            (self.folder / name).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
 
     def _differing(self, there: Mapping[str, Any]) -> list[str]:
@@ -142,7 +144,8 @@ class Record:
     ) -> None:
         """Bring whole files to the disk, tell of them, and rename them into the folder, in this order.
 
-        So no file there is ever a stranger's.
+        So no file there is ever a stranger's. What was made of other inputs goes before: were it still there after a
+        kill, it would pass for labels of these ones that somebody edited.
 
         Args:
             outputs: where they are, by their names in the folder.
@@ -155,9 +158,18 @@ class Record:
                 os.fsync(file.fileno())
         written = {name: file_state(path) for name, path in outputs.items()}
         with self._lock:
+            if self._states(case, "inputs") != inputs:
+                for name in {*outputs, *_names(self._states(case, "outputs"))}:
+                    (self.folder / name).unlink(missing_ok=True)
+            before = self.cases.get(case)
             self.cases[case] = {"inputs": dict(inputs), "outputs": written, **measured}
             self.failed.pop(case, None)
-            self.write()
+            try:
+                self.write()
+            except OSError:  # or another case would write it later
+                del self.cases[case]
+                self.cases.update({} if before is None else {case: before})
+                raise
         for name, path in outputs.items():
             (self.folder / name).parent.mkdir(exist_ok=True)
             path.replace(self.folder / name)
@@ -186,6 +198,11 @@ class Record:
         regions = {case: entry["roi"] for case, entry in self.cases.items() if entry.get("roi")}
         if regions:
             write_json(self.folder / self.path.name.replace("predict", "roi"), regions, indent=1)
+
+
+def _names(outputs: Iterable[str]) -> list[str]:
+    """Of files of a record that lie where this package writes."""
+    return [name for name in outputs if Path(name).parent in (Path(), Path("roi"))]
 
 
 class Source(NamedTuple):

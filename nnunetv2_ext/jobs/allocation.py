@@ -11,7 +11,6 @@ import time
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Optional
 
 from nnunetv2_ext.errors import InputError
@@ -20,8 +19,8 @@ from nnunetv2_ext.jobs.groups import SIGNALS
 from nnunetv2_ext.jobs.record import State, read_job, read_state, write_job, write_state
 from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
 from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
-from nnunetv2_ext.jobs.supervisor import is_to_run_again, stop, supervise
-from nnunetv2_ext.locks import hold
+from nnunetv2_ext.jobs.supervisor import Signals, is_to_run_again, supervise
+from nnunetv2_ext.locks import held
 from nnunetv2_ext.text import one_line
 
 if TYPE_CHECKING:
@@ -43,50 +42,64 @@ class Task:
 
     def __call__(self) -> None:
         """Run the job; ends this process with its exit status, from which SLURM knows whether others may begin."""
+        from submitit.core.job_environment import JobEnvironment
+
         folder = Path(self.folder)
+        before_limit = signal.Signals[f"SIG{JobEnvironment.USR_SIG}"]
+        requeued_by_submitit = signal.getsignal(before_limit)
+        meaning = {signal.SIGTERM: (record.WAITING, TAKEN), before_limit: (record.WAITING, TIME_LIMIT)}
         try:
-            hold(folder, self.name, f"the job {self.name}", patience=ELSEWHERE)
-            job, id = read_job(folder, self.name), os.environ.get("SLURM_JOB_ID")
-            if job.id != id:  # who submitted it was killed before it could write it down
-                write_job(folder, replace(job, id=id))
-            state = read_state(folder, self.name)
-            if state.state in record.ENDED and state.state != record.FINISHED:  # SLURM or its user starts it again
-                write_state(folder, self.name, replace(state, state=record.WAITING))
-            signal.signal(signal.SIGTERM, self._terminated)
-            status = supervise(folder, self.name, signals=False)
+            with (
+                Signals(meaning) as signals,
+                held(folder, self.name, f"the job {self.name}", patience=ELSEWHERE),
+            ):
+                self._begin(folder)
+                status = supervise(folder, self.name, signals=signals)
+                if signals.told == meaning[signal.SIGTERM]:
+                    self._taken(folder)
+                elif signals.told is not None and read_state(folder, self.name).state == record.WAITING:
+                    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent by the requeue, and no cancel
+                    assert callable(requeued_by_submitit)
+                    requeued_by_submitit(before_limit, None)  # calls `checkpoint` and ends this process
         except InputError as error:
             sys.stderr.write(f"{error}\n")
             status = 2
         raise SystemExit(status)
 
+    def _begin(self, folder: Path) -> None:
+        """Bring what stands in the folder of the job up to date."""
+        job, id = read_job(folder, self.name), os.environ.get("SLURM_JOB_ID")
+        if job.id != id:  # who submitted it was killed before it could write it down
+            write_job(folder, replace(job, id=id))
+        state = read_state(folder, self.name)
+        if state.state in record.ENDED and state.state != record.FINISHED:  # SLURM or its user starts it again
+            write_state(folder, self.name, replace(state, state=record.WAITING))
+
     def checkpoint(self) -> Optional["DelayedSubmission"]:
-        """Stop the command just before the time limit; submitit then puts the job into the queue again.
+        """What submitit puts into the queue again, once the command was stopped just before the time limit.
 
         Returns:
             None where run after run ended so without a whole epoch gained: the time is too short.
         """
         from submitit.helpers import DelayedSubmission
 
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # sent by the requeue, and no cancel
-        stop(record.WAITING, TIME_LIMIT)
         folder = Path(self.folder)
         state = read_state(folder, self.name)
         count = in_vain(state.attempts)
-        if state.state != record.WAITING or count <= read_job(folder, self.name).retries:
+        if count <= read_job(folder, self.name).retries:
             return DelayedSubmission(self)
         why = f"runs without a whole epoch before the time limit: {count}; give it a longer --time"
         self._mend(state, record.TIMED_OUT, why, state.attempts[-1].exit)
         return None
 
-    def _terminated(self, number: int, frame: FrameType | None) -> None:
-        """Stop the command; then find out why: cancelled, taken from this node, or the script of the job is gone.
+    def _taken(self, folder: Path) -> None:
+        """Find out why the command was stopped: cancelled, taken from this node, or the script of the job is gone.
 
         Until SLURM has said so it counts as taken away: where this process is killed meanwhile, it goes on later.
         """
-        stop(record.WAITING, TAKEN)
-        id, folder = os.environ.get("SLURM_JOB_ID", ""), Path(self.folder)
-        state, told = read_state(folder, self.name), _why(id)
-        if state.state != record.WAITING or told is None:
+        id = os.environ.get("SLURM_JOB_ID", "")
+        state = read_state(folder, self.name)
+        if state.state != record.WAITING or (told := _why(id)) is None:
             return
         if told.state in LIVING - {"COMPLETING"} or told.exit == CANCELLED:
             self._mend(state, record.CANCELLED, "cancelled", CANCELLED)

@@ -49,6 +49,12 @@ class Trainable(NamedTuple):
         """All folds of its cross-validation."""
         return tuple(map(str, range(NNUNET_FOLDS if self.folds is None else len(self.folds))))
 
+    def validated_by(self, fold: str) -> frozenset[str]:
+        """The cases that a fold validates."""
+        if fold == "all" or self.folds is None:
+            return self.cases
+        return frozenset(self.folds[int(fold)]["val"])
+
 
 def check(dataset: str, model: Model, folds: Sequence[str], device: str | None = None) -> Trainable:
     """See whether folds of a model can be trained, without reading voxels.

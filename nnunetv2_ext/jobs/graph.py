@@ -177,7 +177,7 @@ class _Planned:
                 continue
             place = results / model.folder_name / f"fold_{fold}"
             fault = fault_of_fold(results, model, fold, probabilities=True)
-            again = fault is None and bool(lacking and lacking & _cases_of(one, fold))
+            again = fault is None and bool(lacking and lacking & one.validated_by(fold))
             if fault is None and not again:
                 self.told.append(f"{model}, fold {fold}: trained and validated already")
                 continue
@@ -221,13 +221,6 @@ class _Planned:
             command += ["-c", one.model.configuration, "-np", str(self.how.processes)]
             self.jobs[name] = self.how.job(name, [*command, "--no_pbar"])
         return [name]
-
-
-def _cases_of(one: Trainable, fold: str) -> frozenset[str]:
-    """The cases that a fold validates."""
-    if fold == "all" or one.folds is None:
-        return one.cases
-    return frozenset(one.folds[int(fold)]["val"])
 
 
 def refuse_other_engine(jobs: Sequence[Job], known: Mapping[str, Job], engine: str) -> None:

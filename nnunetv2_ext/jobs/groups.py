@@ -49,10 +49,12 @@ class Group:
         """Let the command run."""
         _tell(self._process, "go", last=True)
 
-    def wait(self) -> None:
-        """Wait until the command has ended, which a signal's handler may see to."""
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT)
+    def has_ended(self) -> bool:
+        """Whether the command has ended; its process stays known until `end`."""
+        try:
+            return os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None
+        except ChildProcessError:  # where who started this process lets the system collect those that end
+            return True
 
     def terminate(self) -> None:
         """Ask all processes to end; kill them if the command does not."""
@@ -60,10 +62,7 @@ class Group:
             _send(self.id, number)
             end = time.monotonic() + GRACE
             while time.monotonic() < end:
-                try:
-                    if os.waitid(os.P_PID, self.id, os.WEXITED | os.WNOWAIT | os.WNOHANG) is not None:
-                        return
-                except ChildProcessError:  # a signal came while its end was noted
+                if self.has_ended():
                     return
                 time.sleep(0.02)
 
@@ -79,9 +78,7 @@ class Group:
             if not await_end(self.id, REST):
                 _send(self.id, signal.SIGKILL)
                 await_end(self.id)
-        for process in (self._process, self._watcher):
-            if process.stdin is not None and not process.stdin.closed:
-                _tell(process, "end", last=True)
+        _tell(self._watcher, "end", last=True)
         self._watcher.wait()
         return SIGNALS - status if status < 0 else status
 

@@ -14,7 +14,7 @@ from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs.devices import check_gpus
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.groups import await_end
-from nnunetv2_ext.jobs.queue import QUEUE, other_host, stands, start_queue
+from nnunetv2_ext.jobs.queue import other_host, stands, start_queue
 from nnunetv2_ext.jobs.record import (
     CANCELLED,
     ENDED,
@@ -26,7 +26,8 @@ from nnunetv2_ext.jobs.record import (
     write_job,
     write_state,
 )
-from nnunetv2_ext.locks import hold, holder, is_held, let_go
+from nnunetv2_ext.jobs.supervisor import SUPERVISOR, search_path
+from nnunetv2_ext.locks import PARENT, check_locks, held, holder, is_held
 
 SLURM_ONLY = {name: f"--{name}" for name in ("partition", "account", "gres", "cpus")}
 SLURM_ONLY |= {"memory_gb": "--memory", "lines": "--slurm"}
@@ -64,29 +65,42 @@ class Local:
         """See `Engine.submit`; a job that runs now is left alone, one that has ended runs anew.
 
         Raises:
-            InputError: the folder cannot be written, or jobs of it run on another machine.
+            InputError: the folder cannot be written or has no locks, or jobs of it run on another machine.
         """
         folder = folder.absolute()
-        if is_held(folder, QUEUE) and (host := other_host(folder)) is not None:
-            what = f"jobs for {platform.node()} while the queue in {folder} runs on {host}"
-            raise InputError(what, "one machine at a time", "submit there, or wait until its jobs have ended")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            check_locks(folder)
+        except OSError as error:
+            raise unwritable(folder, error) from None
+        if (host := other_host(folder)) is not None:
+            raise InputError(
+                f"jobs for {platform.node()} while the queue in {folder} runs on {host}",
+                "one machine at a time",
+                "submit there, wait until its jobs have ended, or, if that machine is gone, try again in 2 minutes",
+            )
         for job in jobs:
             try:
                 (folder / job.name).mkdir(parents=True, exist_ok=True)
-                if state_or_none(folder, job.name).state == RUNNING and is_held(folder, job.name):
-                    continue
-                try:
-                    hold(folder, job.name, "a submission", patience=PATIENCE)
-                except InputError:  # its supervisor begins
-                    continue
-                try:
-                    write_job(folder, replace(job, engine=self.name, directory=job.directory or Path.cwd()))
-                    write_state(folder, job.name, State())
-                finally:
-                    let_go(folder, job.name)
+                self._write(folder, job)
             except OSError as error:
                 raise unwritable(folder / job.name, error) from None
         start_queue(folder)
+
+    def _write(self, folder: Path, job: Job) -> None:
+        """Write a job to the folder of all, where the queue finds it; nothing where its supervisor is at work."""
+        environment = {**job.environment, **surroundings()}
+        directory = job.directory or Path.cwd()
+        end = time.monotonic() + ASKED
+        while not (is_held(folder, job.name) and _supervisor(folder, job.name) is not None):
+            try:
+                with held(folder, job.name, "a submission", patience=PATIENCE):
+                    write_job(folder, replace(job, engine=self.name, directory=directory, environment=environment))
+                    write_state(folder, job.name, State())
+                return
+            except InputError:  # its supervisor begins, or it is being cancelled
+                if time.monotonic() > end:
+                    raise
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
         """See `Engine.look`."""
@@ -99,40 +113,74 @@ class Local:
             InputError: one runs on another machine, or does not end.
         """
         names = [job.name for job in jobs]
-        running = [name for name in names if not _cancelled_waiting(folder, name)]
-        for name in running:
+        held_now = [name for name in names if is_held(folder, name)]
+        begun = [name for name in names if name not in held_now and not _cancelled_waiting(folder, name)]
+        for name in held_now:
             _ask_to_end(folder, name)
-        for name in running:
+        for name in (*held_now, *begun):
             _see_to_end(folder, name)
+
+
+def surroundings() -> dict[str, str]:
+    """What a command needs of the environment in which it is submitted; another may have started the queue."""
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if name == "LD_LIBRARY_PATH" or (name.lower().startswith("nnunet") and name != PARENT)
+    }
+    return {**kept, "PATH": search_path()}
 
 
 def _cancelled_waiting(folder: Path, name: str) -> bool:
     """Cancel a job that does not run; whether it has ended with that, or before."""
     try:
-        hold(folder, name, "a cancellation", patience=PATIENCE)
+        with held(folder, name, "a cancellation", patience=PATIENCE):
+            state = state_or_none(folder, name)
+            if state.group is not None and state.host == platform.node():
+                await_end(state.group)  # what its killed supervisor left, which the watcher ends
+            if state.state not in ENDED:
+                write_state(folder, name, replace(state, state=CANCELLED, group=None))
     except InputError:
         return False
-    try:
-        state = state_or_none(folder, name)
-        if state.group is not None and state.host == platform.node():
-            await_end(state.group)  # what its killed supervisor left, which the watcher ends
-        if state.state not in ENDED:
-            write_state(folder, name, replace(state, state=CANCELLED, group=None))
     except OSError as error:
         raise unwritable(folder / name, error) from None
-    finally:
-        let_go(folder, name)
     return True
 
 
+def _supervisor(folder: Path, name: str) -> int | None:
+    """The process that runs a job whose lock is held; None where the lock is held for something else.
+
+    Raises:
+        InputError: it runs on another machine.
+    """
+    who, state = holder(folder, name), state_or_none(folder, name)
+    told = [] if who is None else [(who["host"], int(who["process"]))]
+    if state.state == RUNNING:  # on a full disk there may be this one alone
+        told.append((state.host, state.process or 0))
+    if told and told[0][0] != platform.node():
+        raise InputError(f"the job {name}, which runs on {told[0][0]}", "a job of this machine", "cancel it there")
+    return next((process for _, process in told if _supervises(process, folder, name)), None)
+
+
+def _supervises(process: int, folder: Path, name: str) -> bool:
+    """Whether a process is the supervisor of a job; where there is no /proc, any that is there is taken for it."""
+    try:
+        words = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except OSError:
+        return not Path("/proc/self").exists()
+    command = [os.fsdecode(word) for word in words[1:5]]
+    if len(command) < 4 or command[:2] != ["-m", SUPERVISOR] or command[3] != name:
+        return False
+    with suppress(OSError):
+        return Path(command[2]).samefile(folder)
+    return False
+
+
 def _ask_to_end(folder: Path, name: str, number: int = signal.SIGTERM) -> None:
-    who = holder(folder, name)
-    if who is None:
-        return
-    if who["host"] != platform.node():
-        raise InputError(f"the job {name}, which runs on {who['host']}", "a job of this machine", "cancel it there")
-    with suppress(ProcessLookupError):
-        os.kill(int(who["process"]), number)
+    process = _supervisor(folder, name)
+    if process is not None:
+        with suppress(ProcessLookupError):
+            os.kill(process, number)
 
 
 def _see_to_end(folder: Path, name: str) -> None:

@@ -37,8 +37,8 @@ from nnunetv2_ext.jobs.record import (
     write_state,
 )
 from nnunetv2_ext.jobs.retries import SUPERVISOR_KILLED, reason
-from nnunetv2_ext.jobs.supervisor import BUSY
-from nnunetv2_ext.locks import hold, holder, is_held, let_go
+from nnunetv2_ext.jobs.supervisor import BUSY, SUPERVISOR
+from nnunetv2_ext.locks import held, hold, holder, is_held, let_go, silent, tell_again
 
 QUEUE = "queue"
 """What is locked in the folder of jobs."""
@@ -46,8 +46,10 @@ TICK = 1.0
 """Seconds between two looks at the jobs."""
 IDLE_TICKS = 10
 """Ticks after which the folders are read though none of their files has changed: a kill changes none."""
+SILENCE = 120.0
+"""Seconds after which the queue of another machine, whose lock may not be seen here, is known to be gone."""
 PATIENCE = 3.0
-"""Seconds for which a new queue waits for the end of one that has nothing left to do."""
+"""Seconds for which a new queue waits for the end of one that has nothing left to do, and for the lock of a job."""
 
 
 def stands(folder: Path, name: str) -> Seen:
@@ -108,6 +110,7 @@ class Queue:
             now = self._files()
             if ended or now != before or ticks >= IDLE_TICKS or self.unsettled:
                 before, ticks = now, 0
+                tell_again(self.folder, QUEUE)
                 if not self.step():
                     return
             ticks += 1
@@ -151,21 +154,22 @@ class Queue:
         if not (self.folder / name / JOB).is_file():  # removed meanwhile
             return True
         try:
-            state = read_state(self.folder, name)
-            if state.state in ENDED or is_held(self.folder, name):
-                return True
-            if status < 0:  # a kill; the next supervisor counts it
-                if state.state == WAITING:
-                    state = replace(state, state=RUNNING, attempts=(*state.attempts, Attempt(time.time())))
-                    write_state(self.folder, name, state)
-                return True
-            told = reason(status, self._end_of_log(name)) if status else ""
-            attempt = Attempt(time.time(), time.time(), status, told)
-            if state.attempts and state.attempts[-1].ended is None:
-                attempt = replace(attempt, began=state.attempts[-1].began)
-                state = replace(state, attempts=state.attempts[:-1])
-            state = replace(state, state=FAILED if status else FINISHED, attempts=(*state.attempts, attempt))
-            write_state(self.folder, name, state)
+            with held(self.folder, name, "noting its end", patience=PATIENCE):
+                state = read_state(self.folder, name)
+                if state.state in ENDED:
+                    return True
+                if status < 0:  # a kill; the next supervisor counts it
+                    if state.state == WAITING:
+                        state = replace(state, state=RUNNING, attempts=(*state.attempts, Attempt(time.time())))
+                        write_state(self.folder, name, state)
+                    return True
+                told = reason(status, self._end_of_log(name)) if status else ""
+                attempt = Attempt(time.time(), time.time(), status, told)
+                if state.attempts and state.attempts[-1].ended is None:
+                    attempt = replace(attempt, began=state.attempts[-1].began)
+                    state = replace(state, attempts=state.attempts[:-1])
+                state = replace(state, state=FAILED if status else FINISHED, attempts=(*state.attempts, attempt))
+                write_state(self.folder, name, state)
         except (InputError, OSError) as error:
             sys.stderr.write(f"{name}: {error}\n")
             return isinstance(error, InputError)
@@ -221,7 +225,7 @@ class Queue:
             if "OMP_NUM_THREADS" not in environment:
                 environment["OMP_NUM_THREADS"] = str(max(1, cores() // places))
             environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        command = [sys.executable, "-m", "nnunetv2_ext.jobs.supervisor", str(self.folder), job.name]
+        command = [sys.executable, "-m", SUPERVISOR, str(self.folder), job.name]
         with _appended(self.folder / job.name / LOG) as output:
             self.children[job.name] = subprocess.Popen(
                 command if gpu is None else [*command, gpu],
@@ -256,9 +260,14 @@ def ensure_queue(folder: Path) -> bool:
 
 
 def other_host(folder: Path) -> str | None:
-    """The machine, another than this, whose queue works in a folder or was killed there."""
+    """The machine, another than this, whose queue works in a folder; one that was killed there falls silent.
+
+    A container has another name at each start.
+    """
     who = holder(folder, QUEUE)
-    return who["host"] if who is not None and who["host"] != platform.node() else None
+    if who is None or who["host"] == platform.node():
+        return None
+    return who["host"] if is_held(folder, QUEUE) or silent(folder, QUEUE) < SILENCE else None
 
 
 def start_queue(folder: Path) -> None:

@@ -1,7 +1,8 @@
 """A job as it stands in its folder: the command, the jobs that it needs, and how it went.
 
-`$nnUNet_results/DATASET/jobs/NAME/` holds `job.json`, written by who submits, `state.json`, written by the job's
-supervisor alone, and `log.txt`, all that the command printed. Both JSON files are replaced as a whole.
+`$nnUNet_results/DATASET/jobs/NAME/` holds `job.json`, written by who submits, `state.json`, and `log.txt`, all that the
+command printed. Both JSON files are replaced as a whole. While a job runs, its supervisor alone writes the state; else
+its engine does, where the job is submitted, cancelled, or ended without a word.
 """
 
 from collections.abc import Mapping
@@ -178,7 +179,7 @@ def _job(path: Path) -> Job:
 
 
 def write_state(folder: Path, name: str, state: State) -> None:
-    """Write `state.json` of a job, of which only its supervisor may change the state."""
+    """Write `state.json` of a job; while it runs, only its supervisor may."""
     write_json(folder / name / STATE, asdict(state))
 
 

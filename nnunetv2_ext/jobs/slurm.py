@@ -6,9 +6,9 @@ submitit alone waits for ever for a killed job where there is no accounting, and
 import contextlib
 import io
 import math
+import os
 import shlex
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -21,21 +21,25 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.allocation import Task
-from nnunetv2_ext.jobs.engine import Seen, in_order
+from nnunetv2_ext.jobs.engine import Seen, blocked, in_order
+from nnunetv2_ext.jobs.groups import SIGNALS
 from nnunetv2_ext.jobs.record import Job, Resources, State
 from nnunetv2_ext.jobs.squeue import (
     LIVING,
-    PATIENCE,
     QUEUED,
     Silence,
     Told,
     ask,
+    cleared,
     jobs_of,
     partition_of,
+    queued,
+    run,
     said,
     seconds,
     words,
 )
+from nnunetv2_ext.locks import held
 from nnunetv2_ext.text import listed, one_line
 
 FOLDER = "slurm"
@@ -53,6 +57,8 @@ OURS += " output parsable requeue signal test-only wait wrap"
 FLAGS = {"partition": "--partition", "account": "--account", "gres": "--gres", "time": "--time"}
 FLAGS |= {"mem": "--memory", "cpus-per-task": "--cpus"}
 """Options of sbatch that have a flag of ours."""
+USUAL = {key: f"SBATCH_{key.upper()}" for key in ("partition", "account", "qos", "reservation", "constraint")}
+"""Options of sbatch that its user may set for all jobs, by a variable; all others of SLURM's are kept from it."""
 
 
 class Slurm:
@@ -67,12 +73,11 @@ class Slurm:
             flag = "--jobs" if resources.gpus is None else "--gpus"
             raise InputError(f"{flag} on SLURM", "it on this machine alone", "say --gres gpu:1, for instance")
         options = options_of(resources)
-        command = ["sbatch", "--wrap=true", "--test-only", *_flags(options)]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise InputError(f"no answer from sbatch ({one_line(error)})", "one of SLURM's", "try again") from None
-        if done.returncode and not ("node configuration" in done.stderr and _are_nodes_away(resources.partition)):
+            done = run("sbatch", "--wrap=true", "--test-only", *_flags(options))
+        except Silence as silence:
+            raise InputError(one_line(silence), "an answer of SLURM's", "try again") from None
+        if done.returncode and not ("node configuration" in done.stderr and _are_nodes_away(options.get("partition"))):
             raise _refused("a job", options, said(done.stderr))
 
     def submit(self, folder: Path, jobs: Sequence[Job]) -> None:
@@ -80,11 +85,14 @@ class Slurm:
         folder = folder.absolute()
         known = record.read_jobs(folder)
         names = {name for job in jobs for name in (job.name, *job.needs)} & known.keys()
-        seen = self.look(folder, {name: known[name] for name in names})
+        try:
+            seen, told = _look(folder, {name: known[name] for name in names})
+        except Silence as silence:
+            raise InputError(f"no submission ({one_line(silence)})", "an answer of SLURM's", "try again") from None
         ids: dict[str, str | None] = {}  # of what is in the queue, and None of what has finished
         for name, one in seen.items():
-            if one.state in (record.WAITING, record.RUNNING) and known[name].id is not None:
-                ids[name] = known[name].id
+            if one.state in (record.WAITING, record.RUNNING) and name in told:
+                ids[name] = told[name][0]
             elif one.state == record.FINISHED:
                 ids[name] = None
         ordered = in_order(job for job in jobs if ids.get(job.name) is None)
@@ -100,49 +108,116 @@ class Slurm:
             new.append(job.name)
 
     def look(self, folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:
-        """How jobs stand: what SLURM says of those that are in its hands, what the supervisor wrote of the others."""
-        states, damaged = dict[str, State](), dict[str, str]()
-        for name in jobs:
-            try:
-                states[name] = record.read_state(folder, name)
-            except InputError as error:
-                states[name], damaged[name] = State(), str(error)
-        ids = [job.id for job in jobs.values() if job.id is not None]
+        """How jobs stand: what SLURM says of those that are in its hands, what the supervisor wrote of the others.
+
+        An end that no supervisor wrote is written here, since SLURM forgets it.
+        """
         try:
-            told = jobs_of(ids)
+            return _look(folder, jobs)[0]
         except Silence as silence:
-            return {name: _unasked(state, one_line(silence)) for name, state in states.items()}
-        seen = {name: merged(states[name], told.get(job.id or "")) for name, job in jobs.items()}
-        for name, one in seen.items():
-            if name in damaged and one.state in record.ENDED:
-                seen[name] = Seen(record.FAILED, one.exit, damaged[name])
-        for name, job in jobs.items():
-            if job.id is None:
-                seen[name] = Seen(
-                    record.CANCELLED, None, "who submitted it was ended before SLURM had it; submit it again"
-                )
-        lost = (record.FAILED, record.CANCELLED, record.TIMED_OUT, record.BLOCKED)
-        for job in in_order(jobs.values()):
-            needs = [need for need in job.needs if need in seen and seen[need].state in lost]
-            if needs and seen[job.name].state == record.CANCELLED and not states[job.name].attempts:
-                seen[job.name] = Seen(record.BLOCKED, None, f"{needs[0]} did not finish")
-        return seen
+            return {name: _unasked(state, one_line(silence)) for name, state in _states(folder, jobs)[0].items()}
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
         """End jobs, and wait until SLURM has ended all their processes."""
-        ids = [job.id for job in jobs if job.id is not None]
-        if not ids:
-            return
         try:
-            ask("scancel", *ids)
+            living = _living(folder, jobs)
+            if living:
+                ask("scancel", *living.values())
             end = time.monotonic() + ENDING
-            while living := [id for id, one in jobs_of(ids).items() if one.state in LIVING | QUEUED]:
+            names = [*living]
+            while living:
                 if time.monotonic() > end:
-                    got = f"jobs that SLURM has not ended within {ENDING} s ({listed(living)})"
+                    got = f"jobs that SLURM has not ended within {ENDING} s ({listed(living.values())})"
                     raise InputError(got, "their end", "see `squeue`: their node may be down")
                 time.sleep(0.5)
+                living = _living(folder, [job for job in jobs if job.name in living])
         except Silence as silence:
             raise InputError(f"no cancel ({one_line(silence)})", "an answer of SLURM's", "try again") from None
+        for name, one in self.look(folder, {job.name: job for job in jobs if job.name in names}).items():
+            if one.state == record.BLOCKED:  # SLURM ended it first, for want of one that was cancelled with it
+                _write_end(folder, name, record.read_state(folder, name), Seen(record.CANCELLED))
+
+
+def _told(folder: Path, jobs: Mapping[str, Job]) -> dict[str, tuple[str, Told]]:
+    """What SLURM says of jobs, by name, with their ids.
+
+    An id alone is not trusted: another cluster over the same files, or this one set up anew, counts its own. A job
+    without one, whose submission was killed before it wrote it down, is known by its folder.
+
+    Raises:
+        Silence: the controller does not answer.
+    """
+    found = {}
+    told = jobs_of([job.id for job in jobs.values() if job.id is not None])
+    for name, job in jobs.items():
+        one = told.get(job.id or "")
+        if job.id is not None and one is not None and one.name == _name(folder, name):
+            found[name] = (job.id, one)
+    lost = {os.path.realpath(folder / name): name for name, job in jobs.items() if job.id is None}
+    for id, one in queued().items() if lost else ():
+        where = lost.get(os.path.realpath(one.folder))
+        if where is not None and one.name == _name(folder, where):
+            found[where] = (id, one)
+    return found
+
+
+def _states(folder: Path, jobs: Mapping[str, Job]) -> tuple[dict[str, State], dict[str, str]]:
+    """What the supervisors wrote, and why a state cannot be read, which then counts as that of a job not begun."""
+    states, damaged = dict[str, State](), dict[str, str]()
+    for name in jobs:
+        try:
+            states[name] = record.read_state(folder, name)
+        except InputError as error:
+            states[name], damaged[name] = State(), str(error)
+    return states, damaged
+
+
+def _living(folder: Path, jobs: Sequence[Job]) -> dict[str, str]:
+    """The ids of jobs that run or are to run, by name."""
+    told = _told(folder, {job.name: job for job in jobs})
+    return {name: id for name, (id, one) in told.items() if one.state in LIVING | QUEUED}
+
+
+def _look(folder: Path, jobs: Mapping[str, Job]) -> tuple[dict[str, Seen], dict[str, tuple[str, Told]]]:
+    """See `Slurm.look`; with what SLURM said.
+
+    Raises:
+        Silence: the controller does not answer.
+    """
+    (states, damaged), told = _states(folder, jobs), _told(folder, jobs)
+    seen = {name: merged(states[name], told[name][1] if name in told else None) for name in jobs}
+    for name, job in jobs.items():
+        if job.id is None and name not in told:
+            why = "who submitted it was ended before SLURM had it; submit it again"
+            seen[name] = Seen(record.CANCELLED, None, why)
+    for name, why in damaged.items():
+        if seen[name].state in record.ENDED:
+            seen[name] = Seen(record.FAILED, seen[name].exit, why)
+    never = [name for name, one in seen.items() if one.state == record.CANCELLED and states[name] == State()]
+    again = {name: blocked(jobs, {**seen, name: Seen(record.WAITING)})[name] for name in never}
+    seen |= {name: one for name, one in again.items() if one.state == record.BLOCKED}  # as SLURM said, and forgot
+    for name, (_, one) in told.items():
+        state = seen[name].state
+        new = state in record.ENDED and state not in (record.FINISHED, states[name].state)
+        if (
+            new and one.state not in LIVING | QUEUED and not 0 < one.exit < SIGNALS
+        ):  # else the supervisor ended by itself: what it wrote is on its way
+            _write_end(folder, name, states[name], seen[name])
+    return seen, told
+
+
+def _write_end(folder: Path, name: str, state: State, seen: Seen) -> None:
+    """Write down how a job ended whose supervisor did not, unless it changes meanwhile or may not be written."""
+    attempts = state.attempts
+    if attempts and (attempts[-1].ended is None or seen.reason):
+        ended = attempts[-1].ended or time.time()
+        attempts = (*attempts[:-1], replace(attempts[-1], ended=ended, exit=seen.exit, reason=seen.reason))
+    new = replace(state, state=seen.state, attempts=attempts, group=None, note=state.note if attempts else seen.reason)
+    with contextlib.suppress(InputError, OSError):
+        if os.access(folder / name, os.W_OK):
+            with held(folder, name, "a look"):
+                if record.read_state(folder, name) == state:
+                    record.write_state(folder, name, new)
 
 
 def options_of(resources: Resources) -> dict[str, Any]:
@@ -156,14 +231,15 @@ def options_of(resources: Resources) -> dict[str, Any]:
             raise InputError(f"{flag} {value:g}", "a number above 0", "correct it")
     if resources.cpus is not None and resources.cpus < 1:
         raise InputError(f"--cpus {resources.cpus}", "1 or more", "correct it")
-    partition = partition_of(resources.partition)
+    usual = {key: os.environ[name] for key, name in USUAL.items() if os.environ.get(name)}
+    partition = partition_of(resources.partition or usual.get("partition"))
     minutes = resources.minutes
     if minutes is not None and partition.most is not None and minutes > partition.most:
         got = f"a time of {minutes:g} minutes in the partition {partition.name}"
         raise InputError(got, f"at most {partition.most:g}", "say a shorter --time: a job goes on in a new run")
     if minutes is None:  # submitit would say five minutes
         minutes = partition.default or partition.most or 0
-    options: dict[str, Any] = {"time": math.ceil(minutes), "requeue": True}
+    options: dict[str, Any] = {"time": math.ceil(minutes), "requeue": True, **usual}
     given = {
         "partition": resources.partition,
         "account": resources.account,
@@ -220,7 +296,7 @@ def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]
             folder / job.name / FOLDER, max_num_timeout=UNENDING, python=shlex.quote(sys.executable)
         )
         executor.update_parameters(**_script(folder, job, options))
-        with contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes with the error, too
+        with cleared(), contextlib.redirect_stderr(io.StringIO()):  # what sbatch says comes with the error, too
             id = str(executor.submit(Task(str(folder), job.name)).job_id)
         record.write_job(folder, replace(job, id=id))
     except OSError as error:  # a full disk, or no sbatch
@@ -236,12 +312,17 @@ def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]
     return id
 
 
+def _name(folder: Path, name: str) -> str:
+    """What SLURM calls a job."""
+    return f"{folder.absolute().parent.name}/{name}"
+
+
 def _script(folder: Path, job: Job, options: Mapping[str, Any]) -> dict[str, Any]:
     """What submitit writes the script of a job from."""
     ended = shlex.join([sys.executable, "-m", "nnunetv2_ext.jobs.allocation", str(folder), job.name])
     seconds = options["time"] * 60
     return {
-        "job_name": f"{folder.parent.name}/{job.name}",
+        "job_name": _name(folder, job.name),
         "time": options["time"],
         "signal_delay_s": min(NOTICE, seconds // 10) if seconds else NOTICE,
         # newer versions of srun do not take over the number of CPUs
@@ -277,7 +358,9 @@ def merged(state: State, told: Told | None) -> Seen:
         told: None for a job that SLURM has forgotten.
     """
     last = _last(state)
-    written = Seen(state.state, last.exit, last.reason)
+    written = Seen(state.state, last.exit, last.reason or state.note)
+    if state.state == record.FINISHED:
+        return written
     if told is None:
         if state.state in record.ENDED:
             return written
@@ -295,11 +378,9 @@ def merged(state: State, told: Told | None) -> Seen:
         if state.state in record.ENDED and (last.ended or 0) >= began:  # what is left is to leave the node
             return written
         return Seen(record.RUNNING)
-    if state.state == record.FINISHED:
-        return written
     if told.state == "COMPLETED":  # what the supervisor wrote is on its way through a network's file system
         return Seen(record.FINISHED, 0)
-    if told.reason == "DependencyNeverSatisfied":
+    if told.reason == "DependencyNeverSatisfied" and state.state == record.WAITING:
         return Seen(record.BLOCKED, None, words("DependencyNeverSatisfied"))
     if told.state in ("CANCELLED", "PREEMPTED", "REVOKED"):
         return Seen(record.CANCELLED, last.exit, "" if told.state == "CANCELLED" else told.state.lower())

@@ -1,9 +1,11 @@
 """What SLURM says: of its jobs (squeue, then sacct) and of its partitions, in words that need no manual."""
 
+import os
 import re
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from nnunetv2_ext.errors import InputError
@@ -11,7 +13,7 @@ from nnunetv2_ext.text import listed, one_line
 
 PATIENCE = 10
 """Seconds that a command of SLURM's may take to answer."""
-COLUMNS = ("JobID", "State", "Reason", "exit_code", "StartTime")
+COLUMNS = ("JobID", "State", "Reason", "exit_code", "StartTime", "WorkDir", "Name")
 LIVING = {"RUNNING", "CONFIGURING", "COMPLETING", "SUSPENDED", "STOPPED", "SIGNALING", "STAGE_OUT", "RESIZING"}
 QUEUED = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 WORDS = {
@@ -38,6 +40,11 @@ WORDS = {
     "TimeLimit": "SLURM ended it at its time limit",
 }
 
+FOREIGN = re.compile("(SLURM|SBATCH|SALLOC|SRUN|SQUEUE|SACCT|SCANCEL|SINFO|SCONTROL)_")
+"""How variables begin that change what SLURM's commands do: of an allocation around this process, or its user's."""
+CLUSTER = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT")
+"""Of these, those that say where the cluster is."""
+
 
 class Told(NamedTuple):
     """What SLURM says of a job."""
@@ -49,10 +56,38 @@ class Told(NamedTuple):
     """As shells tell it: 128 + signal for one that was killed."""
     began: str = ""
     """When it began, or is to begin, by the clock of SLURM: 2026-11-29T14:59:23."""
+    name: str = ""
+    folder: str = ""
+    """Where its script runs; empty where accounting tells it."""
 
 
 class Silence(Exception):
     """SLURM gave no answer; the text says why."""
+
+
+@contextmanager
+def cleared() -> Iterator[None]:
+    """Keep the variables of `FOREIGN` from what is run within: sbatch prefers them to its script, jobs inherit them."""
+    taken = {name: os.environ.pop(name) for name in [*os.environ] if FOREIGN.match(name) and name not in CLUSTER}
+    try:
+        yield
+    finally:
+        os.environ.update(taken)
+
+
+def run(*command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of SLURM's, which is not to be changed by variables.
+
+    Raises:
+        Silence: it took too long, or is not there.
+    """
+    try:
+        with cleared():
+            return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
+    except subprocess.TimeoutExpired:
+        raise Silence(f"no answer from {command[0]} within {PATIENCE} s") from None
+    except OSError as error:
+        raise Silence(f"no {command[0]}: {error.strerror}") from None
 
 
 def ask(*command: str) -> str:
@@ -61,12 +96,7 @@ def ask(*command: str) -> str:
     Raises:
         Silence: it failed, took too long, or is not there.
     """
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
-    except subprocess.TimeoutExpired:
-        raise Silence(f"no answer from {command[0]} within {PATIENCE} s") from None
-    except OSError as error:
-        raise Silence(f"no {command[0]}: {error.strerror}") from None
+    done = run(*command)
     if done.returncode:
         raise Silence(said(done.stderr) or f"exit status {done.returncode} of {command[0]}")
     return done.stdout
@@ -86,9 +116,8 @@ def jobs_of(ids: Sequence[str]) -> dict[str, Told]:
     """
     if not ids:
         return {}
-    table = "".join(f"{column}:|," for column in COLUMNS).rstrip(",")
     try:
-        told = read_squeue(ask("squeue", "--noheader", "--states=all", f"--jobs={','.join(ids)}", "-O", table))
+        told = _squeue("--states=all", f"--jobs={','.join(ids)}")
     except Silence as silence:
         if "Invalid job id" not in one_line(silence):  # of a single job that it has forgotten
             raise
@@ -96,23 +125,37 @@ def jobs_of(ids: Sequence[str]) -> dict[str, Told]:
     forgotten = [id for id in ids if id not in told]
     if forgotten:
         try:
-            columns = "--format=JobID,State,Reason,ExitCode,Start"
+            columns = "--format=JobID,State,Reason,ExitCode,Start,JobName"
             told |= read_sacct(ask("sacct", "-X", "-n", "-P", f"--jobs={','.join(forgotten)}", columns))
         except Silence:  # a cluster without accounting
             pass
     return told
 
 
+def queued() -> dict[str, Told]:
+    """What SLURM says of all jobs of this user that run or are to run, by id.
+
+    Raises:
+        Silence: the controller does not answer.
+    """
+    return _squeue(f"--user={os.getuid()}")
+
+
+def _squeue(*which: str) -> dict[str, Told]:
+    table = "".join(f"{column}:|," for column in COLUMNS).rstrip(",")
+    return read_squeue(ask("squeue", "--noheader", *which, "-O", table))
+
+
 def read_squeue(text: str) -> dict[str, Told]:
     """Jobs by id from squeue's lines of `COLUMNS`, whose exit code is the one of wait(2)."""
     found = {}
     for line in text.splitlines():
-        fields = line.split("|")
-        if len(fields) > len(COLUMNS):
-            id, state, reason, code, began = (field.strip() for field in fields[: len(COLUMNS)])
+        fields = line.strip().removesuffix("|").split("|", len(COLUMNS) - 1)
+        if len(fields) == len(COLUMNS):
+            id, state, reason, code, began, folder, name = (field.strip() for field in fields)
             status = int(code) if code.isdecimal() else 0
             exit = 128 + (status & 127) if status & 127 else status >> 8
-            found[id] = Told(state.split()[0], "" if reason == "None" else reason, exit, began)
+            found[id] = Told(state.split()[0], "" if reason == "None" else reason, exit, began, name, folder)
     return found
 
 
@@ -120,10 +163,10 @@ def read_sacct(text: str) -> dict[str, Told]:
     """Jobs by id from sacct's lines, the last of each, whose exit code is written as `status:signal`."""
     found = {}
     for line in text.splitlines():
-        id, state, reason, code, began = (*line.split("|"), "", "", "", "")[:5]
+        id, state, reason, code, began, name = (*line.split("|", 5), "", "", "", "", "")[:6]
         status, _, signal = code.partition(":")
         exit = 128 + int(signal) if signal.isdecimal() and int(signal) else int(status or 0)
-        found[id] = Told((state.split() or [""])[0], "" if reason == "None" else reason, exit, began)
+        found[id] = Told((state.split() or [""])[0], "" if reason == "None" else reason, exit, began, name)
     return found
 
 

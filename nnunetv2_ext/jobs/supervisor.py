@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -37,26 +37,64 @@ from nnunetv2_ext.jobs.record import (
     write_state,
 )
 from nnunetv2_ext.jobs.retries import SUPERVISOR_KILLED, reason, why_not_again
-from nnunetv2_ext.locks import PARENT, hold, let_go, lock_file
+from nnunetv2_ext.locks import PARENT, held, lock_file
 from nnunetv2_ext.text import one_line
 
+SUPERVISOR = "nnunetv2_ext.jobs.supervisor"
+"""This module, which a supervisor's process is known by."""
 PATIENCE = 2.0
 """Seconds to wait for a lock, which who looks takes for an instant."""
+PAUSE = 0.05
+"""Seconds between two looks at the command."""
 BUSY = 75
 """The exit status of a supervisor whose GPU another job has: nothing has happened."""
 STOPPED = SIGNALS + signal.SIGTERM
 SHARED = (STOPPED, SIGNALS + signal.SIGUSR2)
 """Exit statuses by the signals that SLURM sends to all processes of a job at once."""
-_supervisor: "Supervisor | None" = None
+CANCELS = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (CANCELLED, CANCELLED))
+"""What signals ask of a supervisor on this machine, see `Signals`."""
 
 
-def supervise(folder: Path, name: str, *, gpu: str | None = None, signals: bool = True) -> int:
+class Signals:
+    """The first word from outside that a job is to stop. Handlers note it and do nothing else; the main line acts.
+
+    Args:
+        meaning: for each signal the state in which it leaves the job, and the reason of its attempt: `WAITING` where
+            the job runs again later, with `retries.AGAIN` at the end of the reason.
+    """
+
+    def __init__(self, meaning: Mapping[signal.Signals, tuple[str, str]]):
+        self.meaning = meaning
+        self.told: tuple[str, str] | None = None
+
+    def tell(self, state: str, why: str) -> None:
+        """Ask the job to stop in a state; nothing where it was asked before."""
+        self.told = self.told or (state, why)
+
+    def __enter__(self) -> "Signals":
+        def note(number: int, frame: FrameType | None) -> None:
+            self.tell(*self.meaning[signal.Signals(number)])
+
+        self._before = {number: signal.signal(number, note) for number in self.meaning}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def search_path() -> str:
+    """Where programs are looked for: beside this Python first, whose virtual environment may not be activated."""
+    return os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)))
+
+
+def supervise(folder: Path, name: str, *, gpu: str | None = None, signals: Signals | None = None) -> int:
     """Run a job, again after failures, until it has finished or is given up.
 
     Args:
         folder: of all jobs of the data set.
         gpu: the GPU of this machine that it takes for itself.
-        signals: end the job as cancelled on SIGTERM, SIGINT and SIGHUP.
+        signals: what stops the job from outside.
 
     Returns:
         The exit status of the command: 128 + signal where one ended it.
@@ -64,36 +102,20 @@ def supervise(folder: Path, name: str, *, gpu: str | None = None, signals: bool 
     Raises:
         InputError: another supervisor runs it, or there is no such job.
     """
-    global _supervisor
     job = read_job(folder, name)
-    hold(folder, name, f"the job {name}", patience=PATIENCE)
-    try:
+    with held(folder, name, f"the job {name}", patience=PATIENCE):
         if gpu is not None:
             try:
                 take_gpu(gpu, f"the job {name}")
             except InputError:
                 return BUSY
-        _supervisor = Supervisor(folder, job)
-        with _handled(signals):
-            return _supervisor.run()
-    finally:
-        if _supervisor is not None:
-            _supervisor.close()
-        _supervisor = None
-        if gpu is not None:
-            leave_gpu(gpu)
-        let_go(folder, name)
-
-
-def stop(state: str, why: str = "") -> None:
-    """End the command of the job that this process supervises and write `state`; for a signal's handler too.
-
-    Args:
-        state: `WAITING` where the job runs again later.
-        why: the reason of its attempt, with `retries.AGAIN` at its end where it runs again; by default the state.
-    """
-    if _supervisor is not None:
-        _supervisor.stop(state, why)
+        supervisor = Supervisor(folder, job, signals or Signals({}))
+        try:
+            return supervisor.run()
+        finally:
+            supervisor.close()
+            if gpu is not None:
+                leave_gpu(gpu)
 
 
 def is_to_run_again(folder: Path, name: str) -> bool:
@@ -102,28 +124,8 @@ def is_to_run_again(folder: Path, name: str) -> bool:
     Raises:
         InputError: it lives.
     """
-    hold(folder, name, f"the job {name}", patience=PATIENCE)
-    try:
-        return Supervisor(folder, read_job(folder, name)).was_killed()
-    finally:
-        let_go(folder, name)
-
-
-@contextlib.contextmanager
-def _handled(signals: bool) -> Iterator[None]:
-    def handler(state: str) -> Callable[[int, FrameType | None], None]:
-        return lambda number, frame: stop(state)
-
-    states = {signal.SIGALRM: TIMED_OUT}
-    if signals:
-        states |= dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), CANCELLED)
-    before = {number: signal.signal(number, handler(state)) for number, state in states.items()}
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, previous in before.items():
-            signal.signal(number, previous)
+    with held(folder, name, f"the job {name}", patience=PATIENCE):
+        return Supervisor(folder, read_job(folder, name), Signals({})).was_killed()
 
 
 class Supervisor:
@@ -131,14 +133,12 @@ class Supervisor:
 
     Args:
         folder: of all jobs of the data set; the lock of the job is held.
+        signals: what stops it from outside.
     """
 
-    def __init__(self, folder: Path, job: Job):
-        self.folder, self.job = folder, job
+    def __init__(self, folder: Path, job: Job, signals: Signals):
+        self.folder, self.job, self.signals = folder, job, signals
         self.state = State()
-        self.stopped = ""
-        """The state in which it was stopped from outside."""
-        self.why = ""
         self.group: Group | None = None
         self.log = Log(folder / job.name / LOG)
 
@@ -168,19 +168,19 @@ class Supervisor:
 
     def _attempts(self) -> int:
         """Run the command until it has finished, is given up or stopped."""
-        while not self.stopped:
+        while self.signals.told is None:
             command = self._command()
             if command is None:
                 self._write(FINISHED, "the fold has finished already")
                 return 0
             self._attempt(command)
-            if self.stopped:
-                break
             if self._last_exit() == 0:
                 self._write(FINISHED)
                 return 0
-            if not self._goes_on():
+            if self.signals.told is None and not self._goes_on():
                 return self._last_exit()
+        state, _ = self.signals.told
+        self._write(state, f"{state} from outside" if state == CANCELLED else state)
         return STOPPED
 
     def was_killed(self) -> bool:
@@ -188,16 +188,6 @@ class Supervisor:
         self.state = read_state(self.folder, self.job.name)
         self._close_killed()
         return self.state.state == RUNNING and bool(self.state.attempts) and self._goes_on()
-
-    def stop(self, state: str, why: str = "") -> None:
-        """See the function of this name."""
-        if self.stopped or self.state.state in ENDED:
-            return
-        self.stopped, self.why = state, why or state
-        if self.group is not None:
-            self.group.terminate()
-            self._end_attempt(self.group)
-        self._write(state, f"{state} from outside" if state == CANCELLED else state)
 
     def close(self) -> None:
         """Leave nothing behind, whatever happened."""
@@ -240,59 +230,47 @@ class Supervisor:
             return
         try:
             fold.parent.mkdir(parents=True, exist_ok=True)
-            hold(fold.parent, fold.name, "a training", patience=PATIENCE)
         except OSError as error:
             self.log.say(f"{fold.parent} cannot be made ({one_line(error)})")
-        try:
+        with held(fold.parent, fold.name, "a training", patience=PATIENCE):
             yield
-        finally:
-            let_go(fold.parent, fold.name)
 
     def _command(self) -> list[str] | None:
         """The command as it is run now; None where nothing is left to do."""
-        command: list[str] | None = [*self.job.command]
-        if self.job.fold is not None:
-            with contextlib.suppress(OSError):
-                for sentence in set_damaged_aside(self.job.fold):
-                    self.log.say(sentence)
-            command = command_now(self.job.command, self.job.fold)
-        if command is None:
-            return None
-        beside = Path(sys.executable).with_name(command[0])
-        return [str(beside) if beside.is_file() else command[0], *command[1:]]
+        if self.job.fold is None:
+            return [*self.job.command]
+        with contextlib.suppress(OSError):
+            for sentence in set_damaged_aside(self.job.fold):
+                self.log.say(sentence)
+        return command_now(self.job.command, self.job.fold)
 
     def _attempt(self, command: Sequence[str]) -> None:
         """Run the command once, to its end and that of its group."""
         self.log.say(f"runs {' '.join(command)}")
-        environment = {"PYTHONUNBUFFERED": "1", **os.environ, **self.job.environment}
+        environment = {"PYTHONUNBUFFERED": "1", **os.environ, "PATH": search_path(), **self.job.environment}
         if self.job.fold is not None:
             environment[PARENT] = os.path.realpath(lock_file(self.job.fold.parent, self.job.fold.name))
         self.group = group = Group(command, environment, self.job.directory)
         self.log.follow(group.output)
         self.state = replace(self.state, attempts=(*self.state.attempts, Attempt(time.time())), group=group.id)
         self._write(RUNNING)
-        if self.job.engine == "local" and self.job.resources.minutes is not None:
-            signal.setitimer(signal.ITIMER_REAL, max(0.001, self.job.resources.minutes * 60))
-        if self.stopped:  # before there was a group that the handler could end
-            group.terminate()
+        minutes = self.job.resources.minutes if self.job.engine == "local" else None
+        end = None if minutes is None else time.monotonic() + minutes * 60
         group.begin()
-        group.wait()
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        self._end_attempt(group)
-
-    def _end_attempt(self, group: Group) -> None:
-        """Note how the command ended, once nothing is left of its group."""
-        if self.group is None:
-            return  # a signal's handler has
+        while self.signals.told is None and not group.has_ended():
+            if end is not None and time.monotonic() > end:
+                self.signals.tell(TIMED_OUT, TIMED_OUT)
+            time.sleep(PAUSE)
+        stopped = self.signals.told is not None
+        if stopped:
+            group.terminate()
         status = group.end()
-        if status in SHARED and not self.stopped:
-            time.sleep(0.2)  # this process is told in a moment, and its handler says why
-            if self.group is None:
-                return
         self.group = None
         self.log.finish()
-        if self.stopped:
-            self._finish_attempt(STOPPED, self.why)
+        if status in SHARED:
+            time.sleep(0.2)  # this process is told in a moment, and why
+        if self.signals.told is not None and (stopped or status):
+            self._finish_attempt(STOPPED, self.signals.told[1])
         else:
             self._finish_attempt(status, reason(status, self.log.tail()) if status else "")
 
@@ -308,7 +286,6 @@ class Supervisor:
 
     def _write(self, state: str, line: str = "") -> None:
         """Write the state; a disk that is full must not end the command."""
-        state = self.stopped or state  # by a handler, just now
         if line:
             self.log.say(line)
         self.state = replace(self.state, state=state, note=self.log.fault)
@@ -327,7 +304,8 @@ def main(arguments: Sequence[str]) -> int:
     """Run the job that the command line names: the folder of jobs, a name and, where it has one, a GPU."""
     folder, name, *gpu = arguments
     try:
-        return supervise(Path(folder), name, gpu=gpu[0] if gpu else None)
+        with Signals(CANCELS) as signals:
+            return supervise(Path(folder), name, gpu=gpu[0] if gpu else None, signals=signals)
     except InputError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -241,7 +241,7 @@ def submit_plans(way: Way, how: How) -> Submission:
     known, seen = _known(way, how)
     jobs = planning(way, seen, how)
     open_output(way)
-    return _submit(way, how, known, seen, Wanted(tuple(jobs), last=tuple(job.name for job in jobs)))
+    return _submit(way, how, known, seen, Wanted(tuple(jobs)))
 
 
 def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS) -> Submission:
@@ -292,7 +292,8 @@ def _submit(way: Way, how: How, known: Mapping[str, Job], seen: Mapping[str, See
             write_splits(way.dataset, wanted.cases)
         engines()[how.engine].submit(jobs_folder(way.dataset), lacking)
     there = [f"{job.name}: {seen[job.name].state} already" for job in wanted.jobs if job not in lacking]
-    return Submission(tuple(lacking), wanted.last, (*wanted.told, *there))
+    names = dict.fromkeys((*wanted.last, *(job.name for job in wanted.jobs)))
+    return Submission(tuple(lacking), tuple(names), (*wanted.told, *there))
 
 
 def _make(output: Path) -> None:

@@ -254,8 +254,13 @@ def test_without_a_terminal_a_line_tells_what_begins_and_ends(
 def test_who_waits_revives_a_queue_that_was_killed(
     engine: FakeEngine, script: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    looks = []
-    monkeypatch.setattr(command, "revive", lambda datasets: looks.append(datasets) or ["it goes on"])
+    looks: list[list[str]] = []
+
+    def revive(datasets: list[str]) -> list[str]:
+        looks.append(datasets)
+        return ["it goes on"]
+
+    monkeypatch.setattr(command, "revive", revive)
     script({}, {NAMES[1]: FINISHED})
     assert command.watch([DATASET], [NAMES[1]]) == 0
     assert looks == [[DATASET]] * 3

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -255,6 +256,20 @@ def test_jobs_of_two_engines_cannot_wait_for_each_other(
     assert main(["train", *CPU, "-f", "0"]) == 0
     assert main(["train", *BASE, "-f", "0", "--on", "slurm", "--then", "evaluate"]) == 2
     assert "jobs on slurm that need MNetTrainer__MNetPlans__3d_fullres__fold_0 on local" in capsys.readouterr().err
+
+
+def test_who_waits_is_told_of_what_trainings_need(
+    prepared: Prepared, engine: FakeEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepared.write_images()
+    shutil.rmtree(prepared.data)
+    name = f"preprocess_{prepared.data.name}"
+    monkeypatch.setattr(
+        jobs_command.time, "sleep", lambda _: engine.states.update({name: Seen("failed", 1, "no luck")})
+    )
+    assert main(["train", *CPU, "-f", "0", "--wait"]) == 1
+    assert f"{name}: failed: no luck" in (told := capsys.readouterr().out)
+    assert "1 job (MNetTrainer__MNetPlans__3d_fullres__fold_0) cannot run after that" in told
 
 
 @pytest.mark.parametrize(("end", "status"), [(Seen(FINISHED, 0), 0), (Seen("failed", 1, "no luck"), 1)])

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import random
 import shutil
 import signal
 import socket
@@ -92,13 +93,15 @@ def until(true: Callable[[], object], seconds: float, what: str) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
+    """Ports below those that the system gives to any connection, which might take one before its daemon does."""
+    free: list[int] = []
+    for port in random.sample(range(10000, 32000), 500):
+        with socket.socket() as each, contextlib.suppress(OSError):
+            each.bind(("127.0.0.1", port))
+            free.append(port)
+        if len(free) == count:
+            break
+    return free
 
 
 class Cluster:
@@ -118,6 +121,8 @@ class Cluster:
         text = CONF + WITH_ACCOUNTING * accounting
         (folder / "slurm.conf").write_text(text.format(**words, min_job_age=min_job_age))
         (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+        # Not used, but by default slurmd looks for cgroups, and does not start in a container without them.
+        (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
         (folder / "slurmdbd.conf").write_text(DBD_CONF.format(**words))
         (folder / "slurmdbd.conf").chmod(0o600)
         for name in ("state", "spool"):

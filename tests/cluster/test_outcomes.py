@@ -4,8 +4,10 @@ import os
 import re
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -189,6 +191,41 @@ def test_refuses_before_anything_is_written(cluster: Cluster, tmp_path: Path) ->
     with pytest.raises(InputError, match=r"second that SLURM refuses .*submitted before it: first"):
         Slurm().submit(tmp_path, jobs)
     assert [path.name for path in tmp_path.iterdir()] == ["first"]
+
+
+INSIDE = """
+import sys
+from pathlib import Path
+from nnunetv2_ext.jobs.record import Job, Resources
+from nnunetv2_ext.jobs.slurm import Slurm
+folder = Path(sys.argv[1])
+runs = Job("runs", ("bash", "-c", f"env > {folder}/variables; sleep 600"), resources=Resources(memory_gb=0.1))
+Slurm().submit(folder, [runs, Job("waits", ("true",), resources=Resources(partition="down"))])
+"""
+
+
+def test_submitted_within_an_allocation_and_killed_before_the_id_is_written(cluster: Cluster, tmp_path: Path) -> None:
+    """What the allocation and its user set does not change the jobs, which are found without their ids."""
+    folder = tmp_path / "Dataset001_Any" / "jobs"
+    folder.mkdir(parents=True)
+    hostile = {"TIMELIMIT": "1", "JOB_NAME": "other", "NO_REQUEUE": "1", "EXPORT": "NONE", "CPUS_PER_GPU": "2"}
+    environment = os.environ | {f"SBATCH_{key}": value for key, value in hostile.items()} | {"SQUEUE_PARTITION": "no"}
+    salloc = ["salloc", "--cpus-per-task=3", "--mem-per-cpu=10", "--ntasks=2"]
+    subprocess.run([*salloc, sys.executable, "-c", INSIDE, folder], env=environment, check=True, timeout=60)
+    jobs = record.read_jobs(folder)
+    forgotten = {name: replace(job, id=None) for name, job in jobs.items()}
+    try:
+        until((folder / "variables").exists, 30, "the command")
+        states = {name: one.state for name, one in Slurm().look(folder, forgotten).items()}
+        assert states == {"runs": record.RUNNING, "waits": record.WAITING}
+        told = cluster.says("scontrol", "show", "job", str(jobs["runs"].id))
+        assert "TimeLimit=01:00:00" in told and "Requeue=1" in told and "MinMemoryNode=103M" in told
+        variables = (folder / "variables").read_text()
+        assert "SLURM_JOB_NAME=Dataset001_Any/runs\n" in variables
+        assert "SLURM_MEM_PER_CPU" not in variables and "SLURM_NTASKS=1\n" in variables
+    finally:
+        Slurm().cancel(folder, [*forgotten.values()])
+    assert {one.state for one in Slurm().look(folder, jobs).values()} == {record.CANCELLED}
 
 
 def test_takes_jobs_while_nodes_are_away(cluster: Cluster) -> None:

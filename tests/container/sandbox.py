@@ -70,7 +70,7 @@ def on_host(
     code = ["--ro-bind", str(folder / "app"), "/opt/app", "--remount-ro", "/"]
     set_all = [word for name, value in variables.items() for word in ("--setenv", name, value)]
     user = ["--unshare-all", "--die-with-parent", "--uid", "1000", "--gid", "1000", "--clearenv", *set_all]
-    return ["bwrap", *user, *root, *inside, *again, *code, "--chdir", "/tmp", sys.executable, *SERVE, *arguments]
+    return ["bwrap", *user, *root, *inside, *again, *code, "--chdir", "/opt/app", sys.executable, *SERVE, *arguments]
 
 
 def in_image(
@@ -87,7 +87,7 @@ def in_image(
     bound = [word for path, place in binds.items() for word in ("--ro-bind", str(path), place)]
     apart = ["--unshare-net", "--unshare-pid", "--unshare-ipc", "--die-with-parent", "--clearenv", *set_all]
     user = ["setpriv", "--reuid", "1000", "--regid", "1000", "--clear-groups", "--no-new-privs", "--inh-caps=-all"]
-    inside = [*options(folder, source, output), *bound, "--chdir", "/tmp"]
+    inside = [*options(folder, source, output), *bound, "--chdir", "/opt/app"]
     return ["bwrap", *apart, "--ro-bind", str(root), "/", *inside, *user, "--bounding-set=-all", "python3", *SERVE]
 
 

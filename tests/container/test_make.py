@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,6 @@ def test_what_is_in_the_folder(make: Make) -> None:
 DOCKER = """#!/bin/sh
 echo "$@" >>"$(dirname "$0")/asked"
 [ "$1" = save ] && echo of the image
-[ "$1" = run ] && echo labels >test/output/noise.mha
 exit 0
 """
 """In its place: tells what it was asked for."""
@@ -75,11 +75,13 @@ def test_the_scripts_ask_docker_for_a_closed_container(make: Make, tmp_path: Pat
         ran = subprocess.run([script], cwd=folder, env=environment, capture_output=True, text=True)
         assert (ran.returncode, ran.stderr) == (0, "")
     build, *runs, save = (tmp_path / "asked").read_text().splitlines()
-    assert (build, save) == ("build --tag made .", "save made")
+    platform = "" if more else "--platform linux/amd64 "  # whatever machine builds it
+    assert (build, save) == (f"build {platform}--tag made .", "save made")
     for run in runs:
+        assert run.startswith(f"run --rm {platform}--network ")
         assert "--network none --read-only --tmpfs /tmp " in run and "/test/input:/input:ro " in run
         assert f"{folder}/model:/opt/ml/model:ro" in run
-    assert [run.partition(" made")[2] for run in runs] == (["", " --check"] if not more else [" --once --every 1"])
+    assert [run.partition(" made")[2] for run in runs] == (["" if not more else " --once --every 1", " --check"])
     with gzip.open(folder / "made.tar.gz", "rt") as image, tarfile.open(folder / "model.tar.gz") as models:
         assert image.read() == "of the image\n"
         assert {"./container.json", f"./{MODEL.replace(':', '__')}/plans.json"} <= set(models.getnames())
@@ -106,15 +108,21 @@ def test_a_trainer_of_the_users_own_comes_along(nnunet_folders: Path, monkeypatc
     folder = nnunet_folders / "my_trainers"
     folder.mkdir()
     base = "nnunetv2.training.nnUNetTrainer.nnUNetTrainer"
-    (folder / "mine.py").write_text(
-        f"from {base} import nnUNetTrainer\n\n\nclass MyTrainer(nnUNetTrainer):\n    pass\n"
-    )
+    lines = [
+        f"from {base} import nnUNetTrainer",
+        "import colorsys, helper, hypothesis",
+        "class MyTrainer(nnUNetTrainer):",
+    ]
+    (folder / "mine.py").write_text("\n".join([*lines, "    pass", ""]))
+    (folder / "helper.py").write_text("import iniconfig\n")
     monkeypatch.setenv("nnUNet_extTrainer", str(folder))
     validated(write_model(nnunet_folders, trainer="MyTrainer"))
     output = nnunet_folders / "made"
     model = MODEL.replace("nnUNetTrainer", "MyTrainer")
     assert container(output, "--interface", "folder", "--bake", model=model) == 0
-    assert files(output / "app" / "other_trainers") == {"mine.py"}
+    assert files(output / "app" / "other_trainers") == {"mine.py", "helper.py"}
+    pins = [line.partition("==")[0] for line in (output / "requirements.txt").read_text().splitlines()[1:]]
+    assert {"hypothesis", "sortedcontainers", "iniconfig"} <= set(pins)  # the second is hypothesis's
     dockerfile = (output / "Dockerfile").read_text()
     assert "ENV nnUNet_extTrainer=/opt/app/other_trainers\n" in dockerfile
     assert "COPY model /opt/ml/model\n" in dockerfile
@@ -151,6 +159,10 @@ SOCKETS = ("--inputs", "t1", "t2", "--output-slug", "labels")
         ("", ("--interface", "folder", *SOCKETS), "--inputs with --interface folder"),
         ("", ("--interface", "folder", "--output-slug", "labels"), "--output-slug with --interface folder"),
         ("", ("--tif-spacing", "5", "0", "1", *SOCKETS), "--tif-spacing 5 0 1"),
+        ("empty validation", SOCKETS, "got a damaged validation of fold 1 in"),
+        ("of another name", SOCKETS, f"run nnUNetv2_train {NAME} 3d_fullres 1 -tr nnUNetTrainer -p nnUNetPlans --val."),
+        ("channels", SOCKETS, "got no channel_names by 0, 1, ... in"),
+        ("of pictures", SOCKETS, "got a model of .png files; expected one of volumes"),
         ("", ("--tif-spacing", "5", "x", "1", *SOCKETS), "3 numbers"),
         ("", ("-step_size", "0", *SOCKETS), "a step size of 0"),
         ("", ("-w", "1", "2", *SOCKETS), "2 weights for 1 members"),
@@ -178,6 +190,15 @@ def test_wrong_requests_leave_nothing(
             output = nnunet_folders / "none" / "made"
         case "no validation":
             (trained / "fold_1" / "validation" / "summary.json").unlink()
+        case "empty validation":
+            (trained / "fold_1" / "validation" / "summary.json").write_text("{}")
+        case "of another name":
+            (trained / "fold_1" / "validation" / "summary.json").unlink()
+            models = [str(trained.rename(trained.parent / "my model"))]
+        case "channels" | "of pictures":
+            told = json.loads((trained / "dataset.json").read_text())
+            told |= {"channel_names": {"1": "T1", "2": "T2"}} if how == "channels" else {"file_ending": ".png"}
+            (trained / "dataset.json").write_text(json.dumps(told))
         case "damaged":
             checkpoint = trained / "fold_1" / "checkpoint_final.pth"
             checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
@@ -208,3 +229,44 @@ def test_the_remedy_of_a_model_without_validation_names_the_folds(trained: Path,
     assert container(trained.parents[2] / "made", *SOCKETS) == 2
     err = capsys.readouterr().err
     assert "no validation of fold 0, 1 in" in err and "--val, and so on." in err
+
+
+def test_the_sockets_follow_the_numbers_of_the_channels(trained: Path, nnunet_folders: Path) -> None:
+    told = json.loads((trained / "dataset.json").read_text())
+    told["channel_names"] = {"1": "T2", "0": "T1"}
+    (trained / "dataset.json").write_text(json.dumps(told))
+    output = nnunet_folders / "made"
+    assert container(output, *SOCKETS) == 0
+    assert json.loads((output / "model" / "container.json").read_text())["channels"] == ["T1", "T2"]
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "line"),
+    [
+        ({"background": 0, "organ": 1, "ignore": 2}, {}, "- Labels: background 0, organ 1."),
+        (
+            {"background": 0, "whole": [1, 2], "core": 2},
+            {"regions_class_order": [1, 2]},
+            "- Labels: background 0, whole 1, core 2.",
+        ),
+    ],
+)
+def test_labels_are_told_as_they_are_written(
+    nnunet_folders: Path, labels: dict[str, Any], more: dict[str, Any], line: str
+) -> None:
+    validated(write_model(nnunet_folders, description={**DESCRIPTION, "labels": labels, **more}))
+    output = nnunet_folders / "made"
+    assert container(output, "--interface", "folder") == 0
+    assert line in (output / "README.md").read_text().splitlines()
+
+
+def test_what_a_killed_run_left_is_removed(trained: Path, nnunet_folders: Path) -> None:
+    code = (
+        "import os, pathlib, sys\nfrom nnunetv2_ext.locks import complete_or_absent\n"
+        "with complete_or_absent(pathlib.Path(sys.argv[1])):\n    os._exit(9)"
+    )
+    output = nnunet_folders / "made"
+    assert subprocess.run([sys.executable, "-c", code, str(output)]).returncode == 9
+    assert len(list(nnunet_folders.glob(".made_*"))) == 1
+    assert container(output, *SOCKETS) == 0
+    assert not list(nnunet_folders.glob(".made_*"))

@@ -11,6 +11,7 @@ from tests.container.sandbox import need_bwrap, on_host, run
 from tests.container.test_serve import LABELS, hand_over, of_predict
 from tests.tiny_models import write_model
 
+pytestmark = pytest.mark.pipeline
 FULL = "1000000"
 """Bytes, fewer than the image has."""
 
@@ -42,7 +43,7 @@ def test_a_case_in_the_sandbox(container: Path, tmp_path: Path) -> None:
     ("how", "status", "words"),
     [
         ("no model", 2, "no file /opt/ml/model/container.json"),
-        ("no room in /tmp", 2, "an error on writing /tmp/"),
+        ("no room in /tmp", 2, ", which cannot be read or written ("),
     ],
 )
 def test_one_sentence_in_the_sandbox(container: Path, tmp_path: Path, how: str, status: int, words: str) -> None:

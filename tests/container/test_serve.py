@@ -1,6 +1,7 @@
 """One case a run: the labels of `predict`, where the image lies, or one sentence."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import SimpleITK as sitk
+import torch
 
 from nnunetv2_ext.container.serve import cpus, main
 from nnunetv2_ext.container.settings import read_settings
 from nnunetv2_ext.inference.folder import predict_folder
 from nnunetv2_ext.inference.predictor import Predictor
+from nnunetv2_ext.inference.single import Options
 from tests.container.conftest import OUTPUT, SLUG, Make, image, same_place
 
 LABELS = f"images/{OUTPUT}/output.mha"
@@ -159,6 +162,8 @@ def spoil(source: Path, how: str) -> None:
             sitk.WriteImage(image(1, origin=(0.0, 0.0, 0.0)), str(file))
         case "another size":
             sitk.WriteImage(image(1, (7, 26, 27)), str(file))
+        case "capitals":
+            file.rename(file.with_suffix(".MHA"))
         case "no spacing":
             file.write_bytes(b"".join(line for line in file.read_bytes().splitlines(True) if b"Spacing" not in line))
         case "NaN":
@@ -207,6 +212,7 @@ def spoil(source: Path, how: str) -> None:
         ("colours", "2 values per voxel"),
         ("another grid", "origin"),
         ("another size", "size"),
+        ("capitals", "of-a-uuid.MHA; expected the ending .mha in small letters; rename it"),
         ("no spacing", "no spacing in its header"),
         ("NaN", "1 voxels of"),
         ("TIFF", "a TIFF file, which does not tell the distance between its slices"),
@@ -275,9 +281,51 @@ def test_what_is_no_fault_of_the_input_is_one_sentence_too(
 
 
 @pytest.mark.parametrize(
-    ("told", "most"), [("200000 100000\n", 2), ("50000 100000", 1), ("max 100000", 10**6), ("", 10**6)]
+    ("told", "cores"),
+    [
+        ("200000 100000\n", 2),
+        ("250000 100000", 2),
+        ("50000 100000", 1),
+        ("9900000 100000", 64),
+        ("max 1", 64),
+        ("", 64),
+    ],
 )
-def test_a_share_of_the_cores(tmp_path: Path, told: str, most: int) -> None:
+def test_a_share_of_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str, cores: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(64), raising=False)
     (tmp_path / "cpu.max").write_text(told)
-    assert 1 <= cpus(tmp_path / "cpu.max") <= most
-    assert cpus(tmp_path / "none") >= cpus(tmp_path / "cpu.max")
+    assert cpus(tmp_path / "cpu.max") == cores
+    assert cpus(tmp_path / "none") == 64
+
+
+def test_the_models_predict_as_the_container_was_told(make: Make, tmp_path: Path, monkeypatch: Any) -> None:
+    class Asked(Exception):
+        pass
+
+    def ask(folders: Any, **more: Any) -> None:
+        asked.append(([folder.name for folder in folders], more))
+        raise Asked("enough")
+
+    asked: list[Any] = []
+    container = make(models=2, weights=(0.25, 0.75), step_size=0.3, mirroring=False)
+    monkeypatch.setattr("nnunetv2_ext.inference.predictor.Predictor", ask)
+    assert serve(container, hand_over(tmp_path / "input", {SLUG: image()}), tmp_path / "output") == 1
+    ((names, more),) = asked
+    assert names == [f"nnUNetTrainer__nnUNetPlans__{configuration}" for configuration in ("3d_fullres", "2d")]
+    assert more == {"weights": (0.25, 0.75), "options": Options(step_size=0.3, mirroring=False)}
+
+
+@pytest.mark.parametrize("flags", [["--once"], ["--every", "3"]])
+def test_flags_of_a_watch_are_refused(make: Make, tmp_path: Path, capfd: Any, flags: list[str]) -> None:
+    assert serve(make(), tmp_path, tmp_path / "output", *flags) == 2
+    assert f"got {flags[0]}; expected the container of a folder" in capfd.readouterr().err
+
+
+def test_a_gpu_that_cannot_be_used_is_told(make: Make, tmp_path: Path, monkeypatch: Any, capfd: Any) -> None:
+    (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr("nnunetv2_ext.container.serve.GPU", tmp_path / "nvidia0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    assert serve(make(), hand_over(tmp_path / "input", {SLUG: image()}), tmp_path / "output") == 0
+    first, second = capfd.readouterr().out.splitlines()
+    assert "cannot use the GPU here" in first and second.endswith("predicted on the device cpu")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from nnunetv2_ext.container.software import described, needed
+from nnunetv2_ext.container.software import described, imports_of, needed
 from nnunetv2_ext.errors import InputError
 
 
@@ -80,3 +80,42 @@ def test_what_is_required_and_missing_is_refused(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(software, "distribution", distribution)
     with pytest.raises(InputError, match=r"no distribution not-here here.*run pip install not-here"):
         needed([])
+
+
+@pytest.mark.parametrize(("version", "pinned"), [("2.6.0", True), ("2.6.0+cu124", False), ("2.6.0+cpu", False)])
+def test_what_comes_with_another_build_of_pytorch_is_not_pinned(
+    monkeypatch: pytest.MonkeyPatch, version: str, pinned: bool
+) -> None:
+    from nnunetv2_ext.container import software
+
+    of_torch = ["nvidia-cublas-cu12", "cuda-bindings", "triton"]
+    requires = {"nnunetv2-ext": ["torch", "numpy"], "torch": of_torch}
+
+    def distribution(name: str) -> Distribution:
+        lines = [f"Requires-Dist: {one}" for one in requires.get(name, [])]
+        made = told(*lines, version=version if name == "torch" else "1.2")
+        made.text = made.text.replace("A.Thing_x", name)
+        return made
+
+    monkeypatch.setattr(software, "distribution", distribution)
+    assert {one.name for one in needed([])} == {"torch", "numpy", *(of_torch if pinned else [])}
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [("import not_here", "No module named 'not_here'"), ("import elsewhere_of_mine", "elsewhere_of_mine.py")],
+)
+def test_a_trainer_that_imports_what_stays_behind_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, line: str, words: str
+) -> None:
+    path, copied = tmp_path / "path", tmp_path / "copied"
+    nnunet = copied / "nnunetv2" / "training" / "nnUNetTrainer"  # in the place of nnU-Net, which takes long
+    for folder in (path, nnunet):
+        folder.mkdir(parents=True)
+    (nnunet / "nnUNetTrainer.py").write_text("nnUNetTrainer = 0\n")
+    (copied / "nnunetv2" / "__init__.py").touch()
+    (path / "elsewhere_of_mine.py").touch()
+    (copied / "mine.py").write_text(line + "\n")
+    monkeypatch.setenv("PYTHONPATH", str(path))
+    with pytest.raises(InputError, match=r"the trainer mine, which cannot be imported elsewhere \(.*" + words):
+        imports_of(["mine"], copied)

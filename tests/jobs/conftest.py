@@ -16,14 +16,15 @@ from nnunetv2_ext.jobs.engine import Seen, standing
 from nnunetv2_ext.jobs.local import Local
 from nnunetv2_ext.jobs.record import LOG, Job, State, read_jobs, read_state, write_job
 from nnunetv2_ext.locks import holder, is_held
+from tests.doctor.conftest import Prepared, prepare
 
 
-def wait_for(told: Callable[[], object], seconds: float = 10) -> Any:
+def wait_for(told: Callable[[], object], seconds: float = 10, pause: float = 0.02) -> Any:
     """What `told` returns once it is true."""
     end = time.monotonic() + seconds
     while not (value := told()):
         assert time.monotonic() < end, f"not within {seconds} s"
-        time.sleep(0.02)
+        time.sleep(pause)
     return value
 
 
@@ -103,3 +104,10 @@ def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
             Local().cancel(folder, [*read_jobs(folder).values()])
         for process in made.sleepers():
             os.kill(process, signal.SIGKILL)
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Prepared:
+    made = prepare(tmp_path, monkeypatch)
+    made.change_plans("nnUNetPlans", data_identifier="nnUNetPlans_3d", patch_size=[32] * 3)
+    return made

@@ -51,7 +51,7 @@ def test_the_gpus_of_this_shell(monkeypatch: pytest.MonkeyPatch, variable: str |
 def test_parts_of_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, LISTING, "")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-x")
-    with pytest.raises(InputError, match=r"got CUDA_VISIBLE_DEVICES=MIG-x, parts of GPUs; .* say --gpus"):
+    with pytest.raises(InputError, match=r"got CUDA_VISIBLE_DEVICES=MIG-x, .* say --gpus or -device cpu"):
         gpus_visible()
 
 

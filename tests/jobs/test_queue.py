@@ -1,17 +1,19 @@
 """Jobs in their turn: needs, places, GPUs, and kills of the queue and of what it started."""
 
+import errno
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.jobs import devices
+from nnunetv2_ext.jobs import devices, local
 from nnunetv2_ext.jobs.devices import is_taken, leave_gpu, take_gpu
 from nnunetv2_ext.jobs.local import Local
 from nnunetv2_ext.jobs.queue import ensure_queue
@@ -30,7 +32,8 @@ from nnunetv2_ext.jobs.record import (
     write_job,
     write_state,
 )
-from nnunetv2_ext.locks import is_held
+from nnunetv2_ext.jobs.supervisor import search_path
+from nnunetv2_ext.locks import PARENT, is_held
 from tests.jobs.conftest import Jobs, wait_for
 
 TWO = Resources(jobs=2)
@@ -208,14 +211,102 @@ def test_what_another_machine_left_running_is_known_to_be_dead(jobs: Jobs) -> No
     jobs.until(a=FINISHED)
 
 
-def test_the_jobs_of_another_machine_are_left_to_it(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds", "gone"), [(0, False), (60, False), (600, True)])
+def test_the_queue_of_another_machine_is_replaced_once_it_is_silent(jobs: Jobs, seconds: int, gone: bool) -> None:
+    """A container that starts again has another name."""
     write_job(jobs.folder, jobs.job("a", "exit 0"))
-    who = {"host": "another", "process": 1, "since": "today", "doing": "the queue of jobs"}
-    (jobs.folder / ".queue.running.json").write_text(json.dumps(who))
-    assert not ensure_queue(jobs.folder)
-    monkeypatch.setattr("nnunetv2_ext.jobs.local.is_held", lambda folder, name: True)
+    told = jobs.folder / ".queue.running.json"
+    told.write_text(json.dumps({"host": "another", "process": 1, "since": "today", "doing": "the queue of jobs"}))
+    os.utime(told, (time.time() - seconds,) * 2)
+    assert ensure_queue(jobs.folder) == gone
+    if gone:
+        jobs.until(a=FINISHED)
+        return
     with pytest.raises(InputError, match=r"while the queue in .* runs on another; .*submit there"):
         jobs.submit(jobs.job("a", "exit 0"))
+
+
+def test_a_queue_tells_that_it_lives(jobs: Jobs) -> None:
+    jobs.submit(jobs.job("a", "SLEEP"))
+    jobs.process("queue")
+    told = jobs.folder / ".queue.running.json"
+    wait_for(jobs.sleepers)
+    os.utime(told, (1, 1))
+    wait_for(lambda: told.stat().st_mtime > 1)
+    Local().cancel(jobs.folder, [*read_jobs(jobs.folder).values()])
+
+
+def test_a_folder_without_locks_is_refused(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    def flock(file: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(InputError, match=r"got .*, where files cannot be locked \(.*No locks available\); expected"):
+        jobs.submit(jobs.job("a", "exit 0"))
+    assert [*jobs.folder.iterdir()] == []
+
+
+@pytest.mark.parametrize("told", ["another process", "nothing"])
+def test_cancel_ends_the_supervisor_alone(jobs: Jobs, told: str) -> None:
+    """Whatever a full disk or a kill left of the file that tells who holds the lock."""
+    jobs.submit(jobs.job("a", "SLEEP"))
+    wait_for(lambda: jobs.state("a").state == RUNNING and jobs.sleepers())
+    path = jobs.folder / ".a.running.json"
+    with subprocess.Popen(["sleep", "60"]) as other:
+        if told == "nothing":
+            path.unlink()
+        else:
+            path.write_text(json.dumps({**json.loads(path.read_text()), "process": other.pid}))
+        Local().cancel(jobs.folder, [*read_jobs(jobs.folder).values()])
+        assert jobs.look() == {"a": CANCELLED} and not jobs.sleepers()
+        assert other.poll() is None
+        other.kill()
+
+
+def test_cancel_asks_all_before_it_waits_for_one(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "PATIENCE", 15)
+    jobs.submit(*(jobs.job(f"{number}", "SLEEP", resources=Resources(jobs=3)) for number in range(3)))
+    wait_for(lambda: len(jobs.sleepers()) == 3)
+    began = time.monotonic()
+    Local().cancel(jobs.folder, [*read_jobs(jobs.folder).values()])
+    assert time.monotonic() - began < 15
+    assert set(jobs.look().values()) == {CANCELLED}
+
+
+def test_a_submission_waits_for_a_cancellation(jobs: Jobs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "PATIENCE", 0.1)
+    script = (
+        "import sys, time; from nnunetv2_ext.locks import Path, hold;"
+        "hold(Path(sys.argv[1]), 'a', 'a cancellation'); print(flush=True); time.sleep(0.5)"
+    )
+    command = [sys.executable, "-c", script, str(jobs.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as cancellation:
+        assert cancellation.stdout is not None and cancellation.stdout.readline()
+        jobs.submit(jobs.job("a", "exit 0"))
+    jobs.until(a=FINISHED)
+
+
+def test_a_job_runs_in_the_surroundings_of_who_submitted_it(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in those of who started the queue."""
+    path = os.environ["PATH"]
+    for name, needs in (("a", ()), ("b", ("a",))):
+        program = tmp_path / name / "tool"
+        program.parent.mkdir()
+        program.write_text(f'#!/bin/sh\necho "tool of {name}, $nnUNet_raw, <$nnUNet_ext_held>"\n')
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{path}")
+        monkeypatch.setenv("nnUNet_raw", f"raw of {name}")
+        monkeypatch.setenv(PARENT, f"lock of {name}")
+        command = f"while ! test -f {tmp_path}/go; do sleep 0.05; done; tool"
+        jobs.submit(jobs.job(name, command, needs=needs))
+        jobs.process("queue")
+    (tmp_path / "go").touch()
+    jobs.until(a=FINISHED, b=FINISHED)
+    for name in ("a", "b"):
+        assert f"tool of {name}, raw of {name}, <lock of a>" in jobs.log(name)
+    assert search_path().split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
 def test_a_supervisor_that_cannot_begin_is_not_started_for_ever(jobs: Jobs) -> None:

@@ -1,4 +1,4 @@
-"""What SLURM says is read right, and merged with what the supervisor wrote."""
+"""What SLURM says is merged with what the supervisor wrote, and jobs are asked for as they should be."""
 
 import subprocess
 import sys
@@ -23,75 +23,18 @@ from nnunetv2_ext.jobs.record import (
     Job,
     Resources,
     State,
+    read_jobs,
+    read_state,
     write_job,
     write_state,
 )
 from nnunetv2_ext.jobs.retries import TIME_LIMIT, in_vain, why_not_again
 from nnunetv2_ext.jobs.squeue import Told
 
-SQUEUE = """\
-2|PENDING|PartitionDown|0|N/A|
-1|RUNNING|None|0|2026-11-29T14:59:23|
-24|COMPLETING|JobLaunchFailure|9|2026-11-29T15:03:00|
-29|COMPLETING|None|15|2026-11-29T15:03:40|
-30|FAILED|NonZeroExitCode|35072|2026-11-29T15:03:48|
-23|CANCELLED|DependencyNeverSatisfied|0|N/A|
-"""
-"""As SLURM 22.05 printed it."""
-SACCT = """\
-7|FAILED|None|137:0|2026-11-29T15:20:10
-8|CANCELLED by 0|None|0:15|2026-11-29T15:20:11
-9|FAILED|None|0:9|2026-11-29T15:20:12
-10|TIMEOUT|None|0:0|2026-11-29T15:20:12
-7|COMPLETED|None|0:0|2026-11-29T15:25:10
-"""
 PARTITIONS = """\
 PartitionName=short AllowGroups=ALL Default=YES DefaultTime=01:00:00 MaxTime=1-00:00:00 State=UP
 PartitionName=down AllowGroups=ALL Default=NO DefaultTime=NONE MaxTime=UNLIMITED State=DOWN
 """
-
-
-def test_squeue_is_read() -> None:
-    assert squeue.read_squeue(SQUEUE) == {
-        "2": Told("PENDING", "PartitionDown", 0, "N/A"),
-        "1": Told("RUNNING", "", 0, "2026-11-29T14:59:23"),
-        "24": Told("COMPLETING", "JobLaunchFailure", 137, "2026-11-29T15:03:00"),
-        "29": Told("COMPLETING", "", 143, "2026-11-29T15:03:40"),
-        "30": Told("FAILED", "NonZeroExitCode", 137, "2026-11-29T15:03:48"),
-        "23": Told("CANCELLED", "DependencyNeverSatisfied", 0, "N/A"),
-    }
-
-
-def test_sacct_is_read_the_last_of_each() -> None:
-    told = squeue.read_sacct(SACCT)
-    assert {id: (one.state, one.exit) for id, one in told.items()} == {
-        "7": ("COMPLETED", 0),
-        "8": ("CANCELLED", 143),
-        "9": ("FAILED", 137),
-        "10": ("TIMEOUT", 0),
-    }
-
-
-@pytest.mark.parametrize(
-    ("text", "minutes"),
-    [("01:00:00", 60), ("1-00:00:00", 1440), ("2-03:04:30", 3064.5), ("UNLIMITED", None), ("NONE", None), ("", None)],
-)
-def test_times(text: str, minutes: float | None) -> None:
-    assert squeue.minutes_of(text) == minutes
-
-
-@pytest.mark.parametrize(
-    ("reason", "words"),
-    [
-        ("Resources", "waits for a free place"),
-        ("QOSMaxJobsPerUserLimit", "a limit of its QOS (QOSMaxJobsPerUserLimit)"),
-        ("AssocGrpCpuLimit", "a limit of its account (AssocGrpCpuLimit)"),
-        ("ReqNodeNotAvail, UnavailableNodes:gpu[1-4]", "the nodes that it could run on are down or reserved"),
-        ("SomethingNew", "SomethingNew"),
-    ],
-)
-def test_reasons_in_words(reason: str, words: str) -> None:
-    assert squeue.words(reason) == words
 
 
 NOW = 1795964400.0
@@ -144,6 +87,7 @@ def wrote(name: str, ended: float | None, exit: int | None = None, reason: str =
         (wrote(FAILED, NOW + 5, 1, "ValueError"), Told("FAILED", "NonZeroExitCode", 1), Seen(FAILED, 1, "ValueError")),
         (wrote(FINISHED, NOW + 5, 0), Told("COMPLETED"), Seen(FINISHED, 0)),
         (wrote(FINISHED, NOW + 5, 0), None, Seen(FINISHED, 0)),
+        (wrote(FINISHED, NOW - 5, 0), Told("RUNNING", began=BEGAN), Seen(FINISHED, 0)),
         (wrote(RUNNING, None), Told("COMPLETED"), Seen(FINISHED, 0)),
         (State(), Told("CANCELLED", "Dependency"), Seen(CANCELLED)),
         (wrote(WAITING, NOW + 5, 143, TIME_LIMIT), Told("CANCELLED", "", 0), Seen(CANCELLED, 143)),
@@ -153,23 +97,126 @@ def test_merged(written: State, told: Told | None, seen: Seen) -> None:
     assert slurm.merged(written, told) == seen
 
 
+class Fake:
+    """SLURM's answers by the id of a job, and what scancel was told to end."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.told: dict[str, Told] = {}
+        self.ended: list[str] = []
+
+    def has(self, id: str, name: str, *words: Any, where: Path | None = None) -> None:
+        dataset = f"{self.folder.parent.name}/" if "/" not in name else ""
+        told = Told(*words)._replace(name=dataset + name, folder=str((where or self.folder) / name))
+        self.told[id] = told
+
+    def ask(self, *command: str) -> str:
+        assert command[0] == "scancel"
+        self.ended += command[1:]
+        self.told |= {id: self.told[id]._replace(state="CANCELLED", exit=143) for id in command[1:]}
+        return ""
+
+    def job(self, name: str, id: str | None, state: State, needs: tuple[str, ...] = ()) -> None:
+        write_job(self.folder, Job(name, ("true",), needs, engine="slurm", id=id))
+        write_state(self.folder, name, state)
+
+    def look(self) -> dict[str, Seen]:
+        return slurm.Slurm().look(self.folder, read_jobs(self.folder))
+
+
+@pytest.fixture
+def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
+    fake = Fake(tmp_path / "Dataset001_Any" / "jobs")
+    monkeypatch.setattr(slurm, "jobs_of", lambda ids: {id: fake.told[id] for id in ids if id in fake.told})
+    alive = squeue.LIVING | squeue.QUEUED
+    monkeypatch.setattr(slurm, "queued", lambda: {id: one for id, one in fake.told.items() if one.state in alive})
+    monkeypatch.setattr(slurm, "ask", fake.ask)
+    return fake
+
+
 @pytest.mark.parametrize(("told", "state"), [(None, FAILED), (Told("RUNNING"), RUNNING)])
-def test_a_damaged_state_stops_no_look(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: Told | None, state: str
-) -> None:
-    monkeypatch.setattr(slurm, "jobs_of", lambda ids: {} if told is None else {"7": told})
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "state.json").write_text("{")
-    (seen,) = slurm.Slurm().look(tmp_path, {"a": Job("a", ("true",), engine="slurm", id="7")}).values()
+def test_a_damaged_state_stops_no_look(fake: Fake, told: Told | None, state: str) -> None:
+    fake.job("a", "7", State())
+    (fake.folder / "a" / "state.json").write_text("{")
+    if told is not None:
+        fake.has("7", "a", *told[:4])
+    seen = fake.look()["a"]
     assert (seen.state, "a/state.json" in seen.reason) == (state, told is None)
 
 
-def test_a_submission_that_was_killed_and_what_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slurm, "jobs_of", lambda ids: {})
-    jobs = {"a": Job("a", ("true",), engine="slurm"), "b": Job("b", ("true",), ("a",), engine="slurm", id="8")}
-    seen = slurm.Slurm().look(tmp_path, jobs)
+def test_a_submission_that_was_killed_and_what_needs_it(fake: Fake) -> None:
+    fake.job("a", None, State())
+    fake.job("b", "8", State(), ("a",))
+    fake.job("c", "9", State(), ("b",))
+    seen = fake.look()
     assert seen["a"].state == CANCELLED and "submit it again" in seen["a"].reason
-    assert seen["b"] == Seen(BLOCKED, None, "a did not finish")
+    assert seen["b"] == Seen(BLOCKED, None, "it needs a: cancelled")
+    assert seen["c"] == Seen(BLOCKED, None, "it needs b: cancelled")
+
+
+def test_a_job_whose_id_was_not_written_down_is_known_by_its_folder(fake: Fake, tmp_path: Path) -> None:
+    """Its submission was killed after SLURM had it; a job of the same name in other results is another."""
+    fake.job("a", None, State())
+    fake.job("b", None, State())
+    fake.has("7", "a", "PENDING", "Priority")
+    fake.has("8", "b", "PENDING", "Priority", where=tmp_path / "other" / "Dataset001_Any" / "jobs")
+    assert {name: one.state for name, one in fake.look().items()} == {"a": WAITING, "b": CANCELLED}
+    slurm.Slurm().cancel(fake.folder, [*read_jobs(fake.folder).values()])
+    assert fake.ended == ["7"]
+    assert fake.look()["a"].state == CANCELLED
+
+
+@pytest.mark.parametrize("state", [wrote(FINISHED, NOW + 5, 0), wrote(FAILED, NOW + 5, 1, "ValueError")])
+def test_the_id_of_somebody_elses_job_is_not_ours(fake: Fake, state: State) -> None:
+    """A second cluster over the same files counts from 1, too."""
+    fake.job("report", "7", state)
+    fake.has("7", "Dataset002_Other/report", "RUNNING")
+    assert fake.look()["report"] == Seen(state.state, state.attempts[-1].exit, state.attempts[-1].reason)
+    slurm.Slurm().cancel(fake.folder, [*read_jobs(fake.folder).values()])
+    assert fake.ended == []
+
+
+@pytest.mark.parametrize(
+    ("state", "told", "name"),
+    [
+        (wrote(RUNNING, None), Told("TIMEOUT"), TIMED_OUT),
+        (wrote(RUNNING, None), Told("OUT_OF_MEMORY", "OutOfMemory", 137), FAILED),
+        (wrote(RUNNING, None), Told("FAILED", "NonZeroExitCode", 137), FAILED),
+        (wrote(WAITING, NOW + 5, 143, TIME_LIMIT), Told("CANCELLED"), CANCELLED),
+        (wrote(FAILED, NOW + 5, 1, "ValueError"), Told("CANCELLED"), CANCELLED),
+        (State(), Told("CANCELLED"), CANCELLED),
+        (State(), Told("FAILED", "JobLaunchFailure"), FAILED),
+    ],
+)
+def test_an_end_that_only_slurm_knows_outlives_its_memory(fake: Fake, state: State, told: Told, name: str) -> None:
+    fake.job("a", "7", state)
+    fake.has("7", "a", *told[:4])
+    first = fake.look()["a"]
+    assert first.state == read_state(fake.folder, "a").state == name
+    fake.told.clear()
+    later = fake.look()["a"]
+    assert later[:2] == first[:2]
+    assert first.reason in later.reason
+
+
+@pytest.mark.parametrize(
+    "told", [Told("FAILED", "NonZeroExitCode", 1), Told("COMPLETED"), Told("COMPLETING", "", 143, BEGAN)]
+)
+def test_an_end_that_the_supervisor_writes_is_left_to_it(fake: Fake, told: Told) -> None:
+    fake.job("a", "7", wrote(RUNNING, None))
+    fake.has("7", "a", *told[:4])
+    fake.look()
+    assert read_state(fake.folder, "a") == wrote(RUNNING, None)
+
+
+def test_jobs_cancelled_with_those_that_they_need(fake: Fake) -> None:
+    fake.job("a", "7", wrote(RUNNING, None))
+    fake.job("b", "8", State(), ("a",))
+    fake.has("7", "a", "RUNNING", "", 0, BEGAN)
+    fake.has("8", "b", "PENDING", "Dependency")
+    slurm.Slurm().cancel(fake.folder, [*read_jobs(fake.folder).values()])
+    fake.told.clear()
+    assert {name: one.state for name, one in fake.look().items()} == {"a": CANCELLED, "b": CANCELLED}
 
 
 def test_a_silent_controller_leaves_what_was_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,6 +236,8 @@ def test_a_silent_controller_leaves_what_was_known(tmp_path: Path, monkeypatch: 
 def answers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster whose partitions are known."""
     monkeypatch.setattr(squeue, "ask", lambda *command: PARTITIONS)
+    for name in slurm.USUAL.values():
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.mark.usefixtures("answers")
@@ -208,6 +257,14 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_resources_as_options(resources: Resources, options: dict[str, Any]) -> None:
     assert slurm.options_of(resources) == {"requeue": True, **options}
+
+
+@pytest.mark.usefixtures("answers")
+def test_what_a_user_sets_for_all_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCOUNT": "lab", "PARTITION": "down", "QOS": "long", "TIMELIMIT": "5"}.items():
+        monkeypatch.setenv(f"SBATCH_{name}", value)
+    options = slurm.options_of(Resources(account="other", lines=("--qos=short",)))
+    assert options == {"requeue": True, "time": 0, "partition": "down", "account": "other", "qos": "short"}
 
 
 @pytest.mark.usefixtures("answers")

@@ -1,9 +1,11 @@
 """One job to its end: exit status, retries, and no process left however it ends."""
 
 import os
+import random
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,7 @@ from nnunetv2_ext.jobs.record import (
     State,
     write_job,
 )
+from nnunetv2_ext.jobs.supervisor import Signals
 from nnunetv2_ext.locks import PARENT, held, lock_file
 from tests.jobs.conftest import Jobs, wait_for
 
@@ -70,25 +73,38 @@ def test_what_ignores_the_signal_is_killed(jobs: Jobs, monkeypatch: pytest.Monke
     assert not jobs.sleepers()
 
 
-def test_a_handler_of_the_scheduler_leaves_it_waiting(jobs: Jobs) -> None:
-    """As submitit does: its own signal calls `stop`, then ends the process."""
-    write_job(jobs.folder, jobs.job("a", "SLEEP", engine="slurm", resources=Resources(minutes=0.001)))
+@pytest.mark.parametrize(("script", "after"), [("SLEEP & SLEEP", (0, 0.02)), ("sleep 0.3", (0.28, 0.38))])
+def test_a_signal_at_any_moment_leaves_a_whole_state(
+    jobs: Jobs, script: str, after: tuple[float, float], capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Just after the command was started, and around its end."""
+    rng = random.Random(0)
+    names = [f"{number}" for number in range(6)]
+    running = []
+    for name in names:
+        running.append(jobs.supervisor(jobs.job(name, script, retries=2)))
+        wait_for(partial(jobs.log, name), pause=0.001)
+        time.sleep(rng.uniform(*after))
+        for _ in range(rng.choice((1, 3))):  # SLURM and a queue's user may ask several times
+            running[-1].send_signal(signal.SIGTERM)
+    for name, process in zip(names, running, strict=True):
+        status, state = process.wait(10), jobs.state(name)
+        assert (status, state.state) in {(143, CANCELLED), (0, FINISHED), (-signal.SIGTERM, FINISHED)}
+        assert [attempt.exit for attempt in state.attempts] in ([], [0 if state.state == FINISHED else 143])
+        assert state.group is None
+    assert not jobs.sleepers() and capfd.readouterr().err == ""
 
-    def preempted(number: int, frame: object) -> None:
-        supervisor.stop(WAITING)
-        assert jobs.state("a").state == WAITING and not jobs.sleepers()
-        sys.exit(7)
 
-    before = signal.signal(signal.SIGUSR2, preempted)
-    try:
-        pid = os.getpid()
-        os.system(f"(sleep 0.4; kill -USR2 {pid}) &")
-        with pytest.raises(SystemExit) as exit_info:
-            supervisor.supervise(jobs.folder, "a", signals=False)
-    finally:
-        signal.signal(signal.SIGUSR2, before)
-    assert exit_info.value.code == 7
-    assert [(one.exit, one.reason) for one in jobs.state("a").attempts] == [(143, WAITING)]
+def test_signals_of_the_scheduler_leave_it_waiting(jobs: Jobs) -> None:
+    job = jobs.job("a", "SLEEP", engine="slurm", resources=Resources(minutes=0.001))  # which SLURM sees to
+    write_job(jobs.folder, job)
+    before = signal.getsignal(signal.SIGUSR2)
+    with Signals({signal.SIGUSR2: (WAITING, "time limit"), signal.SIGTERM: (WAITING, "taken")}) as signals:
+        os.system(f"(sleep 0.4; kill -USR2 {os.getpid()}; kill {os.getpid()}) &")
+        assert supervisor.supervise(jobs.folder, "a", signals=signals) == 143
+    assert signals.told == (WAITING, "time limit") and signal.getsignal(signal.SIGUSR2) == before
+    assert jobs.state("a").state == WAITING
+    assert [(one.exit, one.reason) for one in jobs.state("a").attempts] == [(143, "time limit")]
     write_job(jobs.folder, jobs.job("a", "exit 0", engine="slurm"))
     assert supervisor.supervise(jobs.folder, "a") == 0
 
@@ -139,7 +155,10 @@ def test_a_job_that_has_ended_does_not_run_again(jobs: Jobs) -> None:
     assert (jobs.folder / "n").read_text() == "x\n"
 
 
-def test_a_fold_that_somebody_else_trains_is_refused(jobs: Jobs, tmp_path: Path) -> None:
+def test_a_fold_that_somebody_else_trains_is_refused(
+    jobs: Jobs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "PATIENCE", 0.1)
     fold = tmp_path / "results" / "fold_0"
     other = jobs.supervisor(jobs.job("other", "SLEEP", fold=fold))
     wait_for(jobs.sleepers)

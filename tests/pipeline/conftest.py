@@ -49,6 +49,11 @@ class Pipeline(Shell):
         """Run a command to its end and return what it printed; fails the test on another exit status."""
         return finish(self.start(command, fresh=fresh), command, status)
 
+    def end_jobs(self) -> None:
+        """End the jobs that a test has left, with their trainings."""
+        if any((self.folder / "nnUNet_results").glob("*/jobs")):
+            self.start("nnunetv2_ext jobs --cancel").communicate(timeout=120)
+
     def images_of(self, dataset: str) -> Path:
         """A folder of two images to predict."""
         folder = self.folder / f"images_{dataset}"
@@ -101,6 +106,7 @@ def pipeline(hippocampus: Path, tmp_path_factory: pytest.TempPathFactory, warm: 
     (raw / "dataset.json").write_text(json.dumps({**description, "numTraining": CASES}))
     pipeline.run("nnunetv2_ext make_thick -d 4 -o 104 --factor 4")
     yield pipeline
+    pipeline.end_jobs()
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,11 +1,12 @@
 """The way of docs/how-to-folds-to-submission.md by its own command lines: trainings as jobs, to a container.
 
-Two folds for five, trainings of two steps, and, in place of nnU-Net's own trainer, which is never short,
-`BackboneTrainer` on its plans. Afterwards `run` goes the same way over what is there.
+Phantoms in place of the page's data set, two folds for five, trainings of two steps, and, in place of nnU-Net's own
+trainer, which is never short, `BackboneTrainer` on its plans. Afterwards `run` goes the same way over what is there.
 """
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import nibabel
@@ -13,10 +14,13 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from nnunetv2_ext.data.phantom import write_phantoms
 from tests.container.test_serve import hand_over
 from tests.pipeline.conftest import Pipeline
 from tests.test_readme import ROOT, blocks
+from tests.warm import WarmProcess
 
+DATASET = "Dataset104_HippocampusThick4"
 PAGE = ROOT / "docs" / "how-to-folds-to-submission.md"
 SHORT = "--epochs 1 --iterations 2 --val-iterations 1 --batch-size 2"
 SOCKET, OUTPUT = "hippocampus-mri", "hippocampus-segmentation"
@@ -41,9 +45,15 @@ def labels_in(folder: Path) -> dict[str, np.ndarray]:
 
 
 @pytest.fixture(scope="module")
-def trained(pipeline: Pipeline) -> Pipeline:
+def trained(tmp_path_factory: pytest.TempPathFactory, warm: WarmProcess) -> Iterator[Pipeline]:
     """Both models, two folds each, trained as jobs; `new_images` and `new_labels`."""
+    pipeline = Pipeline(tmp_path_factory.mktemp("submission"), warm)
     run, folder = pipeline.run, pipeline.folder
+    raw = folder / "nnUNet_raw" / DATASET
+    write_phantoms(raw, training=5, test=2, size=48)
+    for name in ("images", "labels"):
+        (raw / f"{name}Ts").rename(folder / f"new_{name}")
+    shutil.copy(raw / "dataset.json", folder / "new_labels")
     run("nnunetv2_ext plan_and_preprocess -d 104 -pl ExperimentPlanner -c 3d_fullres --no_pbar", fresh=True)
     shared = pipeline.preprocessed() / "nnUNetPlans_3d_fullres"
     before = {path.name: path.stat().st_mtime_ns for path in shared.iterdir()}
@@ -53,16 +63,13 @@ def trained(pipeline: Pipeline) -> Pipeline:
     for plans in ("MNetPlans", "nnUNetPlans"):
         pipeline.narrow(plans)
     (train,) = commands("3.", "nnunetv2_ext train")
-    told = run(f"env nnUNet_n_proc_DA=0 {train} --jobs 2 --wait", fresh=True)
-    assert "4 jobs submitted on this machine" in told
-    images = pipeline.images_of("Dataset104_HippocampusThick4").rename(folder / "new_images")
-    (folder / "new_labels").mkdir()
-    for path in images.iterdir():
-        name = path.name.replace("_0000", "")
-        shutil.copy(folder / "nnUNet_raw/Dataset104_HippocampusThick4/labelsTr" / name, folder / "new_labels" / name)
-    raw = folder / "nnUNet_raw/Dataset104_HippocampusThick4/dataset.json"
-    shutil.copy(raw, folder / "new_labels" / raw.name)
-    return pipeline
+    try:
+        told = run(f"env nnUNet_n_proc_DA=0 {train} --jobs 2 --wait", fresh=True)
+        assert "4 jobs submitted on this machine" in told
+        yield pipeline
+    finally:
+        pipeline.end_jobs()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_from_folds_to_a_submission(trained: Pipeline) -> None:

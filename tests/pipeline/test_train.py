@@ -3,8 +3,11 @@
 import json
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from nnunetv2_ext.data.phantom import write_phantoms
 from tests.pipeline.conftest import Pipeline
@@ -27,8 +30,14 @@ def wait(pipeline: Pipeline) -> dict[str, Any]:
         time.sleep(1)
 
 
-def test_folds_as_jobs(tmp_path: Path, warm: WarmProcess) -> None:
+@pytest.fixture
+def pipeline(tmp_path: Path, warm: WarmProcess) -> Iterator[Pipeline]:
     pipeline = Pipeline(tmp_path, warm)
+    yield pipeline
+    pipeline.end_jobs()
+
+
+def test_folds_as_jobs(pipeline: Pipeline, tmp_path: Path) -> None:
     write_phantoms(tmp_path / "nnUNet_raw" / DATASET, training=5, test=0)
     pipeline.run(f"nnunetv2_ext plan_and_preprocess -d 901 -pl MNetPlanner {SHORT} --no_pp -np 1 -npfp 1")
     pipeline.narrow("MNetPlans", DATASET)
