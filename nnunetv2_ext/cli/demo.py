@@ -5,7 +5,7 @@ import os
 import shlex
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -72,21 +72,24 @@ def run(args: argparse.Namespace) -> int:
         _set_environment(output, args.device)
         _refuse_jobs()
         _empty(output, args)
-        print(f"Demo in {output}: drawing {args.training_cases} training and {args.unseen_cases} unseen phantoms")
-        raw = output / "nnUNet_raw" / DATASET
-        _draw(raw, args)
-        notes = [_baseline(raw), CAVEAT]
-        way = _way(output, args, note=" ".join(reversed(notes)))
         try:
+            print(f"Demo in {output}: drawing {args.training_cases} training and {args.unseen_cases} unseen phantoms")
+            raw = output / "nnUNet_raw" / DATASET
+            _draw(raw, args)
+            baseline = _baseline(raw)
+            notes = [_sentence(baseline), CAVEAT]
+            way = _way(output, args, note=" ".join(reversed(notes)))
             with ended_in_order():
                 status = go(way, _how(args.device))
+            if status == 0:
+                _write_table(way, baseline, notes)
         except BaseException:
             _cancel()
-            print("\nThe demo is ended, and its jobs with it.")
+            print("\nThe demo is ended, and its jobs with it. --overwrite begins anew.")
             raise
-        if status:
-            return status
-        _write_table(way, notes)
+    if status:
+        print(f"The demo has not come to its end; {output} is left as it is. --overwrite begins anew.")
+        return status
     page = output / REPORT / "report.html"
     print(f"Total {(time.monotonic() - start) / 60:.1f} min. Tables, picture and report: {page.parent}")
     print(f"Open the report: python -m webbrowser {shlex.quote(page.as_uri())}")
@@ -242,8 +245,8 @@ def _cancel() -> None:
     engines()["local"].cancel(folder, list(read_jobs(folder).values()))
 
 
-def _baseline(raw: Path) -> str:
-    """What intensity alone can do, in a sentence."""
+def _baseline(raw: Path) -> dict[str, float]:
+    """What intensity alone can do: the Dice of each label."""
     from nnunetv2_ext.data.phantom import LABELS
     from nnunetv2_ext.data.volumes import read_volume
     from nnunetv2_ext.evaluation.threshold import threshold_dice
@@ -251,21 +254,26 @@ def _baseline(raw: Path) -> str:
     truths = sorted((raw / "labelsTs").glob("*.nii.gz"))
     images = [read_volume(raw / "imagesTs" / path.name.replace(".nii.gz", "_0000.nii.gz")) for path in truths]
     by_value = threshold_dice(images, [read_volume(path) for path in truths])
-    dice = {name: by_value[value] for name, value in LABELS.items() if value in by_value}
+    return {name: by_value[value] for name, value in LABELS.items() if value in by_value}
+
+
+def _sentence(dice: Mapping[str, float]) -> str:
     each = listed(f"{name} {value:.3f}" for name, value in dice.items())
     return f"{BASELINE}: mean Dice {sum(dice.values()) / len(dice):.3f} ({each}). {MEANING}"
 
 
-def _write_table(way: "Way", notes: Sequence[str]) -> None:
-    """Print and write the table, and draw cases, into the folder `report`."""
+def _write_table(way: "Way", baseline: Mapping[str, float], notes: Sequence[str]) -> None:
+    """Print and write the table, with rows of the baseline, and draw cases, into the folder `report`."""
     from nnunetv2_ext.evaluation.means import means_table
-    from nnunetv2_ext.evaluation.scores import read_scores
+    from nnunetv2_ext.evaluation.scores import Score, Scores, read_scores
     from nnunetv2_ext.evaluation.segmentations import labels_of
     from nnunetv2_ext.jobs.graph import EVALUATION, PREDICTIONS
     from nnunetv2_ext.report.cases import choose, draw, find_cases
 
     raw, report, model = nnunet_folder("nnUNet_raw") / DATASET, way.output, way.models[0]
-    text = "\n\n".join([means_table(read_scores(report / EVALUATION)), *notes]) + "\n"
+    scores = read_scores(report / EVALUATION)
+    scores += Scores(tuple(Score(BASELINE, "", label, "Dice", value) for label, value in baseline.items()))
+    text = "\n\n".join([means_table(scores), *notes]) + "\n"
     (report / "table.md").write_text(text, encoding="utf-8")
     print(f"\n{text}")
     labels = labels_of(read_json(raw / "dataset.json", "run the demo anew"), raw / "dataset.json")

@@ -164,6 +164,7 @@ class _Lines:
 
     def __init__(self) -> None:
         self.states: dict[tuple[str, str], str] = {}
+        self.lines: dict[tuple[str, str], str] = {}
         self.told = time.monotonic()
 
     def __call__(self, found: Sequence[Row]) -> None:
@@ -174,7 +175,10 @@ class _Lines:
             key, state = (row.dataset, row.job.name), row.seen.state
             changed = state not in (*silent, self.states.get(key))
             if changed or (late and state == RUNNING and row.progress is not None):
-                print(_line(row), flush=True)
+                line = _line(row)
+                if changed or line != self.lines.get(key):
+                    print(line, flush=True)
+                self.lines[key] = line
             self.states[key] = state
         blocked = [row.job.name for row in found if row.seen.state == BLOCKED]
         if blocked and not {WAITING, RUNNING} & {*self.states.values()}:

@@ -2,6 +2,7 @@
 
 import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ from nnunetv2_ext.cli.train import add_places, how_of, images_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder
 from nnunetv2_ext.inference.models import parse_models, read_found
+from nnunetv2_ext.locks import ended_in_order
 from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
@@ -22,8 +24,9 @@ EXAMPLE = """examples:
   nnunetv2_ext run -d 42 --preset full --on slurm --gres gpu:1 -i new_images -o submission
   nnunetv2_ext run -d 42 -m MNetTrainer:MNetTrialPlans:3d_fullres --epochs 50 -f 0 -device cpu --jobs 2
 
-The same command again goes on where it was. Ctrl-C ends the waiting, not the jobs: nnunetv2_ext jobs -d 42 shows them,
-and --cancel ends them. Exit status: 0 all is done, 1 a job has not finished, 2 bad input.
+The same command again goes on where it was. Ctrl-C ends the waiting, not the jobs, which go on without a terminal:
+nnunetv2_ext jobs -d 42 shows them, and --cancel ends them. Under SLURM, what follows the plans is submitted by this
+command when they are there. Exit status: 0 all is done, 1 a job has not finished, 2 bad input.
 """
 
 
@@ -56,21 +59,100 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OUT",
         help="folder for predictions, evaluation and report (default: DATASET_PRESET)",
     )
+    parser.add_argument("--no-wait", action="store_true", help="submit the jobs and come back")
     add_places(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Go the way; tells where its results are."""
     way, how = _way(args), how_of(args)
+    _check_raw(way)
+    told = _overview(way, how)
     try:
-        status = go(way, how)
-    except KeyboardInterrupt:
-        there = f"nnunetv2_ext jobs -d {int(way.dataset[7:10])}"
-        print(f"\nThe jobs go on: {there} shows them, {there} --cancel ends them; this command again waits for them.")
+        with ended_in_order():
+            status = go(way, how, wait=not args.no_wait, told=told, rest=_rest(args, way, how))
+    except (KeyboardInterrupt, SystemExit):
+        print(f"\n{_left(way)}", flush=True)
         raise
-    if status == 0:
+    if status:
+        print("This command again tries what has failed, and goes on.")
+    elif not args.no_wait:
         tell_results(way)
     return status
+
+
+def _check_raw(way: "Way") -> None:
+    """Look at names and headers of the raw data where there are plans to be made.
+
+    Raises:
+        InputError: what planning would stop at, before any job of it is submitted.
+    """
+    from nnunetv2_ext.data.description import refuse_faults
+    from nnunetv2_ext.data.raw import examine
+
+    folder = nnunet_folder("nnUNet_preprocessed") / way.dataset
+    if all((folder / f"{model.plans}.json").is_file() for model in way.models):
+        return
+    refuse_faults(examine(nnunet_folder("nnUNet_raw") / way.dataset).faults, int(way.dataset[7:10]))
+
+
+def _overview(way: "Way", how: "How") -> list[str]:
+    """What the run will do, in a few lines."""
+    from nnunetv2_ext.jobs.lengths import told_length
+
+    folder = nnunet_folder("nnUNet_preprocessed") / way.dataset
+    lacking = [*dict.fromkeys(m.plans for m in way.models if not (folder / f"{m.plans}.json").is_file())]
+    resources = how.resources
+    where = "under SLURM"
+    if how.engine == "local":
+        gpus = f"on GPU {listed(resources.gpus or (), separator=', ')}"
+        where = gpus if resources.gpus else f"on the {(how.device or 'cpu').upper()}, {resources.jobs} at a time"
+    number = len(way.models) * len(way.folds)
+    told = [f"{way.dataset}, {number} trainings of folds {listed(way.folds, separator=' ')} {where}:"]
+    for model in way.models:
+        plans = f", {model.plans} are to be made" * (model.plans in lacking)
+        told.append(f"  {model}: {told_length(way, model)}{plans}")
+    predict = "predict, " if way.images is not None else ""
+    told.append(f"then find_best, {predict}evaluate and report, into {way.output}")
+    if lacking and how.engine == "local":
+        told.append(f"{listed(lacking)} first, then a job submits the rest; all goes on without this terminal")
+    elif lacking:
+        told.append(f"{listed(lacking)} first; the trainings are submitted by this command when they are there")
+    return told
+
+
+def _rest(args: argparse.Namespace, way: "Way", how: "How") -> list[str]:
+    """This command as a job of this machine that submits what follows the plans."""
+    words = ["nnunetv2_ext", "run", "-d", way.dataset, "--preset", args.preset, "--no-wait", "-o", str(way.output)]
+    words += ["-m", *map(str, way.models), "-f", *way.folds, "--retries", str(how.retries), *how.device_flags]
+    gpus = ",".join(map(str, how.resources.gpus or ()))
+    flags = {
+        "-i": way.images,
+        "-r": way.wishes.labels,
+        "--epochs": way.epochs,
+        "--iterations": way.iterations,
+        "--gpus": gpus or None,
+        "--jobs": how.resources.jobs if how.device == "cpu" else None,
+        "--time": how.resources.minutes,
+    }
+    return words + [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
+
+
+def _left(way: "Way") -> str:
+    """What is under way when the waiting ends."""
+    from nnunetv2_ext.jobs.engine import standing
+    from nnunetv2_ext.jobs.graph import under_way
+    from nnunetv2_ext.jobs.record import jobs_folder, read_jobs
+
+    jobs = jobs_folder(way.dataset)
+    running = [name for name, seen in standing(jobs, read_jobs(jobs)).items() if under_way(seen)]
+    if not running:
+        return "No job is under way; this command again goes on."
+    there = f"nnunetv2_ext jobs -d {int(way.dataset[7:10])}"
+    told = f"The jobs go on: {there} shows them, {there} --cancel ends them; "
+    if all(name.startswith("plan_") for name in running):
+        return told + "the trainings are not submitted yet: run this command again."
+    return told + "this command again waits for them."
 
 
 def _way(args: argparse.Namespace) -> "Way":
@@ -112,8 +194,13 @@ def _way(args: argparse.Namespace) -> "Way":
     )
 
 
-def go(way: "Way", how: "How") -> int:
+def go(way: "Way", how: "How", *, wait: bool = True, told: Sequence[str] = (), rest: Sequence[str] = ()) -> int:
     """Submit what is lacking of each part of the way, and wait for it.
+
+    Args:
+        wait: False submits what can be submitted now.
+        told: what is said before the first job is waited for.
+        rest: the command that submits what follows the plans, for a job; none: only this process does.
 
     Returns:
         0, or 1 where a job is not well; says which, and why.
@@ -126,22 +213,28 @@ def go(way: "Way", how: "How") -> int:
 
     for variable in FOLDER_VARIABLES:
         nnunet_folder(variable)
-    for submit in (submit_plans, submit_trainings):
-        submitted = submit(way, how)
-        for sentence in submitted.told:
-            print(sentence, flush=True)
-        if submitted.names and (status := watch([way.dataset], submitted.names)):
+    plans = submit_plans(way, how, rest)
+    for sentence in (*told, *plans.told):
+        print(sentence, flush=True)
+    if plans.names:
+        if not wait:
+            return 0
+        if status := watch([way.dataset], plans.names):
             return status
-    return 0
+    trainings = submit_trainings(way, how, run=True)
+    for sentence in trainings.told:
+        if not (plans.names and sentence.endswith("already")):  # by the job that went before
+            print(sentence, flush=True)
+    return watch([way.dataset], trainings.names) if wait and trainings.names else 0
 
 
 def tell_results(way: "Way") -> None:
-    """Print the table of the evaluation, what is best, and where the page is."""
-    from nnunetv2_ext.evaluation.means import means_table
+    """Print the means of the evaluation, what is best, and where the page is, which tells the rest."""
+    from nnunetv2_ext.evaluation.means import few_means
     from nnunetv2_ext.evaluation.scores import read_scores
     from nnunetv2_ext.jobs.graph import BEST, EVALUATION, PAGE
 
-    print("", means_table(read_scores(way.output / EVALUATION)), "", sep="\n")
+    print("", few_means(read_scores(way.output / EVALUATION)), "", sep="\n")
     if (best := way.output / BEST).is_file():
         print(f"Best by the validations: {listed(read_found(best).models, separator=' + ')}")
         print(f"  nnunetv2_ext predict -m {shlex.quote(str(best))} -i IMAGES -o LABELS")

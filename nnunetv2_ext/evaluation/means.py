@@ -13,6 +13,17 @@ COUNTS = "decided: one of both masks is empty; not counted: both are, or the one
 """What `beside` means."""
 
 
+FEW = ("Dice", "NSD", "HD95")
+"""Those that a narrow terminal has room for."""
+
+
+def few_means(scores: Scores) -> str:
+    """The means of each model alone, over its labels, in few columns."""
+    metrics = [metric for metric in FEW if metric in scores.metrics]
+    rows = [[model, *(shown(scores.mean_of_labels(model, one), one) for one in metrics)] for model in scores.models]
+    return markdown_table(["mean of labels", *map(_titled, metrics)], rows)
+
+
 def means_table(scores: Scores) -> str:
     """The means over cases of each model and label, in Markdown, and what they depend on.
 
@@ -27,12 +38,15 @@ def means_table(scores: Scores) -> str:
         if len(scores.labels) > 1:
             means = [_mean_of_labels(scores, model, metric) for metric in metrics]
             rows.append([model, "mean of labels", *means])
-    header = ["model", "label"]
-    header += [f"{metric} ({ALL_METRICS[metric].unit})" if ALL_METRICS[metric].unit else metric for metric in metrics]
+    header = ["model", "label", *map(_titled, metrics)]
     paragraphs = [markdown_table(header, rows), *_depends_on(scores)]
     if any("(" in cell for row in rows for cell in row[2:]):
         paragraphs.append(COUNTS)
     return "\n\n".join(paragraphs)
+
+
+def _titled(metric: str) -> str:
+    return f"{metric} ({ALL_METRICS[metric].unit})" if ALL_METRICS[metric].unit else metric
 
 
 def shown(value: float, metric: str) -> str:

@@ -60,10 +60,11 @@ def find_images(source: Path, ending: str) -> dict[str, list[Path]]:
     if unnumbered:
         name = unnumbered[0].removesuffix(ending)
         what = f"{counted(unnumbered, 'image')} without the number of a channel in {source}"
-        if source.resolve().name.startswith("labels"):
-            images = source.resolve().name.replace("labels", "images", 1)
-            raise InputError(f"{what}, a folder of labels by its name", "images", f"give {source.parent / images}")
-        raise InputError(what, f"names like {name}_0000{ending}", f"rename it to {name}_0000{ending}, and so on")
+        remedy = f"rename it to {name}_0000{ending}, and so on"
+        images = source.with_name(source.name.replace("labels", "images"))
+        if images.name != source.name and images.is_dir():
+            what, remedy = f"{what}, a folder of labels by its name", f"give the images, {images} for instance"
+        raise InputError(what, f"names like {name}_0000{ending}", remedy)
     return {case: [numbers[number] for number in sorted(numbers)] for case, numbers in sorted(channels.items())}
 
 

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, read_splits
 from nnunetv2_ext.doctor.dataset import check_data, check_slabs, check_splits
 from nnunetv2_ext.doctor.examination import DATA, FAIL, OK, Check, Examination, Subject, examine
-from nnunetv2_ext.doctor.training import TRAINING
+from nnunetv2_ext.doctor.installation import check_commands
+from nnunetv2_ext.doctor.training import TRAINING, check_trainer
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, read_plans
 from nnunetv2_ext.inference.models import Model
@@ -26,6 +27,8 @@ _FILES = 2
 """Checkpoints of a trained fold: the final and the best one; while it is trained, it has as many more."""
 _STATE = 2
 """Numbers that a checkpoint holds for each parameter, at the least: itself and its momentum."""
+
+
 
 
 class Trainable(NamedTuple):
@@ -88,6 +91,27 @@ def check(dataset: str, model: Model, folds: Sequence[str], device: str | None =
         subject.found["configuration"].previous_stage_name,
         _FILES * _STATE * 4 * parameters,
     )
+
+
+def refuse_no_nnunet() -> None:
+    """Refuse a half-installed environment, in which no training could begin.
+
+    Raises:
+        InputError: nnU-Net's command is neither beside this Python nor on the PATH.
+    """
+    for found in check_commands(Subject()):
+        if found.status == FAIL:
+            raise InputError(found.what, "nnU-Net's commands", found.remedy)
+
+
+def refuse_unknown_trainers(dataset: str, models: Sequence[Model]) -> None:
+    """Refuse trainers that nobody knows, before there are plans.
+
+    Raises:
+        InputError: there are such.
+    """
+    for model in models:
+        _pass(model, check_trainer(Subject(dataset, model.configuration, model.trainer, model.plans)))
 
 
 def _pass(model: Model, checks: Iterator[Check]) -> None:

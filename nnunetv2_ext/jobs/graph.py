@@ -326,7 +326,7 @@ class _Following:
             self.told.append("find_best is left out: a fold `all` validates the cases that it was trained with")
             return
         command = [*self._of_models, "-f", *self.folds, *self.how.device_flags]
-        self._add("find_best", [*command, "-o", str(self.output / BEST)], after, reads=self._validations)
+        self._add("find_best", ["find_best", *command, "-o", str(self.output / BEST)], after, self._validations)
 
     def predict(self, images: Path, after: Sequence[str]) -> dict[str, Path]:
         """Each model, and of several their ensemble; returns the folders of the predictions by name."""
@@ -338,7 +338,7 @@ class _Following:
             models = self._of_folds(FINAL)
             earlier = any(changed(path) > changed(folder / RECORD) for path in models)
             command += ["--overwrite"] * bool(folder.is_dir() and (after or earlier))
-            self._add("predict", command, needs, name=f"predict_{name}", reads=[images, *models])
+            self._add(f"predict_{name}", ["predict", *command], needs, [images, *models])
         return folders
 
     def _predictors(self, after: Sequence[str]) -> Iterator[tuple[str, str, list[str], Sequence[str]]]:
@@ -364,7 +364,8 @@ class _Following:
                 self.told.append(f"evaluate measures the validations: no labels beside {images}")
             command, needs, reads = [*self._of_models, "-f", *self.folds], [*after], self._validations
         place = str(self.output / EVALUATION)
-        self._add("evaluate", [*command, "-o", place, "--overwrite", "--disable_progress_bar"], needs, reads=reads)
+        flags = ["-o", place, "--overwrite", "--disable_progress_bar"]
+        self._add("evaluate", ["evaluate", *command, *flags], needs, reads)
 
     def report(self) -> None:
         """The page of the evaluation."""
@@ -375,7 +376,7 @@ class _Following:
             return
         about = ["--title", self.wishes.title] if self.wishes.title else []
         about += ["--note", self.wishes.note] if self.wishes.note else []
-        self._add("report", [str(evaluation), "-o", str(self.output / PAGE), *about], needs)
+        self._add("report", ["report", str(evaluation), "-o", str(self.output / PAGE), *about], needs)
 
     @property
     def _of_models(self) -> list[str]:
@@ -390,15 +391,7 @@ class _Following:
     def _validations(self) -> list[Path]:
         return self._of_folds("validation/summary.json")
 
-    def _add(
-        self,
-        step: str,
-        arguments: Sequence[str],
-        needs: Iterable[str],
-        name: str | None = None,
-        reads: Sequence[Path] = (),
-    ) -> None:
-        name = name or step
-        command = ("nnunetv2_ext", step, *arguments)
-        self.jobs[name] = self.how.job(name, command, needs, on_gpu=step == "predict")
+    def _add(self, name: str, command: Sequence[str], needs: Iterable[str], reads: Iterable[Path] = ()) -> None:
+        """A job of one of our commands, whose first word is the step."""
+        self.jobs[name] = self.how.job(name, ("nnunetv2_ext", *command), needs, on_gpu=command[0] == "predict")
         self.reads[name] = tuple(reads)

@@ -1,17 +1,14 @@
 """The whole way: what a run is asked for, the folder it writes to, and the jobs that plan for it."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nnunetv2_ext.block import planned_block
-from nnunetv2_ext.doctor.examination import FAIL, Subject
-from nnunetv2_ext.doctor.installation import check_commands
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import changed, nnunet_folder, read_json, read_plans, unwritable, why_not_writable, write_json
+from nnunetv2_ext.files import changed, nnunet_folder, read_json, unwritable, why_not_writable, write_json
 from nnunetv2_ext.inference.models import Model
+from nnunetv2_ext.jobs.checks import refuse_no_nnunet, refuse_unknown_trainers
 from nnunetv2_ext.jobs.engine import Seen, engines, standing
 from nnunetv2_ext.jobs.graph import (
     AS_USUAL,
@@ -25,12 +22,13 @@ from nnunetv2_ext.jobs.graph import (
     under_way,
     write_splits,
 )
+from nnunetv2_ext.jobs.lengths import SETTINGS, check_lengths, length, of_nnunet
 from nnunetv2_ext.jobs.record import FINISHED, Attempt, Job, jobs_folder, read_jobs, state_or_none
-from nnunetv2_ext.registry import PLANNERS, planner_of
+from nnunetv2_ext.registry import planner_of
 from nnunetv2_ext.text import listed
 
-OURS, SETTINGS = "nnunetv2_ext", "run.json"
-"""Our command, and what is written first into the folder of a run: all that decides what it makes."""
+OURS, REST = "nnunetv2_ext", "submit_trainings"
+"""Our command, and the job that submits what comes after the plans, which only they can tell."""
 
 
 class Preset(NamedTuple):
@@ -94,8 +92,11 @@ class Way:
         }
 
 
-def open_output(way: Way) -> None:
+def open_output(way: Way, *, make: bool = True) -> None:
     """Make the folder of a run, or see that it is that of the same run.
+
+    Args:
+        make: False only looks, so that a request that is refused later leaves nothing.
 
     Raises:
         InputError: a file, another folder, or that of a run with other settings.
@@ -114,6 +115,8 @@ def open_output(way: Way) -> None:
         return
     if output.is_dir() and any(output.iterdir()):
         raise InputError(f"-o {output}, in which no run has begun (it lacks {SETTINGS})", "a new folder", remedy)
+    if not make:
+        return
     try:
         output.mkdir(parents=True, exist_ok=True)
         write_json(path, settings)
@@ -134,17 +137,15 @@ def planning(way: Way, seen: Mapping[str, Seen], how: How) -> list[Job]:
         seen: how the jobs stand that were submitted before, by name.
 
     Raises:
-        InputError: plans that are not there and whose planner is not known, or a length that would not be kept: of a
-            trainer or a planner of nnU-Net's, which read none, or of plans that say another.
+        InputError: plans that are not there and whose planner is not known, or of `check_lengths`.
     """
     folder = nnunet_folder("nnUNet_preprocessed") / way.dataset
     there = [model.plans for model in way.models if (folder / f"{model.plans}.json").is_file()]
     named = list(dict.fromkeys(model.plans for model in way.models))
     unfinished = [name for name in named if (job := seen.get(plan_job(name))) is not None and job.state != FINISHED]
     making = [name for name in named if name not in there or name in unfinished]
-    making.sort(key=lambda name: not _of_nnunet(name))
-    for model in way.models:
-        _check_length(way, model, folder if model.plans in there else None)
+    making.sort(key=lambda name: not of_nnunet(name))
+    check_lengths(way, there)
     jobs: list[Job] = []
     for name in making:
         planner, backbone, by_default = planner_of(name)
@@ -155,7 +156,7 @@ def planning(way: Way, seen: Mapping[str, Seen], how: How) -> list[Job]:
         words += ["--backbone", backbone] if backbone else []
         words += [] if by_default else ["-overwrite_plans_name", name]
         words += way.training
-        for flag, (_, value) in _length(way).items():
+        for flag, (_, value) in length(way).items():
             words += [flag, str(value)]
         jobs.append(how.job(plan_job(name), words, [job.name for job in jobs[-1:]]))
     return jobs
@@ -164,61 +165,6 @@ def planning(way: Way, seen: Mapping[str, Seen], how: How) -> list[Job]:
 def plan_job(plans: str) -> str:
     """The name of the job that makes plans."""
     return f"plan_{plans}"
-
-
-def _of_nnunet(plans: str) -> bool:
-    return planner_of(plans).planner not in {entry.name for entry in PLANNERS}
-
-
-def _length(way: Way) -> dict[str, tuple[str, int]]:
-    """How long is trained: keys and values of the training block by their flags."""
-    found = {} if way.epochs is None else {"--epochs": ("epochs", way.epochs)}
-    if way.iterations is not None:
-        found["--iterations"] = ("iterations_per_epoch", way.iterations)
-        found["--val-iterations"] = ("val_iterations_per_epoch", -(-way.iterations // 20))
-    return found
-
-
-def _check_length(way: Way, model: Model, folder: Path | None) -> None:
-    """Refuse a length that would not be kept.
-
-    Args:
-        folder: of the model's plans, where they are there.
-
-    Raises:
-        InputError: as `planning`.
-    """
-    length = _length(way)
-    if not length:
-        return
-    told = listed((f"{flag} {value}" for flag, (_, value) in length.items()), separator=" ")
-    instead = "name BackboneTrainer:BackboneQuickPlans:3d_fullres, nnU-Net's network by a trainer of ours, in its place"
-    if model.trainer.startswith("nnUNetTrainer"):
-        what = f"{told} for {model.trainer}, which trains as long as nnU-Net's do"
-        raise InputError(what, "trainers of ours", f"{instead}, or take --preset full")
-    if folder is None:
-        if _of_nnunet(model.plans):
-            what = f"{told} for {model.plans}, whose planner is nnU-Net's"
-            raise InputError(what, "planners of ours, whose plans have a training block", instead)
-        return
-    path = folder / f"{model.plans}.json"
-    configurations = read_plans(path, "plan again")["configurations"]
-    if model.configuration in configurations:
-        planned = planned_block(configurations, model.configuration)
-        other = {flag: planned.get(key) for flag, (key, value) in length.items() if planned.get(key) != value}
-        if other:
-            said = listed(f"{flag} {'as published' if value is None else value}" for flag, value in other.items())
-            write = f"nnunetv2_ext schedule -d {way.dataset} -p {model.plans} -c {model.configuration} {told}"
-            remedy = (
-                f"name plans that are not there, {model.trainer}:{_free(path)}:{model.configuration}, or run {write}"
-            )
-            raise InputError(f"{told} for {path}, which says {said}", "the length that these plans say", remedy)
-
-
-def _free(path: Path) -> str:
-    """A name of plans by the same planner that none have."""
-    names = (f"{path.stem.removesuffix('Plans')}{number}Plans" for number in itertools.count(2))
-    return next(name for name in names if not path.with_name(f"{name}.json").is_file())
 
 
 class Submission(NamedTuple):
@@ -232,25 +178,37 @@ class Submission(NamedTuple):
     """What is not to be done, one sentence each."""
 
 
-def submit_plans(way: Way, how: How) -> Submission:
-    """Submit what makes the plans, and open the folder of the run.
+def submit_plans(way: Way, how: How, rest: Sequence[str] = ()) -> Submission:
+    """Submit what makes the plans, where some are lacking.
+
+    Args:
+        rest: the command that submits what comes after them, as a job of this machine, which needs no terminal then.
 
     Raises:
-        InputError: as `planning` and `open_output`, of which nothing is submitted, or the engine refuses.
+        InputError: as `planning` and `open_output`, an unknown trainer, of which nothing is submitted, or the engine
+            refuses.
     """
     known, seen = _known(way, how)
+    refuse_unknown_trainers(way.dataset, way.models)
     jobs = planning(way, seen, how)
-    open_output(way)
+    open_output(way, make=False)
+    if jobs and rest and how.engine == "local":
+        jobs.append(how.job(REST, rest, [job.name for job in jobs]))
     return _submit(way, how, known, seen, Wanted(tuple(jobs)))
 
 
-def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS) -> Submission:
+def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS, *, run: bool = False) -> Submission:
     """Submit what is lacking of the trainings, and of what comes after them.
+
+    Args:
+        run: the output is that of a run, with its settings.
 
     Raises:
         InputError: a request that cannot be done, of which nothing is written or submitted, or the engine refuses.
     """
     known, seen = _known(way, how)
+    if run:
+        open_output(way, make=False)
     wanted = trainings(way.dataset, way.models, way.folds, seen, how)
     after = afterwards(
         way.dataset,
@@ -264,28 +222,30 @@ def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS) -> Submis
         wishes=way.wishes,
     )
     jobs, told, last = (getattr(wanted, name) + getattr(after, name) for name in ("jobs", "told", "last"))
-    return _submit(way, how, known, seen, Wanted(jobs, told, last, wanted.cases, after.reads))
+    return _submit(way, how, known, seen, Wanted(jobs, told, last, wanted.cases, after.reads), run=run)
 
 
 def _known(way: Way, how: How) -> tuple[dict[str, Job], dict[str, Seen]]:
     """The jobs that were submitted before, and how they stand.
 
     Raises:
-        InputError: resources that the engine has not, or no nnUNetv2_train.
+        InputError: resources that the engine has not, or no nnU-Net.
     """
+    refuse_no_nnunet()
     engines()[how.engine].check(how.resources)
-    for check in check_commands(Subject()):
-        if check.status == FAIL:
-            raise InputError(check.what, "the command that trains", check.remedy)
     folder = jobs_folder(way.dataset)
     known = read_jobs(folder)
     return known, standing(folder, known)
 
 
-def _submit(way: Way, how: How, known: Mapping[str, Job], seen: Mapping[str, Seen], wanted: Wanted) -> Submission:
+def _submit(
+    way: Way, how: How, known: Mapping[str, Job], seen: Mapping[str, Seen], wanted: Wanted, *, run: bool = False
+) -> Submission:
     lacking = to_submit(wanted, known, seen, way.dataset)
     refuse_other_engine(lacking, known, how.engine)
     if lacking:
+        if run:
+            open_output(way)
         if wanted.reads:  # which write there
             _make(way.output)
         if wanted.cases and set(way.folds) != {"all"}:

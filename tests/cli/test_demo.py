@@ -81,7 +81,7 @@ def test_jobs_that_a_killed_demo_left(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit(143)])
-def test_jobs_end_with_the_demo(tmp_path, monkeypatch, ending):
+def test_jobs_end_with_the_demo(tmp_path, monkeypatch, capsys, ending):
     engine = use(monkeypatch)
 
     def submit_and_end(way, how):
@@ -90,13 +90,31 @@ def test_jobs_end_with_the_demo(tmp_path, monkeypatch, ending):
 
     monkeypatch.setattr(demo, "go", submit_and_end)
     monkeypatch.setattr(demo, "_draw", lambda raw, args: None)
-    monkeypatch.setattr(demo, "_baseline", lambda raw: "")
+    monkeypatch.setattr(demo, "_baseline", lambda raw: {"liver": 0.5})
     if ending is KeyboardInterrupt:
         assert main(["demo", "--output", str(tmp_path / "demo"), *SIZES]) == 130
     else:
         with pytest.raises(SystemExit):
             main(["demo", "--output", str(tmp_path / "demo"), *SIZES])
     assert engine.states["report"].state == "cancelled"
+    assert "--overwrite begins anew" in capsys.readouterr().out
+
+
+def test_what_is_told_where_the_demo_does_not_come_to_its_end(tmp_path, monkeypatch, capsys):
+    use(monkeypatch)
+    monkeypatch.setattr(demo, "go", lambda way, how: 1)
+    monkeypatch.setattr(demo, "_draw", lambda raw, args: None)
+    monkeypatch.setattr(demo, "_baseline", lambda raw: {"liver": 0.5})
+    command = ["demo", "--output", str(tmp_path / "demo")]
+    assert main(command) == 1
+    assert "--overwrite begins anew" in capsys.readouterr().out
+
+    def interrupt(raw, args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_draw", interrupt)
+    assert main([*command, "--overwrite"]) == 130
+    assert "--overwrite begins anew" in capsys.readouterr().out
 
 
 def demo_jobs(root: Path) -> Path:
@@ -150,6 +168,8 @@ def test_what_is_left_and_told_at_the_end(tmp_path, monkeypatch, capsys):
     )
     assert baseline is not None
     assert float(baseline[1]) <= 0.6
+    (row,) = [line.split() for line in table.splitlines() if "Threshold per label | mean of labels" in line]
+    assert baseline[1] in row, "beside what is to beat it"
     for told in (baseline[0], demo.MEANING, demo.CAVEAT, "| mean of labels |"):
         assert told in output
         assert told in table

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -39,7 +40,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
         for name in names:
             fake.states[name] = Seen(FINISHED)
         for job in fake.submitted:
-            if "-o" in job.command:
+            if "-o" in job.command and job.name != "submit_trainings":
                 place = Path(job.command[job.command.index("-o") + 1])
                 place.parent.mkdir(parents=True, exist_ok=True)
                 place.touch()
@@ -47,6 +48,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
 
     monkeypatch.setattr(jobs, "watch", finish)
     monkeypatch.setattr(run, "tell_results", lambda way: None)
+    monkeypatch.setattr(run, "_check_raw", lambda way: None)  # the raw data set of this test has no images
     return fake
 
 
@@ -58,14 +60,22 @@ def test_plans_are_jobs_first(prepared: Prepared, engine: FakeEngine, capsys: py
     # the engine of this test plans nothing, so that trainings are refused
     assert main(["run", "-d", "901", "--epochs", "7"]) == 2
     assert "no plans file" in (refused := capsys.readouterr().err) and "MNetQuickPlans" in refused
-    assert names(engine.submitted) == [f"plan_{name}" for name in QUICK]
-    first, second = engine.submitted
+    assert names(engine.submitted) == [*(f"plan_{name}" for name in QUICK), "submit_trainings"]
+    first, second, rest = engine.submitted
     assert " ".join(first.command) == (
         "nnunetv2_ext plan_and_preprocess -d Dataset901_Boxes -pl MNetPlanner --no_pbar -c 3d_fullres"
         " -overwrite_plans_name MNetQuickPlans --preset short --epochs 7 --iterations 50 --val-iterations 3"
     )
     assert second.command[5] == "BackbonePlanner" and second.needs == ("plan_MNetQuickPlans",)
-    assert json.loads(Path("Dataset901_Boxes_quick/run.json").read_text())["--epochs"] == 7
+    # which needs no terminal, and asks for the same
+    assert rest.needs == (first.name, second.name)
+    output, models = Path("Dataset901_Boxes_quick").resolve(), " ".join(way.PRESETS["quick"].models)
+    assert " ".join(rest.command) == (
+        f"nnunetv2_ext run -d Dataset901_Boxes --preset quick --no-wait -o {output} -m {models} -f 0 1"
+        " --retries 2 -device cpu --epochs 7 --iterations 50 --jobs 1"
+    )
+    # of a run that was refused nothing stays, which another one would have to repeat
+    assert not output.exists()
 
 
 def test_the_steps_after_trainings(prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
@@ -117,7 +127,7 @@ def folder(*files: str) -> Callable[[Path], object]:
     ("flags", "told", "before"),
     [
         ("--preset fast", "--preset fast; expected one of quick, full", None),
-        ("--preset full -m Foo:BarPlans:3d_fullres", "plans BarPlans, whose planner is not known", None),
+        ("--preset full -m MNetTrainer:BarPlans:3d_fullres", "plans BarPlans, whose planner is not known", None),
         ("--preset full -m MNetTrainer:MNetPlans", "TRAINER:PLANS:CONFIG", None),
         ("-f one", "-f one; expected numbers of folds", None),
         ("--epochs 0", "--epochs 0; expected a number from 1", None),
@@ -130,6 +140,8 @@ def folder(*files: str) -> Callable[[Path], object]:
         ("-m nnUNetTrainer:nnUNetPlans:3d_fullres", "for nnUNetTrainer, which trains as long as nnU-Net's do", None),
         ("-m MNetTrainer:nnUNetTrialPlans:3d_fullres", "nnUNetTrialPlans, whose planner is nnU-Net's", None),
         (f"-m {OURS}", "MNetPlans.json, which says --epochs", None),
+        ("-m MNetTranier:MNetPlans:3d_fullres", "no trainer MNetTranier; expected", None),
+        ("-m PaRTrainer:PaRPlans:3d_fullres", "PaRPlans.json, which says --epochs as published", None),
     ],
 )
 def test_refused(
@@ -147,6 +159,127 @@ def test_refused(
     assert told.format(root=Path().resolve()) in error and error.count("\n") == 1
     assert not engine.submitted
     assert not Path("Dataset901_Boxes_quick").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "instead"),
+    [
+        (f"-m {OURS}", "MNetTrainer:MNetQuickPlans:3d_fullres"),
+        ("-m PaRTrainer:PaRSwinUNETRPlans:3d_fullres", "PaRTrainer:PaRSwinUNETRQuickPlans:3d_fullres"),
+        ("-m MNetTrainer:MNetTrialPlans:3d_fullres --epochs 7", None),
+        (
+            f"-m {OURS} nnUNetTrainer:nnUNetPlans:2d MNetTrainer:MNetTrialPlans:3d_fullres",
+            "MNetTrainer:MNetQuickPlans:3d_fullres BackboneTrainer:BackboneQuickPlans:3d_fullres"
+            " MNetTrainer:MNetTrialPlans:3d_fullres",
+        ),
+        (
+            "--preset full --epochs 2",
+            "MNetTrainer:MNetQuickPlans:3d_fullres BackboneTrainer:BackboneQuickPlans:3d_fullres",
+        ),
+    ],
+)
+def test_a_length_that_is_not_kept_is_refused_once_for_all_models(
+    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str], flags: str, instead: str | None
+) -> None:
+    command = ["run", "-d", "901", *flags.split(), "-o", "out"]
+    if instead is not None:
+        assert main(command) == 2
+        assert f"; add -m {instead}" in capsys.readouterr().err
+        assert not engine.submitted
+        command += ["-m", *instead.split()]
+    assert main(command) == 2  # planned, as far as this test's engine does
+    assert "no plans file" in capsys.readouterr().err and engine.submitted
+
+
+def test_a_trial_does_not_stand_in_the_way(
+    prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One refusal for both models, and what it says works, though the trial took the output, too."""
+    plans = json.loads((prepared.preprocessed / "MNetPlans.json").read_text())
+    for name in QUICK:
+        (prepared.preprocessed / f"{name}.json").write_text(json.dumps(plans | {"plans_name": name}))
+    folder("Dataset901_Boxes_quick/run.json")(Path())
+    assert main(["run", "-d", "901"]) == 2
+    told = capsys.readouterr().err
+    assert all(f"{name}.json, which says --epochs" in told for name in QUICK)
+    words = told.partition("; add ")[2].strip().rstrip(".").split()
+    assert words == [
+        *("-m", "MNetTrainer:MNetQuick2Plans:3d_fullres", "BackboneTrainer:BackboneQuick2Plans:3d_fullres"),
+        *("-o", str(Path("Dataset901_Boxes_quick_2").resolve())),
+    ]
+    assert main(["run", "-d", "901", *words]) == 2
+    assert [job.name for job in engine.submitted[:2]] == ["plan_MNetQuick2Plans", "plan_BackboneQuick2Plans"]
+
+
+def test_what_is_told_before(prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    file = prepared.preprocessed / "MNetPlans.json"
+    schedule = "schedule -d 901 -p MNetPlans -c 3d_fullres --epochs 20 --iterations 50"
+    assert main(schedule.split()) == 0
+    capsys.readouterr()
+    stock = "nnUNetTrainer:nnUNetPlans:3d_fullres"
+    assert main(["run", "-d", "901", "--preset", "full", "-m", OURS, stock, "-f", "0", "--no-wait", "-o", "out"]) == 0
+    told = capsys.readouterr().out
+    assert "Dataset901_Boxes, 2 trainings of folds 0 on the CPU, 1 at a time:" in told
+    assert f"{OURS}: 20 epochs of 50 iterations, as {file.name} says, not as published" in told
+    assert "-m MNetTrainer:MNet2Plans:3d_fullres makes new plans for that" in told
+    assert f"{stock}: as long as nnU-Net's trainers do" in told
+    assert f"then find_best, evaluate and report, into {Path('out').resolve()}" in told
+    assert {seen.state for seen in engine.states.values()} == {"waiting"}
+
+
+@pytest.mark.parametrize("ending", [KeyboardInterrupt, SystemExit(143)])
+@pytest.mark.parametrize(
+    ("under_way", "told"),
+    [
+        ((), "No job is under way; this command again goes on"),
+        (("plan_MNetPlans",), "the trainings are not submitted yet: run this command again"),
+        (("plan_MNetPlans", "submit_trainings"), "this command again waits for them"),
+    ],
+)
+def test_the_end_of_the_waiting(
+    prepared: Prepared,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ending: BaseException,
+    under_way: Sequence[str],
+    told: str,
+) -> None:
+    def end(*_: object, **__: object) -> int:
+        engine.submit(jobs_folder(DATASET), [Job(name, ("true",)) for name in under_way])
+        raise ending
+
+    monkeypatch.setattr(run, "go", end)
+    if ending is KeyboardInterrupt:
+        assert main(["run", "-d", "901"]) == 130
+    else:
+        with pytest.raises(SystemExit):
+            main(["run", "-d", "901"])
+    assert told in capsys.readouterr().out
+
+
+def test_raw_data_that_cannot_be_planned(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(Path().rglob("*"))
+    assert main(["run", "-d", "901"]) == 2
+    assert "imagesTr" in capsys.readouterr().err
+    (prepared.raw / "dataset.json").unlink()
+    assert main(["run", "-d", "901"]) == 2
+    assert "dataset.json" in capsys.readouterr().err
+    assert {*Path().rglob("*")} < {*before}
+
+
+@pytest.mark.parametrize("command", [["run"], ["train", "-m", OURS]])
+def test_no_nnunet(
+    prepared: Prepared,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: list[str],
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(Path("bin/python").resolve()))
+    monkeypatch.setenv("PATH", str(Path("bin").resolve()))
+    assert main([*command, "-d", "901"]) == 2
+    assert "no command nnUNetv2_train" in capsys.readouterr().err and not engine.submitted
 
 
 def test_no_data_set(prepared: Prepared, capsys: pytest.CaptureFixture[str]) -> None:

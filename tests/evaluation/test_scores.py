@@ -4,6 +4,7 @@ import math
 import pytest
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.means import few_means
 from nnunetv2_ext.evaluation.scores import (
     FILE,
     Score,
@@ -47,6 +48,15 @@ def test_means_count_what_counts():
     assert LINES.case_mean("one", "a", "Dice") == 0.5
     assert LINES.case_mean("one", "b", "Dice") == 0.35
     assert [LINES.decided("one", label, "Dice") for label in LINES.labels] == [0, 1]
+
+
+def test_few_means_for_a_terminal():
+    assert few_means(LINES).splitlines() == [
+        "| mean of labels |  Dice |   NSD |",
+        "| -------------- | ----: | ----: |",
+        "| one            | 0.300 |     - |",
+        "| two            |     - | 0.250 |",
+    ]
 
 
 HEADER = "model,case,label,metric,value,how,note\n"

@@ -45,6 +45,15 @@ def test_cases(folder: Path, source: str, found: dict[str, list[str]]) -> None:
     assert {case: [path.name.removesuffix(".nii.gz") for path in files] for case, files in images.items()} == found
 
 
+def test_labels_in_the_place_of_images(tmp_path: Path) -> None:
+    for name in ("imagesTr", "labelsTr"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "labelsTr" / "a.nii.gz").touch()
+    told = f"a folder of labels by its name; .*; give the images, {tmp_path / 'imagesTr'} for instance"
+    with pytest.raises(InputError, match=told):
+        find_images(tmp_path / "labelsTr", ".nii.gz")
+
+
 def test_a_file_without_number(tmp_path: Path) -> None:
     path = write(tmp_path / "scan.nii.gz")
     assert find_images(path, ".nii.gz") == {"scan": [path]}
@@ -52,6 +61,7 @@ def test_a_file_without_number(tmp_path: Path) -> None:
 
 def _labels(folder: Path) -> None:
     folder.mkdir()
+    folder.with_name("imagesTr").mkdir()
     (folder / "a.nii.gz").touch()
 
 
@@ -62,7 +72,7 @@ def _labels(folder: Path) -> None:
         (lambda folder: None, "", r"no files \*.nii.gz"),
         (lambda folder: (folder / "a_0000.mha").touch(), "", r"no files \*.nii.gz in .*, but \*.mha"),
         (lambda folder: (folder / "a.nii.gz").touch(), "", r"1 image \(a.nii.gz\) without the number .*a_0000"),
-        (lambda folder: _labels(folder / "labelsTr"), "labelsTr", "a folder of labels .* give .*imagesTr"),
+        (lambda folder: _labels(folder / "labelsTr"), "labelsTr", "a folder of labels .* give the images, .*imagesTr"),
         (lambda folder: (folder / "a.mha").touch(), "a.mha", "one of the model's kind"),
     ],
 )

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nnunetv2_ext.cli import jobs as command
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import (
@@ -63,6 +64,18 @@ def folder(nnunet_folders: Path, engine: FakeEngine) -> Path:
     write_job(jobs, Job("find_best", ("nnunetv2_ext", "find_best"), needs=(f"{MODEL}__fold_3", f"{MODEL}__fold_0")))
     write_job(jobs, Job("report", ("nnunetv2_ext", "report"), needs=("find_best",), retries=0))
     return jobs
+
+
+def test_off_a_terminal_nothing_is_said_twice(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(command, "QUIET_SECONDS", -1.0)
+    show = command._Lines()
+    for _ in range(3):
+        show(rows(DATASET))
+    told = capsys.readouterr().out.splitlines()
+    assert told.count(f"{MODEL}__fold_2: running, validates") == 1
+    assert told.count(f"{MODEL}__fold_1: running, epoch 1 of 2") == 1
 
 
 def test_each_job_has_its_line(folder: Path) -> None:
