@@ -48,7 +48,7 @@ class Subject:
     def choose(self, flag: str, *values: str) -> str:
         """A remedy: another value of -c, -p or -tr, told by the flag that was given."""
         if not self.named:
-            return f"choose {flag} from {', '.join(values)}" if len(values) > 1 else f"choose {flag} {values[0]}"
+            return f"choose {flag} {'from ' * (flag != '-tr')}{', '.join(values)}"
         parts = {"-tr": self.trainer, "-p": self.plans, "-c": self.configuration}
         return f"choose -m {' or '.join(':'.join((parts | {flag: value}).values()) for value in values)}"
 

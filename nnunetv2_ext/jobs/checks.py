@@ -29,8 +29,6 @@ _STATE = 2
 """Numbers that a checkpoint holds for each parameter, at the least: itself and its momentum."""
 
 
-
-
 class Trainable(NamedTuple):
     """A model whose training can be submitted."""
 
