@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_ext.data.splits import NNUNET_FOLDS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder, read_plans, unwritable, write_json
 from nnunetv2_ext.inference.models import Found, Model, parse_models
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         overwrite=not args.no_overwrite,
         folds=folds,
     )
+    if len(folds) < NNUNET_FOLDS:
+        print(f"\nThat files are missing, of which nnU-Net warns, is as asked: folds {listed(folds)} were compared.")
     print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}\n")
     best = _best(found)
     if args.output is not None:
