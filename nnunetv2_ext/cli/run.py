@@ -108,7 +108,8 @@ def _overview(way: "Way", how: "How") -> list[str]:
         gpus = f"on GPU {listed(resources.gpus or (), separator=', ')}"
         where = gpus if resources.gpus else f"on the {(how.device or 'cpu').upper()}, {resources.jobs} at a time"
     number = len(way.models) * len(way.folds)
-    told = [f"{way.dataset}, {number} trainings of folds {listed(way.folds, separator=' ')} {where}:"]
+    folds = f"fold{'s' * (len(way.folds) != 1)} {listed(way.folds, separator=' ')}"
+    told = [f"{way.dataset}, {number} training{'s' * (number != 1)} of {folds} {where}:"]
     for model in way.models:
         plans = f", {model.plans} are to be made" * (model.plans in lacking)
         told.append(f"  {model}: {told_length(way, model)}{plans}")

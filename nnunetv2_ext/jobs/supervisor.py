@@ -58,6 +58,8 @@ CANCELS = dict.fromkeys((signal.SIGTERM, signal.SIGINT, signal.SIGHUP), (CANCELL
 class Signals:
     """The first word from outside that a job is to stop. Handlers note it and do nothing else; the main line acts.
 
+    After the block this process, which has nothing left to stop, ignores the signals.
+
     Args:
         meaning: for each signal the state in which it leaves the job, and the reason of its attempt: `WAITING` where
             the job runs again later, with `retries.AGAIN` at the end of the reason.
@@ -75,12 +77,13 @@ class Signals:
         def note(number: int, frame: FrameType | None) -> None:
             self.tell(*self.meaning[signal.Signals(number)])
 
-        self._before = {number: signal.signal(number, note) for number in self.meaning}
+        for number in self.meaning:
+            signal.signal(number, note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        for number in self.meaning:  # what comes later must not change the exit status of a job that has ended
+            signal.signal(number, signal.SIG_IGN)
 
 
 def search_path() -> str:

@@ -219,7 +219,7 @@ def test_what_is_told_before(prepared: Prepared, engine: FakeEngine, capsys: pyt
     stock = "nnUNetTrainer:nnUNetPlans:3d_fullres"
     assert main(["run", "-d", "901", "--preset", "full", "-m", OURS, stock, "-f", "0", "--no-wait", "-o", "out"]) == 0
     told = capsys.readouterr().out
-    assert "Dataset901_Boxes, 2 trainings of folds 0 on the CPU, 1 at a time:" in told
+    assert "Dataset901_Boxes, 2 trainings of fold 0 on the CPU, 1 at a time:" in told
     assert f"{OURS}: 20 epochs of 50 iterations, as {file.name} says, not as published" in told
     assert "-m MNetTrainer:MNet2Plans:3d_fullres makes new plans for that" in told
     assert f"{stock}: as long as nnU-Net's trainers do" in told
