@@ -43,8 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="grand-challenge: one case a run, by sockets; folder: a folder is watched",
     )
-    asks.add_argument("--inputs", nargs="+", metavar="SLUG", help="the socket of each channel, in their order")
-    asks.add_argument("--output-slug", metavar="SLUG", help="the socket of the labels")
+    asks.add_argument(
+        "--inputs",
+        nargs="+",
+        metavar="SLUG",
+        help="the slugs of the channels' sockets, in their order (required, but for folder)",
+    )
+    asks.add_argument("--output-slug", metavar="SLUG", help="the slug of the labels' socket (required, but for folder)")
     asks.add_argument(
         "--tif-spacing",
         nargs=3,

@@ -304,9 +304,12 @@ def _of_models(args: argparse.Namespace, settings: "Settings") -> "Evaluation":
     for model in models:
         folder = model_folder(str(model), dataset)
         folds = asked or trained_folds(folder, None, FINAL)
-        faults = [fault_of_fold(folder.parent, model, fold) for fold in folds]
-        if lacking := [fault for fault in faults if fault is not None]:
-            remedy = "\n  ".join(["run", *as_script(lacking)]) + "\nand then this command again"
+        faults = {fold: fault_of_fold(folder.parent, model, fold) for fold in folds}
+        if lacking := [fault for fault in faults.values() if fault is not None]:
+            from nnunetv2_ext.cli.train import as_jobs
+
+            jobs = as_jobs(dataset, [(model, fold) for fold, fault in faults.items() if fault is not None])
+            remedy = "\n  ".join(["run", *as_script(lacking)]) + f"{jobs}\nand then this command again"
             raise InputError(listed(fault.what for fault in lacking), "folds that are trained and validated", remedy)
         of_model = labels_of(read_json(folder / "dataset.json", "train the model again"), folder / "dataset.json")
         labels = labels or of_model

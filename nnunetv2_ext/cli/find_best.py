@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_ext.data.splits import NNUNET_FOLDS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder, read_plans, unwritable, write_json
 from nnunetv2_ext.inference.models import Found, Model, parse_models
@@ -75,6 +76,8 @@ def run(args: argparse.Namespace) -> int:
         overwrite=not args.no_overwrite,
         folds=folds,
     )
+    if len(folds) < NNUNET_FOLDS:
+        print(f"\nThat files are missing, of which nnU-Net warns, is as asked: folds {listed(folds)} were compared.")
     print(f"\nThese instructions are kept in {results / dataset / 'inference_instructions.txt'}\n")
     best = _best(found)
     if args.output is not None:
@@ -168,16 +171,21 @@ def check_models(
     Raises:
         InputError: all that is missing, with the commands that make it; or models that cannot be compared.
     """
+    from nnunetv2_ext.cli.train import as_jobs
+    from nnunetv2_ext.doctor.dataset import replan
+    from nnunetv2_ext.doctor.examination import Subject
+
     dataset = dataset_folder.name
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
     faults = []
     if not (preprocessed / "gt_segmentations").is_dir():
         command = f"nnUNetv2_preprocess -d {dataset} -plans_name {models[0].plans} -c {models[0].configuration}"
         faults.append(Fault(f"no folder {preprocessed / 'gt_segmentations'}", command))
-    trainings = []
+    trainings, lacking = [], []
     for model in models:
         plans = preprocessed / f"{model.plans}.json"
-        known = read_plans(plans, f"plan and preprocess {dataset} with the planner of {model.plans}")["configurations"]
+        subject = Subject(dataset, model.configuration, model.trainer, model.plans)
+        known = read_plans(plans, f"{'remove it, then ' * plans.is_file()}{replan(subject)}")["configurations"]
         if model.configuration not in known:
             raise InputError(
                 f"the configuration {model.configuration}", f"one that {plans} has: {', '.join(known)}", "correct -m"
@@ -185,13 +193,15 @@ def check_models(
         for fold in folds:
             fault = fault_of_fold(dataset_folder, model, fold, probabilities=ensembling, flags=flags)
             trainings += [fault] if fault else []
+            lacking += [(model, fold)] if fault else []
     if faults or trainings:
+        jobs = as_jobs(dataset, lacking, flags)
         got = f"{len(trainings)} of {len(models) * len(folds)} trainings missing or incomplete"
         raise InputError(
             got if trainings else faults[0].what,
             f"fold{'s' * (len(folds) > 1)} {' '.join(map(str, folds))} of every model, trained and validated"
             + (" with --npz, which ensembles need" if ensembling else ""),
-            "\n  ".join(["run", *as_script([*faults, *trainings])]) + "\nand then this command again",
+            "\n  ".join(["run", *as_script([*faults, *trainings])]) + f"{jobs}\nand then this command again",
         )
     _check_comparable(dataset_folder, models, folds)
     _check_labels(dataset_folder, models[0], folds)

@@ -156,9 +156,8 @@ def _run(args: argparse.Namespace, words: Any) -> int:
         ),
         region=_region(args),
     )
-    with tqdm(
-        unit="case", disable=args.disable_progress_bar or args.json or sys.stderr is None, file=sys.stderr
-    ) as bar:
+    silent = args.disable_progress_bar or args.json or sys.stderr is None
+    with tqdm(unit="case", disable=silent, file=sys.stderr, delay=0.1) as bar:  # no bar of what is refused
 
         def tell(event: "Event") -> None:
             if args.json:

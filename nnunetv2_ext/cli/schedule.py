@@ -1,9 +1,9 @@
 """`nnunetv2_ext schedule`: write the `training` block into existing plans, stock ones too."""
 
 import argparse
-import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, nnunet_folder, read_plans, unwritable, write_json
 from nnunetv2_ext.locks import held
 from nnunetv2_ext.schema import METHODS, Setting
+from nnunetv2_ext.text import listed
 
 EXAMPLE = """examples:
   nnunetv2_ext schedule -d 42 -p nnUNetPlans -c 3d_fullres --epochs 200 --batch-size 4
@@ -94,12 +95,15 @@ def _write(args: argparse.Namespace, path: Path) -> int:
     if not three:
         raise InputError(f"{args.p} without a 3D configuration", "one such as 3d_fullres", "correct -p")
     chosen = args.c or [name for name in three if "inherits_from" not in configurations[name]]
+    changed: dict[str, list[str]] = {}
     for name in chosen:
         if name not in three:
             got = f"the configuration '{name}'" + ", which is not 3D" * (name in configurations)
             raise InputError(got, f"one that our trainers train: {', '.join(three)}", "correct -c")
-        merged = merge_blocks(planned_block(configurations, name), block)
+        planned = planned_block(configurations, name)
+        merged = merge_blocks(planned, block)
         check_block(merged)
+        changed[name] = _changes(planned, merged)
         configurations[name]["training"] = merged
     try:
         before = path.stat()
@@ -108,9 +112,31 @@ def _write(args: argparse.Namespace, path: Path) -> int:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     except OSError as error:
         raise unwritable(path, error) from None
-    for name in dict.fromkeys(chosen):
-        print(f"{args.p} {name}: training = {json.dumps(configurations[name]['training'])}")
+    for name, lines in changed.items():
+        print(f"{args.p} {name}: {listed(lines) or 'nothing has changed'}")
+    _warn(path, [name for name, lines in changed.items() if lines])
     return 0
+
+
+def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+    """What is another in the training block now."""
+    told = []
+    for path in all_settings():
+        group, _, key = path.rpartition(".")
+        was, now = ((block.get(group) or {} if group else block).get(key) for block in (before, after))
+        if was != now:
+            told.append(f"{path} {'as published' if was is None else was} -> {now}")
+    return told
+
+
+def _warn(path: Path, configurations: Sequence[str]) -> None:
+    """Tell of folds that were trained as these plans said before."""
+    with suppress(InputError):  # no results yet
+        results = nnunet_folder("nnUNet_results") / path.parent.name
+        for name in configurations:
+            for model in sorted(results.glob(f"*__{path.stem}__{name}")):
+                if any(model.glob("fold_*/checkpoint_*.pth")):
+                    print(f"{model} was trained otherwise, and is not gone on with: move it aside to train anew")
 
 
 def _axes(configurations: Mapping[str, Any], name: str) -> int | None:

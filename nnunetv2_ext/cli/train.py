@@ -13,7 +13,7 @@ from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder, read_pla
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.jobs.devices import gpus_visible, has_mps
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import counted, listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.jobs.graph import How
@@ -125,6 +125,31 @@ def images_of(given: Path | None, dataset: str) -> Path | None:
         return given.resolve()
     raw = raw_folder(dataset)
     return (raw / "imagesTs").resolve() if raw is not None and any((raw / "imagesTs").glob("*")) else None
+
+
+def as_jobs(dataset: str, lacking: Sequence[tuple[Model, int | str]], flags: str = "") -> str:
+    """The end of a remedy: what trains folds that are not whole in one command; nothing where there are none.
+
+    Args:
+        lacking: models with their folds.
+        flags: more of the command.
+
+    Raises:
+        InputError: jobs that are under way will make some of them.
+    """
+    from nnunetv2_ext.jobs.engine import standing
+    from nnunetv2_ext.jobs.graph import job_name, under_way
+    from nnunetv2_ext.jobs.record import read_jobs
+
+    folder = jobs_folder(dataset)
+    seen = standing(folder, read_jobs(folder))
+    if jobs := [name for model, fold in lacking if under_way(seen.get(name := job_name(model, str(fold))))]:
+        what = f"{counted(jobs, 'fold')} whose {'job waits or runs' if len(jobs) == 1 else 'jobs wait or run'}"
+        raise InputError(what, "whole folds", f"wait for the end: nnunetv2_ext jobs -d {int(dataset[7:10])}")
+    if not lacking:
+        return ""
+    models, folds = (listed(dict.fromkeys(part), separator=" ") for part in zip(*lacking, strict=True))
+    return f"\nor, as jobs, nnunetv2_ext train -d {dataset} -m {models} -f {folds}{flags}"
 
 
 def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -> None:

@@ -62,7 +62,9 @@ def check_interface(settings: Settings) -> None:
         if given != len(settings.channels):
             what = f"--inputs {listed(settings.inputs, separator=' ')}" if given else "no --inputs"
             expected = f"a socket for each of the {len(settings.channels)} channels, {names}, in this order"
-            raise InputError(what, expected, f"name {len(settings.channels)} slug{'s' * (len(settings.channels) > 1)}")
+            count = f"{len(settings.channels)} slug{'s' * (len(settings.channels) > 1)}"
+            where = "as the algorithm's interface on grand-challenge shows them, or take --interface folder"
+            raise InputError(what, expected, f"name {count}, {where}")
         if len(set(settings.inputs)) < given:
             raise InputError("one slug twice in --inputs", f"a socket for each of {names}", "correct it")
         if not settings.output:

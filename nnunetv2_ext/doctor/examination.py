@@ -41,7 +41,16 @@ class Subject:
     """Read the voxels of the raw data."""
     model: Path | None = None
     """The folder of a trained model, where one is asked about."""
+    named: bool = False
+    """It was named by TRAINER:PLANS:CONFIG after -m."""
     found: dict[str, Any] = field(default_factory=dict)
+
+    def choose(self, flag: str, *values: str) -> str:
+        """A remedy: another value of -c, -p or -tr, told by the flag that was given."""
+        if not self.named:
+            return f"choose {flag} {'from ' * (flag != '-tr')}{', '.join(values)}"
+        parts = {"-tr": self.trainer, "-p": self.plans, "-c": self.configuration}
+        return f"choose -m {' or '.join(':'.join((parts | {flag: value}).values()) for value in values)}"
 
 
 class Examination(NamedTuple):

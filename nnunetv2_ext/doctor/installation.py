@@ -32,6 +32,7 @@ from nnunetv2_ext.files import FOLDER_VARIABLES, why_not_writable
 from nnunetv2_ext.processes import LEAST, WORKERS, check_processes
 
 EXT_TRAINER, COMPILE = "nnUNet_extTrainer", "nnUNet_compile"
+TRAIN = "nnUNetv2_train"
 NNUNET_AT_LEAST = (2, 8)
 DISK_WARN_GB, DISK_FAIL_GB, SHARED_MEMORY_WARN_GB = 10.0, 1.0, 1.0
 ENV_COMMAND = 'run eval "$(nnunetv2_ext env)"'
@@ -65,6 +66,17 @@ def check_versions(subject: Subject) -> Iterator[Check]:
             yield Check(FAIL, f"{name} {version}, older than {least}", f"run pip install --upgrade 'nnunetv2>={least}'")
         else:
             yield Check(OK, f"{name} {version}")
+
+
+def check_commands(subject: Subject) -> Iterator[Check]:
+    """The command that trains is found as jobs look for it: beside this Python first."""
+    folder = str(Path(sys.executable).parent)
+    found = shutil.which(TRAIN, path=os.pathsep.join((folder, os.environ.get("PATH", os.defpath))))
+    if found is None:
+        remedy = "run pip install --force-reinstall --no-deps nnunetv2, or activate the environment that has it"
+        yield Check(FAIL, f"no command {TRAIN} in {folder} or on PATH", remedy)
+    else:
+        yield Check(OK, found)
 
 
 def check_imports(subject: Subject) -> Iterator[Check]:
@@ -266,6 +278,7 @@ _examination = partial(Examination, group=INSTALLED)
 INSTALLATION = (
     _examination("python", check_python),
     _examination("versions", check_versions),
+    _examination("commands", check_commands),
     _examination("data workers", check_workers),  # nnU-Net reads their variables when it is imported
     _examination("import", check_imports, needs=("versions", "data workers")),
     *(_examination(variable, check_folder(variable)) for variable in FOLDER_VARIABLES),

@@ -49,7 +49,7 @@ def check_plans(subject: Subject) -> Iterator[Check]:
     file = subject.found["folder"] / f"{subject.plans}.json"
     if not file.is_file():
         there = sorted(other.stem for other in file.parent.glob("*lans*.json"))
-        remedy = f"choose -p from {', '.join(there)}, or {replan(subject)}" if there else replan(subject)
+        remedy = f"{subject.choose('-p', *there)}, or {replan(subject)}" if there else replan(subject)
         yield Check(FAIL, f"no plans file {file}", remedy)
         return
     anew = f"remove {file}, then {replan(subject)}"  # planning keeps what it does not know of plans that are there
@@ -115,8 +115,8 @@ def check_configuration(subject: Subject) -> Iterator[Check]:
 
     manager = subject.found["plans_manager"]
     if subject.configuration not in manager.available_configurations:
-        there = ", ".join(manager.available_configurations)
-        yield Check(FAIL, f"{subject.plans} has no {subject.configuration}", f"choose -c from {there}")
+        remedy = subject.choose("-c", *manager.available_configurations)
+        yield Check(FAIL, f"{subject.plans} has no {subject.configuration}", remedy)
         return
     try:
         configuration = manager.get_configuration(subject.configuration)
@@ -133,11 +133,12 @@ def check_configuration(subject: Subject) -> Iterator[Check]:
     three = [n for n in manager.available_configurations if len(_patch_size(manager, n)) == 3]
     if len(patch) != 3 and (subject.found["ours"] or our_network):
         what = subject.trainer if subject.found["ours"] else architecture
-        remedy = f"choose -c from {', '.join(three)}, or -tr nnUNetTrainer" if three else "choose -tr nnUNetTrainer"
+        remedy = ", or ".join((*[subject.choose("-c", *three)] * bool(three), subject.choose("-tr", "nnUNetTrainer")))
         yield Check(FAIL, f"{what} needs 3D, the patch of {subject.configuration} is {patch}", remedy)
     elif our_network and not subject.found["ours"]:
-        names = ", ".join(entry.name for entry in registry.TRAINERS)
-        yield Check(FAIL, f"{subject.trainer} cannot train {architecture}", f"choose -tr {names}, or -p nnUNetPlans")
+        remedy = subject.choose("-tr", *(entry.name for entry in registry.TRAINERS))
+        remedy += f", or {subject.choose('-p', 'nnUNetPlans')}"
+        yield Check(FAIL, f"{subject.trainer} cannot train {architecture}", remedy)
     else:
         subject.found["configuration"] = configuration
         yield Check(OK, f"{subject.configuration}, patch {patch}, batch {configuration.batch_size}")
@@ -154,7 +155,8 @@ def _check_augmentation(subject: Subject, patch: list[int]) -> Iterator[Check]:
     if min(patch) >= SAFE_SLICES:
         return
     larger = f"set its patch_size to {[max(size, SAFE_SLICES) for size in patch]}"
-    remedy = f"choose -tr BackboneTrainer, which trains the same network, or {larger}" if len(patch) == 3 else larger
+    same = f"{subject.choose('-tr', 'BackboneTrainer')}, which trains the same network, or "
+    remedy = same * (len(patch) == 3) + larger
     # a trainer with transforms of its own may do without the blur
     stock = subject.found["trainer"].get_training_transforms is nnUNetTrainer.get_training_transforms
     yield Check(

@@ -123,7 +123,8 @@ def model_folder(name: str | Path, dataset: int | str | None = None) -> Path:
     folder = results / model.folder_name
     if not folder.is_dir():
         there = sorted(path.name.replace("__", ":") for path in results.glob("*__*__*")) if results.is_dir() else []
-        remedy = f"choose one of {listed(there)}" if there else "train it first"
+        train = f"run nnunetv2_ext train -d {results.name} -m {model}"
+        remedy = f"choose one of {listed(there)}, or {train}" if there else train
         raise InputError(f"no trained model {model} in {results}", f"the folder {folder.name}", remedy)
     return folder
 

@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, read_splits
 from nnunetv2_ext.doctor.dataset import check_data, check_slabs, check_splits
 from nnunetv2_ext.doctor.examination import DATA, FAIL, OK, Check, Examination, Subject, examine
+from nnunetv2_ext.doctor.installation import check_commands
 from nnunetv2_ext.doctor.training import TRAINING, check_trainer
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, read_plans
@@ -27,9 +27,6 @@ _FILES = 2
 """Checkpoints of a trained fold: the final and the best one; while it is trained, it has as many more."""
 _STATE = 2
 """Numbers that a checkpoint holds for each parameter, at the least: itself and its momentum."""
-
-
-TRAIN = "nnUNetv2_train"
 
 
 class Trainable(NamedTuple):
@@ -71,7 +68,7 @@ def check(dataset: str, model: Model, folds: Sequence[str], device: str | None =
         InputError: what would stop the training; not that preprocessed data are missing where raw data are there.
     """
     nnunet_folder("nnUNet_results")
-    subject = Subject(dataset, model.configuration, model.trainer, model.plans, device=device)
+    subject = Subject(dataset, model.configuration, model.trainer, model.plans, device=device, named=True)
     known = {examination.name: examination for examination in TRAINING}
     known["preprocessed data"] = Examination("preprocessed data", _check_data, ("configuration",), DATA)
     known["slabs"] = Examination("slabs", _check_slabs, ("preprocessed data", "trainer"), DATA)
@@ -100,9 +97,9 @@ def refuse_no_nnunet() -> None:
     Raises:
         InputError: nnU-Net's command is neither beside this Python nor on the PATH.
     """
-    if not Path(sys.executable).with_name(TRAIN).is_file() and shutil.which(TRAIN) is None:
-        what = f"no command {TRAIN}, neither beside {sys.executable} nor on the PATH"
-        raise InputError(what, "nnU-Net's commands", "run pip install --force-reinstall --no-deps nnunetv2")
+    for found in check_commands(Subject()):
+        if found.status == FAIL:
+            raise InputError(found.what, "nnU-Net's commands", found.remedy)
 
 
 def refuse_unknown_trainers(dataset: str, models: Sequence[Model]) -> None:

@@ -33,7 +33,10 @@ def trained_folds(model: Path, asked: Sequence[str] | None, checkpoint: str) -> 
     missing = [name for name in chosen if name not in there]
     if missing or not chosen:
         what = f"no {checkpoint} in {listed(f'fold_{name}' for name in missing) or 'any fold'} of {model}"
-        remedy = f"choose -f from {listed(there, separator=' ')}" if there else "finish the training, or choose -chk"
+        train, name = "finish the training", model.absolute().name.replace("__", ":")
+        if name.count(":") == 2:
+            train = f"run nnunetv2_ext train -d {model.absolute().parent.name} -m {name}"
+        remedy = f"choose -f from {listed(there, separator=' ')}" if there else f"{train}, or choose -chk"
         raise InputError(what, "a trained fold", remedy)
     return list(dict.fromkeys(chosen))
 

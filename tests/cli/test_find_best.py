@@ -14,6 +14,9 @@ from nnunetv2_ext.cli import main
 from nnunetv2_ext.cli.find_best import _print_table
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.models import Model, parse_models
+from nnunetv2_ext.jobs.engine import Seen
+from nnunetv2_ext.jobs.record import WAITING, Job, write_job
+from tests.jobs.fake import use
 
 DATASET = "Dataset901_Boxes"
 OURS, STOCK = Model("MNetTrainer", "MNetPlans", "3d_fullres"), Model("nnUNetTrainer", "nnUNetPlans", "3d_fullres")
@@ -312,7 +315,10 @@ FAULTS = {
             ],
             f"{OURS.folder_name}/plans.json": ["has no plans.json as training wrote it", "\n  cp '"],
             f"{OURS.folder_name}/dataset.json": ["has no dataset.json as training wrote it", "\n  cp '"],
-            f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json": ["MNetPlans.json", "the planner of MNetPlans"],
+            f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json": [
+                "MNetPlans.json",
+                "plan_and_preprocess -d Dataset901_Boxes -pl MNetPlanner",
+            ],
         }.items()
     },
     "no reference": (
@@ -321,7 +327,7 @@ FAULTS = {
     ),
     "no plans": (
         remove(f"../../nnUNet_preprocessed/{DATASET}/MNetPlans.json"),
-        ["no file", "MNetPlans.json", "with the planner of MNetPlans"],
+        ["no file", "MNetPlans.json", "; run nnunetv2_ext plan_and_preprocess -d Dataset901_Boxes -pl MNetPlanner"],
     ),
     "a case twice": (repeat_a_case, ["1 case (a) in the validation of several folds"]),
     "other labels": (
@@ -366,10 +372,20 @@ def test_all_faults_are_told_at_once(results, capsys):
     assert message.count("nnUNetv2_train") == 2
 
 
+def test_a_fold_whose_job_waits_is_not_trained_by_hand(results, capsys, monkeypatch):
+    shutil.rmtree(results / OURS.folder_name / "fold_1")
+    name = f"{OURS.folder_name}__fold_1"
+    write_job(results / "jobs", Job(name, ("true",)))
+    use(monkeypatch).states = {name: Seen(WAITING)}
+    assert find_best() == 2
+    assert f"1 fold ({name}) whose job waits or runs; expected whole folds; wait" in capsys.readouterr().err
+
+
 def test_commands_of_missing_trainings_name_the_device(results, capsys):
     shutil.rmtree(results / OURS.folder_name / "fold_1")
     assert find_best("-device", "cpu") == 2
-    assert f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz -device cpu\n" in capsys.readouterr().err
+    assert f"\n  {TRAIN} 1 -tr MNetTrainer -p MNetPlans --npz -device cpu\n" in (error := capsys.readouterr().err)
+    assert f"\nor, as jobs, nnunetv2_ext train -d {DATASET} -m {':'.join(OURS)} -f 1 -device cpu\n" in error
 
 
 @pytest.mark.parametrize(

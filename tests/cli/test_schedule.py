@@ -87,6 +87,21 @@ def test_written(plans: Path, capsys: pytest.CaptureFixture[str], flags: str, ex
     assert [path.name for path in plans.parent.iterdir()] == ["nnUNetPlans.json"]
 
 
+def test_what_has_changed_is_told_and_which_folds_it_leaves(
+    plans: Path, nnunet_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = nnunet_folders / "nnUNet_results" / "Dataset901_Boxes" / "BackboneTrainer__nnUNetPlans__3d_lowres"
+    (folder / "fold_0").mkdir(parents=True)
+    (folder / "fold_0" / "checkpoint_latest.pth").touch()
+    command = ["schedule", "-d", "901", "-p", "nnUNetPlans", "-c", "3d_lowres", "--epochs", "5", "--batch-size", "4"]
+    assert main(command) == 0
+    changes, warning = capsys.readouterr().out.splitlines()
+    assert changes == "nnUNetPlans 3d_lowres: epochs 9 -> 5, batch_size as published -> 4"
+    assert warning.startswith(f"{folder} was trained otherwise")
+    assert main(command) == 0
+    assert capsys.readouterr().out == "nnUNetPlans 3d_lowres: nothing has changed\n"
+
+
 def test_presets_and_flags_one_after_the_other(plans: Path) -> None:
     command = ["schedule", "-d", "901", "-p", "nnUNetPlans", "-c", "3d_fullres"]
     assert main([*command, "--preset", "par_paper"]) == 0

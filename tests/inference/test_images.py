@@ -59,6 +59,12 @@ def test_a_file_without_number(tmp_path: Path) -> None:
     assert find_images(path, ".nii.gz") == {"scan": [path]}
 
 
+def _labels(folder: Path) -> None:
+    folder.mkdir()
+    folder.with_name("imagesTr").mkdir()
+    (folder / "a.nii.gz").touch()
+
+
 @pytest.mark.parametrize(
     ("make", "source", "told"),
     [
@@ -66,6 +72,7 @@ def test_a_file_without_number(tmp_path: Path) -> None:
         (lambda folder: None, "", r"no files \*.nii.gz"),
         (lambda folder: (folder / "a_0000.mha").touch(), "", r"no files \*.nii.gz in .*, but \*.mha"),
         (lambda folder: (folder / "a.nii.gz").touch(), "", r"1 image \(a.nii.gz\) without the number .*a_0000"),
+        (lambda folder: _labels(folder / "labelsTr"), "labelsTr", "a folder of labels .* give the images, .*imagesTr"),
         (lambda folder: (folder / "a.mha").touch(), "a.mha", "one of the model's kind"),
     ],
 )

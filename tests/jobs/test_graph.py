@@ -215,7 +215,12 @@ def other_network(prepared: Prepared) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[[Prepared], Any], Model, str, str]] = {
-    "no plans": (lambda p: None, Model("MNetTrainer", "MyPlans", "3d_fullres"), "0", "no plans file .*choose -p from"),
+    "no plans": (
+        lambda p: None,
+        Model("MNetTrainer", "MyPlans", "3d_fullres"),
+        "0",
+        "no plans file .*choose -m MNetTrainer:MNetPlans:3d_fullres",
+    ),
     "no data set": (
         lambda p: p.preprocessed.rename(p.preprocessed.with_name("elsewhere")),
         OURS,
@@ -223,7 +228,12 @@ REFUSED: dict[str, tuple[Callable[[Prepared], Any], Model, str, str]] = {
         "was not preprocessed.*run nnunetv2_ext plan_and_preprocess -d Dataset901_Boxes -pl MNetPlanner",
     ),
     "no trainer": (lambda p: None, OURS._replace(trainer="MyTrainer"), "0", "no trainer MyTrainer"),
-    "no configuration": (lambda p: None, OURS._replace(configuration="3d_low"), "0", "MNetPlans has no 3d_low"),
+    "no configuration": (
+        lambda p: None,
+        OURS._replace(configuration="3d_low"),
+        "0",
+        "no 3d_low; .* choose -m MNetTrainer:MNetPlans:3d_fullres",
+    ),
     "a fold too many": (lambda p: None, OURS, "5", "fold 5 of 5"),
     "a fold of a user's split": (lambda p: p.write_splits(SPLIT[:2]), OURS, "2", "fold 2 of 2"),
     "a short axis": (lambda p: None, STOCK._replace(plans="MNetPlans"), "0", "cannot train"),
