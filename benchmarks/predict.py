@@ -37,7 +37,7 @@ from nnunetv2_ext.cli.demo import DATASET, TITLES
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import check_output_file, write_json
 from nnunetv2_ext.inference.models import parse_models
-from nnunetv2_ext.jobs.way import PRESETS
+from nnunetv2_ext.jobs.whole_run import PRESETS
 from nnunetv2_ext.testing.trainer import Shell
 from nnunetv2_ext.text import listed, markdown_table
 

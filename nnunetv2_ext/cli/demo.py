@@ -21,7 +21,7 @@ from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.jobs.graph import How
-    from nnunetv2_ext.jobs.way import Way
+    from nnunetv2_ext.jobs.whole_run import WholeRun
 
 DATASET_ID, DATASET = 999, "Dataset999_Phantom"
 TITLES = ("MNet", "nnU-Net")
@@ -207,13 +207,13 @@ def _draw(raw: Path, args: argparse.Namespace) -> None:
     )
 
 
-def _way(output: Path, args: argparse.Namespace, note: str) -> "Way":
+def _way(output: Path, args: argparse.Namespace, note: str) -> "WholeRun":
     """What the preset quick does, with this length."""
     from nnunetv2_ext.jobs.graph import Wishes
-    from nnunetv2_ext.jobs.way import PRESETS, Way
+    from nnunetv2_ext.jobs.whole_run import PRESETS, WholeRun
 
     models = tuple(parse_models(PRESETS["quick"].models))
-    return Way(
+    return WholeRun(
         DATASET,
         models,
         PRESETS["quick"].folds,
@@ -262,7 +262,7 @@ def _sentence(dice: Mapping[str, float]) -> str:
     return f"{BASELINE}: mean Dice {sum(dice.values()) / len(dice):.3f} ({each}). {MEANING}"
 
 
-def _write_table(way: "Way", baseline: Mapping[str, float], notes: Sequence[str]) -> None:
+def _write_table(way: "WholeRun", baseline: Mapping[str, float], notes: Sequence[str]) -> None:
     """Print and write the table, with rows of the baseline, and draw cases, into the folder `report`."""
     from nnunetv2_ext.evaluation.means import means_table
     from nnunetv2_ext.evaluation.scores import Score, Scores, read_scores

@@ -16,7 +16,7 @@ from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.jobs.graph import How
-    from nnunetv2_ext.jobs.way import Way
+    from nnunetv2_ext.jobs.whole_run import WholeRun
 
 EXAMPLE = """examples:
   nnunetv2_ext run -d 42                                       a first look: two networks, two folds, short trainings
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
     return status
 
 
-def _check_raw(way: "Way") -> None:
+def _check_raw(way: "WholeRun") -> None:
     """Look at names and headers of the raw data where there are plans to be made.
 
     Raises:
@@ -96,7 +96,7 @@ def _check_raw(way: "Way") -> None:
     refuse_faults(examine(nnunet_folder("nnUNet_raw") / way.dataset).faults, int(way.dataset[7:10]))
 
 
-def _overview(way: "Way", how: "How") -> list[str]:
+def _overview(way: "WholeRun", how: "How") -> list[str]:
     """What the run will do, in a few lines."""
     from nnunetv2_ext.jobs.lengths import told_length
 
@@ -122,7 +122,7 @@ def _overview(way: "Way", how: "How") -> list[str]:
     return told
 
 
-def _rest(args: argparse.Namespace, way: "Way", how: "How") -> list[str]:
+def _rest(args: argparse.Namespace, way: "WholeRun", how: "How") -> list[str]:
     """This command as a job of this machine that submits what follows the plans."""
     words = ["nnunetv2_ext", "run", "-d", way.dataset, "--preset", args.preset, "--no-wait", "-o", str(way.output)]
     words += ["-m", *map(str, way.models), "-f", *way.folds, "--retries", str(how.retries), *how.device_flags]
@@ -139,7 +139,7 @@ def _rest(args: argparse.Namespace, way: "Way", how: "How") -> list[str]:
     return words + [word for flag, value in flags.items() if value is not None for word in (flag, str(value))]
 
 
-def _left(way: "Way") -> str:
+def _left(way: "WholeRun") -> str:
     """What is under way when the waiting ends."""
     from nnunetv2_ext.jobs.engine import standing
     from nnunetv2_ext.jobs.graph import under_way
@@ -156,14 +156,14 @@ def _left(way: "Way") -> str:
     return told + "this command again waits for them."
 
 
-def _way(args: argparse.Namespace) -> "Way":
+def _way(args: argparse.Namespace) -> "WholeRun":
     """What the flags ask for.
 
     Raises:
         InputError: an unknown preset, models or folds that are none, numbers or paths that make no sense.
     """
     from nnunetv2_ext.jobs.graph import Wishes
-    from nnunetv2_ext.jobs.way import PRESETS, Way
+    from nnunetv2_ext.jobs.whole_run import PRESETS, WholeRun
 
     if args.preset not in PRESETS:
         raise InputError(f"--preset {args.preset}", f"one of {listed(PRESETS)}", "choose one")
@@ -182,7 +182,7 @@ def _way(args: argparse.Namespace) -> "Way":
         if not (args.labels.is_dir() and any(args.labels.iterdir())):
             raise InputError(f"-r {args.labels}", "a folder of labels", "check the path")
     output = args.output or Path(f"{dataset}_{args.preset}")
-    return Way(
+    return WholeRun(
         dataset,
         tuple(parse_models(args.models or preset.models)),
         tuple(folds_of(args.folds)) or preset.folds,
@@ -195,7 +195,7 @@ def _way(args: argparse.Namespace) -> "Way":
     )
 
 
-def go(way: "Way", how: "How", *, wait: bool = True, told: Sequence[str] = (), rest: Sequence[str] = ()) -> int:
+def go(way: "WholeRun", how: "How", *, wait: bool = True, told: Sequence[str] = (), rest: Sequence[str] = ()) -> int:
     """Submit what is lacking of each part of the way, and wait for it.
 
     Args:
@@ -210,7 +210,7 @@ def go(way: "Way", how: "How", *, wait: bool = True, told: Sequence[str] = (), r
         InputError: a request that cannot be done, of which nothing is submitted.
     """
     from nnunetv2_ext.cli.jobs import watch
-    from nnunetv2_ext.jobs.way import submit_plans, submit_trainings
+    from nnunetv2_ext.jobs.whole_run import submit_plans, submit_trainings
 
     for variable in FOLDER_VARIABLES:
         nnunet_folder(variable)
@@ -229,7 +229,7 @@ def go(way: "Way", how: "How", *, wait: bool = True, told: Sequence[str] = (), r
     return watch([way.dataset], trainings.names) if wait and trainings.names else 0
 
 
-def tell_results(way: "Way") -> None:
+def tell_results(way: "WholeRun") -> None:
     """Print the means of the evaluation, what is best, and where the page is, which tells the rest."""
     from nnunetv2_ext.evaluation.means import few_means
     from nnunetv2_ext.evaluation.scores import read_scores

@@ -92,12 +92,12 @@ def run(args: argparse.Namespace) -> int:
     how = how_of(args)
     steps = _steps(args)
 
-    from nnunetv2_ext.jobs.way import Way, submit_trainings
+    from nnunetv2_ext.jobs.whole_run import WholeRun, submit_trainings
 
     for model in models:
         _check_name(dataset, model)
     output = args.output or results / dataset / "outcome"
-    way = Way(dataset, tuple(models), tuple(folds), output, images_of(args.images, dataset))
+    way = WholeRun(dataset, tuple(models), tuple(folds), output, images_of(args.images, dataset))
     submitted = submit_trainings(way, how, steps)
     for sentence in submitted.told:
         print(sentence)

@@ -18,7 +18,7 @@ from nnunetv2_ext.jobs import record
 from nnunetv2_ext.jobs.groups import SIGNALS
 from nnunetv2_ext.jobs.record import State, read_job, read_state, write_job, write_state
 from nnunetv2_ext.jobs.retries import AGAIN, TIME_LIMIT, in_vain, why_not_again
-from nnunetv2_ext.jobs.squeue import LIVING, Silence, Told, ask, jobs_of, seconds
+from nnunetv2_ext.jobs.squeue import LIVING, NoAnswer, Told, ask, jobs_of, seconds
 from nnunetv2_ext.jobs.supervisor import Signals, is_to_run_again, supervise
 from nnunetv2_ext.locks import held
 from nnunetv2_ext.text import one_line
@@ -125,7 +125,7 @@ def _why(id: str) -> Told | None:
     while True:
         try:
             told = jobs_of([id]).get(id)
-        except Silence:
+        except NoAnswer:
             return None
         if (
             told is None
@@ -151,7 +151,7 @@ def requeue(id: str, states: Collection[str]) -> None:
             if told is not None and told.state in states:
                 ask("scontrol", "requeue", id)
             return
-        except Silence as silence:
+        except NoAnswer as silence:
             sys.stderr.write(f"{id} is not in the queue again: {one_line(silence)}\n")
         time.sleep(1)
 

@@ -29,7 +29,7 @@ _PASSED_ON = ("nnUNet_", "OMP_", "MKL_", "TORCHINDUCTOR_")
 """Variables of the submitting shell that a job runs with begin so."""
 
 
-class Wanted(NamedTuple):
+class Request(NamedTuple):
     """The jobs of a request."""
 
     jobs: tuple[Job, ...]
@@ -119,7 +119,7 @@ def trainings(
     folds: Sequence[str],
     standing: Mapping[str, Seen],
     how: How,
-) -> Wanted:
+) -> Request:
     """The jobs that train every fold of every model, and those that preprocess for them; nothing is written.
 
     A fold that is whole gets none, nor one whose job waits or runs. The second stage of a cascade needs the folds of
@@ -138,7 +138,7 @@ def trainings(
         planned.last += planned.train(model, folds)
     check_disk(planned.sizes)
     last = tuple(dict.fromkeys(planned.last))
-    return Wanted(tuple(planned.jobs.values()), tuple(planned.told), last, frozenset(planned.cases))
+    return Request(tuple(planned.jobs.values()), tuple(planned.told), last, frozenset(planned.cases))
 
 
 @dataclass
@@ -277,7 +277,7 @@ def afterwards(
     after: Sequence[str] = (),
     images: Path | None = None,
     wishes: Wishes = AS_USUAL,
-) -> Wanted:
+) -> Request:
     """The jobs of our own commands that come after trainings, in the order of `STEPS`; nothing is written.
 
     `find_best` writes OUTPUT/best.json. `predict` writes below OUTPUT/predictions, into a folder for each model and one
@@ -303,7 +303,7 @@ def afterwards(
     if "report" in steps:
         following.report()
     jobs = tuple(following.jobs.values())
-    return Wanted(jobs, tuple(following.told), tuple(following.jobs), reads=following.reads)
+    return Request(jobs, tuple(following.told), tuple(following.jobs), reads=following.reads)
 
 
 @dataclass

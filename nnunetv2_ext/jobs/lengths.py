@@ -13,7 +13,7 @@ from nnunetv2_ext.registry import PLANNERS, planner_of
 from nnunetv2_ext.text import listed
 
 if TYPE_CHECKING:
-    from nnunetv2_ext.jobs.way import Way
+    from nnunetv2_ext.jobs.whole_run import WholeRun
 
 SETTINGS = "run.json"
 """What is written first into the folder of a run: all that decides what it makes."""
@@ -25,7 +25,7 @@ def of_nnunet(plans: str) -> bool:
     return planner_of(plans).planner not in _OURS
 
 
-def length(way: "Way") -> dict[str, tuple[str, int]]:
+def length(way: "WholeRun") -> dict[str, tuple[str, int]]:
     """How long is trained: keys and values of the training block by their flags."""
     found = {} if way.epochs is None else {"--epochs": ("epochs", way.epochs)}
     if way.iterations is not None:
@@ -34,7 +34,7 @@ def length(way: "Way") -> dict[str, tuple[str, int]]:
     return found
 
 
-def check_lengths(way: "Way", there: Collection[str]) -> None:
+def check_lengths(way: "WholeRun", there: Collection[str]) -> None:
     """Refuse a length that would not be kept, and short plans under the name of those as published.
 
     Args:
@@ -60,7 +60,7 @@ def check_lengths(way: "Way", there: Collection[str]) -> None:
     raise InputError(f"{told} for {why}", "trainers of ours, and plans that say so or are new", remedy)
 
 
-def _fault(way: "Way", model: Model, there: bool) -> str:
+def _fault(way: "WholeRun", model: Model, there: bool) -> str:
     """Why a model cannot be trained as long as the run asks for, or should not; empty where it can."""
     if model.trainer.startswith("nnUNetTrainer"):
         return f"{model.trainer}, which trains as long as nnU-Net's do"
@@ -77,17 +77,17 @@ def _fault(way: "Way", model: Model, there: bool) -> str:
     return ""
 
 
-def _plans(way: "Way", name: str) -> Path:
+def _plans(way: "WholeRun", name: str) -> Path:
     return nnunet_folder("nnUNet_preprocessed") / way.dataset / f"{name}.json"
 
 
-def _said(way: "Way", model: Model) -> Mapping[str, Any] | None:
+def _said(way: "WholeRun", model: Model) -> Mapping[str, Any] | None:
     """The training block of a model's plans, which are there; None where they lack its configuration."""
     configurations = read_plans(_plans(way, model.plans), "plan again")["configurations"]
     return planned_block(configurations, model.configuration) if model.configuration in configurations else None
 
 
-def _instead(way: "Way", model: Model) -> Model:
+def _instead(way: "WholeRun", model: Model) -> Model:
     """A model that can be trained so long: the same in new plans, or, of what nnU-Net's planner made, by one of ours.
 
     Its plans have a name that none have.
@@ -101,14 +101,14 @@ def _instead(way: "Way", model: Model) -> Model:
     return model._replace(plans=_free(way, plans, "Quick" * planner_of(plans).by_default))
 
 
-def _free(way: "Way", plans: str, more: str) -> str:
+def _free(way: "WholeRun", plans: str, more: str) -> str:
     """A name of plans by the same planner that none have."""
     stem = plans.removesuffix("Plans") + more
     numbers = itertools.chain([""] * bool(more), itertools.count(2))
     return next(name for number in numbers if not _plans(way, name := f"{stem}{number}Plans").is_file())
 
 
-def told_length(way: "Way", model: Model) -> str:
+def told_length(way: "WholeRun", model: Model) -> str:
     """How long a model will be trained, in words; what its plans say where they are there."""
     if model.trainer.startswith("nnUNetTrainer"):
         return "as long as nnU-Net's trainers do"

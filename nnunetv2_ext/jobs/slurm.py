@@ -27,7 +27,7 @@ from nnunetv2_ext.jobs.record import Job, Resources, State
 from nnunetv2_ext.jobs.squeue import (
     LIVING,
     QUEUED,
-    Silence,
+    NoAnswer,
     Told,
     ask,
     cleared,
@@ -75,7 +75,7 @@ class Slurm:
         options = options_of(resources)
         try:
             done = run("sbatch", "--wrap=true", "--test-only", *_flags(options))
-        except Silence as silence:
+        except NoAnswer as silence:
             raise InputError(one_line(silence), "an answer of SLURM's", "try again") from None
         if done.returncode and not ("node configuration" in done.stderr and _are_nodes_away(options.get("partition"))):
             raise _refused("a job", options, said(done.stderr))
@@ -87,7 +87,7 @@ class Slurm:
         names = {name for job in jobs for name in (job.name, *job.needs)} & known.keys()
         try:
             seen, told = _look(folder, {name: known[name] for name in names})
-        except Silence as silence:
+        except NoAnswer as silence:
             raise InputError(f"no submission ({one_line(silence)})", "an answer of SLURM's", "try again") from None
         ids: dict[str, str | None] = {}  # of what is in the queue, and None of what has finished
         for name, one in seen.items():
@@ -114,7 +114,7 @@ class Slurm:
         """
         try:
             return _look(folder, jobs)[0]
-        except Silence as silence:
+        except NoAnswer as silence:
             return {name: _unasked(state, one_line(silence)) for name, state in _states(folder, jobs)[0].items()}
 
     def cancel(self, folder: Path, jobs: Sequence[Job]) -> None:
@@ -131,7 +131,7 @@ class Slurm:
                     raise InputError(got, "their end", "see `squeue`: their node may be down")
                 time.sleep(0.5)
                 living = _living(folder, [job for job in jobs if job.name in living])
-        except Silence as silence:
+        except NoAnswer as silence:
             raise InputError(f"no cancel ({one_line(silence)})", "an answer of SLURM's", "try again") from None
         for name, one in self.look(folder, {job.name: job for job in jobs if job.name in names}).items():
             if one.state == record.BLOCKED:  # SLURM ended it first, for want of one that was cancelled with it
@@ -145,7 +145,7 @@ def _told(folder: Path, jobs: Mapping[str, Job]) -> dict[str, tuple[str, Told]]:
     without one, whose submission was killed before it wrote it down, is known by its folder.
 
     Raises:
-        Silence: the controller does not answer.
+        NoAnswer: the controller does not answer.
     """
     found = {}
     told = jobs_of([job.id for job in jobs.values() if job.id is not None])
@@ -182,7 +182,7 @@ def _look(folder: Path, jobs: Mapping[str, Job]) -> tuple[dict[str, Seen], dict[
     """See `Slurm.look`; with what SLURM said.
 
     Raises:
-        Silence: the controller does not answer.
+        NoAnswer: the controller does not answer.
     """
     (states, damaged), told = _states(folder, jobs), _told(folder, jobs)
     seen = {name: merged(states[name], told[name][1] if name in told else None) for name in jobs}
@@ -262,7 +262,7 @@ def options_of(resources: Resources) -> dict[str, Any]:
 def _are_nodes_away(partition: str | None) -> bool:
     """Whether nodes are down or drained: `--test-only` then refuses what sbatch takes, and tells for what is wrong."""
     where = [] if partition is None else ["--partition", partition]
-    with contextlib.suppress(Silence):
+    with contextlib.suppress(NoAnswer):
         return bool(
             ask("sinfo", "--noheader", *where, "--states=down,drain,fail,maint,unk,no_respond", "-o", "%n").strip()
         )
@@ -301,7 +301,7 @@ def _submit(folder: Path, job: Job, needed: Sequence[str], before: Sequence[str]
         record.write_job(folder, replace(job, id=id))
     except OSError as error:  # a full disk, or no sbatch
         if id:
-            with contextlib.suppress(Silence):
+            with contextlib.suppress(NoAnswer):
                 ask("scancel", id)
         _take_back(folder / job.name, kept)
         raise unwritable(folder / job.name, error) from None

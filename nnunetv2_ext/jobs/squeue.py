@@ -61,7 +61,7 @@ class Told(NamedTuple):
     """Where its script runs; empty where accounting tells it."""
 
 
-class Silence(Exception):
+class NoAnswer(Exception):
     """SLURM gave no answer; the text says why."""
 
 
@@ -79,26 +79,26 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     """Run a command of SLURM's, which is not to be changed by variables.
 
     Raises:
-        Silence: it took too long, or is not there.
+        NoAnswer: it took too long, or is not there.
     """
     try:
         with cleared():
             return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, stdin=subprocess.DEVNULL)
     except subprocess.TimeoutExpired:
-        raise Silence(f"no answer from {command[0]} within {PATIENCE} s") from None
+        raise NoAnswer(f"no answer from {command[0]} within {PATIENCE} s") from None
     except OSError as error:
-        raise Silence(f"no {command[0]}: {error.strerror}") from None
+        raise NoAnswer(f"no {command[0]}: {error.strerror}") from None
 
 
 def ask(*command: str) -> str:
     """What a command of SLURM's prints.
 
     Raises:
-        Silence: it failed, took too long, or is not there.
+        NoAnswer: it failed, took too long, or is not there.
     """
     done = run(*command)
     if done.returncode:
-        raise Silence(said(done.stderr) or f"exit status {done.returncode} of {command[0]}")
+        raise NoAnswer(said(done.stderr) or f"exit status {done.returncode} of {command[0]}")
     return done.stdout
 
 
@@ -112,13 +112,13 @@ def jobs_of(ids: Sequence[str]) -> dict[str, Told]:
     """What SLURM says of jobs, by id, in one question to its controller; those that it has forgotten are absent.
 
     Raises:
-        Silence: the controller does not answer.
+        NoAnswer: the controller does not answer.
     """
     if not ids:
         return {}
     try:
         told = _squeue("--states=all", f"--jobs={','.join(ids)}")
-    except Silence as silence:
+    except NoAnswer as silence:
         if "Invalid job id" not in one_line(silence):  # of a single job that it has forgotten
             raise
         told = {}
@@ -127,7 +127,7 @@ def jobs_of(ids: Sequence[str]) -> dict[str, Told]:
         try:
             columns = "--format=JobID,State,Reason,ExitCode,Start,JobName"
             told |= read_sacct(ask("sacct", "-X", "-n", "-P", f"--jobs={','.join(forgotten)}", columns))
-        except Silence:  # a cluster without accounting
+        except NoAnswer:  # a cluster without accounting
             pass
     return told
 
@@ -136,7 +136,7 @@ def queued() -> dict[str, Told]:
     """What SLURM says of all jobs of this user that run or are to run, by id.
 
     Raises:
-        Silence: the controller does not answer.
+        NoAnswer: the controller does not answer.
     """
     return _squeue(f"--user={os.getuid()}")
 
@@ -196,7 +196,7 @@ def partition_of(name: str | None) -> Partition:
     """
     try:
         text = ask("scontrol", "--oneliner", "show", "partition")
-    except Silence as silence:
+    except NoAnswer as silence:
         raise InputError(
             f"no SLURM here ({one_line(silence)})",
             "a controller that answers",

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from nnunetv2_ext.cli import jobs, main, run, train
-from nnunetv2_ext.jobs import way
+from nnunetv2_ext.jobs import whole_run
 from nnunetv2_ext.jobs.engine import Seen
-from nnunetv2_ext.jobs.graph import Wanted
+from nnunetv2_ext.jobs.graph import Request
 from nnunetv2_ext.jobs.record import FAILED, FINISHED, RUNNING, Attempt, Job, State, jobs_folder, write_state
-from nnunetv2_ext.jobs.way import to_submit
+from nnunetv2_ext.jobs.whole_run import to_submit
 from tests.doctor.conftest import DATASET, Prepared, prepare
 from tests.jobs.fake import FakeEngine, use
 
@@ -69,7 +69,7 @@ def test_plans_are_jobs_first(prepared: Prepared, engine: FakeEngine, capsys: py
     assert second.command[5] == "BackbonePlanner" and second.needs == ("plan_MNetQuickPlans",)
     # which needs no terminal, and asks for the same
     assert rest.needs == (first.name, second.name)
-    output, models = Path("Dataset901_Boxes_quick").resolve(), " ".join(way.PRESETS["quick"].models)
+    output, models = Path("Dataset901_Boxes_quick").resolve(), " ".join(whole_run.PRESETS["quick"].models)
     assert " ".join(rest.command) == (
         f"nnunetv2_ext run -d Dataset901_Boxes --preset quick --no-wait -o {output} -m {models} -f 0 1"
         " --retries 2 -device cpu --epochs 7 --iterations 50 --jobs 1"
@@ -312,7 +312,7 @@ def test_a_run_with_other_settings(
 def test_what_was_removed_is_made_again_with_what_needs_it(prepared: Prepared, engine: FakeEngine) -> None:
     assert main(FULL) == 0
     known = {job.name: job for job in engine.submitted[1:]}  # but for the training, which no file of this test tells of
-    wanted, seen = Wanted(tuple(known.values())), dict.fromkeys(known, Seen(FINISHED))
+    wanted, seen = Request(tuple(known.values())), dict.fromkeys(known, Seen(FINISHED))
     assert [*known] == ["find_best", "evaluate", "report"]
     assert not to_submit(wanted, known, seen, DATASET)
     Path("out/evaluation").unlink()
@@ -344,7 +344,7 @@ def test_what_was_made_of_older_files_is_made_again(
     for place in ("imagesTs/new_0000.nii.gz", "labelsTs/new.nii.gz"):
         prepared.write(prepared.raw / place, b"")
     # that nothing is trained is for the training's own tests; here it is done
-    monkeypatch.setattr(way, "trainings", lambda *_: Wanted(()))
+    monkeypatch.setattr(whole_run, "trainings", lambda *_: Request(()))
     assert main(FULL) == 0
     assert names(engine.submitted) == ["find_best", f"predict_{TRAINED[1]}", "evaluate", "report"]
     ended = time.time() + 60  # far from the clock of the file system

@@ -9,7 +9,7 @@ import pytest
 from nnunetv2_ext.cli import jobs
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.jobs import engine as of_jobs
-from nnunetv2_ext.jobs import way
+from nnunetv2_ext.jobs import whole_run
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import CANCELLED, WAITING, Job, Resources, write_job
 
@@ -44,7 +44,7 @@ class FakeEngine:
 def use(monkeypatch: pytest.MonkeyPatch) -> FakeEngine:
     """In place of both engines; returns that of this machine."""
     local, slurm = FakeEngine(), FakeEngine("slurm")
-    for module in (of_jobs, jobs, way):
+    for module in (of_jobs, jobs, whole_run):
         monkeypatch.setattr(module, "engines", lambda: {"local": local, "slurm": slurm})
     monkeypatch.setattr(jobs, "revive", lambda datasets: [])
     return local

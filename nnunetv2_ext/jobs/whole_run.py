@@ -14,7 +14,7 @@ from nnunetv2_ext.jobs.graph import (
     AS_USUAL,
     STEPS,
     How,
-    Wanted,
+    Request,
     Wishes,
     afterwards,
     refuse_other_engine,
@@ -58,7 +58,7 @@ PRESETS = {
 
 
 @dataclass(frozen=True)
-class Way:
+class WholeRun:
     """What is to be done with a data set, and where.
 
     Args:
@@ -92,7 +92,7 @@ class Way:
         }
 
 
-def open_output(way: Way, *, make: bool = True) -> None:
+def open_output(way: WholeRun, *, make: bool = True) -> None:
     """Make the folder of a run, or see that it is that of the same run.
 
     Args:
@@ -128,7 +128,7 @@ def _told(value: Any) -> str:
     return listed(value, separator=" ") if isinstance(value, list) else "none" if value is None else str(value)
 
 
-def planning(way: Way, seen: Mapping[str, Seen], how: How) -> list[Job]:
+def planning(way: WholeRun, seen: Mapping[str, Seen], how: How) -> list[Job]:
     """The jobs that make plans and preprocess for them, one after the other; nnU-Net's first, whose data ours share.
 
     Plans that are there already are taken as they are, and have none, unless the job that makes them has not finished.
@@ -178,7 +178,7 @@ class Submission(NamedTuple):
     """What is not to be done, one sentence each."""
 
 
-def submit_plans(way: Way, how: How, rest: Sequence[str] = ()) -> Submission:
+def submit_plans(way: WholeRun, how: How, rest: Sequence[str] = ()) -> Submission:
     """Submit what makes the plans, where some are lacking.
 
     Args:
@@ -194,10 +194,10 @@ def submit_plans(way: Way, how: How, rest: Sequence[str] = ()) -> Submission:
     open_output(way, make=False)
     if jobs and rest and how.engine == "local":
         jobs.append(how.job(REST, rest, [job.name for job in jobs]))
-    return _submit(way, how, known, seen, Wanted(tuple(jobs)))
+    return _submit(way, how, known, seen, Request(tuple(jobs)))
 
 
-def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS, *, run: bool = False) -> Submission:
+def submit_trainings(way: WholeRun, how: How, steps: Sequence[str] = STEPS, *, run: bool = False) -> Submission:
     """Submit what is lacking of the trainings, and of what comes after them.
 
     Args:
@@ -222,10 +222,10 @@ def submit_trainings(way: Way, how: How, steps: Sequence[str] = STEPS, *, run: b
         wishes=way.wishes,
     )
     jobs, told, last = (getattr(wanted, name) + getattr(after, name) for name in ("jobs", "told", "last"))
-    return _submit(way, how, known, seen, Wanted(jobs, told, last, wanted.cases, after.reads), run=run)
+    return _submit(way, how, known, seen, Request(jobs, told, last, wanted.cases, after.reads), run=run)
 
 
-def _known(way: Way, how: How) -> tuple[dict[str, Job], dict[str, Seen]]:
+def _known(way: WholeRun, how: How) -> tuple[dict[str, Job], dict[str, Seen]]:
     """The jobs that were submitted before, and how they stand.
 
     Raises:
@@ -239,7 +239,7 @@ def _known(way: Way, how: How) -> tuple[dict[str, Job], dict[str, Seen]]:
 
 
 def _submit(
-    way: Way, how: How, known: Mapping[str, Job], seen: Mapping[str, Seen], wanted: Wanted, *, run: bool = False
+    way: WholeRun, how: How, known: Mapping[str, Job], seen: Mapping[str, Seen], wanted: Request, *, run: bool = False
 ) -> Submission:
     lacking = to_submit(wanted, known, seen, way.dataset)
     refuse_other_engine(lacking, known, how.engine)
@@ -270,7 +270,7 @@ def _make(output: Path) -> None:
         raise InputError(f"-o {output} ({reason})", "a folder that can be written", "choose another")
 
 
-def to_submit(wanted: Wanted, known: Mapping[str, Job], seen: Mapping[str, Seen], dataset: str) -> list[Job]:
+def to_submit(wanted: Request, known: Mapping[str, Job], seen: Mapping[str, Seen], dataset: str) -> list[Job]:
     """Those of the wanted jobs that are neither finished nor under way, and those that need one of these.
 
     A command of ours has finished where it ran with the same flags after all that it needs had ended, what it read has
