@@ -12,22 +12,14 @@ import SimpleITK as sitk
 
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.cli.find_best import _print_table
-from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.inference.models import Model, parse_models
+from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.record import WAITING, Job, write_job
+from tests.cli.boxes import DATASET, DESCRIPTION, reference
 from tests.jobs.fake import use
 
-DATASET = "Dataset901_Boxes"
 OURS, STOCK = Model("MNetTrainer", "MNetPlans", "3d_fullres"), Model("nnUNetTrainer", "nnUNetPlans", "3d_fullres")
-DATASET_JSON = {
-    "channel_names": {"0": "MRI"},
-    "labels": {"background": 0, "left": 1, "right": 2},
-    "numTraining": 4,
-    "file_ending": ".nii.gz",
-}
 FOLDS = {0: ["a", "b"], 1: ["c", "d"]}
-SHAPE = (6, 12, 12)  # z, y, x
 GEOMETRY = {"spacing": (1.0, 1.0, 4.0), "origin": (0.0, 0.0, 0.0), "direction": (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0)}
 
 UNCLOSED_BY_NNUNET = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -50,13 +42,6 @@ def write_labels(labels: np.ndarray, file: Path) -> None:
     sitk.WriteImage(image, str(file))
 
 
-def truth() -> np.ndarray:
-    labels = np.zeros(SHAPE, dtype=np.uint8)
-    labels[1:5, 2:10, 1:5] = 1
-    labels[1:5, 2:10, 7:11] = 2
-    return labels
-
-
 def write_summary(validation: Path, voxels: dict[str, dict[int, int]]) -> None:
     """What find_best reads in nnU-Net's summary: the voxels of each label in the reference of each case."""
     cases = [{"metrics": {str(label): {"n_ref": n} for label, n in of.items()}} for of in voxels.values()]
@@ -65,7 +50,7 @@ def write_summary(validation: Path, voxels: dict[str, dict[int, int]]) -> None:
 
 def probabilities(wrong: tuple[slice, ...]) -> np.ndarray:
     """Sure of the truth, but weakly for background in `wrong`: the mean of two such is right everywhere."""
-    one_hot = np.stack([truth() == label for label in range(3)]).astype(np.float32)  # (classes, z, y, x)
+    one_hot = np.stack([reference() == label for label in range(3)]).astype(np.float32)  # (classes, z, y, x)
     everywhere: tuple[slice | int, ...] = (slice(None), *wrong)
     one_hot[everywhere] *= 0.4
     one_hot[0][wrong] = 0.6
@@ -84,7 +69,7 @@ def results(tmp_path, monkeypatch) -> Path:
     ground_truth = tmp_path / "nnUNet_preprocessed" / DATASET / "gt_segmentations"
     ground_truth.mkdir(parents=True)
     for case in "abcd":
-        write_labels(truth(), ground_truth / f"{case}.nii.gz")
+        write_labels(reference(), ground_truth / f"{case}.nii.gz")
     for model in (OURS, STOCK):
         (ground_truth.parent / f"{model.plans}.json").write_text(json.dumps(plans(model)))
         folder = tmp_path / "nnUNet_results" / DATASET / model.folder_name
@@ -99,7 +84,7 @@ def results(tmp_path, monkeypatch) -> Path:
                 (validation / f"{case}.pkl").write_bytes(pickle.dumps({"sitk_stuff": GEOMETRY}))
                 write_labels(predicted.argmax(0), validation / f"{case}.nii.gz")
         (folder / "plans.json").write_text(json.dumps(plans(model)))
-        (folder / "dataset.json").write_text(json.dumps(DATASET_JSON))
+        (folder / "dataset.json").write_text(json.dumps(DESCRIPTION))
     return tmp_path / "nnUNet_results" / DATASET
 
 
@@ -206,7 +191,7 @@ def test_nnunet_reads_the_summaries_of_evaluate(results, tmp_path, capfd):
 def test_the_table_of_regions_and_whether_an_ensemble_helped(ensemble, verdict, tmp_path, capsys):
     both = f"ensemble___{OURS.folder_name}___{STOCK.folder_name}___0_1"
     labels = {"background": 0, "whole": [1, 2], "right": 2, "ignore": 3}
-    described = json.dumps({**DATASET_JSON, "labels": labels, "regions_class_order": [1, 2]})
+    described = json.dumps({**DESCRIPTION, "labels": labels, "regions_class_order": [1, 2]})
     dice = {OURS.folder_name: 0.8, STOCK.folder_name: 0.5, both: ensemble}
     for identifier, value in dice.items():
         merged = tmp_path / (f"ensembles/{both}" if identifier == both else f"{identifier}/crossval_results_folds_0_1")
@@ -247,7 +232,7 @@ def repeat_a_case(results: Path) -> None:
 
 
 def change_the_labels(results: Path) -> None:
-    changed = {**DATASET_JSON, "labels": {"background": 0, "right": 1, "left": 2}}
+    changed = {**DESCRIPTION, "labels": {"background": 0, "right": 1, "left": 2}}
     (results / STOCK.folder_name / "dataset.json").write_text(json.dumps(changed))
 
 
@@ -396,10 +381,7 @@ def test_commands_of_missing_trainings_name_the_device(results, capsys):
         (["-d", "902", "-m", "MNetTrainer:MNetPlans:3d_fullres"], "no data set 902"),
         (["-d", "901", "-m", "MNetTrainer:NoPlans:3d_fullres"], "NoPlans.json"),
         (["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-f", "7"], "fold_7 was not trained"),
-        (
-            ["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-f", "0", "-1"],
-            "got -f 0 -1; expected folds from 0",
-        ),
+        (["-d", "901", "-m", ":".join(OURS), "-f", "0", "-1"], "got -f 0 -1; expected folds from 0"),
         (["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-np", "-1"], "got -np -1; expected 1 or more"),
         (["-d", "901", "-m", "MNetTrainer:MNetPlans:3d_fullres", "-np", "0"], "got -np 0; expected 1 or more"),
     ],
@@ -416,13 +398,3 @@ def test_an_unset_variable(variable, results, monkeypatch, capsys):
     monkeypatch.delenv(variable)
     assert find_best() == 2
     assert f"no value of {variable}" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("triple", ["", "a", "a:b", "a:b:c:d", "a::c", ":b:c", "a:b:", "a__b:c:d", "a:b/c:d", "_a:b:c"])
-def test_a_triple_that_is_none(triple):
-    with pytest.raises(InputError, match="TRAINER:PLANS:CONFIG"):
-        parse_models([triple])
-
-
-def test_repeated_models_count_once():
-    assert parse_models(["a:b:c", "d:e:f", "a:b:c"]) == [Model("a", "b", "c"), Model("d", "e", "f")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.inference.models import chosen, load_model, model_folder, trainer_class
+from nnunetv2_ext.inference.models import Model, chosen, load_model, model_folder, parse_models, trainer_class
 from nnunetv2_ext.weights.safe import write_safe_model
 from tests.tiny_models import NAME, NUMBER, write_model
 
@@ -144,3 +144,13 @@ def test_trainers() -> None:
     assert [trainer_class(name).__name__ for name in names] == list(names)
     with pytest.raises(InputError, match="no trainer NoSuchTrainer"):
         trainer_class("NoSuchTrainer")
+
+
+@pytest.mark.parametrize("triple", ["", "a", "a:b", "a:b:c:d", "a::c", ":b:c", "a:b:", "a__b:c:d", "a:b/c:d", "_a:b:c"])
+def test_a_triple_that_is_none(triple):
+    with pytest.raises(InputError, match="TRAINER:PLANS:CONFIG"):
+        parse_models([triple])
+
+
+def test_repeated_models_count_once():
+    assert parse_models(["a:b:c", "d:e:f", "a:b:c"]) == [Model("a", "b", "c"), Model("d", "e", "f")]
