@@ -36,9 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--title", metavar="TEXT", help="heading of the page (default: the data set's name, else the folder's)"
     )
-    parser.add_argument(
-        "--note", default="", metavar="TEXT", help="what a reader must know first, below the heading (default: none)"
-    )
+    parser.add_argument("--note", metavar="TEXT", help="what a reader must know first, below the heading")
     parser.add_argument(
         "--cases", default="3", metavar="N", help="worst cases with pictures, beside the median and the best one"
     )
@@ -62,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
             args.output,
             images=args.images,
             title=args.title,
-            note=args.note,
+            note=args.note or "",
             cases=counts["cases"],
             viewer_cases=counts["viewer"],
         )

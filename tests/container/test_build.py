@@ -11,7 +11,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
-from importlib.util import find_spec
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pytest
@@ -31,13 +31,21 @@ OF_PYTHON = "argparse-1.4.0"
 pytestmark = pytest.mark.pipeline
 
 
+def has_pip() -> bool:
+    """Whether this Python's environment has pip, which fills the image."""
+    try:
+        return bool(version("pip"))
+    except PackageNotFoundError:
+        return False
+
+
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder of which nothing stays."""
     need_bwrap()
     if os.getuid() != 0:
         pytest.skip("buildah without subordinate users works for root alone")
-    if (missing := [name for name in ("buildah", "setpriv") if shutil.which(name) is None]) or find_spec("pip") is None:
+    if (missing := [name for name in ("buildah", "setpriv") if shutil.which(name) is None]) or not has_pip():
         pytest.skip(f"{missing or 'pip'} is not there (Debian: apt-get install buildah)")
     folder = tmp_path_factory.mktemp("build")
     yield folder

@@ -150,7 +150,7 @@ def test_compile(setting, compiler, triton, status, texts, prepared, diagnose, m
     if setting is not None:
         monkeypatch.setenv("nnUNet_compile", setting)
     find_spec = installation.importlib.util.find_spec
-    monkeypatch.setattr(installation.shutil, "which", lambda _: compiler)
+    monkeypatch.setattr(installation.shutil, "which", lambda name, path=None: compiler if path is None else name)
     monkeypatch.setattr(
         installation.importlib.util,
         "find_spec",

@@ -26,7 +26,7 @@ def as_submitit(number, frame):
 signal.signal(signal.SIGUSR2, as_submitit)
 task()
 """
-SQUEUE = "#!/bin/sh\necho '7|COMPLETING|None|15|2026-11-29T15:03:40|'\n"
+SQUEUE = "#!/bin/sh\necho '7|COMPLETING|None|15|2026-11-29T15:03:40|folder|name'\n"
 """What SLURM says of a job that scancel ends."""
 
 

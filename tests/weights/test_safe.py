@@ -128,7 +128,11 @@ REFUSED: dict[str, tuple[Callable[[Path], object], list[str], str]] = {
     ),
     "no such fold": (lambda model: None, ["-f", "0", "3"], "no checkpoint_final.pth in fold_3.*choose -f from 0 1"),
     "an unfinished fold": (lambda model: None, ["-f", "2"], "no checkpoint_final.pth in fold_2.*choose -f from 0 1"),
-    "no such checkpoint": (lambda model: None, ["-chk", "x.pth"], "no x.pth in any fold.*finish the training"),
+    "no such checkpoint": (
+        lambda model: None,
+        ["-chk", "x.pth"],
+        "no x.pth in any fold.*nnunetv2_ext train .* -chk",
+    ),
     "damaged checkpoint": (truncate(f"fold_1/{FINAL}"), [], "damaged checkpoint .*fold_1"),
     "NaN": (put("network_weights", NAN), [], r"no finite numbers: 1 tensor \(a\)"),
     "an object": (put("more", Path("x")), [], r"pickled Python objects \(pathlib.*add --trust"),
