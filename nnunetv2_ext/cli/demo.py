@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="where to train and predict")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of phantoms and trainings")
     parser.add_argument("--epochs", type=int, default=5, metavar="N", help="epochs of each training")
-    parser.add_argument("--iterations", type=int, default=22, metavar="N", help="training iterations per epoch")
+    parser.add_argument("--iterations", type=int, default=18, metavar="N", help="training iterations per epoch")
     parser.add_argument("--training-cases", type=int, default=20, metavar="N", help="number of training cases")
     parser.add_argument("--unseen-cases", type=int, default=6, metavar="N", help="number of cases to predict")
     parser.epilog = "example:\n  nnunetv2_ext demo --output demo    # about 8 minutes on two cores, 1 GB of disk"
