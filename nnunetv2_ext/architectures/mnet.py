@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
-from nnunetv2_ext.architectures.layers.memory_format import Conv3d, channels_last
+from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
 from nnunetv2_ext.errors import InputError
 
@@ -135,7 +135,7 @@ class _ConvLayer(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel: Shape):
         super().__init__()
         depth, height, width = kernel
-        self.conv = Conv3d(in_channels, out_channels, kernel, padding=(depth // 2, height // 2, width // 2))
+        self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(depth // 2, height // 2, width // 2))
         self.norm: nn.Module = nn.InstanceNorm3d(out_channels, affine=True)
 
     def normalize(self, x: Tensor) -> Tensor:

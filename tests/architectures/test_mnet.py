@@ -103,26 +103,6 @@ def test_gradient_of_the_image() -> None:
     assert_close(same.grad, x.grad, 1e-9)
 
 
-def test_a_sample_alone_is_convolved_as_one_of_two_when_predicting() -> None:
-    torch.manual_seed(0)
-    ours = MNet(1, 2, features_per_stage=FEATURES)
-    x = torch.rand(2, 1, 8, 32, 32)
-    layouts = []
-    for module in ours.modules():
-        if isinstance(module, nn.Conv3d) and module.kernel_size != (1, 1, 1):
-            module.register_forward_hook(
-                lambda module, inputs, output: layouts.append(
-                    output.is_contiguous(memory_format=torch.channels_last_3d)
-                )
-            )
-    with torch.inference_mode():
-        both, alone = ours(x), ours(x[:1])
-    assert len(layouts) == 2 * 84
-    assert all(layouts), "PyTorch's own convolution, of half the speed, is not channels last"
-    for one, two in zip(alone, both, strict=True):
-        assert_close(one, two[:1], 1e-4)
-
-
 def test_single_channel_image() -> None:
     torch.manual_seed(0)
     plain = PlainMNet(1, 2, features_per_stage=FEATURES).double()

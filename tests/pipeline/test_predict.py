@@ -138,7 +138,7 @@ def check_close(given: np.ndarray, expected: np.ndarray) -> None:
     assert given.shape == expected.shape
     difference = np.abs(given - expected)
     assert difference.max() < STEP
-    assert (difference > 1e-5).mean() < 0.3
+    assert (difference > 1e-5).mean() < 0.1
 
 
 def ties(probabilities: np.ndarray) -> np.ndarray:
