@@ -10,7 +10,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, read_json, read_plans
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.text import counted
-from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS
+from nnunetv2_ext.weights.files import FINAL, has_begun
 
 SUMMARY = "summary.json"
 """Of nnU-Net's, in the folder of a validation."""
@@ -42,8 +42,7 @@ def fault_of_fold(
     if not folder.is_dir():
         return Fault(f"{name} was not trained", train)
     if not (folder / FINAL).is_file():
-        started = any((folder / checkpoint).is_file() for checkpoint in (LATEST, PREVIOUS, BEST))
-        return Fault(f"{name} is not finished", f"{train} --c" if started else train)
+        return Fault(f"{name} is not finished", f"{train} --c" if has_begun(folder) else train)
     if fault := fault_of_validation(folder, probabilities=probabilities):
         return Fault(f"{name}{fault}", f"{train} --val")
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset_folder.name

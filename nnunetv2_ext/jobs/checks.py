@@ -17,7 +17,7 @@ from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.locks import held
 from nnunetv2_ext.planning.record import find_sources, other_cases
 from nnunetv2_ext.text import counted, listed
-from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS
+from nnunetv2_ext.weights.files import FINAL, has_begun
 
 _QUICK = (
     *("data set", "dataset.json", "fingerprint", "plans", "trainer", "configuration"),
@@ -183,8 +183,8 @@ def _refuse_another_training(dataset: str, model: Model, folds: Sequence[str], s
     from nnunetv2_ext.training.checkpoints import network_changes
 
     folder = nnunet_folder("nnUNet_results") / dataset / model.folder_name
-    names = (FINAL, LATEST, PREVIOUS, BEST)
-    begun = [fold for fold in folds if any((folder / f"fold_{fold}" / name).is_file() for name in names)]
+    places = {fold: folder / f"fold_{fold}" for fold in folds}
+    begun = [fold for fold, place in places.items() if (place / FINAL).is_file() or has_begun(place)]
     if not begun or not (folder / "plans.json").is_file():
         return
     remedy = f"move {folder} aside to train anew"

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nnunetv2_ext.inference.trained import fault_of_validation
-from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS
+from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, has_begun
 
 
 def command_now(command: Sequence[str], fold: Path) -> list[str] | None:
@@ -19,7 +19,7 @@ def command_now(command: Sequence[str], fold: Path) -> list[str] | None:
         if not again and not fault_of_validation(fold, probabilities="--npz" in command):
             return None
         return [*_without_weights(command), "--val"]
-    if any((fold / name).is_file() for name in (LATEST, PREVIOUS, BEST)):
+    if has_begun(fold):
         return [*_without_weights(command), "--c"]
     return command
 

@@ -26,9 +26,9 @@ from nnunetv2_ext.weights.checkpoint import (
     optimizer_faults,
     read_checkpoint,
 )
-from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS, ForeignObject, restricted_unpickling
+from nnunetv2_ext.weights.files import BEST, FINAL, LATEST, PREVIOUS, UNFINISHED, ForeignObject, restricted_unpickling
 
-FALLBACKS = (FINAL, LATEST, PREVIOUS, BEST)
+FALLBACKS = (FINAL, *UNFINISHED)
 BESIDE = ("plans.json", "dataset.json", "dataset_fingerprint.json")
 """What a model's folder holds beside its folds."""
 
@@ -174,7 +174,7 @@ class CheckpointTrainer(StepTrainer):
             return
         path = Path(filename)
         if not self._is_finite():
-            whole = [name for name in (LATEST, PREVIOUS, BEST) if path.with_name(name).is_file()]
+            whole = [name for name in UNFINISHED if path.with_name(name).is_file()]
             what = "weights that are no finite numbers any more"
             if path.name == FINAL:
                 kept = f"{listed(whole)} in {path.parent} are from before" if whole else "no earlier checkpoint is left"

@@ -15,10 +15,16 @@ from nnunetv2_ext.text import listed, one_line
 
 FINAL, LATEST, PREVIOUS, BEST = (f"checkpoint_{name}.pth" for name in ("final", "latest", "previous", "best"))
 """The checkpoints of a fold."""
-
+UNFINISHED = (LATEST, PREVIOUS, BEST)
+"""Those from which a training goes on that has not come to its end, the best to go on from first."""
 
 SAVED = (0x1950A86A20F9469CFC6C).to_bytes(10, "little")
 """In the first bytes of what `torch.save` wrote before it wrote zip archives."""
+
+
+def has_begun(fold: Path) -> bool:
+    """Whether a training that has not come to its end can go on in a fold."""
+    return any((fold / name).is_file() for name in UNFINISHED)
 
 
 def trained_folds(model: Path, asked: Sequence[str] | None, checkpoint: str) -> list[str]:
