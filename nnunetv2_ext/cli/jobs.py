@@ -188,11 +188,11 @@ class _Lines:
 def _line(row: Row) -> str:
     """How a job stands, in a line; where it is not well, why, and where its log is."""
     line = f"{row.job.name}: {row.seen.state}"
-    last = row.state.attempts[-1] if row.state.attempts else None
+    last = row.state.last
     if row.seen.state == RUNNING and row.progress is not None:
         told = f"epoch {row.progress.epochs_done} of {row.progress.epochs or '?'}"
         line += f", {'validates' if row.progress.validates else told}"
-    elif last is not None and last.ended is not None:
+    elif last.ended is not None:
         line += f" after {duration(last.ended - last.began)}"
     if row.seen.state in WRONG:
         line += f": {row.reason}\n  log: {row.log}"

@@ -161,7 +161,7 @@ def main(arguments: Sequence[str]) -> None:
     folder, name, status, id = Path(arguments[0]), arguments[1], int(arguments[2]), os.environ["SLURM_JOB_ID"]
     try:
         state = read_state(folder, name)
-        stopped = state.state == record.WAITING and bool(state.attempts) and state.attempts[-1].reason == TIME_LIMIT
+        stopped = state.state == record.WAITING and state.last.reason == TIME_LIMIT
         if not stopped and (status < SIGNALS or not is_to_run_again(folder, name)):
             return
     except InputError as error:  # its supervisor lives

@@ -330,14 +330,13 @@ class _Following:
 
     def predict(self, images: Path, after: Sequence[str]) -> dict[str, Path]:
         """Each model, and of several their ensemble; returns the folders of the predictions by name."""
-        folders = {}
+        folders, models = {}, self._of_folds(FINAL)
+        trained = max(map(changed, models), default=0.0)
         for title, name, flags, needs in self._predictors(after):
             folder = folders[title] = self.output / PREDICTIONS / name
             command = [*flags, "-i", str(images), "-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
             # those of an earlier training of these folds
-            models = self._of_folds(FINAL)
-            earlier = any(changed(path) > changed(folder / RECORD) for path in models)
-            command += ["--overwrite"] * bool(folder.is_dir() and (after or earlier))
+            command += ["--overwrite"] * bool(folder.is_dir() and (after or trained > changed(folder / RECORD)))
             self._add(f"predict_{name}", ["predict", *command], needs, [images, *models])
         return folders
 

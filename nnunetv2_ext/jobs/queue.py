@@ -32,6 +32,7 @@ from nnunetv2_ext.jobs.record import (
     WAITING,
     Attempt,
     Job,
+    State,
     read_jobs,
     read_state,
     write_state,
@@ -58,21 +59,24 @@ def stands(folder: Path, name: str) -> Seen:
         state = read_state(folder, name)
     except InputError as error:
         return Seen(FAILED, None, str(error))
-    if state.state == RUNNING and not is_held(folder, name):
+    if _is_left(folder, name, state):
         if state.host == platform.node():  # whose queue sees to it
             return Seen(WAITING, KILLED, f"{SUPERVISOR_KILLED}; it runs again where retries are left")
         return Seen(FAILED, KILLED, SUPERVISOR_KILLED)
-    last = state.attempts[-1] if state.attempts else Attempt(0)
-    if state.state in (WAITING, FINISHED):
-        return Seen(state.state, last.exit, state.note)
-    return Seen(state.state, last.exit, last.reason or state.note)
+    why = "" if state.state in (WAITING, FINISHED) else state.last.reason
+    return Seen(state.state, state.last.exit, why or state.note)
 
 
 def was_killed(folder: Path, name: str) -> bool:
     """Whether a supervisor that is gone left its job running."""
     with suppress(InputError):
-        return read_state(folder, name).state == RUNNING and not is_held(folder, name)
+        return _is_left(folder, name, read_state(folder, name))
     return False
+
+
+def _is_left(folder: Path, name: str, state: State) -> bool:
+    """Whether a job runs by its state, and no supervisor holds it."""
+    return state.state == RUNNING and not is_held(folder, name)
 
 
 def _stand(folder: Path, jobs: Mapping[str, Job]) -> dict[str, Seen]:

@@ -109,6 +109,11 @@ class State:
     device: str | None = None
     note: str = ""
 
+    @property
+    def last(self) -> Attempt:
+        """The last run; one at the beginning of time where there is none."""
+        return self.attempts[-1] if self.attempts else Attempt(0.0)
+
 
 def jobs_folder(dataset: str) -> Path:
     """Where the jobs of a data set stand, there or not; `dataset` is its whole name."""

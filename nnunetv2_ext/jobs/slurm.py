@@ -342,13 +342,9 @@ def _take_back(folder: Path, kept: Mapping[Path, bytes]) -> None:
 
 def _unasked(state: State, why: str) -> Seen:
     """A job as its supervisor last wrote, where SLURM does not answer."""
-    last = _last(state)
+    last = state.last
     ended = state.state in record.ENDED
     return Seen(state.state, last.exit, last.reason if ended else f"as last known; SLURM does not answer ({why})")
-
-
-def _last(state: State) -> record.Attempt:
-    return state.attempts[-1] if state.attempts else record.Attempt(0.0)
 
 
 def merged(state: State, told: Told | None) -> Seen:
@@ -357,7 +353,7 @@ def merged(state: State, told: Told | None) -> Seen:
     Args:
         told: None for a job that SLURM has forgotten.
     """
-    last = _last(state)
+    last = state.last
     written = Seen(state.state, last.exit, last.reason or state.note)
     if state.state == record.FINISHED:
         return written

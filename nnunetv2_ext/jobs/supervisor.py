@@ -200,7 +200,7 @@ class Supervisor:
         self.log.close()
 
     def _last_exit(self) -> int:
-        status = self.state.attempts[-1].exit if self.state.attempts else None
+        status = self.state.last.exit
         return STOPPED if status is None else status
 
     def _close_killed(self) -> None:

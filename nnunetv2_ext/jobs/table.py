@@ -64,8 +64,7 @@ class Row(NamedTuple):
     @property
     def reason(self) -> str:
         """Why it is not well: what the engine tells, or the last attempt."""
-        last = self.state.attempts[-1].reason if self.state.attempts else ""
-        told = self.seen.reason or (last if self.seen.state in (*WRONG, CANCELLED) else "")
+        told = self.seen.reason or (self.state.last.reason if self.seen.state in (*WRONG, CANCELLED) else "")
         return (told if told != self.seen.state else "") or self.state.note
 
     def to_json(self) -> dict[str, Any]:
@@ -90,7 +89,7 @@ class Row(NamedTuple):
             "cases_validated": how.cases_done if self.progress else None,
             "cases": how.cases,
             "began": attempts[0].began if attempts else None,
-            "ended": attempts[-1].ended if attempts else None,
+            "ended": self.state.last.ended,
             "engine": self.job.engine,
             "id": self.job.id,
             "host": self.state.host or None,
@@ -118,7 +117,7 @@ def rows(dataset: str) -> list[Row]:
     found = []
     for job in in_order(jobs.values()):
         state = state_or_none(folder, job.name)
-        began = state.attempts[-1].began if state.attempts and seen[job.name].state == RUNNING else 0.0
+        began = state.last.began if seen[job.name].state == RUNNING else 0.0
         how = None if job.fold is None else progress(job.fold, began)
         found.append(Row(dataset, job, seen[job.name], state, how))
     return found

@@ -23,7 +23,7 @@ from nnunetv2_ext.jobs.graph import (
     write_splits,
 )
 from nnunetv2_ext.jobs.lengths import SETTINGS, check_lengths, length, of_nnunet
-from nnunetv2_ext.jobs.record import FINISHED, Attempt, Job, jobs_folder, read_jobs, state_or_none
+from nnunetv2_ext.jobs.record import FINISHED, Job, jobs_folder, read_jobs, state_or_none
 from nnunetv2_ext.registry import planner_of
 from nnunetv2_ext.text import listed
 
@@ -297,8 +297,8 @@ def to_submit(wanted: Request, known: Mapping[str, Job], seen: Mapping[str, Seen
             continue
         done = same and seen[job.name].state == FINISHED and job.command[0] == OURS and _product(job).exists()
         if done and not any(need in lacking or under_way(seen.get(need)) for need in job.needs):
-            last = _last(folder, job.name)
-            before_it = all((_last(folder, need).ended or 0.0) <= (last.ended or 0.0) for need in job.needs)
+            last, *needed = (state_or_none(folder, name).last for name in (job.name, *job.needs))
+            before_it = all((need.ended or 0.0) <= (last.ended or 0.0) for need in needed)
             if before_it and all(changed(path) <= last.began for path in wanted.reads.get(job.name, ())):
                 continue
         lacking[job.name] = job
@@ -318,9 +318,3 @@ def _product(job: Job) -> Path:
     return (
         nnunet_folder("nnUNet_preprocessed") / words[words.index("-d") + 1] / f"{job.name.removeprefix('plan_')}.json"
     )
-
-
-def _last(folder: Path, name: str) -> Attempt:
-    """The last run of a job; one at the beginning of time where it has not run here."""
-    attempts = state_or_none(folder, name).attempts
-    return attempts[-1] if attempts else Attempt(0.0)
