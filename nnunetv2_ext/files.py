@@ -73,6 +73,11 @@ def dataset_name(dataset: int | str) -> str:
     )
 
 
+def dataset_number(name: str) -> int:
+    """The id of a data set, from its whole name."""
+    return int(name[7:10])
+
+
 def new_dataset_name(output: int | str, name: str) -> str:
     """The folder name `DatasetXXX_Name` of a data set that is to be made.
 

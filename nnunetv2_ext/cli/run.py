@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from nnunetv2_ext.cli.options import folds_of, number
 from nnunetv2_ext.cli.train import add_places, how_of, images_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder
+from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, dataset_number, nnunet_folder
 from nnunetv2_ext.inference.models import parse_models, read_found
 from nnunetv2_ext.locks import ended_in_order
 from nnunetv2_ext.text import listed
@@ -93,7 +93,7 @@ def _check_raw(way: "WholeRun") -> None:
     folder = nnunet_folder("nnUNet_preprocessed") / way.dataset
     if all((folder / f"{model.plans}.json").is_file() for model in way.models):
         return
-    refuse_faults(examine(nnunet_folder("nnUNet_raw") / way.dataset).faults, int(way.dataset[7:10]))
+    refuse_faults(examine(nnunet_folder("nnUNet_raw") / way.dataset).faults, dataset_number(way.dataset))
 
 
 def _overview(way: "WholeRun", how: "How") -> list[str]:
@@ -149,7 +149,7 @@ def _left(way: "WholeRun") -> str:
     running = [name for name, seen in standing(jobs, read_jobs(jobs)).items() if under_way(seen)]
     if not running:
         return "No job is under way; this command again goes on."
-    there = f"nnunetv2_ext jobs -d {int(way.dataset[7:10])}"
+    there = f"nnunetv2_ext jobs -d {dataset_number(way.dataset)}"
     told = f"The jobs go on: {there} shows them, {there} --cancel ends them; "
     if all(name.startswith("plan_") for name in running):
         return told + "the trainings are not submitted yet: run this command again."

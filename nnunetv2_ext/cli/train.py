@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from nnunetv2_ext.cli.options import folds_of, number, value_of
 from nnunetv2_ext.errors import InputError, is_whole
-from nnunetv2_ext.files import dataset_name, nnunet_folder, raw_folder, read_plans
+from nnunetv2_ext.files import dataset_name, dataset_number, nnunet_folder, raw_folder, read_plans
 from nnunetv2_ext.inference.models import Model, parse_models
 from nnunetv2_ext.jobs.devices import gpus_visible, has_mps
 from nnunetv2_ext.jobs.record import LOG, Job, Resources, jobs_folder
@@ -145,7 +145,7 @@ def as_jobs(dataset: str, lacking: Sequence[tuple[Model, int | str]], flags: str
     seen = standing(folder, read_jobs(folder))
     if jobs := [name for model, fold in lacking if under_way(seen.get(name := job_name(model, str(fold))))]:
         what = f"{counted(jobs, 'fold')} whose {'job waits or runs' if len(jobs) == 1 else 'jobs wait or run'}"
-        raise InputError(what, "whole folds", f"wait for the end: nnunetv2_ext jobs -d {int(dataset[7:10])}")
+        raise InputError(what, "whole folds", f"wait for the end: nnunetv2_ext jobs -d {dataset_number(dataset)}")
     if not lacking:
         return ""
     models, folds = (listed(dict.fromkeys(part), separator=" ") for part in zip(*lacking, strict=True))
@@ -160,7 +160,7 @@ def _tell(dataset: str, jobs: Sequence[Job], engine: str, output: Path | None) -
     print(f"logs: {jobs_folder(dataset) / 'NAME' / LOG}")
     if output is not None:
         print(f"what comes after the trainings goes to {output}")
-    print(f"how they go: nnunetv2_ext jobs -d {int(dataset[7:10])}")
+    print(f"how they go: nnunetv2_ext jobs -d {dataset_number(dataset)}")
 
 
 def _models(triples: Sequence[str]) -> list[Model]:

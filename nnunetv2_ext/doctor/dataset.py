@@ -17,7 +17,7 @@ from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_s
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, check_complete, unreadable
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, nnunet_folder, raw_folder, read_json
+from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, dataset_number, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import counted
 
@@ -92,7 +92,7 @@ def _flag(name: str, value: Any) -> str:
 
 def preprocess(subject: Subject) -> str:
     """The command that preprocesses for one configuration of plans that exist."""
-    number = int(str(subject.found["name"])[7:10])  # the command takes no name
+    number = dataset_number(subject.found["name"])  # the command takes no name
     return f"run nnUNetv2_preprocess -d {number} -plans_name {subject.plans} -c {subject.configuration}"
 
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from nnunetv2_ext import external_trainer_folders
 from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, changed, nnunet_folder, unwritable, write_beside
+from nnunetv2_ext.files import FOLDER_VARIABLES, changed, dataset_number, nnunet_folder, unwritable, write_beside
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.inference.record import RECORD
 from nnunetv2_ext.inference.trained import fault_of_fold
@@ -216,7 +216,7 @@ class _Planned:
             return []
         name = f"preprocess_{one.data.name}"
         if name not in self.jobs and not under_way(self.standing.get(name)):
-            number = str(int(self.dataset[7:10]))  # the command takes no name
+            number = str(dataset_number(self.dataset))  # the command takes no name
             command = ["nnUNetv2_preprocess", "-d", number, "-plans_name", one.model.plans]
             command += ["-c", one.model.configuration, "-np", str(self.how.processes)]
             self.jobs[name] = self.how.job(name, [*command, "--no_pbar"])

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder, read_json
+from nnunetv2_ext.files import dataset_name, dataset_number, nnunet_folder, read_json
 from nnunetv2_ext.locks import held
 from nnunetv2_ext.planning.guards import (
     check_raw,
@@ -133,7 +133,7 @@ def plan_and_preprocess(
     refuse_unwritable(preprocessed, name)
     with held(preprocessed, name, "a planning"):
         check_raw(raw / name, folder, processes=fingerprint_processes, progress=progress, spacing=target_spacing)
-        identifier = int(name[7:10])
+        identifier = dataset_number(name)
         sources = find_sources(raw / name, dataset_json)
         stale = not clean and _is_stale(folder, sources, dataset_json, fingerprint_extractor)
         made = fingerprint_settings(dataset_json, fingerprint_extractor)

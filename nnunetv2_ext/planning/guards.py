@@ -16,7 +16,7 @@ from nnunetv2_ext.data.description import refuse_faults
 from nnunetv2_ext.data.raw import MOST_VOXELS, Raw, examine, extents
 from nnunetv2_ext.data.voxels import RECORD, keep_voxels, known_voxels, look_at_all, voxel_faults
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import read_json, unwritable, why_not_writable
+from nnunetv2_ext.files import dataset_number, read_json, unwritable, why_not_writable
 from nnunetv2_ext.planning.planner import ExtPlanner
 from nnunetv2_ext.planning.sharing import STOCK_PLANS
 from nnunetv2_ext.processes import WORKERS, check_processes
@@ -178,7 +178,7 @@ def check_raw(
         InputError: the first fault with its remedy, and how many others there are.
     """
     raw = examine(folder, processes=processes)
-    dataset = int(folder.name[7:10])
+    dataset = dataset_number(folder.name)
     refuse_faults(raw.faults, dataset)
     refuse_target_spacing(spacing, raw)
     known = known_voxels(raw, preprocessed)

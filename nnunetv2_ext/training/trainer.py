@@ -19,7 +19,7 @@ from nnunetv2_ext.architectures.contract import Freezable, Network
 from nnunetv2_ext.block import named_defaults, resolve_block
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_split, read_splits
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import nnunet_folder
+from nnunetv2_ext.files import dataset_number, nnunet_folder
 from nnunetv2_ext.memory import memory_gb, weights_gb
 from nnunetv2_ext.processes import LEAST, check_processes
 from nnunetv2_ext.schema import NNUNET_CLIP
@@ -347,7 +347,7 @@ class ExtTrainer(CheckpointTrainer):
 
     def _preprocess(self) -> str:
         plans = self.plans_manager
-        number = int(plans.dataset_name.removeprefix("Dataset")[:3])
+        number = dataset_number(plans.dataset_name)
         return f"run nnUNetv2_preprocess -d {number} -plans_name {plans.plans_name} -c {self.configuration_name}"
 
     def get_tr_and_val_datasets(self) -> tuple[Any, Any]:
