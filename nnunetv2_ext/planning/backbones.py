@@ -66,6 +66,8 @@ class PlannerOfBackbones(ExtPlanner):
             planned = self.record.planned(
                 [list(stride) for stride in strides], [list(kernel) for kernel in kernel_sizes], features
             )
+        elif self.record.planned_by_spacing is not None:
+            planned = self.record.planned_by_spacing([float(mm) for mm in spacing])
         return {**planned, **self.backbone_kwargs}
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:

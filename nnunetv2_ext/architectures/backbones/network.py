@@ -131,7 +131,7 @@ class BackboneNetwork(nn.Module):
         self._holder, _, self._switch = (found.switch or "").rpartition(".")
         self._counts: dict[tuple[Shape, bool], int] = {}
         if strides:
-            self._checked(self.spatial_shape)
+            self._divided(self.spatial_shape)
         self.network = _built(network_class, arguments, found.name)
         if self._holder and self._holder not in dict(self.network.named_children()):
             raise InputError(
@@ -139,8 +139,7 @@ class BackboneNetwork(nn.Module):
                 "our contract of a network, or nnU-Net's layout of a U-Net",
                 "see docs/how-to-add-an-architecture.md",
             )
-        if not strides:
-            self._checked(self.spatial_shape)
+        self._checked(self.spatial_shape)
         for name, parameter in self.network.named_parameters():
             if found.never_used and found.never_used in name:
                 parameter.requires_grad_(False)
@@ -218,10 +217,18 @@ class BackboneNetwork(nn.Module):
         Raises:
             InputError: a patch that the backbone cannot take, with the nearest sizes that would do.
         """
-        sizes = three_axes(patch_size)
-        if not self._output_divisors:
+        sizes = self._divided(patch_size) if self._output_divisors else three_axes(patch_size)
+        if isinstance(self.network, Supervised):
             self.network.deep_supervision_shapes(sizes)
-            return sizes
+        return sizes
+
+    def _divided(self, patch_size: Sequence[int]) -> Shape:
+        """The patch as integers, if its levels can be halved as the strides tell.
+
+        Raises:
+            InputError: they cannot, with the nearest sizes that would do, or the network is built for another patch.
+        """
+        sizes = three_axes(patch_size)
         voxels = prod([size // divisor for size, divisor in zip(sizes, self.divisor, strict=True)])
         divisible = all(size % divisor == 0 for size, divisor in zip(sizes, self.divisor, strict=True))
         if min(sizes) < 1 or not divisible or (voxels == 1 and not self._one_voxel):

@@ -35,7 +35,8 @@ class Backbone(Entry):
     strides: Callable[[Kwargs], list[Shape]] | None = None
     """How far each level shrinks the image, from its arguments; None: the network keeps our contract by itself."""
     minimum: Shape = (1, 1, 1)
-    """The smallest patch of a network that keeps our contract by itself; that of others follows from the strides."""
+    """The smallest patch, where it does not follow from the strides; the network refuses others by its
+    `deep_supervision_shapes`."""
     one_voxel: bool = False
     """Whether a single voxel at the bottleneck will do; instance normalisation needs two."""
     fixed_size: bool = False
@@ -54,12 +55,21 @@ class Backbone(Entry):
     # --- how it is planned ---
     planned: Planned | None = None
     """Its arguments from nnU-Net's strides, kernel sizes and features, where they follow from spacing and patch."""
+    planned_by_spacing: Callable[[Sequence[float]], dict[str, Any]] | None = None
+    """Its arguments from the spacing (z, y, x) in mm alone."""
+    stages: tuple[str, ...] = ()
+    """Names of the modules, as patterns of `fnmatch`, that activation checkpointing computes again, each as a whole."""
     full_memory: float = PLAIN_ELEMENTS
     """How many elements of its own count nnU-Net lets fill 8 GB at batch 2."""
     preset_gb: float | None = None
     """GPU memory (GB) of the preset of that name, whose batches may see the whole data set."""
     trainer: str | None = None
     """The trainer of its own, whose weights of the outputs hold here too."""
+    # --- published weights ---
+    unused: tuple[str, ...] = ()
+    """What the names of published tensors begin with that no forward pass uses; they are left out."""
+    positions: Callable[[Kwargs, Shape], dict[str, Shape]] | None = None
+    """The tensors with a vector per token, (1, tokens, features), from arguments and patch: name and grid (z, y, x)."""
     # --- what the tests take ---
     small: Kwargs = field(default_factory=dict)
     """Arguments, as plans hold them, that make it small."""
@@ -71,6 +81,10 @@ class Backbone(Entry):
     """Whether gradients in bfloat16 on the CPU can be looked at."""
     # --- its row in the docs ---
     paper: str = ""
+    source: str = ""
+    """Where the authors' code lies: owner and name on GitHub."""
+    licence: str = ""
+    """Of the authors' code."""
     parameters: str = "by the plans"
     """Of the defaults, with 1 input channel and 3 classes."""
     parameters_patch: Shape | None = None
@@ -115,6 +129,22 @@ def halvings(argument: str, less: int = 0) -> Callable[[Kwargs], list[Shape]]:
     return strides
 
 
+def halvings_by_spacing(spacing: Sequence[float], levels: int) -> list[Shape]:
+    """The stride of each level: 2 along the axes that are less than twice as coarse as the finest one, else 1.
+
+    nnU-Net's rule for its own poolings: thick slices wait until the planes are as coarse.
+
+    Args:
+        spacing: (z, y, x) in mm.
+    """
+    strides, now = [], [float(mm) for mm in spacing]
+    for _ in range(levels):
+        stride = triple([2 if mm < 2 * min(now) else 1 for mm in now])
+        now = [mm * s for mm, s in zip(now, stride, strict=True)]
+        strides.append(stride)
+    return strides
+
+
 def cumulative(strides: Sequence[Shape]) -> list[Shape]:
     """How far the image has shrunk after each of the strides."""
     return list(accumulate(strides, lambda above, stride: triple([a * s for a, s in zip(above, stride, strict=True)])))
@@ -136,7 +166,9 @@ def size_rule(record: Backbone, kwargs: Kwargs | None = None) -> tuple[Shape, Sh
     if record.strides is None:
         return (1, 1, 1), record.minimum
     divisor = cumulative(record.strides({**record.defaults, **(kwargs or {})}))[-1]
-    return divisor, at_least(divisor, divisor, record.one_voxel)
+    least = at_least(divisor, divisor, record.one_voxel)
+    pairs = zip(least, record.minimum, divisor, strict=True)
+    return divisor, triple([max(size, -(-smallest // step) * step) for size, smallest, step in pairs])
 
 
 def at_least(sizes: Shape, divisor: Shape, one_voxel: bool) -> Shape:
