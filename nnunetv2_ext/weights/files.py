@@ -175,7 +175,7 @@ def published_state_dict(content: Any, file: Path) -> dict[str, Any]:
         raise InputError(
             f"{file}, a checkpoint of nnU-Net v2",
             "published weights, bare or in an nnU-Net v1 .model file",
-            "give this file to nnUNetv2_train -pretrained_weights as it is",
+            "give this file to nnUNetv2_train -pretrained_weights as it is, with the trainer that wrote it",
         )
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]

@@ -1,8 +1,9 @@
 """Weights for PaR: the authors' (https://github.com/IMOP-lab/PaR-Pytorch), and trained networks as backbones."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -78,9 +79,6 @@ def start_of_par(
     Raises:
         InputError: no checkpoint of nnU-Net, or one whose network, channels or classes are not the plans'.
     """
-    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     if not isinstance(content, dict) or not {*PREDICTION_KEYS} <= content.keys():
         raise InputError(f"{file}", "a checkpoint that a training of nnU-Net wrote", "give checkpoint_final.pth")
     if faults := prediction_faults(content):
@@ -92,26 +90,10 @@ def start_of_par(
             "a network without one",
             "give this file to nnUNetv2_train -pretrained_weights as it is",
         )
-    try:
-        plans_content, description, chosen = _planned(content["init_args"], dataset, plans, configuration)
-        manager = PlansManager(plans_content)
-        channels = determine_num_input_channels(manager, manager.get_configuration(chosen), description)
-        classes = manager.get_label_manager(description).num_segmentation_heads
-        trainer = find("trainer", "PaRTrainer").load()
-        network = trainer.build_network_architecture(
-            manager, manager.get_configuration(chosen), channels, classes, True
-        )
-    except InputError:
-        raise
-    except Exception as error:  # nnU-Net and the network read plans and labels as they come
-        raise InputError(
-            f"plans or labels that make no network ({type(error).__name__}: {one_line(error)})",
-            "those of a training of nnU-Net",
-            "give another checkpoint, or choose whole plans with -d and -p",
-        ) from error
+    planned, channels, classes = planned_network(*_planned(content["init_args"], dataset, plans, configuration))
+    network = planned.build(channels, classes)
     for what, asked, found in (("input channels", input_channels, channels), ("classes", num_classes, classes)):
-        if asked is not None and asked != found:
-            raise InputError(f"plans with {found} {what}", f"{asked} {what}", "correct the flag, or choose other plans")
+        check_count(what, asked, found)
     weights, trained = network.state_dict(), backbone_state_dict(trained)
     remedy = "choose the plans that hold the network of the checkpoint, with -p"
     if dataset is None and plans is None:
@@ -125,23 +107,86 @@ def start_of_par(
     return weights, f"PaR on {about}, patch {list(network.refiner.spatial_shape)}, the refiner fresh"
 
 
+def check_count(what: str, asked: int | None, found: int) -> None:
+    """Refuse plans with another number of channels or classes than the user asks for, if any."""
+    if asked is not None and asked != found:
+        raise InputError(f"plans with {found} {what}", f"{asked} {what}", "correct the flag, or choose other plans")
+
+
+class Planned(NamedTuple):
+    """What PaRTrainer makes of a configuration."""
+
+    build: Callable[[int, int], Any]
+    """The `PaRNetwork`, from the numbers of input channels and of classes; errors as of `planned_network`."""
+    backbone: Mapping[str, Any]
+    """The arguments that are its backbone's: `backbone`, `spatial_shape`, `backbone_kwargs`."""
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Tell what nnU-Net and the network cannot read in a sentence."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # nnU-Net and the network read plans and labels as they come
+        raise InputError(
+            f"plans or labels that make no network ({type(error).__name__}: {one_line(error)})",
+            "those of a training of nnU-Net",
+            "give another checkpoint, or choose whole plans with -d and -p",
+        ) from error
+
+
+@_readable()
+def planned_network(
+    plans: dict[str, Any], description: Mapping[str, Any], configuration: str
+) -> tuple[Planned, int, int]:
+    """The network that PaRTrainer trains on plans, and the numbers of input channels and of classes that they tell.
+
+    Args:
+        description: dataset.json.
+
+    Raises:
+        InputError: no such configuration, or plans and labels that make no network.
+    """
+    from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    if configuration not in plans["configurations"]:
+        raise InputError(
+            f"the configuration '{configuration}'", f"one of {listed(plans['configurations'])}", "correct -c"
+        )
+    trainer = find("trainer", "PaRTrainer").load()
+    manager = PlansManager(plans)
+    of_it = manager.get_configuration(configuration)
+    channels = determine_num_input_channels(manager, of_it, description)
+    classes = manager.get_label_manager(description).num_segmentation_heads
+
+    @_readable()
+    def build(channels: int, classes: int) -> Any:
+        return trainer.build_network(of_it, channels, classes, True)
+
+    return Planned(build, trainer.network_kwargs(of_it)), channels, classes
+
+
+def read_plans_of(dataset: str, plans: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Plans of that name and dataset.json of a preprocessed data set."""
+    folder = nnunet_folder("nnUNet_preprocessed") / dataset_name(dataset)
+    remedy = "run nnunetv2_ext plan_and_preprocess, or correct -d and -p"
+    return read_plans(folder / f"{plans}.json", remedy), read_json(folder / "dataset.json", remedy)
+
+
+@_readable()
 def _planned(
     made_with: Mapping[str, Any], dataset: str | None, plans: str | None, configuration: str | None
 ) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Plans, dataset.json and the configuration that PaRTrainer will train, by default those of the checkpoint."""
     plans_content, description = made_with["plans"], made_with["dataset_json"]
     if dataset is not None or plans is not None:
-        name = dataset_name(dataset or plans_content["dataset_name"])
-        folder = nnunet_folder("nnUNet_preprocessed") / name
-        remedy = "run nnunetv2_ext plan_and_preprocess, or correct -d and -p"
-        plans_content = read_plans(folder / f"{plans or plans_content['plans_name']}.json", remedy)
-        description = read_json(folder / "dataset.json", remedy)
-    chosen = configuration or made_with["configuration"]
-    if chosen not in plans_content["configurations"]:
-        raise InputError(
-            f"the configuration '{chosen}'", f"one of {listed(plans_content['configurations'])}", "correct -c"
+        plans_content, description = read_plans_of(
+            dataset or plans_content["dataset_name"], plans or plans_content["plans_name"]
         )
-    return plans_content, description, chosen
+    return plans_content, description, configuration or made_with["configuration"]
 
 
 def _check_backbone(expected: dict[str, Any], trained: dict[str, Any], file: Path, remedy: str) -> None:

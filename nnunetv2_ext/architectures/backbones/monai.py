@@ -8,6 +8,7 @@ from nnunetv2_ext.architectures.backbones.record import (
     fixed,
     halvings,
     strides_argument,
+    triple,
 )
 
 _NETS = "monai.networks.nets"
@@ -88,6 +89,7 @@ BACKBONES = (
         fixed_size=True,
         small={"feature_size": 4, "hidden_size": 24, "mlp_dim": 24, "num_heads": 2},
         patches=((16, 32, 16), (16, 16, 16)),
+        positions=lambda kwargs, patch: {"vit.patch_embedding.position_embeddings": triple([n // 16 for n in patch])},
         paper="Hatamizadeh et al., WACV 2022",
         parameters="92.66 M",
         parameters_patch=(32, 64, 64),
