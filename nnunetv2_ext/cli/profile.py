@@ -1,19 +1,27 @@
-"""`nnunetv2_ext profile`: what a network costs, module by module."""
+"""`nnunetv2_ext profile`: what a network costs, module by module, or every backbone on one patch."""
 
 import argparse
+import csv
+import io
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import check_output_file, write_json
+from nnunetv2_ext.files import check_output_file, write_beside, write_json
 from nnunetv2_ext.planning.options import flag_of, json_object
+from nnunetv2_ext.registry import find
 from nnunetv2_ext.text import markdown_table
 
 EXAMPLES = """examples:
   nnunetv2_ext profile -d 104 -c 3d_fullres -tr MNetTrainer -p MNetPlans
   nnunetv2_ext profile --architecture MNet --patch-size 16 128 128 --classes 3 --no-time
+
+  nnunetv2_ext profile --all --patch-size 96 96 96 --classes 3 --no-time
+  nnunetv2_ext profile --all UNETR MNet --patch-size 32 128 128 --spacing 3 0.8 0.8 --csv costs.csv
 
 The refiner's columns in table 1 of the PaR paper (5 classes, 96 x 96 x 96), counted at once:
   nnunetv2_ext profile --architecture PaR:none --patch-size 96 96 96 --classes 5 --no-time
@@ -31,11 +39,25 @@ columns, each row with all that lies below it:
 Below the table, for the whole network and a batch: the median time of a training step (forward and backward, no
 optimizer) and its peak memory. On the CPU in float32; the peak is the rise of the resident memory in a fresh process.
 On CUDA in half precision by autocast, without torch.compile; the peak is the allocator's.
+
+--all prints one row for each backbone of the list, and one with the refiner on it, as soon as it is known: counts,
+step and peak as above, each measured in a process of its own, and the size rule: a patch is a multiple of the divisor,
+axis by axis, and from the minimum on every such multiple works. Where a backbone cannot take the patch, the row is that
+of the nearest one that it takes.
 """
+COMPARED: dict[str, Any] = {"spacing": None, "csv": None}
 TRAINING = {"configuration": "3d_fullres", "trainer": "nnUNetTrainer", "plans": "nnUNetPlans"}
 ARCHITECTURE: dict[str, Any] = {"patch_size": None, "channels": 1, "classes": 2, "kwargs": "{}"}
-FLAGS = {"configuration": "-c", "trainer": "-tr", "plans": "-p"} | {key: flag_of(key) for key in ARCHITECTURE}
+FLAGS = {"configuration": "-c", "trainer": "-tr", "plans": "-p"}
+FLAGS |= {key: flag_of(key) for key in (*ARCHITECTURE, *COMPARED)}
 MEBIBYTE = 2**20
+COMPARED_COLUMNS = {
+    "parameters": ("parameters, M", ".2f", 1e6),
+    "multiply_adds": ("multiply-adds, G", ".1f", 1e9),
+    "multiply_adds_with_attention": ("+ attention, G", ".1f", 1e9),
+    "step_seconds": ("step, s", ".3f", 1),
+    "peak_bytes": ("peak, MiB", ",.0f", MEBIBYTE),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,6 +87,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="JSON",
         help="""further arguments, as in '{"merge": "sum"}', a backbone's own under backbone_kwargs (default: {})""",
     )
+    compared = parser.add_argument_group("or every backbone, with --patch-size, --channels and --classes")
+    compared.add_argument("--all", nargs="*", metavar="NAME", help="compare all backbones, or those named")
+    compared.add_argument(
+        "--spacing",
+        nargs=3,
+        type=float,
+        metavar="MM",
+        help="along z, y, x, from which arguments are planned (default: 1 1 1)",
+    )
+    compared.add_argument("--csv", type=Path, metavar="FILE", help="also write the table there, unrounded")
     parser.add_argument("--depth", type=int, default=2, help="how deep to list modules; 0: the whole network only")
     parser.add_argument("-device", choices=["cpu", "cuda"], default="cpu", help="where to measure")
     parser.add_argument("--batch-size", type=int, default=2, help="samples per step, for times and peak memory")
@@ -84,6 +116,8 @@ def run(args: argparse.Namespace) -> int:
             "correct it",
         )
     check_output_file(args.json, "--json")
+    if args.all is not None:
+        return compare(args, description)
 
     import torch
 
@@ -138,29 +172,94 @@ def run(args: argparse.Namespace) -> int:
             f"\ntraining step, batch {step['batch_size']}: {step['seconds']:.3f} s, peak memory "
             f"{step['peak_bytes'] / MEBIBYTE:,.0f} MiB ({args.device}, {where}, torch {step['torch']})"
         )
-    if args.json is not None:
-        try:
-            write_json(args.json, content, indent=2)
-        except OSError as error:
-            raise InputError(
-                f"{args.json}, which cannot be written ({error})", "a writable file", "see to it"
-            ) from None
+    _write_json(args.json, content)
     return 0
 
 
+def _write_json(file: Path | None, content: Any) -> None:
+    if file is not None:
+        try:
+            write_json(file, content, indent=2)
+        except OSError as error:
+            raise InputError(f"{file}, which cannot be written ({error})", "a writable file", "see to it") from None
+
+
+def compare(args: argparse.Namespace, description: Mapping[str, Any]) -> int:
+    """Print the table of backbones, a row as soon as it is known; files hold the rows so far."""
+    check_output_file(args.csv, "--csv")
+    import torch
+
+    from nnunetv2_ext.profiling.backbones import NAMES, Step, costs
+
+    for name in args.all:
+        find("backbone", name)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("-device cuda", "cpu, or cuda where PyTorch sees a GPU", "use -device cpu")
+    patch, spacing = description["patch_size"], description["spacing"]
+    counts = {key: description[key] for key in ("channels", "classes")}
+    step = None if args.no_time else Step(args.batch_size, args.rounds, args.device)
+    where = torch.cuda.get_device_name() if args.device == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+    measured = f"; step and peak of a batch of {args.batch_size} ({where}, torch {torch.__version__})"
+    print(
+        f"patch {' x '.join(map(str, patch))}, spacing {' x '.join(f'{mm:g}' for mm in spacing)} mm, "
+        f"{counts['channels']} input channels, {counts['classes']} classes{measured * (step is not None)}\n"
+    )
+    columns = {
+        key: column for key, column in COMPARED_COLUMNS.items() if step or key not in ("step_seconds", "peak_bytes")
+    }
+    titles = ["network", "patch", *(title for title, _, _ in columns.values()), "divisor", "minimum", "note"]
+    rows: list[dict[str, Any]] = []
+    for cost in costs(args.all or NAMES, patch, spacing, **counts, step=step):
+        row = asdict(cost)
+        numbers = [_number(row[key], form, unit) for key, (_, form, unit) in columns.items()]
+        sizes = [" x ".join(map(str, row[key])) if row[key] else "-" for key in ("patch", "divisor", "minimum")]
+        lines = markdown_table(titles, [[cost.name, sizes[0], *numbers, *sizes[1:], cost.note]], aligned=False)
+        print("\n".join(lines.splitlines()[2 * bool(rows) :]), flush=True)
+        rows.append(row)
+        _write_json(args.json, {"spacing": spacing, **counts, "step": step and asdict(step), "backbones": rows})
+        _write_csv(args.csv, rows)
+    return 0
+
+
+def _number(value: float | None, form: str, unit: float) -> str:
+    return "-" if value is None else format(value / unit, form)
+
+
+def _write_csv(file: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
+    if file is None:
+        return
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys())
+    writer.writeheader()
+    for row in rows:
+        writer.writerow(
+            {key: " ".join(map(str, value)) if isinstance(value, tuple) else value for key, value in row.items()}
+        )
+    try:
+        write_beside(lambda part: part.write_text(text.getvalue(), encoding="utf-8"), file)
+    except OSError as error:
+        raise InputError(f"{file}, which cannot be written ({error})", "a writable file", "see to it") from None
+
+
 def describe(args: argparse.Namespace) -> dict[str, Any]:
-    """What is to be profiled, as the arguments of `find_subject`.
+    """What is to be profiled: the arguments of `find_subject`, or, with --all, those of `compare`.
 
     Raises:
-        InputError: neither a training nor an architecture, both, flags of the other, no patch, or bad JSON.
+        InputError: not one of a training, an architecture and all backbones, flags of another, no patch, or bad values.
     """
-    if (args.dataset is None) == (args.architecture is None):
-        got = "neither -d nor --architecture" if args.dataset is None else "both -d and --architecture"
-        raise InputError(got, "one of them", "pass -d for a trainer's network, --architecture for any other")
-    chosen, defaults, others = (
-        ("--architecture", ARCHITECTURE, TRAINING) if args.dataset is None else ("-d", TRAINING, ARCHITECTURE)
-    )
-    misplaced = [FLAGS[key] for key in others if getattr(args, key) is not None]
+    modes = {
+        "-d": (args.dataset, TRAINING),
+        "--architecture": (args.architecture, ARCHITECTURE),
+        "--all": (args.all, {**ARCHITECTURE, **COMPARED}),
+    }
+    given = [flag for flag, (value, _) in modes.items() if value is not None]
+    if len(given) != 1:
+        got = f"both {' and '.join(given)}" if given else "neither -d nor --architecture"
+        remedy = "pass -d for a trainer's network, --architecture for any other, --all for every backbone"
+        raise InputError(got, "one of them, or --all", remedy)
+    (chosen,) = given
+    defaults = {key: value for key, value in modes[chosen][1].items() if (chosen, key) != ("--all", "kwargs")}
+    misplaced = [FLAGS[key] for key in FLAGS if key not in defaults and getattr(args, key) is not None]
     if misplaced:
         expected = ", ".join(FLAGS[key] for key in defaults)
         raise InputError(f"{misplaced[0]} beside {chosen}", f"only {expected}", f"leave out {' '.join(misplaced)}")
@@ -169,8 +268,19 @@ def describe(args: argparse.Namespace) -> dict[str, Any]:
         return {"dataset": args.dataset, **values}
     if values["patch_size"] is None:
         raise InputError("no --patch-size", "voxels along z, y, x", "pass --patch-size 16 128 128, for instance")
-    values["kwargs"] = value_of(values["kwargs"], json_object, "--kwargs")
-    return {"architecture": args.architecture, **values}
+    if args.all is None:
+        values["kwargs"] = value_of(values["kwargs"], json_object, "--kwargs")
+        return {"architecture": args.architecture, **values}
+    values["patch_size"], values["spacing"] = tuple(values["patch_size"]), values["spacing"] or [1.0, 1.0, 1.0]
+    sizes = [*values["patch_size"], values["channels"], values["classes"]]
+    if len(values["patch_size"]) != 3 or min(sizes) < 1 or not all(0 < mm < math.inf for mm in values["spacing"]):
+        raise InputError(
+            f"a patch of {values['patch_size']}, {values['channels']} channels, {values['classes']} classes, "
+            f"a spacing of {tuple(values['spacing'])}",
+            "three axes, numbers of at least 1, mm above 0",
+            "correct it",
+        )
+    return values
 
 
 def table(modules: Sequence[Mapping[str, Any]], network: str) -> str:

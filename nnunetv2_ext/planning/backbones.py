@@ -1,6 +1,6 @@
 """What planners of named backbones share: nnU-Net's rules for its U-Nets, the size rules of the others."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 
 from nnunetv2_ext.architectures.backbones import DEFAULT_BACKBONE
 from nnunetv2_ext.architectures.backbones.network import record_of
-from nnunetv2_ext.architectures.backbones.record import size_rule
+from nnunetv2_ext.architectures.backbones.record import Backbone, size_rule
 from nnunetv2_ext.planning.options import Option, json_object
 from nnunetv2_ext.planning.planner import ExtPlanner
 from nnunetv2_ext.registry import find
@@ -57,17 +57,8 @@ class PlannerOfBackbones(ExtPlanner):
 
     def _kwargs(self, patch_size: np.ndarray, spacing: np.ndarray) -> dict[str, Any]:
         """The backbone's own arguments."""
-        planned: dict[str, Any] = {}
-        if self.record.planned is not None:
-            _, strides, kernel_sizes, _, _ = self._topology(patch_size, spacing)
-            features = [
-                min(self.UNet_base_num_features * 2**stage, self.UNet_max_features_3d) for stage in range(len(strides))
-            ]
-            planned = self.record.planned(
-                [list(stride) for stride in strides], [list(kernel) for kernel in kernel_sizes], features
-            )
-        elif self.record.planned_by_spacing is not None:
-            planned = self.record.planned_by_spacing([float(mm) for mm in spacing])
+        features = self.UNet_base_num_features, self.UNet_max_features_3d
+        planned = planned_kwargs(self.record, patch_size, spacing, self.UNet_featuremap_min_edge_length, features)
         return {**planned, **self.backbone_kwargs}
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
@@ -76,3 +67,29 @@ class PlannerOfBackbones(ExtPlanner):
             "spatial_shape": patch_size,
             "backbone_kwargs": self._kwargs(np.array(patch_size), spacing),
         }
+
+
+def planned_kwargs(
+    record: Backbone,
+    patch_size: Sequence[int] | np.ndarray,
+    spacing: Sequence[float] | np.ndarray,
+    least_edge: int = 4,
+    features: tuple[int, int] = (32, 320),
+) -> dict[str, Any]:
+    """A backbone's own arguments as they follow from patch and spacing.
+
+    Args:
+        patch_size: (z, y, x) in voxels.
+        spacing: (z, y, x) in mm.
+        least_edge: nnU-Net's `UNet_featuremap_min_edge_length`.
+        features: of its U-Nets, of the first stage and at most; both as nnU-Net's planner has them.
+    """
+    if record.planned is not None:
+        mm, patch = np.asarray(spacing, float), np.asarray(patch_size)
+        _, strides, kernel_sizes, _, _ = get_pool_and_conv_props(mm, patch, least_edge, 999999)
+        first, most = features
+        widths = [min(first * 2**stage, most) for stage in range(len(strides))]
+        return record.planned([list(stride) for stride in strides], [list(kernel) for kernel in kernel_sizes], widths)
+    if record.planned_by_spacing is not None:
+        return record.planned_by_spacing([float(mm) for mm in spacing])
+    return {}

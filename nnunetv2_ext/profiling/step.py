@@ -22,6 +22,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.profiling.count import WHOLE, Watch, on_meta, run_forward, tabulated_names, with_those_below
 from nnunetv2_ext.profiling.subject import Subject, find_subject
 from nnunetv2_ext.resident_memory import rise
+from nnunetv2_ext.text import one_line
 
 WARM_UP_STEPS = {"cpu": 1, "cuda": 3}
 
@@ -175,36 +176,73 @@ def _forward_seconds(network: nn.Module, x: Tensor, depth: int, clock: _Clock) -
 
 
 def _cpu_peak(subject: Subject, batch_size: int) -> int:
-    """`peak_bytes` in a fresh process."""
-    question = json.dumps({"description": subject.description, "batch_size": batch_size})
+    return measured_alone(subject, batch_size, rounds=0)[1]
+
+
+def measured_alone(subject: Subject, batch_size: int, *, rounds: int, device: str = "cpu") -> tuple[list[float], int]:
+    """The seconds of each step and the peak memory of a subject, in a fresh process.
+
+    Raises:
+        InputError: what `measure` refuses, or a process that came to no end, as one that the system kills for memory.
+    """
+    question = {"description": subject.description, "batch_size": batch_size, "rounds": rounds, "device": device}
     command = [sys.executable, "-m", "nnunetv2_ext.profiling.step"]
-    process = subprocess.run(command, input=question, stdout=subprocess.PIPE, text=True, check=False)
+    process = subprocess.run(command, input=json.dumps(question), stdout=subprocess.PIPE, text=True, check=False)
     if process.returncode:
         raise InputError(
             f"a process measuring the memory of a batch of {batch_size} that ended with {process.returncode}",
             "0; the system may have ended it for want of memory",
             "lower the batch or the patch",
         )
-    return int(process.stdout.splitlines()[-1])
+    answer = json.loads(process.stdout.splitlines()[-1])
+    if "refused" in answer:
+        raise InputError(*answer["refused"])
+    return answer["seconds"], answer["peak_bytes"]
 
 
-def peak_bytes(subject: Subject, batch_size: int) -> int:
-    """Peak memory on the CPU, in this process, of building the network and two training steps."""
+def steps_and_peak(subject: Subject, batch_size: int, rounds: int) -> tuple[list[float], int]:
+    """On the CPU, in this process: the peak memory of building the network and two training steps, and times of more.
+
+    Raises:
+        InputError: too little memory.
+    """
     on_meta(subject.build)  # its imports are no part of the figure
+    held: list[Any] = []
 
     def run() -> None:
-        network = subject.build().train()
-        x = torch.randn(batch_size, *subject.shape)
+        held[:] = subject.build().train(), torch.randn(batch_size, *subject.shape)
         for _ in range(2):
-            training_step(network, x)
+            training_step(*held)
 
-    return rise(run)
+    try:
+        peak, seconds = rise(run), []
+        for _ in range(rounds):
+            start = time.perf_counter()
+            training_step(*held)
+            seconds.append(time.perf_counter() - start)
+    except RuntimeError as error:
+        if "memory" not in str(error):
+            raise
+        told = f"a batch of {batch_size} that does not fit into the memory ({one_line(error)})"
+        raise InputError(told, "one that does", "lower the batch or the patch") from error
+    return seconds, peak
 
 
 def main() -> int:
-    """Answer the question of `_cpu_peak`."""
+    """Answer the question of `measured_alone`."""
     question = json.load(sys.stdin)
-    sys.stdout.write(f"{peak_bytes(find_subject(**question['description']), question['batch_size'])}\n")
+    batch_size, rounds, device = question["batch_size"], question["rounds"], question["device"]
+    try:
+        subject = find_subject(**question["description"])
+        if device == "cpu":
+            seconds, peak = steps_and_peak(subject, batch_size, rounds)
+        else:
+            measured = measure(subject, depth=0, batch_size=batch_size, rounds=rounds, device=device)
+            seconds, peak = measured.step_seconds, measured.peak_bytes
+        answer: dict[str, Any] = {"seconds": seconds, "peak_bytes": peak}
+    except InputError as error:
+        answer = {"refused": error.args}
+    sys.stdout.write(f"{json.dumps(answer)}\n")
     return 0
 
 

@@ -1,5 +1,6 @@
 """What the command prints and writes, for architectures and trainings, and what it refuses."""
 
+import csv
 import json
 import re
 import subprocess
@@ -11,7 +12,10 @@ import torch
 
 from nnunetv2_ext.cli import main
 from nnunetv2_ext.cli.profile import MEBIBYTE
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.profiling import backbones as profiled_backbones
 from nnunetv2_ext.profiling import step as profiled_step
+from nnunetv2_ext.profiling.backbones import NAMES
 from nnunetv2_ext.profiling.step import Measured
 from nnunetv2_ext.registry import BACKBONES
 from tests.training.conftest import DATASET, LABELS, MNET, UNET, hand_made_plans
@@ -127,10 +131,91 @@ def test_a_training_is_measured(preprocessed, capsys):
     assert float(seconds) > 0 and 0 < int(peak) < 500
 
 
+def test_every_backbone_on_one_patch(tmp_path, capsys):
+    """Two rows each, alone and refined; where the patch does not suit, on the nearest that does."""
+    names = [name for name in NAMES if name not in ("VNet", "SwinUNETR")]  # large ones take long
+    files = ["--csv", str(tmp_path / "table.csv"), "--json", str(tmp_path / "table.json")]
+    options = ["--patch-size", "20", "64", "64", "--classes", "3", "--no-time", *files]
+    assert main(["profile", "--all", *names, *options]) == 0
+    printed = capsys.readouterr().out
+    assert "patch 20 x 64 x 64, spacing 1 x 1 x 1 mm, 1 input channels, 3 classes" in printed
+    table, content = cells(printed), json.loads((tmp_path / "table.json").read_text())
+    assert list(table)[2:] == [one for name in names for one in (name, f"PaR:{name}")]
+    assert "step, s" not in table["network"]
+    assert table["UNETR"][0] == "16 x 64 x 64" and table["UNETR"][-1] == "nearest patch to 20 x 64 x 64"
+    assert table["MNet"][0] == "20 x 64 x 64" and table["MNet"][-1] == ""
+    rows = {row["name"]: row for row in content["backbones"]}
+    with (tmp_path / "table.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [row["name"] for row in written] == list(rows)
+    assert all(int(row["parameters"]) == rows[row["name"]]["parameters"] for row in written)
+    assert written[0]["patch"].split() == list(map(str, rows[written[0]["name"]]["patch"]))
+
+
+@pytest.mark.parametrize("name", ["MNet", "UNETR"])
+def test_a_refined_row_holds_what_the_whole_network_costs(name, tmp_path):
+    files = [tmp_path / "all.json", tmp_path / "one.json"]
+    shape = ["--patch-size", "16", "32", "32", "--classes", "3", "--no-time"]
+    assert main(["profile", "--all", name, *shape, "--json", str(files[0])]) == 0
+    assert main(["profile", "--architecture", f"PaR:{name}", *shape, "--json", str(files[1])]) == 0
+    row, whole = json.loads(files[0].read_text())["backbones"][1], json.loads(files[1].read_text())["modules"][0]
+    assert row["name"] == f"PaR:{name}"
+    for key in ("parameters", "multiply_adds", "multiply_adds_with_attention"):
+        assert row[key] == whole[key]
+
+
+def test_steps_of_backbones_are_measured_and_one_that_fails_is_told(capsys, monkeypatch):
+    def measured(subject, batch_size, *, rounds, device):
+        assert (batch_size, rounds, device) == (3, 2, "cpu")
+        if subject.description["architecture"] == "PaRNetwork":
+            raise InputError("a process that ended with -9", "0", "lower the batch or the patch")
+        return [4.0, 3.0, 9.0], 300 * MEBIBYTE
+
+    monkeypatch.setattr(profiled_backbones, "measured_alone", measured)
+    options = ["--patch-size", "5", "33", "32", "--batch-size", "3", "--rounds", "2"]
+    assert main(["profile", "--all", "MNet", "BasicUNet", *options]) == 0
+    printed = capsys.readouterr().out
+    assert "step and peak of a batch of 3 (cpu, " in printed
+    table = cells(printed)
+    assert table["MNet"][4:6] == table["BasicUNet"][4:6] == ["4.000", "300"]
+    assert table["PaR:MNet"][4:6] == ["-", "-"]
+    assert "not measured: got a process that ended with -9" in table["PaR:MNet"][-1]
+    assert table["PaR:MNet"][1] != "-"
+    assert table["PaR:BasicUNet"][-1].startswith("nearest patch to 5 x 33 x 32; not measured")
+
+
+def test_a_backbone_is_measured_in_a_process_of_its_own(capsys):
+    assert main(["profile", "--all", "BasicUNet", "--patch-size", "16", "16", "32", "--rounds", "1"]) == 0
+    table = cells(capsys.readouterr().out)
+    for name in ("BasicUNet", "PaR:BasicUNet"):
+        seconds, peak = table[name][4:6]
+        assert float(seconds) > 0 and 2 * 4 * 5.75e6 / MEBIBYTE < float(peak.replace(",", "")) < 1000
+
+
+def test_a_backbone_without_its_extra_has_a_row_that_says_so(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "monai.networks.nets.unet", None)
+    assert main(["profile", "--all", "UNet", "MNet", *SMALL, "--no-time"]) == 0
+    table = cells(capsys.readouterr().out)
+    for name in ("UNet", "PaR:UNet"):
+        assert table[name][:-1] == ["-"] * 6 and "nnunetv2_ext[monai]" in table[name][-1]
+    assert table["MNet"][1] != "-"
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
         ([], "neither -d nor --architecture"),
+        (["--all", *NET], "both --architecture and --all"),
+        (["--all", "--depth", "1"], "no --patch-size"),
+        (["--all", *SMALL, "--kwargs", "{}"], "--kwargs beside --all; expected only --patch-size, --channels"),
+        ([*NET, "--spacing", "1", "1", "1"], "--spacing beside --architecture"),
+        ([*TRAINING, "--csv", "table.csv"], "--csv beside -d"),
+        (["--all", "Nothing", *SMALL], "the backbone 'Nothing'"),
+        (["--all", "--patch-size", "32", "32"], "three axes"),
+        (["--all", *SMALL, "--classes", "0"], "numbers of at least 1"),
+        (["--all", *SMALL, "--spacing", "0", "1", "1"], "mm above 0"),
+        (["--all", *SMALL, "-device", "cuda"], "cuda where PyTorch sees a GPU"),
+        (["--all", *SMALL, "--csv", "no/such/folder/table.csv"], "a file in an existing folder"),
         ([*TRAINING, *NET], "both -d and --architecture"),
         (
             [*TRAINING, "--patch-size", "8", "32", "32", "--kwargs", "{}"],

@@ -1,0 +1,28 @@
+"""The table of every backbone: which patch a row is of."""
+
+import pytest
+
+from nnunetv2_ext.profiling.backbones import costs, nearest
+
+
+@pytest.mark.parametrize(
+    ("patch", "divisor", "minimum", "expected"),
+    [
+        ((96, 96, 96), (32, 32, 32), (32, 32, 64), (96, 96, 96)),
+        ((20, 100, 100), (16, 16, 16), (16, 16, 32), (16, 96, 96)),
+        ((24, 104, 120), (16, 16, 16), (16, 16, 32), (32, 112, 128)),
+        ((3, 20, 20), (32, 32, 32), (32, 32, 64), (32, 32, 64)),
+        ((5, 33, 40), (1, 1, 1), (1, 16, 32), (5, 33, 40)),
+    ],
+)
+def test_the_nearest_patch_of_a_size_rule(patch, divisor, minimum, expected):
+    assert nearest(patch, divisor, minimum) == expected
+
+
+@pytest.mark.parametrize(("spacing", "divisor"), [((1, 1, 1), (8, 8, 8)), ((5, 1, 1), (2, 8, 8))])
+def test_planned_arguments_follow_from_the_spacing(spacing, divisor):
+    sizes = {"channels": 1, "classes": 3, "step": None}
+    alone, refined = costs(["PlainConvUNet"], (16, 32, 32), spacing, **sizes)
+    assert alone.divisor == refined.divisor == divisor
+    assert alone.patch == refined.patch == (16, 32, 32)
+    assert refined.parameters > alone.parameters > 0
