@@ -338,6 +338,15 @@ def check_network(subject: Subject) -> Iterator[Check]:
     yield Check(OK, f"{type(network).__name__}, {parameters:.1f} million parameters, patch {list(patch)}{told}")
 
 
+def check_batch(subject: Subject) -> Iterator[Check]:
+    """Batch normalisation needs more than one image."""
+    from nnunetv2_ext.training.checks import told_of_batch
+
+    network, batch = subject.found.get("network"), subject.found["batch_size"]
+    told, _, remedy = (told_of_batch(network, batch) if network is not None else "").partition("; ")
+    yield Check(WARN, told, remedy) if told else Check(OK, f"a batch of {batch}")
+
+
 def check_memory(subject: Subject) -> Iterator[Check]:
     """nnU-Net's estimate of the memory a training takes, against the GPU; an estimate only warns."""
     from nnunetv2_ext.architectures.contract import Measured
@@ -377,5 +386,6 @@ TRAINING = (
     _of_training("network", check_network, needs=("configuration",)),
     _of_training("checkpoints", check_checkpoints, needs=("results", "network")),
     _of_training("training block", check_block_of_plans, needs=("network", RESULTS)),
+    _of_training("batch", check_batch, needs=("network", "training block")),
     _of_training("memory", check_memory, needs=("network", "training block")),
 )

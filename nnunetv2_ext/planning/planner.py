@@ -22,6 +22,7 @@ from nnunetv2_ext.planning.search import PatchSearch
 from nnunetv2_ext.planning.sharing import STOCK_PLANS, agree, differing, settings
 from nnunetv2_ext.registry import PLANNERS, find
 from nnunetv2_ext.text import listed
+from nnunetv2_ext.training.checks import told_of_batch
 
 
 class ExtPlanner(PatchSearch):
@@ -139,12 +140,16 @@ class ExtPlanner(PatchSearch):
         kwargs = self.architecture_kwargs(patch_size, spacing)
         key = json.dumps([[int(size) for size in patch_size], input_channels, output_channels, kwargs])
         if key not in self._counts:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
-            with torch.device("meta"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # initialising what has no values
-                network = find("architecture", self.architecture).load()(input_channels, output_channels, **kwargs)
+            network = self._built(input_channels, output_channels, kwargs)
             parameters = sum(parameter.numel() for parameter in network.parameters())
             self._counts[key] = (network.compute_conv_feature_map_size(patch_size), parameters)
         return self._counts[key]
+
+    def _built(self, input_channels: int, output_channels: int, kwargs: Mapping[str, Any]) -> Any:
+        """The network, without values."""
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # initialising what has no values
+            return find("architecture", self.architecture).load()(input_channels, output_channels, **kwargs)
 
     def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         """The patch rounded up to a size that the network takes."""
@@ -264,6 +269,7 @@ class ExtPlanner(PatchSearch):
             configuration["training"] = self.training_block(resolved, configuration)
             if configuration["patch_size"] != self.patch_size:
                 self.warn_of_padding(name, configuration)
+            self._warn_of_batch(name, configuration)
             shares = self.shares_data(name, configuration, stock["configurations"].get(name))
             if not shares or differing(settings(plans, configuration), settings(stock, configuration)):
                 configuration["data_identifier"] = f"{self.plans_identifier}_{name}"
@@ -276,6 +282,13 @@ class ExtPlanner(PatchSearch):
             "version": __version__,
         }
         super().save_plans(plans)
+
+    def _warn_of_batch(self, name: str, configuration: Mapping[str, Any]) -> None:
+        batch = configuration["training"].get("batch_size") or configuration["batch_size"]
+        if batch == 1:
+            network = self._built(1, 2, configuration["architecture"]["arch_kwargs"])
+            if told := told_of_batch(network, batch):
+                warnings.warn(f"{name}: {told}", stacklevel=2)
 
     def _plans_on_disk(self, identifier: str) -> dict[str, Any]:
         path = nnunet_folder("nnUNet_preprocessed") / self.dataset_name / f"{identifier}.json"

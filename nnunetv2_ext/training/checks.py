@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import read_pickle
@@ -79,6 +81,20 @@ def check_network_exists(name: str) -> None:
             "one that can be imported",
             "correct architecture.network_class_name in the plans, or plan again",
         )
+
+
+def told_of_batch(network: nn.Module, batch_size: int) -> str:
+    """In a sentence, that batch normalisation has one image to learn from; empty where it has more, or is not there.
+
+    Args:
+        batch_size: of all GPUs together, over which nnU-Net synchronises the statistics.
+    """
+    if batch_size > 1 or not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        return ""
+    return (
+        "batch normalisation at a batch of 1 trains on the statistics of single images, and predicts with others; "
+        "train with a batch of 2 or more, on a smaller patch if need be, or choose a network without it"
+    )
 
 
 def check_shared_memory(batch_bytes: float) -> None:

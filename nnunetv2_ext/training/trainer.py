@@ -32,6 +32,7 @@ from nnunetv2_ext.training.checks import (
     check_device,
     check_network_exists,
     check_shared_memory,
+    told_of_batch,
 )
 from nnunetv2_ext.training.scheduler import EpochScheduler, WarmupPolyScheduler, build_optimizer, build_scheduler
 from nnunetv2_ext.training.seeds import EPOCHS, TRAINING, VALIDATION, WEIGHTS, seed_all, with_seed
@@ -232,6 +233,8 @@ class ExtTrainer(CheckpointTrainer):
             seed_all(seed, WEIGHTS)
         super().initialize()
         self._log_memory()
+        if told := told_of_batch(self.bare_network, self.configuration_manager.batch_size):
+            self.print_to_log_file(f"WARNING: {told}")
 
     def _log_memory(self) -> None:
         manager = self.configuration_manager

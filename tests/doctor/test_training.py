@@ -76,6 +76,13 @@ def one_stage() -> dict:
 
 
 # what is damaged, the arguments, the status and the name of the line, and texts in it
+def with_batch_norm():
+    """nnU-Net's U-Net with another normalisation."""
+    architecture = unet(3)
+    architecture["arch_kwargs"]["norm_op"] = "torch.nn.modules.batchnorm.BatchNorm3d"
+    return architecture
+
+
 FAULTS = {
     "a batch of none": (
         lambda p: p.change_plans("nnUNetPlans", batch_size=0), STOCK, FAIL, "configuration",
@@ -272,6 +279,10 @@ FAULTS = {
     ),
     "a patch too small in plane": (PATCH["flat"], OURS, FAIL, "network", ("8",)),
     "a patch too small to normalise": (PATCH["one slice"], OURS, FAIL, "network", ("16",)),
+    "batch normalisation of one image": (
+        lambda p: p.change_plans("nnUNetPlans", architecture=with_batch_norm(), batch_size=1), STOCK, WARN, "batch",
+        ("batch normalisation at a batch of 1", "train with a batch of 2 or more"),
+    ),
     "an architecture that does not exist": (
         lambda p: p.change_plans("nnUNetPlans", architecture={**unet(3), "network_class_name": "gone.Network"}), STOCK,
         FAIL, "network", ("cannot build its network",),

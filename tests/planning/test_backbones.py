@@ -298,6 +298,18 @@ def test_refused(described: Describe, planner: str, options: dict[str, Any], mes
     assert not list(data.preprocessed.glob("*Plans.json"))
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_batch_normalisation_of_one_image_is_told(described: Describe, batch: int) -> None:
+    described()
+    kwargs = {"channels": [4, 6, 8], "strides": [[1, 2, 2], [2, 2, 2]], "norm": "BATCH"}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan("BackbonePlanner", "UNet", backbone_kwargs=kwargs, training={"batch_size": batch})
+    told = [str(warning.message) for warning in caught if "batch normalisation" in str(warning.message)]
+    assert len(told) == (batch == 1)
+    assert all(text.startswith("3d_fullres: batch normalisation at a batch of 1") for text in told)
+
+
 def test_nnunet_reads_the_plans(described: Describe) -> None:
     data = described()
     plans = json.loads(json.dumps(data.plans(plan())))

@@ -19,7 +19,7 @@ def test_the_nearest_patch_of_a_size_rule(patch, divisor, minimum, expected):
     assert nearest(patch, divisor, minimum) == expected
 
 
-@pytest.mark.parametrize(("spacing", "divisor"), [((1, 1, 1), (8, 8, 8)), ((5, 1, 1), (2, 8, 8))])
+@pytest.mark.parametrize(("spacing", "divisor"), [((1, 1, 1), (4, 8, 8)), ((5, 1, 1), (2, 8, 8))])
 def test_planned_arguments_follow_from_the_spacing(spacing, divisor):
     sizes = {"channels": 1, "classes": 3, "step": None}
     alone, refined = costs(["PlainConvUNet"], (16, 32, 32), spacing, **sizes)

@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 from nnunetv2.training.dataloading.nnunet_dataset import nnUNetDatasetBlosc2
+from torch import nn
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.trainers.backbone import BackboneTrainer
 from nnunetv2_ext.training import checks
-from nnunetv2_ext.training.checks import check_cases, check_shared_memory
+from nnunetv2_ext.training.checks import check_cases, check_shared_memory, told_of_batch
 from tests.training.conftest import MNET, Build, hand_made_plans
 from tests.training.test_seeds import CASES, write_cases
 
@@ -142,3 +144,24 @@ def test_shared_memory(workers: str, queued: int, monkeypatch: pytest.MonkeyPatc
         check_shared_memory(1.1e6)
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     check_shared_memory(np.inf)
+
+
+@pytest.mark.parametrize(
+    ("norm", "batch", "told"),
+    [(nn.BatchNorm3d, 1, True), (nn.SyncBatchNorm, 1, True), (nn.BatchNorm3d, 2, False), (nn.InstanceNorm3d, 1, False)],
+)
+def test_batch_normalisation_of_one_image_is_told(norm: type[nn.Module], batch: int, told: bool) -> None:
+    sentence = told_of_batch(nn.Sequential(nn.Conv3d(1, 2, 1), norm(2)), batch)
+    assert ("a batch of 1" in sentence and "a batch of 2 or more" in sentence) == told == bool(sentence)
+
+
+@pytest.mark.parametrize(("batch", "told"), [(1, True), (2, False)])
+def test_a_training_with_it_tells_in_its_log(build: Build, batch: int, told: bool) -> None:
+    kwargs = {"channels": [4, 6, 8], "strides": [[1, 2, 2], [2, 2, 2]], "norm": "BATCH"}
+    architecture = {
+        "network_class_name": "nnunetv2_ext.architectures.BackboneNetwork",
+        "arch_kwargs": {"backbone": "UNet", "spatial_shape": [8, 32, 32], "backbone_kwargs": kwargs},
+        "_kw_requires_import": [],
+    }
+    build.initialized(hand_made_plans(architecture, training={"batch_size": batch}), trainer=BackboneTrainer)
+    assert ("WARNING: batch normalisation at a batch of 1" in build.log()) == told
