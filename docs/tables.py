@@ -67,6 +67,19 @@ def _numbers(shape: Shape) -> str:
     return ", ".join(map(str, shape))
 
 
+def origin() -> str:
+    """One row for each record of a network whose code was published."""
+    rows = []
+    for record in BACKBONES:
+        if record.source:
+            ours = record.path.startswith("nnunetv2_ext.")
+            by = " on MONAI's blocks" if ours and record.extra == "monai" else ""
+            here = f"written anew from its description{by}" if ours else "that code, as it is"
+            link = f"[{record.source}](https://github.com/{record.source})"
+            rows.append([f"`{record.name}`", link, record.licence, here])
+    return unaligned(["name", "published code", "its licence", "here"], rows)
+
+
 def keys(group: str | None = None) -> str:
     """Keys of the training block: those of a method's group, or those of every trainer."""
     rows = []
@@ -163,6 +176,7 @@ def known_shapes() -> str:
 
 TABLES: dict[str, Callable[[], str]] = {
     "backbones": backbones,
+    "origin": origin,
     "metrics": metrics,
     "shapes": known_shapes,
     "keys of the training block": keys,

@@ -1,5 +1,6 @@
 """Published weights of a backbone, under the names of its authors, for BackboneTrainer and PaRTrainer."""
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,8 +26,8 @@ from nnunetv2_ext.weights.par import check_count, planned_network, read_plans_of
 PREFIXES = ("module.", "network.")
 """What trainings put before the names of a network's tensors."""
 MERGING = (
-    'merging is {}: weights of MONAI 1.4 or older, and the published ones, need "published", those of MONAI 1.5 or '
-    'newer "current". Both load, with other outputs; choose by --backbone-kwargs \'{{"merging": ...}}\' when you plan'
+    'merging is {}: weights that were made with MONAI 1.4 or older need "published", those of MONAI 1.5 or newer '
+    '"current"; both load, and with the wrong one the network computes something else'
 )
 
 
@@ -153,8 +154,8 @@ def start_of_backbone(
         told.append("segmentation heads: fresh")
     else:
         told.append("segmentation heads: PaRTrainer takes them; nnU-Net starts those of BackboneTrainer anew")
-    if "merging" in target.kwargs:
-        told.append(MERGING.format(f'"{target.kwargs["merging"]}"'))
+    if merging := inspect.signature(record.load()).parameters.get("merging"):
+        told.append(MERGING.format(f'"{target.kwargs.get("merging", merging.default)}"'))
     return weights, told
 
 

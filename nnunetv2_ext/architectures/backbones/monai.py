@@ -13,7 +13,12 @@ from nnunetv2_ext.architectures.backbones.record import (
 
 _NETS = "monai.networks.nets"
 # oneDNN leaves some of MONAI's gradients in bfloat16 unwritten (PyTorch 2.15 on the CPU)
-_COMMON: dict[str, Any] = {"extra": "monai", "rounded_gradients": False}
+_COMMON: dict[str, Any] = {
+    "extra": "monai",
+    "rounded_gradients": False,
+    "source": "Project-MONAI/MONAI",
+    "licence": "Apache-2.0",
+}
 
 BACKBONES = (
     Backbone(

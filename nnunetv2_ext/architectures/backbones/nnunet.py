@@ -67,6 +67,8 @@ _PLAIN = Backbone(
     small={**_SMALL, "n_conv_per_stage": [1, 1, 1]},
     patches=((6, 20, 16), (2, 12, 28)),
     paper="Isensee et al., Nature Methods 2021",
+    source="MIC-DKFZ/dynamic-network-architectures",
+    licence="Apache-2.0",
     arguments="planned: stages, features (32 to 320), kernels, strides; 2 convolutions per stage, instance norm, "
     "leaky ReLU",
 )
