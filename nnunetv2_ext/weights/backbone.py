@@ -204,10 +204,13 @@ def _resample_positions(
     """Bring the positions to the target's grid of tokens, in place; a line for each tensor that changes.
 
     Raises:
-        InputError: a number of tokens that is not the patch's that was told, or that tells of none.
+        InputError: a number of tokens that is not the patch's that was told, or that tells of none; a patch of the file
+            for a network without positions.
     """
     record = target.record
     if record.positions is None:
+        if file_patch is not None:
+            raise InputError(f"--file-patch of {record.name}", "a network with positions", "leave it out")
         return []
     told = []
     for name, grid in record.positions(target.kwargs, target.patch).items():
