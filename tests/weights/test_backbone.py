@@ -216,10 +216,7 @@ def test_positions_of_no_known_patch(before, flags, told, tmp_path, capsys):
         (["backbone", "--backbone", "UNet"], "neither plans nor a network"),
         (["backbone", "--backbone", "None", "--patch-size", "8", "8", "8"], "the backbone 'None'"),
         (["backbone", "--backbone", "UNet", "--patch-size", "8", "9", "8"], "multiples of"),
-        (
-            ["backbone", "--backbone", "UNet", "--patch-size", "6", "20", "16", "--file-patch", "8", "8", "8"],
-            "leave it out",
-        ),
+        (["backbone", "--backbone", "UNet", *"--patch-size 16 16 32 --file-patch 8 8 8".split()], "leave it out"),
         (["backbone", "-p", "Plans"], "no -d"),
         (["mnet", "--fresh-heads"], "--fresh-heads beside mnet"),
         (["par", "--backbone", "UNet"], "--backbone beside par"),
