@@ -14,6 +14,7 @@ from nnunetv2_ext.weights.backbone import resampled
 from tests.training.conftest import DATASET, LABELS, hand_made_plans
 
 SMALL = {entry.name: json.dumps(entry.small) for entry in BACKBONES}
+FILE_PATCH = ["--file-patch", "8", "8", "8"]
 PUBLISHED = [entry.name for entry in BACKBONES if entry.preset_gb is None and entry.name != "VNet"]
 """Those that can be made small."""
 
@@ -216,7 +217,7 @@ def test_positions_of_no_known_patch(before, flags, told, tmp_path, capsys):
         (["backbone", "--backbone", "UNet"], "neither plans nor a network"),
         (["backbone", "--backbone", "None", "--patch-size", "8", "8", "8"], "the backbone 'None'"),
         (["backbone", "--backbone", "UNet", "--patch-size", "8", "9", "8"], "multiples of"),
-        (["backbone", "--backbone", "UNet", *"--patch-size 16 16 32 --file-patch 8 8 8".split()], "leave it out"),
+        (["backbone", "--backbone", "UNet", "--patch-size", "16", "16", "32", *FILE_PATCH], "leave it out"),
         (["backbone", "-p", "Plans"], "no -d"),
         (["mnet", "--fresh-heads"], "--fresh-heads beside mnet"),
         (["par", "--backbone", "UNet"], "--backbone beside par"),
