@@ -1,14 +1,66 @@
 """Operations that keep less for the backward pass than PyTorch's: they compute it again."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.contract import Shape
+
+
+def keeps_all() -> bool:
+    """Whether nothing is to be computed again: there is no backward pass, or the compiler sees to it by itself."""
+    return torch.compiler.is_compiling() or not torch.is_grad_enabled()
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor, module: nn.Module) -> Tensor:
+    """`function(*inputs)`, keeping the inputs alone; the backward pass calls it again up to its last operation.
+
+    That operation is not repeated, since its result is not needed: between two convolutions it costs norm and
+    activation alone to end a function with the second one.
+
+    Args:
+        function: made of layers of `module`, without dropout.
+        module: its batch norms move their running statistics in the forward pass only.
+    """
+    if keeps_all():
+        return function(*inputs)
+    contexts = partial(_contexts, module)
+    result: Tensor = checkpoint(
+        function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
+    )
+    return result
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), statistics_kept(module)
+
+
+@contextmanager
+def statistics_kept(*modules: nn.Module) -> Iterator[None]:
+    """The norms within the modules move copies of their running statistics, which are dropped at the end."""
+    layers = (layer for module in modules for layer in module.modules())
+    norms = {
+        layer: dict(layer.named_buffers(recurse=False))
+        for layer in layers
+        if isinstance(layer, _NormBase) and layer.training
+    }
+    try:
+        for norm, buffers in norms.items():
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer.clone())
+        yield
+    finally:
+        for norm, buffers in norms.items():
+            for name, buffer in buffers.items():
+                setattr(norm, name, buffer)
 
 
 def absolute(x: Tensor) -> Tensor:
