@@ -11,6 +11,7 @@ convolutions are computed again in the backward pass instead of kept.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.backbones.record import cumulative, strides_argument
 from nnunetv2_ext.architectures.contract import check_patch
-from nnunetv2_ext.architectures.layers.recompute import keeps_all, max_pool, recomputed, statistics_kept
+from nnunetv2_ext.architectures.layers.recompute import StatisticsKept, keeps_all, max_pool, recomputed
 from nnunetv2_ext.errors import InputError
 
 LEVELS = 4
@@ -154,13 +155,13 @@ class _MultiResBlock(nn.Module):
         return c
 
     def _activated_and_joined(self, a: Tensor, b: Tensor, c: Tensor, shortcut: Tensor) -> Tensor:
-        with statistics_kept(self.conv_3x3, self.conv_5x5):  # these moved on the way to the next convolution
+        with StatisticsKept(self.conv_3x3, self.conv_5x5):  # these moved on the way to the next convolution
             a, b = self.conv_3x3.activate(a), self.conv_5x5.activate(b)
         return self._joined(a, b, self.conv_7x7.activate(c), self.shortcut.normalize(shortcut))
 
     def _joined(self, a: Tensor, b: Tensor, c: Tensor, shortcut: Tensor) -> Tensor:
-        joined = self.batch_norm1(torch.cat([a, b, c], dim=1))
-        return F.relu(self.batch_norm2(joined + shortcut), inplace=True)
+        joined = self.batch_norm1(torch.cat([a, b, c], dim=1)).add_(shortcut)
+        return F.relu(self.batch_norm2(joined), inplace=True)
 
 
 class _ResPath(nn.Module):
@@ -174,12 +175,24 @@ class _ResPath(nn.Module):
         self.bns = nn.ModuleList(nn.BatchNorm3d(channels) for _ in inputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        for step, (conv, shortcut) in enumerate(zip(self.convs, self.shortcuts, strict=True)):
-            x = recomputed(partial(self._added, step), conv.conv1(x), shortcut.conv1(x), module=self)
+        shortcut, convolved = self._convolved(0, x)
+        for step in range(len(self.bns) - 1):
+            shortcut, convolved = recomputed(partial(self._next, step), shortcut, convolved, module=self)
+        x = recomputed(partial(self._added, len(self.bns) - 1), shortcut, convolved, module=self)
         return x
 
-    def _added(self, step: int, convolved: Tensor, shortcut: Tensor) -> Tensor:
+    def _convolved(self, step: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        shortcut, conv, _ = self._layers(step)
+        return shortcut.conv1(x), conv.conv1(x)
+
+    def _next(self, step: int, shortcut: Tensor, convolved: Tensor) -> tuple[Tensor, Tensor]:
+        return self._convolved(step + 1, self._added(step, shortcut, convolved))
+
+    def _added(self, step: int, shortcut: Tensor, convolved: Tensor) -> Tensor:
         """As published one batch norm serves twice, so its running statistics move twice a pass."""
-        norm = self.bns[step]
-        once = F.relu(norm(self.convs[step].activate(convolved)), inplace=True)
-        return F.relu(norm(once + self.shortcuts[step].normalize(shortcut)), inplace=True)
+        beside, conv, norm = self._layers(step)
+        once = F.relu(norm(conv.activate(convolved)), inplace=True)
+        return F.relu(norm(beside.normalize(shortcut).add_(once)), inplace=True)
+
+    def _layers(self, step: int) -> tuple[Any, Any, Any]:
+        return self.shortcuts[step], self.convs[step], self.bns[step]

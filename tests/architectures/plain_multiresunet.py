@@ -96,8 +96,9 @@ class PlainMultiResUNet(nn.Module):
             x = self.get_submodule(f"multiresblock{level}")(x)
             skips.append(self.get_submodule(f"respath{level}")(x))
             x = functional.max_pool3d(x, stride, stride)
-        x = self.multiresblock5(x)
+        x = self.get_submodule("multiresblock5")(x)
         for level in (6, 7, 8, 9):
             up = self.get_submodule(f"upsample{level}")(x)
             x = self.get_submodule(f"multiresblock{level}")(torch.cat([up, skips[9 - level]], dim=1))
-        return self.conv_final(x)
+        logits: Tensor = self.conv_final(x)
+        return logits

@@ -1,9 +1,9 @@
 """Operations that keep less for the backward pass than PyTorch's: they compute it again."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,17 +14,19 @@ from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.contract import Shape
 
+Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor])
+
 
 def keeps_all() -> bool:
     """Whether nothing is to be computed again: there is no backward pass, or the compiler sees to it by itself."""
     return torch.compiler.is_compiling() or not torch.is_grad_enabled()
 
 
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor, module: nn.Module) -> Tensor:
+def recomputed(function: Callable[..., Result], *inputs: Tensor, module: nn.Module) -> Result:
     """`function(*inputs)`, keeping the inputs alone; the backward pass calls it again up to its last operation.
 
-    That operation is not repeated, since its result is not needed: between two convolutions it costs norm and
-    activation alone to end a function with the second one.
+    That operation is not repeated, since its result is not needed: where a function ends with a convolution, it is
+    only what comes before that is computed again.
 
     Args:
         function: made of layers of `module`, without dropout.
@@ -33,34 +35,34 @@ def recomputed(function: Callable[..., Tensor], *inputs: Tensor, module: nn.Modu
     if keeps_all():
         return function(*inputs)
     contexts = partial(_contexts, module)
-    result: Tensor = checkpoint(
-        function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts
-    )
+    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
     return result
 
 
 def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), statistics_kept(module)
+    return nullcontext(), StatisticsKept(module)
 
 
-@contextmanager
-def statistics_kept(*modules: nn.Module) -> Iterator[None]:
-    """The norms within the modules move copies of their running statistics, which are dropped at the end."""
-    layers = (layer for module in modules for layer in module.modules())
-    norms = {
-        layer: dict(layer.named_buffers(recurse=False))
-        for layer in layers
-        if isinstance(layer, _NormBase) and layer.training
-    }
-    try:
-        for norm, buffers in norms.items():
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer.clone())
-        yield
-    finally:
-        for norm, buffers in norms.items():
-            for name, buffer in buffers.items():
-                setattr(norm, name, buffer)
+class StatisticsKept:
+    """A context in which norms move copies of their running statistics, which are dropped at its end.
+
+    It may be entered again, as the backward pass may be run again.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        layers = (layer for module in modules for layer in module.modules())
+        self.norms = [layer for layer in layers if isinstance(layer, _NormBase)]
+        self.statistics: list[tuple[nn.Module, str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        training = [norm for norm in self.norms if norm.training]
+        self.statistics = [(norm, *buffer) for norm in training for buffer in norm.named_buffers(recurse=False)]
+        for norm, name, buffer in self.statistics:
+            setattr(norm, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for norm, name, buffer in self.statistics:
+            setattr(norm, name, buffer)
 
 
 def absolute(x: Tensor) -> Tensor:
