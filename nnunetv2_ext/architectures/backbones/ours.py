@@ -24,6 +24,7 @@ def _transbts_positions(kwargs: Kwargs, patch: Shape) -> dict[str, Shape]:
     return {"position_encoding.position_embeddings": (z, y, x)}
 
 
+# gradients of convolutions in bfloat16 on the CPU, unwritten in places by oneDNN, cannot be looked at: monai.py
 BACKBONES = (
     Backbone(
         "MNet",
@@ -68,6 +69,7 @@ BACKBONES = (
         },
         patches=((8, 16, 24), (4, 8, 24)),
         random=True,
+        rounded_gradients=False,
         paper="Wang et al., MICCAI 2021",
         source="Rubics-Xuan/TransBTS",
         licence="Apache-2.0",
@@ -87,6 +89,7 @@ BACKBONES = (
         small={"base": 4, "strides": [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]},
         patches=((4, 16, 32), (8, 32, 16)),
         random=True,
+        rounded_gradients=False,
         paper="Ibtehaz and Rahman, Neural Networks 2020",
         source="nibtehaz/MultiResUNet",
         licence="MIT",
