@@ -22,11 +22,13 @@ _HOMES = {
     "BackboneNetwork": "backbones.network",
     "ConvFreeTransformer": "convfree",
     "MNet": "mnet",
+    "MultiResUNet": "multiresunet",
     "PaR": "par",
     "PaRNetwork": "par",
+    "TransBTS": "transbts",
 }
 
-__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "PaR", "PaRNetwork"]
+__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "MultiResUNet", "PaR", "PaRNetwork", "TransBTS"]
 
 
 def __getattr__(name: str) -> Any:

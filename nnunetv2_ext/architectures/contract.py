@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
 
-from nnunetv2_ext.architectures.backbones.record import Shape
+from nnunetv2_ext.architectures.backbones.record import Shape, at_least, triple
 from nnunetv2_ext.errors import InputError
 
 
@@ -22,6 +22,32 @@ def three_axes(patch_size: Sequence[int]) -> Shape:
     if len(sizes) != 3:
         raise InputError(f"a patch of {len(sizes)} axes {sizes}", "three axes (z, y, x)", "use a 3D configuration")
     return sizes
+
+
+def check_patch(name: str, patch: Sequence[int], divisor: Shape, *, one_voxel: bool = False) -> Shape:
+    """The patch (z, y, x) as whole numbers, if it is a multiple of the divisor along every axis.
+
+    Args:
+        name: of the network, for the message.
+        one_voxel: whether a single voxel at the bottleneck will do.
+
+    Raises:
+        InputError: it is not, with the nearest sizes that would do.
+    """
+    sizes = three_axes(patch)
+    pairs = list(zip(sizes, divisor, strict=True))
+    whole = all(size >= 1 and size % step == 0 for size, step in pairs)
+    if whole and (one_voxel or sizes != divisor):
+        return sizes
+    down = triple([max(size // step, 1) * step for size, step in pairs])
+    up = triple([max(-(-size // step), 1) * step for size, step in pairs])
+    fitting = {at_least(near, divisor, one_voxel): None for near in (down, up)}
+    more = "" if one_voxel else ", more than one voxel of these multiples"
+    raise InputError(
+        f"a patch of {sizes} for {name}",
+        f"multiples of {divisor}{more}",
+        f"choose patch_size {' or '.join(str(list(near)) for near in fitting)}",
+    )
 
 
 @runtime_checkable

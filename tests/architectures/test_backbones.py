@@ -58,7 +58,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_small_arguments_and_patches_are_known_for_every_backbone() -> None:
     assert all(record.small and record.patches for record in BACKBONES)
     assert json.loads(json.dumps(SMALL_BACKBONES)) == SMALL_BACKBONES
-    assert set(DISTINCT) == {"PlainConvUNet", "ResidualEncoderUNet", "MNet", *MONAI}
+    assert set(DISTINCT) == {"PlainConvUNet", "ResidualEncoderUNet", "MNet", "TransBTS", "MultiResUNet", *MONAI}
 
 
 @pytest.mark.parametrize("name", NAMES)

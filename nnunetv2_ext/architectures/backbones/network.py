@@ -7,7 +7,6 @@ nnU-Net's memory count, and heads under the name that nnU-Net's -pretrained_weig
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from math import prod
 from pydoc import ErrorDuringImport, locate
 from typing import Any
 
@@ -21,11 +20,10 @@ from nnunetv2_ext.architectures.backbones.record import (
     Backbone,
     Kwargs,
     Shape,
-    at_least,
     cumulative,
     triple,
 )
-from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised, three_axes
+from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised, check_patch, three_axes
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError
@@ -113,6 +111,7 @@ class BackboneNetwork(nn.Module):
                 "out_channels": num_classes,
                 "spatial_dims": 3,
                 "img_size": self.spatial_shape,
+                "spatial_shape": self.spatial_shape,
                 "deep_supervision": True,
             },
         )
@@ -153,10 +152,13 @@ class BackboneNetwork(nn.Module):
 
         Where the network ends with more than one layer after its last feature map, the last one.
         """
+        own = getattr(self.network, "head", None)
+        if isinstance(own, nn.Module):
+            return own
         if self._heads:
             finest = self.network.get_submodule(self._heads[0].removesuffix("."))
             return [module for module in finest.modules() if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)][-1]
-        head: nn.Module = self.network.decoder.seg_layers[-1] if self._holder else self.network.head
+        head: nn.Module = self.network.decoder.seg_layers[-1]
         return head
 
     @property
@@ -228,11 +230,7 @@ class BackboneNetwork(nn.Module):
         Raises:
             InputError: they cannot, with the nearest sizes that would do, or the network is built for another patch.
         """
-        sizes = three_axes(patch_size)
-        voxels = prod([size // divisor for size, divisor in zip(sizes, self.divisor, strict=True)])
-        divisible = all(size % divisor == 0 for size, divisor in zip(sizes, self.divisor, strict=True))
-        if min(sizes) < 1 or not divisible or (voxels == 1 and not self._one_voxel):
-            raise self._refusal(sizes)
+        sizes = check_patch(self.backbone, patch_size, self.divisor, one_voxel=self._one_voxel)
         if self._fixed_size and sizes != self.spatial_shape:
             raise InputError(
                 f"a patch of {sizes} for {self.backbone}",
@@ -240,18 +238,6 @@ class BackboneNetwork(nn.Module):
                 f"choose patch_size {list(self.spatial_shape)}, or plan again for another",
             )
         return sizes
-
-    def _refusal(self, sizes: Shape) -> InputError:
-        pairs = list(zip(sizes, self.divisor, strict=True))
-        down = triple([max(size // divisor, 1) * divisor for size, divisor in pairs])
-        up = triple([max(-(-size // divisor), 1) * divisor for size, divisor in pairs])
-        fitting = {at_least(near, self.divisor, self._one_voxel): None for near in (down, up)}
-        more = "" if self._one_voxel else ", more than one voxel of these multiples"
-        return InputError(
-            f"a patch of {sizes} for {self.backbone}",
-            f"multiples of {self.divisor}{more}",
-            f"choose patch_size {' or '.join(str(list(near)) for near in fitting)}",
-        )
 
 
 def _arguments(

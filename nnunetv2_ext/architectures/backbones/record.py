@@ -103,7 +103,12 @@ def strides_argument(kwargs: Kwargs) -> list[Shape]:
     """The strides that the argument `strides` tells."""
     try:
         strides = kwargs["strides"]
-        return [triple(stride) for stride in ([strides] * kwargs["n_stages"] if isinstance(strides, int) else strides)]
+        triples = [
+            triple(stride) for stride in ([strides] * kwargs["n_stages"] if isinstance(strides, int) else strides)
+        ]
+        if min(map(min, triples)) < 1:
+            raise ValueError("strides below 1")
+        return triples
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"strides={kwargs.get('strides')!r} in backbone_kwargs",

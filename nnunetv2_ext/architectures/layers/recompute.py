@@ -1,14 +1,68 @@
 """Operations that keep less for the backward pass than PyTorch's: they compute it again."""
 
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _NormBase
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.contract import Shape
+
+Result = TypeVar("Result", Tensor, tuple[Tensor, Tensor])
+
+
+def keeps_all() -> bool:
+    """Whether nothing is to be computed again: there is no backward pass, or the compiler sees to it by itself."""
+    return torch.compiler.is_compiling() or not torch.is_grad_enabled()
+
+
+def recomputed(function: Callable[..., Result], *inputs: Tensor, module: nn.Module) -> Result:
+    """`function(*inputs)`, keeping the inputs alone; the backward pass calls it again up to its last operation.
+
+    That operation is not repeated, since its result is not needed: where a function ends with a convolution, it is
+    only what comes before that is computed again.
+
+    Args:
+        function: made of layers of `module`, without dropout.
+        module: its batch norms move their running statistics in the forward pass only.
+    """
+    if keeps_all():
+        return function(*inputs)
+    contexts = partial(_contexts, module)
+    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    return result
+
+
+def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), StatisticsKept(module)
+
+
+class StatisticsKept:
+    """A context in which norms move copies of their running statistics, which are dropped at its end.
+
+    It may be entered again, as the backward pass may be run again.
+    """
+
+    def __init__(self, *modules: nn.Module):
+        layers = (layer for module in modules for layer in module.modules())
+        self.norms = [layer for layer in layers if isinstance(layer, _NormBase)]
+        self.statistics: list[tuple[nn.Module, str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        training = [norm for norm in self.norms if norm.training]
+        self.statistics = [(norm, *buffer) for norm in training for buffer in norm.named_buffers(recurse=False)]
+        for norm, name, buffer in self.statistics:
+            setattr(norm, name, buffer.clone())
+
+    def __exit__(self, *_: object) -> None:
+        for norm, name, buffer in self.statistics:
+            setattr(norm, name, buffer)
 
 
 def absolute(x: Tensor) -> Tensor:
