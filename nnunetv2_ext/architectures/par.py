@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
 from nnunetv2_ext.architectures.contract import Shape
@@ -96,8 +97,8 @@ class PDI(nn.Module):
         self.attentions = nn.ModuleList(_Attention(length, heads, order) for order in self._ORDERS)
 
     def forward(self, y: Tensor) -> Tensor:
-        along_c, along_h, along_d = (attention(y) for attention in self.attentions)
-        return along_c + along_h + along_d
+        along_c, along_h, along_d = self.attentions
+        return along_c(y).add_(along_h(y)).add_(along_d(y))
 
 
 class SAI(nn.Module):
@@ -232,8 +233,15 @@ class PaR(nn.Module):
                 "use the patch that was planned, or build the refiner for this one",
             )
         coarse = y.movedim(2 + self.axis, 2)
-        intensity = self._fused(self.pdi(coarse), self.sai(coarse)).movedim(2, 2 + self.axis)
+        intensity = self._fused(self.pdi(coarse), self._intensified(coarse)).movedim(2, 2 + self.axis)
         return torch.addcmul(y, y, torch.sigmoid(intensity).to(y.dtype))  # half precision stays half
+
+    def _intensified(self, y: Tensor) -> Tensor:
+        """SAI, on the CPU computed again in the backward pass."""
+        if few_features.is_meant_for(y) and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self.sai, y, use_reentrant=False, preserve_rng_state=False)
+            return result
+        return self.sai(y)
 
     def _fused(self, pdi: Tensor, sai: Tensor) -> Tensor:
         if self.fusion == "concat":

@@ -38,71 +38,85 @@ class _SelfAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, to_qkv: Tensor, to_out: Tensor, bias: Tensor, heads: int) -> Tensor:
-        ctx.save_for_backward(x, to_qkv, to_out)
-        ctx.heads = heads
-        result = torch.empty_like(x)
+        result, attended = torch.empty_like(x), torch.empty_like(x)
+        sums = x.new_empty(len(x), heads, *x.shape[2:])
         with torch.autocast("cpu", enabled=False):
-            to_qkv = _with_scale(to_qkv, heads)
-            for piece in _pieces(x):
-                qkv = _by_head(to_qkv @ x[piece].flatten(1), heads, x.shape)
-                attended = torch.empty_like(qkv[:1])
+            scaled = _with_scale(to_qkv, heads)
+            for piece, (weights, _) in _pieces(x):
+                shape = x[piece].shape
+                qkv = _by_head(scaled @ x[piece].flatten(1), heads, x.shape)
+                ours, our_sums = torch.empty_like(qkv[:1]), sums.new_empty(heads, *weights.shape[:2])
                 for head in range(heads):
-                    attended[:, head] = _attend(*qkv[:, head])[0]
-                result[piece] = torch.addmm(bias[:, None], to_out, _by_feature(attended)).view(x[piece].shape)
+                    ours[0, head], our_sums[head] = _attend(*qkv[:, head], weights)
+                sums[piece] = our_sums.view(heads, *shape[1:])
+                attended[piece] = _by_feature(ours).view(shape)
+                result[piece] = torch.addmm(bias[:, None], to_out, _by_feature(ours)).view(shape)
+        ctx.save_for_backward(x, to_qkv, to_out, attended, sums)
+        ctx.heads = heads
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, to_qkv, to_out = ctx.saved_tensors
-        heads, to_qkv = ctx.heads, _with_scale(to_qkv, ctx.heads)
+        x, to_qkv, to_out, attended, sums = ctx.saved_tensors
+        heads, scaled = ctx.heads, _with_scale(to_qkv, ctx.heads)
         of_x, of_bias = torch.empty_like(x), to_out.new_zeros(len(to_out))
-        of_qkv, of_out = torch.zeros_like(to_qkv), torch.zeros_like(to_out)
-        for piece in _pieces(x):
-            inputs, outer = x[piece].flatten(1), gradient[piece].flatten(1)
-            qkv = _by_head(to_qkv @ inputs, heads, x.shape)
-            inner = _by_head(to_out.T @ outer, heads, x.shape)
-            attended, below = torch.empty_like(inner), torch.empty_like(qkv)
+        of_scaled, of_out = torch.zeros_like(to_qkv), torch.zeros_like(to_out)
+        for piece, scores in _pieces(x):
+            inputs, outer, middle = (tensor[piece].flatten(1) for tensor in (x, gradient, attended))
+            qkv = _by_head(scaled @ inputs, heads, x.shape)
+            inner = to_out.T @ outer
+            means = _by_head(inner * middle, heads, x.shape)[0].sum(2)
+            our_sums, inner = sums[piece].reshape(means.shape), _by_head(inner, heads, x.shape)[0]
+            below = torch.empty_like(qkv)
             for head in range(heads):
-                attended[:, head], *gradients = _attend_backward(*qkv[:, head], inner[0, head])
-                below[:, head] = torch.stack(gradients)
-            of_out.addmm_(outer, _by_feature(attended).T)
+                of_query, of_key, of_value = _attend_backward(
+                    *qkv[:, head], inner[head], our_sums[head], means[head], scores
+                )
+                below[0, head], below[1, head], below[2, head] = of_query, of_key, of_value
+            below[:2] *= math.log(2)
+            of_out.addmm_(outer, middle.T)
             of_bias += outer.sum(1)
-            of_qkv.addmm_(_by_feature(below), inputs.T)
-            of_x[piece] = (to_qkv.T @ _by_feature(below)).view(x[piece].shape)
-        return of_x, _with_scale(of_qkv, heads), of_out, of_bias, None
+            of_scaled.addmm_(_by_feature(below), inputs.T)
+            of_x[piece] = (scaled.T @ _by_feature(below)).view(x[piece].shape)
+        return of_x, _with_scale(of_scaled, heads), of_out, of_bias, None
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of (S, E, T), the weights (S, T, T) before they are divided by their sums, and these, (S, T, 1).
+def _attend(query: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of (S, E, T), and (S, T), the logarithms of the sums of its weights, which are powers of two."""
+    torch.bmm(query.mT, key, out=weights)
+    largest = weights.amax(-1, keepdim=True)
+    total = weights.sub_(largest).exp2_().sum(-1, keepdim=True)
+    return torch.bmm(value, weights.mT).div_(total.mT), total.log2_().add_(largest)[..., 0]
 
-    The weights are powers of two, which the CPU computes faster than those of e.
+
+def _attend_backward(
+    query: Tensor, key: Tensor, value: Tensor, gradient: Tensor, sums: Tensor, means: Tensor, scores: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of query and key, but for the factor log 2, and of value.
+
+    Args:
+        sums: (S, T), as `_attend` gives them.
+        means: (S, T), products of gradient and attention.
+        scores: (2, S, T, T), written into.
     """
-    scores = query.mT @ key
-    weights = scores.sub_(scores.amax(-1, keepdim=True)).exp2_()
-    total = weights.sum(-1, keepdim=True)
-    return (value @ weights.mT).div_(total.mT), weights, total
+    weights, of_scores = scores
+    torch.baddbmm(sums.neg()[..., None].expand(weights.shape), query.mT, key, out=weights).exp2_()
+    torch.baddbmm(means.neg()[..., None].expand(weights.shape), gradient.mT, value, out=of_scores).mul_(weights)
+    return torch.bmm(key, of_scores.mT), torch.bmm(query, of_scores), torch.bmm(gradient, weights)
 
 
-def _attend_backward(query: Tensor, key: Tensor, value: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
-    """The attention again, then the gradients of query, key and value, all of (S, E, T)."""
-    attended, weights, total = _attend(query, key, value)
-    gradient = gradient / total.mT
-    mean = (gradient * attended).sum(1)[..., None]
-    of_scores = torch.baddbmm(mean.expand(weights.shape), gradient.mT, value, beta=-1).mul_(weights)
-    of_query, of_key = key @ of_scores.mT, query @ of_scores
-    return attended, of_query.mul_(math.log(2)), of_key.mul_(math.log(2)), gradient @ weights
-
-
-def _pieces(x: Tensor) -> Iterator[tuple[int, slice, slice, slice]]:
-    """The sequences of (B, W, R, S, T) in parts of one sample and of few scores per head."""
+def _pieces(x: Tensor) -> Iterator[tuple[tuple[int, slice, slice, slice], Tensor]]:
+    """The sequences of (B, W, R, S, T) in parts of one sample and of few scores per head, with room for these twice."""
     batch, _, rows, columns, tokens = x.shape
     sequences = max(1, min(_SCORES, x.numel()) // tokens**2)
     wide, high = min(columns, sequences), max(1, sequences // columns)
+    room = x.new_empty(2, min(high, rows) * wide, tokens, tokens)  # made once: fresh memory costs more than the scores
     for sample in range(batch):
         for row in range(0, rows, high):
             for column in range(0, columns, wide):
-                yield sample, slice(None), slice(row, row + high), slice(column, column + wide)
+                taken = min(high, rows - row) * min(wide, columns - column)
+                yield (sample, slice(None), slice(row, row + high), slice(column, column + wide)), room[:, :taken]
 
 
 def _with_scale(to_qkv: Tensor, heads: int) -> Tensor:
