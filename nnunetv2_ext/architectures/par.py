@@ -16,9 +16,11 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
 from nnunetv2_ext.architectures.contract import Shape
+from nnunetv2_ext.architectures.layers import few_features
 from nnunetv2_ext.architectures.layers.attention import attend, padded_elements
 from nnunetv2_ext.architectures.layers.few_channels import convolved, pointwise
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
@@ -57,21 +59,28 @@ class _Attention(nn.Module):
 
     Args:
         length: size of W.
-        sequences: how the dimensions make sequences, tokens and vectors, in the notation of einops.
+        order: of the dimensions, in the notation of einops: batch, W, two of the sequences, tokens.
     """
 
-    def __init__(self, length: int, heads: int, sequences: str):
+    def __init__(self, length: int, heads: int, order: str):
         super().__init__()
-        self.heads, self.sequences = heads, sequences
+        self.heads, self.order = heads, order
         self.to_qkv = nn.Linear(length, 3 * length, bias=False)
         self.to_out = nn.Linear(length, length)
 
     def forward(self, y: Tensor) -> Tensor:
-        _, channels, _, height, depth = y.shape
-        projected = self.to_qkv(rearrange(y, f"b c w h d -> {self.sequences}"))
+        x = rearrange(y, f"b c w h d -> {self.order}")
+        attended = self._attended(x)
+        return rearrange(attended, f"{self.order} -> b c w h d")
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """(B, W, R, S, T) -> the same: sequences of all R and S, tokens along T."""
+        if few_features.is_meant_for(x):
+            return few_features.self_attention(x, self.to_qkv, self.to_out, self.heads)
+        projected = self.to_qkv(rearrange(x, "b w r s t -> (b r s) t w"))
         query, key, value = (rearrange(one, "s t (n e) -> s n t e", n=self.heads) for one in projected.chunk(3, dim=-1))
         attended = self.to_out(rearrange(attend(query, key, value), "s n t e -> s t (n e)"))
-        return rearrange(attended, f"{self.sequences} -> b c w h d", c=channels, h=height, d=depth)
+        return rearrange(attended, "(b r s) t w -> b w r s t", r=x.shape[2], s=x.shape[3])
 
 
 class PDI(nn.Module):
@@ -81,15 +90,15 @@ class PDI(nn.Module):
     """
 
     # tokens along C, H and D; feature vectors along W
-    _SEQUENCES = ("(b h d) c w", "(b c d) h w", "(b c h) d w")
+    _ORDERS = ("b w h d c", "b w c d h", "b w c h d")
 
     def __init__(self, length: int, heads: int):
         super().__init__()
-        self.attentions = nn.ModuleList(_Attention(length, heads, sequences) for sequences in self._SEQUENCES)
+        self.attentions = nn.ModuleList(_Attention(length, heads, order) for order in self._ORDERS)
 
     def forward(self, y: Tensor) -> Tensor:
-        along_c, along_h, along_d = (attention(y) for attention in self.attentions)
-        return along_c + along_h + along_d
+        along_c, along_h, along_d = self.attentions
+        return along_c(y).add_(along_h(y)).add_(along_d(y))
 
 
 class SAI(nn.Module):
@@ -224,8 +233,15 @@ class PaR(nn.Module):
                 "use the patch that was planned, or build the refiner for this one",
             )
         coarse = y.movedim(2 + self.axis, 2)
-        intensity = self._fused(self.pdi(coarse), self.sai(coarse)).movedim(2, 2 + self.axis)
+        intensity = self._fused(self.pdi(coarse), self._intensified(coarse)).movedim(2, 2 + self.axis)
         return torch.addcmul(y, y, torch.sigmoid(intensity).to(y.dtype))  # half precision stays half
+
+    def _intensified(self, y: Tensor) -> Tensor:
+        """SAI, on the CPU computed again in the backward pass."""
+        if few_features.is_meant_for(y) and torch.is_grad_enabled():
+            result: Tensor = checkpoint(self.sai, y, use_reentrant=False, preserve_rng_state=False)
+            return result
+        return self.sai(y)
 
     def _fused(self, pdi: Tensor, sai: Tensor) -> Tensor:
         if self.fusion == "concat":
