@@ -92,3 +92,16 @@ def test_statistics_are_kept_and_the_context_may_be_entered_again() -> None:
         assert torch.equal(buffer, before[name][1])
     network(x)
     assert network.norm.num_batches_tracked == 1
+
+
+def test_what_is_computed_again_may_hold_others() -> None:
+    """As a stage that activation checkpointing computes again."""
+    inner = Layers(nn.BatchNorm3d(4))
+    outer = Layers(nn.Sequential(inner, nn.BatchNorm3d(4)))
+    state = {key: value.clone() for key, value in outer.state_dict().items()}
+    inner.recompute = False
+    plain = results(outer, recompute=False)
+    outer.load_state_dict(state)
+    inner.recompute = True
+    for key, value in results(outer, recompute=True).items():
+        torch.testing.assert_close(value, plain[key], rtol=1e-6, atol=1e-6, msg=key)
