@@ -26,3 +26,17 @@ def test_planned_arguments_follow_from_the_spacing(spacing, divisor):
     assert alone.divisor == refined.divisor == divisor
     assert alone.patch == refined.patch == (16, 32, 32)
     assert refined.parameters > alone.parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [((32, 16, 16), (32, 16, 16)), ((16, 16, 16), (16, 16, 32)), ((17, 8, 40), (16, 16, 48))],
+)
+def test_a_patch_below_the_minimum_is_taken_where_the_network_takes_it(patch, expected):
+    alone, refined = costs(["BasicUNet"], patch, (1, 1, 1), channels=1, classes=3, step=None)
+    assert alone.patch == refined.patch == expected
+    assert (
+        alone.note
+        == refined.note
+        == ("" if patch == expected else f"nearest patch to {patch[0]} x {patch[1]} x {patch[2]}")
+    )
