@@ -35,8 +35,12 @@ def test_planned_arguments_follow_from_the_spacing(spacing, divisor):
 def test_a_patch_below_the_minimum_is_taken_where_the_network_takes_it(patch, expected):
     alone, refined = costs(["BasicUNet"], patch, (1, 1, 1), channels=1, classes=3, step=None)
     assert alone.patch == refined.patch == expected
-    assert (
-        alone.note
-        == refined.note
-        == ("" if patch == expected else f"nearest patch to {patch[0]} x {patch[1]} x {patch[2]}")
-    )
+    note = f"nearest patch to {' x '.join(map(str, patch))}"
+    assert alone.note == refined.note == ("" if patch == expected else note)
+
+
+def test_a_backbone_that_takes_nothing_has_a_reason():
+    alone, refined = costs(["VNet"], (16, 16, 32), (1, 1, 1), channels=3, classes=3, step=None)
+    for row in (alone, refined):
+        assert row.patch is row.parameters is None
+        assert row.note.startswith("got VNet(") and "expected arguments that it takes" in row.note
