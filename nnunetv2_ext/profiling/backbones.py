@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -81,21 +82,36 @@ def costs(
             record.load()
             kwargs = planned_kwargs(record, patch_size, spacing)
             divisor, minimum = size_rule(record, kwargs)
-            patch = nearest(patch_size, divisor, minimum)
+            plain = replace(plain, divisor=divisor, minimum=minimum)
+            # the minimum is of all patches from there on; a smaller one may do as well
+            patch, backbone = _first_taken(
+                record, [nearest(patch_size, divisor, least) for least in (divisor, minimum)], channels, classes, kwargs
+            )
             note = "" if patch == patch_size else f"nearest patch to {' x '.join(map(str, patch_size))}"
-            plain = replace(plain, patch=patch, divisor=divisor, minimum=minimum, note=note)
-            alone = _subject(record, False, patch, channels, classes, kwargs)
-            rows = [_counted(alone)]
-            rows.append(refiner(patch))
+            plain, rows = replace(plain, patch=patch, note=note), [backbone, refiner(patch)]
         except InputError as error:
             for name in (plain.name, f"{REFINED}:{plain.name}"):
-                yield replace(plain, name=name, patch=None, note=str(error))
+                yield replace(plain, name=name, note=str(error))
             continue
         for name, subject, parts in (
-            (record.name, alone, rows[:1]),
+            (record.name, _subject(record, False, patch, channels, classes, kwargs), rows[:1]),
             (f"{REFINED}:{record.name}", _subject(record, True, patch, channels, classes, kwargs), rows),
         ):
             yield _measured(_with_counts(replace(plain, name=name), parts), subject, step)
+
+
+def _first_taken(
+    record: Backbone, patches: Sequence[Shape], channels: int, classes: int, kwargs: Kwargs
+) -> tuple[Shape, Row]:
+    """The first of some patches that a backbone takes, and what it costs there.
+
+    Raises:
+        InputError: what it says of the last one.
+    """
+    for patch in patches[:-1]:
+        with suppress(InputError):
+            return patch, _counted(_subject(record, False, patch, channels, classes, kwargs))
+    return patches[-1], _counted(_subject(record, False, patches[-1], channels, classes, kwargs))
 
 
 def nearest(patch_size: Shape, divisor: Shape, minimum: Shape) -> Shape:

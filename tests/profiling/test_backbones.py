@@ -26,3 +26,21 @@ def test_planned_arguments_follow_from_the_spacing(spacing, divisor):
     assert alone.divisor == refined.divisor == divisor
     assert alone.patch == refined.patch == (16, 32, 32)
     assert refined.parameters > alone.parameters > 0
+
+
+@pytest.mark.parametrize(
+    ("patch", "expected"),
+    [((32, 16, 16), (32, 16, 16)), ((16, 16, 16), (16, 16, 32)), ((17, 8, 40), (16, 16, 48))],
+)
+def test_a_patch_below_the_minimum_is_taken_where_the_network_takes_it(patch, expected):
+    alone, refined = costs(["BasicUNet"], patch, (1, 1, 1), channels=1, classes=3, step=None)
+    assert alone.patch == refined.patch == expected
+    note = f"nearest patch to {' x '.join(map(str, patch))}"
+    assert alone.note == refined.note == ("" if patch == expected else note)
+
+
+def test_a_backbone_that_takes_nothing_has_a_reason():
+    alone, refined = costs(["VNet"], (16, 16, 32), (1, 1, 1), channels=3, classes=3, step=None)
+    for row in (alone, refined):
+        assert row.patch is row.parameters is None
+        assert row.note.startswith("got VNet(") and "expected arguments that it takes" in row.note
