@@ -4,7 +4,7 @@ Paper: Huang et al., "Volumetric Axial Disentanglement Enabling Advancing in Med
 Original code: https://github.com/IMOP-lab/PaR-Pytorch; written anew here from the paper's description.
 
 Departures from the original, none of which changes an output of `variant="published_code"`: any axis and size instead
-of 96 slices; attention never holds its matrix; on the CPU convolutions of few channels are computed as 2D ones.
+of 96 slices; attention never holds its matrix; on the CPU it is computed in pieces, and convolutions as 2D ones.
 `variant="paper"` follows the paper where the code does otherwise (groups along the axis, no second residual).
 """
 
@@ -69,8 +69,7 @@ class _Attention(nn.Module):
         self.to_out = nn.Linear(length, length)
 
     def forward(self, y: Tensor) -> Tensor:
-        x = rearrange(y, f"b c w h d -> {self.order}")
-        attended = self._attended(x)
+        attended = self._attended(rearrange(y, f"b c w h d -> {self.order}"))
         return rearrange(attended, f"{self.order} -> b c w h d")
 
     def _attended(self, x: Tensor) -> Tensor:
@@ -238,10 +237,8 @@ class PaR(nn.Module):
 
     def _intensified(self, y: Tensor) -> Tensor:
         """SAI, on the CPU computed again in the backward pass."""
-        if few_features.is_meant_for(y) and torch.is_grad_enabled():
-            result: Tensor = checkpoint(self.sai, y, use_reentrant=False, preserve_rng_state=False)
-            return result
-        return self.sai(y)
+        recompute = few_features.is_meant_for(y) and torch.is_grad_enabled()
+        return checkpoint(self.sai, y, use_reentrant=False, preserve_rng_state=False) if recompute else self.sai(y)
 
     def _fused(self, pdi: Tensor, sai: Tensor) -> Tensor:
         if self.fusion == "concat":

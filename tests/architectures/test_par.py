@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
+from nnunetv2_ext.architectures.layers import few_features
 from nnunetv2_ext.architectures.layers.attention import attend_on_cuda
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.architectures.par import (
@@ -166,6 +167,23 @@ def test_attention_in_cudas_sizes_is_the_same(width: int, limit: int) -> None:
     query, key, value = torch.randn(3, 15, 2, 6, width, dtype=torch.float64)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value)
     torch.testing.assert_close(attend_on_cuda(query, key, value, limit=limit), expected)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+@pytest.mark.parametrize("most", [1, 40, 2000])
+def test_attention_in_pieces_is_the_same(axis: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, whatever number of scores a piece holds, against PyTorch's own attention with its gradients."""
+    network = refiner(3, (6, 8, 10), axis=axis, heads=2)
+    y = torch.randn(2, 3, 6, 8, 10, dtype=torch.float64, requires_grad=True)
+    results = []
+    for in_pieces in (True, False):
+        monkeypatch.setattr(few_features, "_SCORES", most)
+        if not in_pieces:
+            monkeypatch.setattr(few_features, "is_meant_for", lambda x: False)
+        result = network(y)
+        results.append([result, *torch.autograd.grad(result.square().sum(), [y, *network.parameters()])])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 
 
 def test_memory_counts_what_cudas_kernels_fill_up() -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 # scores that are held at a time: they stay in the processor's caches
-_SCORES = 2**20
+_SCORES = 2**18
 
 
 def is_meant_for(x: Tensor) -> bool:
@@ -22,8 +22,8 @@ def self_attention(x: Tensor, to_qkv: nn.Linear, to_out: nn.Linear, heads: int) 
     """Multi-head self-attention along T, vectors along W: (B, W, R, S, T) -> the same.
 
     Tokens are the columns of every matrix, features its rows, which makes the products wide. The sequences, one for
-    each of R and S, go in pieces of which few scores are held. Only `x` is kept for the backward pass; the rest is
-    computed again.
+    each of R and S, go in pieces of few scores. Kept for the backward pass are `x`, the results of the heads and the
+    sums of their weights; the rest is computed again.
 
     Args:
         to_qkv: W -> 3 W, without bias.
