@@ -22,11 +22,12 @@ _HOMES = {
     "BackboneNetwork": "backbones.network",
     "ConvFreeTransformer": "convfree",
     "MNet": "mnet",
+    "NNFormer": "nnformer",
     "PaR": "par",
     "PaRNetwork": "par",
 }
 
-__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "PaR", "PaRNetwork"]
+__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "NNFormer", "PaR", "PaRNetwork"]
 
 
 def __getattr__(name: str) -> Any:

@@ -177,7 +177,8 @@ class _Encoder(nn.Module):
         """(B, channels, Z, Y, X) -> (B, z, y, x, D 2^i) of each level i."""
         x = self.patch_embed(x)
         skips = []
-        for level, layer in enumerate(self.layers):
+        layers: Any = self.layers
+        for level, layer in enumerate(layers):
             x = layer(x)
             skips.append(self.get_submodule(f"norm{level}")(x))
             if hasattr(layer, "downsample"):
