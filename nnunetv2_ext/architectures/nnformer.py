@@ -12,6 +12,7 @@ some of its files); attention without its matrix, and cheap steps computed again
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 from typing import Any, NoReturn
 
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 from nnunetv2_ext.architectures.backbones.record import triple
 from nnunetv2_ext.architectures.contract import Shape, three_axes
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
-from nnunetv2_ext.architectures.layers.recompute import layer_of
+from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.architectures.layers.window_blocks import CrossWindowBlock, WindowBlock
 from nnunetv2_ext.architectures.layers.windows import ShiftedWindows
 from nnunetv2_ext.errors import InputError, is_whole
@@ -215,9 +216,8 @@ class _Embedding(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         one, two = self.proj1, self.proj2
         x = one.conv1(channels_last(x))
-        x = layer_of(lambda x: _normed(F.gelu(x), one.norm1), x, one.conv2, one.norm1)
-        x = layer_of(lambda x: _normed(F.gelu(x), one.norm2), x, two.conv1, one.norm2)
-        x = layer_of(lambda x: _normed(F.gelu(x), two.norm1), x, two.conv2, two.norm1)
+        for norm, convolution in ((one.norm1, one.conv2), (one.norm2, two.conv1), (two.norm1, two.conv2)):
+            x = recomputed(partial(_convolved, norm, convolution), x)
         tokens: Tensor = self.norm(x.movedim(1, -1))
         return tokens
 
@@ -233,10 +233,10 @@ def _twice(channels: int, width: int, stride: Sequence[int], *, last_norm: bool)
     return module
 
 
-def _normed(x: Tensor, norm: nn.Module) -> Tensor:
-    """Layer norm over the channels of (B, C, z, y, x)."""
-    normed: Tensor = norm(x.movedim(1, -1))
-    return normed.movedim(-1, 1)
+def _convolved(norm: nn.Module, convolution: nn.Module, x: Tensor) -> Tensor:
+    """GELU, layer norm over the channels of (B, C, z, y, x), then a convolution."""
+    convolved: Tensor = convolution(norm(F.gelu(x).movedim(1, -1)).movedim(-1, 1))
+    return convolved
 
 
 class _Down(nn.Module):
@@ -251,7 +251,7 @@ class _Down(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, z, y, x, D) -> (B, z / 2, y / 2, x / 2, 2 D)."""
-        return layer_of(lambda x: self.norm(F.gelu(x)).movedim(-1, 1), x, self.reduction, self.norm).movedim(1, -1)
+        return recomputed(partial(_convolved, self.norm, self.reduction), x.movedim(-1, 1)).movedim(1, -1)
 
 
 class _Up(nn.Module):
@@ -264,7 +264,7 @@ class _Up(nn.Module):
         self.up = nn.ConvTranspose3d(2 * width, width, stride, stride, output_padding=odd)
 
     def forward(self, x: Tensor) -> Tensor:
-        return layer_of(lambda x: self.norm(x).movedim(-1, 1), x, self.up, self.norm).movedim(1, -1)
+        return recomputed(lambda x: self.up(self.norm(x).movedim(-1, 1)), x).movedim(1, -1)
 
 
 class _UpLevel(nn.Module):

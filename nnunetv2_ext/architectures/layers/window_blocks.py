@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.layers.drop_path import drop_path
-from nnunetv2_ext.architectures.layers.recompute import layer_of
+from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.architectures.layers.windows import ShiftedWindows, attend_in_windows, relative_positions
 
 _MLP_RATIO = 4
@@ -29,9 +29,7 @@ class WindowBlock(nn.Module):
         self.norm1 = nn.LayerNorm(width)
         self.attn = WindowAttention(width, heads, windows, self.packed, masked=masked)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = nn.Module()
-        self.mlp.fc1 = nn.Linear(width, _MLP_RATIO * width)
-        self.mlp.fc2 = nn.Linear(_MLP_RATIO * width, width)
+        self.mlp = _MLP(width)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, z, y, x, D) -> the same."""
@@ -40,8 +38,8 @@ class WindowBlock(nn.Module):
 
     def _projected(self, x: Tensor) -> Any:
         """Queries, keys and values, or the last two: (B * windows, heads, T, E)."""
-        packed: Any = self.attn.get_submodule(self.packed)
-        tensors = layer_of(self._split, x, packed, self.norm1)
+        projection: Any = self.attn.get_submodule(self.packed)
+        tensors = recomputed(lambda x: projection(self._split(x)), x)
         return rearrange(tensors, "s t (n h e) -> n s h t e", n=len(self.packed), h=self.attn.heads)
 
     def _split(self, x: Tensor) -> Tensor:
@@ -52,8 +50,7 @@ class WindowBlock(nn.Module):
         """What the attention tells added to the tokens, then what the MLP makes of them."""
         attended = self.windows.join(self.attn(query, key, value))
         x = x + drop_path(attended, self.drop_path, training=self.training)
-        hidden = layer_of(self.norm2, x, self.mlp.fc1, self.norm2)  # type: ignore[arg-type]
-        return x + drop_path(layer_of(F.gelu, hidden, self.mlp.fc2), self.drop_path, training=self.training)  # type: ignore[arg-type]
+        return x + drop_path(self.mlp(x, self.norm2), self.drop_path, training=self.training)
 
 
 class CrossWindowBlock(WindowBlock):
@@ -66,6 +63,20 @@ class CrossWindowBlock(WindowBlock):
         key, value = self._projected(skip)
         query = rearrange(self._split(x), "s t (h e) -> s h t e", h=self.attn.heads)
         return self._added(x + skip, query.to(key.dtype), key, value)
+
+
+class _MLP(nn.Module):
+    """Two linear layers with GELU between them."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1 = nn.Linear(width, _MLP_RATIO * width)
+        self.fc2 = nn.Linear(_MLP_RATIO * width, width)
+
+    def forward(self, x: Tensor, norm: nn.Module) -> Tensor:
+        """(..., D) -> (..., D), of the normed tokens."""
+        hidden = recomputed(lambda x: self.fc1(norm(x)), x)
+        return recomputed(lambda hidden: self.fc2(F.gelu(hidden)), hidden)
 
 
 class WindowAttention(nn.Module):
