@@ -7,8 +7,8 @@ of its tensors, so that published weights load.
 Departures: sizes travel with the features, so that any patch of whole tokens works; strides per axis; the table of
 relative positions has a row for each offset (the published index lets offsets share rows; published weights bring it
 with them, and keep their outputs); windows that reach round the border of the image can be kept from it (`masked`,
-always so with cubes); a stride along z that is that of the plans (published: 8 for a `patch_size` of 4, 1 for 2, in
-some of its files); attention without its matrix, and cheap steps computed again in the backward pass.
+always so with cubes); tokens as large as `patch_size` says (two of the published files shrink z by 8 for 4, or not at
+all for 2); attention without its matrix, and cheap steps computed again in the backward pass.
 """
 
 from collections.abc import Sequence
@@ -142,7 +142,7 @@ class NNFormer(nn.Module):
     def _grids(self, patch_size: Sequence[int]) -> list[Shape]:
         """The tokens along (z, y, x) of each level."""
         sizes = three_axes(patch_size)
-        down = triple([prod(stride[axis] for stride in self.strides) for axis in range(3)])
+        down = triple([prod([stride[axis] for stride in self.strides]) for axis in range(3)])
         least = [token * step for token, step in zip(self.patch_size, down, strict=True)]
         divisor = list(self.patch_size) if self.window_rule == "per_axis" else least
         if any(size % step or size < low for size, step, low in zip(sizes, divisor, least, strict=True)):

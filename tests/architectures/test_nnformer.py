@@ -251,3 +251,15 @@ def test_another_patch_than_the_planned_one() -> None:
     ):
         with pytest.raises(InputError, match=r"the size .* that it was built for"):
             refused()
+
+
+def test_compiled_outputs_and_gradients() -> None:
+    arguments = {**THICK, "strides": [[1, 2, 2]], "depths": [1, 2], "num_heads": [1, 2], "window_size": [[3, 2, 2], 2]}
+    network, x = build({**arguments, "masked": True}, (3, 20, 24)).double(), image((3, 20, 24)).requires_grad_()
+    outputs = network(x)
+    expected = gradients(network, x, outputs)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)(x)
+    for output, y in zip(compiled, outputs, strict=True):
+        torch.testing.assert_close(output, y, rtol=1e-9, atol=1e-12)
+    for name, gradient in gradients(network, x, compiled).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-8, atol=1e-12, msg=name)
