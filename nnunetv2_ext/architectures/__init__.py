@@ -11,7 +11,15 @@ if TYPE_CHECKING:
     from nnunetv2_ext.architectures.contract import Freezable, Network, Tokenized
     from nnunetv2_ext.architectures.convfree import ConvFreeTransformer
     from nnunetv2_ext.architectures.mnet import MNet
+    from nnunetv2_ext.architectures.multiresunet import MultiResUNet
+    from nnunetv2_ext.architectures.nnformer import NNFormer
     from nnunetv2_ext.architectures.par import PaR, PaRNetwork
+    from nnunetv2_ext.architectures.segformer3d import SegFormer3D
+    from nnunetv2_ext.architectures.slimunetr import SlimUNETR
+    from nnunetv2_ext.architectures.swin_unetr import SwinUNETR
+    from nnunetv2_ext.architectures.swinsmt import SwinSMT
+    from nnunetv2_ext.architectures.transbts import TransBTS
+    from nnunetv2_ext.architectures.uxnet import UXNet
 
     # mypy checks the networks against the contract here
     _networks: tuple[type[Network], ...] = (BackboneNetwork, ConvFreeTransformer, MNet, PaRNetwork)
@@ -23,12 +31,32 @@ _HOMES = {
     "ConvFreeTransformer": "convfree",
     "MNet": "mnet",
     "MultiResUNet": "multiresunet",
+    "NNFormer": "nnformer",
     "PaR": "par",
     "PaRNetwork": "par",
+    "SegFormer3D": "segformer3d",
+    "SlimUNETR": "slimunetr",
+    "SwinSMT": "swinsmt",
+    "SwinUNETR": "swin_unetr",
     "TransBTS": "transbts",
+    "UXNet": "uxnet",
 }
 
-__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "MultiResUNet", "PaR", "PaRNetwork", "TransBTS"]
+__all__ = [
+    "BackboneNetwork",
+    "ConvFreeTransformer",
+    "MNet",
+    "MultiResUNet",
+    "NNFormer",
+    "PaR",
+    "PaRNetwork",
+    "SegFormer3D",
+    "SlimUNETR",
+    "SwinSMT",
+    "SwinUNETR",
+    "TransBTS",
+    "UXNet",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from nnunetv2_ext.architectures.backbones import BACKBONES
+from nnunetv2_ext.architectures.backbones import BACKBONES, ours
 from nnunetv2_ext.architectures.backbones.network import BackboneNetwork, record_of
 from nnunetv2_ext.architectures.backbones.record import size_rule
 from nnunetv2_ext.architectures.mnet import MNet
@@ -26,10 +26,11 @@ CHANNELS, CLASSES = 2, 3
 SMALL_BACKBONES = {record.name: record.small for record in BACKBONES}
 BACKBONE_PATCHES = {record.name: record.patches[0] for record in BACKBONES}
 PLAIN, RESIDUAL = SMALL_BACKBONES["PlainConvUNet"], SMALL_BACKBONES["ResidualEncoderUNet"]
+CARDIAC = {"patch_size": [1, 4, 4], "strides": [[1, 2, 2], [2, 2, 2], [2, 2, 2]]}
 NAMES = list(SMALL_BACKBONES)
 DISTINCT = [record.name for record in distinct_backbones()]
 MONAI = [entry.name for entry in BACKBONES if entry.extra == "monai"]
-SUPERVISED = {"PlainConvUNet": 2, "ResidualEncoderUNet": 2, "MNet": 7, "MedNeXt": 4}
+SUPERVISED = {"PlainConvUNet": 2, "ResidualEncoderUNet": 2, "MNet": 7, "MedNeXt": 4, "nnFormer": 3}
 IMPOSSIBLE = [(0, 32, 32), (8, 3, 32), (8, 32), (1, 1, 8, 32, 32)]
 
 
@@ -58,7 +59,7 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_small_arguments_and_patches_are_known_for_every_backbone() -> None:
     assert all(record.small and record.patches for record in BACKBONES)
     assert json.loads(json.dumps(SMALL_BACKBONES)) == SMALL_BACKBONES
-    assert set(DISTINCT) == {"PlainConvUNet", "ResidualEncoderUNet", "MNet", "TransBTS", "MultiResUNet", *MONAI}
+    assert set(DISTINCT) == {"PlainConvUNet", "ResidualEncoderUNet", *(record.name for record in ours.BACKBONES), *MONAI}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -182,6 +183,9 @@ def test_impossible_sizes(name: str, patch: tuple[int, ...]) -> None:
         ("PlainConvUNet", PLAIN, (2, 4, 4), (2, 4, 8)),
         ("ResidualEncoderUNetL", RESIDUAL, (2, 4, 4), (2, 4, 8)),
         ("MNet", None, (1, 1, 1), (1, 16, 32)),
+        ("nnFormer", None, (16, 32, 32), (16, 32, 32)),
+        ("nnFormer", {"window_rule": "per_axis", **CARDIAC}, (1, 4, 4), (4, 32, 32)),
+        ("nnFormer", CARDIAC, (4, 32, 32), (4, 32, 32)),
         ("UNet", None, (16, 16, 16), (16, 16, 32)),
         ("UNet", SMALL_BACKBONES["UNet"], (2, 4, 4), (2, 4, 8)),
         ("VNet", None, (16, 16, 16), (16, 16, 32)),
@@ -262,7 +266,7 @@ def test_feature_map_size_does_not_depend_on_where_the_network_lies(name: str) -
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"backbone": "nnFormer"}, "one of PlainConvUNet, .*MedNeXt"),
+        ({"backbone": "nnUNext"}, "one of PlainConvUNet, .*MedNeXt"),
         ({"backbone": "torch.nn.Nothing"}, "dotted path"),
         ({"backbone": "torch.nn.functional.relu"}, "dotted path"),
         ({"backbone": "torch.nn.Conv3d"}, "backbone_kwargs"),
@@ -287,9 +291,7 @@ def test_bad_arguments(settings: dict[str, Any], message: str) -> None:
         BackboneNetwork(**{"input_channels": 1, "num_classes": 2, "spatial_shape": (32, 32, 64), **settings})
 
 
-@pytest.mark.parametrize(
-    ("backbone", "kwargs"), [("nnFormer", None), ("PlainConvUNet", None), ("UNet", {"strides": 2})]
-)
+@pytest.mark.parametrize(("backbone", "kwargs"), [("nnUNext", None), ("PlainConvUNet", None), ("UNet", {"strides": 2})])
 def test_size_rules_of_bad_arguments(backbone: str, kwargs: Any) -> None:
     with pytest.raises(InputError):
         size_rule(record_of(backbone), kwargs)

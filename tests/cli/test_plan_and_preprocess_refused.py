@@ -129,7 +129,7 @@ CONVFREE = ["-d", "901", "--no_pp", "-pl", "ConvFreePlanner"]
             nothing,
             "--patch-size for nnU-Net",
         ),
-        ([*PAR, "--backbone", "nnFormer"], nothing, "the backbone 'nnFormer'; expected one of PlainConvUNet"),
+        ([*PAR, "--backbone", "nnUNext"], nothing, "the backbone 'nnUNext'; expected one of PlainConvUNet"),
         ([*PAR, "--variant", "code"], nothing, "variant='code'; expected one of paper, published_code"),
         ([*PAR, "--fusion", "mean"], nothing, "fusion='mean'; expected one of add, multiply, concat"),
         ([*PAR, "--axis", "3"], nothing, "axis=3; expected 0, 1 or 2"),

@@ -206,8 +206,8 @@ FAULTS = {
         "network", ("a patch of (16, 16, 15) for PlainConvUNet", "[16, 16, 14] or [16, 16, 16]"),
     ),
     "an unknown backbone": (
-        lambda p: p.change_plans("PaRPlans", architecture=par([16] * 3, "nnFormer")), PAR, FAIL, "network",
-        ("the backbone 'nnFormer'", "one of PlainConvUNet"),
+        lambda p: p.change_plans("PaRPlans", architecture=par([16] * 3, "nnUNext")), PAR, FAIL, "network",
+        ("the backbone 'nnUNext'", "one of PlainConvUNet"),
     ),
     "training nobody reads": (
         lambda p: p.change_plans("nnUNetPlans", training={"epochs": 3}), STOCK, WARN, "training block",

@@ -192,6 +192,26 @@ def test_arguments_change_the_size_rule(described: Describe) -> None:
     assert planned(data, "BackbonePlanner", "SegResNet", backbone_kwargs=two_levels)["patch_size"] == [12, 40, 40]
 
 
+@pytest.mark.parametrize(
+    ("spacing", "patch", "tokens", "first"),
+    [
+        ((5.0, 1.0, 1.0), [12, 64, 64], [1, 4, 4], [1, 2, 2]),
+        ((3.0, 1.0, 1.0), [16, 64, 64], [2, 4, 4], [2, 2, 2]),
+        ((1.0, 1.0, 1.0), [32, 64, 64], [4, 4, 4], [2, 2, 2]),
+    ],
+    ids=str,
+)
+def test_tokens_and_strides_by_the_spacing(
+    described: Describe, spacing: Any, patch: list[int], tokens: list[int], first: list[int]
+) -> None:
+    configuration = planned(described(spacing=spacing), "BackbonePlanner", "nnFormer")
+    assert configuration["patch_size"] == patch
+    assert configuration["architecture"]["arch_kwargs"]["backbone_kwargs"] == {
+        "patch_size": tokens,
+        "strides": [first, [2, 2, 2], [2, 2, 2]],
+    }
+
+
 @pytest.mark.parametrize("planner", PLANNERS)
 @pytest.mark.parametrize(
     ("backbone", "weights"), [("PlainConvUNet", None), ("MNet", MNetTrainer.published_block)], ids=["stock", "MNet"]
@@ -265,7 +285,7 @@ def test_a_patch_of_the_user_that_cannot_work(
 @pytest.mark.parametrize(
     ("planner", "options", "message"),
     [
-        ("PaRPlanner", {"backbone": "nnFormer"}, "the backbone 'nnFormer'; expected one of PlainConvUNet, .*MedNeXt"),
+        ("PaRPlanner", {"backbone": "nnUNext"}, "the backbone 'nnUNext'; expected one of PlainConvUNet, .*MedNeXt"),
         ("PaRPlanner", {"variant": "code"}, "variant='code'; expected one of paper, published_code"),
         ("PaRPlanner", {"fusion": "mean"}, "fusion='mean'; expected one of add, multiply, concat"),
         ("PaRPlanner", {"axis": 3}, "axis=3; expected 0, 1 or 2"),

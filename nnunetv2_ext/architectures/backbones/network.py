@@ -192,7 +192,7 @@ class BackboneNetwork(nn.Module):
             InputError: a patch that the backbone cannot take.
         """
         sizes = self._checked(patch_size)
-        if not self._output_divisors:
+        if isinstance(self.network, Supervised):
             return self.network.deep_supervision_shapes(sizes)
         return [triple([s // d for s, d in zip(sizes, divisor, strict=True)]) for divisor in self._output_divisors]
 

@@ -22,15 +22,15 @@ def keeps_all() -> bool:
     return torch.compiler.is_compiling() or not torch.is_grad_enabled()
 
 
-def recomputed(function: Callable[..., Result], *inputs: Tensor, module: nn.Module) -> Result:
+def recomputed(function: Callable[..., Result], *inputs: Tensor, module: nn.Module | None = None) -> Result:
     """`function(*inputs)`, keeping the inputs alone; the backward pass calls it again up to its last operation.
 
     That operation is not repeated, since its result is not needed: where a function ends with a convolution, it is
     only what comes before that is computed again.
 
     Args:
-        function: made of layers of `module`, without dropout.
-        module: its batch norms move their running statistics in the forward pass only.
+        function: without dropout.
+        module: holds the batch norms of the function, whose running statistics move in the forward pass only.
     """
     if keeps_all():
         return function(*inputs)
@@ -39,8 +39,8 @@ def recomputed(function: Callable[..., Result], *inputs: Tensor, module: nn.Modu
     return result
 
 
-def _contexts(module: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
-    return nullcontext(), StatisticsKept(module)
+def _contexts(module: nn.Module | None) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    return nullcontext(), StatisticsKept(*([] if module is None else [module]))
 
 
 class StatisticsKept:

@@ -1,0 +1,156 @@
+"""Attention within windows of a grid of tokens, shifted round its border: Liu et al., "Swin Transformer", ICCV 2021.
+
+The matrix of weights is never kept: the backward pass computes it again, some windows at a time.
+"""
+
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from nnunetv2_ext.architectures.contract import Shape
+from nnunetv2_ext.architectures.layers.attention import attend
+from nnunetv2_ext.architectures.layers.neighbourhoods import Windows
+
+# added between tokens of different regions, which are neighbours only because the grid was shifted round its border
+APART = -100.0
+# what some windows at a time may take for their matrices: 16 MB in float32
+_CHUNK_ELEMENTS = 2**22
+_AXES = (1, 2, 3)
+
+
+class ShiftedWindows:
+    """The windows of a grid of tokens (B, z, y, x, D), which zeros behind each axis fill up to whole windows.
+
+    Args:
+        grid: tokens along (z, y, x).
+        window: those of a window.
+        shift: by how many the grid is shifted, round its border.
+    """
+
+    def __init__(self, grid: Shape, window: Shape, shift: Shape = (0, 0, 0)):
+        self.grid, self.window, self.shift = grid, window, shift
+        self.padded: Any = tuple(-(-size // step) * step for size, step in zip(grid, window, strict=True))
+        self._fill = [added for pair in zip(grid, self.padded, strict=True) for added in (pair[1] - pair[0], 0)][::-1]
+        self._windows = Windows(self.padded, window, spread=False)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, z, y, x, D) -> (B * windows, tokens of a window, D)"""
+        if self.padded != self.grid:
+            x = F.pad(x, [0, 0, *self._fill])
+        if any(self.shift):
+            x = x.roll([-step for step in self.shift], _AXES)
+        return self._windows.split(x.flatten(1, 3))
+
+    def join(self, x: Tensor) -> Tensor:
+        """(B * windows, tokens of a window, D) -> (B, z, y, x, D)"""
+        x = self._windows.join(x).unflatten(1, self.padded)
+        if any(self.shift):
+            x = x.roll(self.shift, _AXES)
+        depth, height, width = self.grid
+        return x[:, :depth, :height, :width]
+
+    def regions(self) -> Tensor:
+        """(windows, tokens of a window): the number of the region in which each token lies, of the shifted grid."""
+        labels = torch.zeros(1, *self.padded, 1, dtype=torch.int64)
+        for axis, (size, window, step) in enumerate(zip(self.padded, self.window, self.shift, strict=True)):
+            place = torch.arange(size)
+            of_axis = (place >= size - window).long() + (place >= size - step).long()
+            labels = 3 * labels + of_axis.reshape([-1 if axis == other else 1 for other in range(-1, 4)])
+        return self._windows.split(labels.flatten(1, 3))[..., 0]
+
+
+def relative_positions(window: Shape) -> Tensor:
+    """(tokens, tokens): the row of a table of all offsets (z, y, x) within a window: queries' less keys'.
+
+    Row dz (2 w_y - 1) (2 w_x - 1) + dy (2 w_x - 1) + dx, with the offsets dz, dy, dx from 0.
+    """
+    places = torch.cartesian_prod(*(torch.arange(size) for size in window)).reshape(prod(window), 3)
+    rows = torch.zeros(prod(window), prod(window), dtype=torch.int64)
+    for place, size in zip(places.T, window, strict=True):
+        rows = rows * (2 * size - 1) + place[:, None] - place[None] + size - 1
+    return rows
+
+
+def attend_in_windows(
+    query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None = None
+) -> Tensor:
+    """Attention with a bias for each offset, (B * windows, heads, T, E) -> the same.
+
+    softmax(Q K^T E^-0.5 + table[rows] + `APART` between regions) V
+
+    Args:
+        table: (offsets, heads).
+        rows: (T, T), of the table.
+        regions: (windows, T), of `ShiftedWindows.regions`; None: all tokens of a window attend to each other.
+    """
+    if torch.compiler.is_compiling():
+        return attend(query, key, value, bias=_bias(table, rows, regions, query.dtype, slice(None), len(query)))
+    attended: Tensor = _WindowAttention.apply(query, key, value, table, rows, regions)
+    return attended
+
+
+def _bias(
+    table: Tensor, rows: Tensor, regions: Tensor | None, dtype: torch.dtype, part: slice, sequences: int
+) -> Tensor:
+    """(some of the B * windows or 1, heads, T, T): what is added to their products."""
+    bias = rearrange(F.embedding(rows, table), "q k h -> 1 h q k")
+    if regions is not None:
+        own = regions[torch.arange(sequences, device=regions.device)[part] % len(regions)]
+        bias = bias + (own[:, None, :, None] != own[:, None, None, :]) * APART
+    return bias.to(dtype)
+
+
+class _WindowAttention(torch.autograd.Function):
+    """Attention that keeps queries, keys and values alone, and gives the table of offsets its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(query, key, value, table, rows, regions)
+        given = (query, key, value)
+        if regions is None:
+            return attend(*given, bias=_bias(table.detach(), rows, None, query.dtype, slice(None), len(query)))
+        attended = _empty(query)
+        for part in _parts(query):
+            bias = _bias(table.detach(), rows, regions, query.dtype, part, len(query))
+            attended[part] = attend(*(tensor[part] for tensor in given), bias=bias)
+        return attended
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, table, rows, regions = ctx.saved_tensors
+        scale = query.shape[-1] ** -0.5
+        of_query, of_key, of_value = _empty(query), _empty(key), _empty(value)
+        of_bias = table.new_zeros(query.shape[1], *rows.shape)
+        for part in _parts(query):
+            q, k, v, g = query[part], key[part], value[part], gradient[part]
+            bias = _bias(table, rows, regions, query.dtype, part, len(query))
+            weights = (q * scale @ k.mT).add_(bias).softmax(-1)
+            of_value[part] = weights.mT @ g
+            of_products = torch._softmax_backward_data(g @ v.mT, weights, -1, weights.dtype)
+            of_query[part] = (of_products @ k).mul_(scale)
+            of_key[part] = (of_products.mT @ q).mul_(scale)
+            of_bias += of_products.sum(0)
+        by_offset = rearrange(of_bias, "h q k -> (q k) h")
+        of_table = torch.zeros_like(table).index_add_(0, rows.flatten(), by_offset)
+        return of_query, of_key, of_value, of_table, None, None
+
+
+def _parts(query: Tensor) -> Iterator[slice]:
+    """Slices of the sequences (S, heads, T, E), so many at a time that their matrices take little memory."""
+    sequences, heads, tokens, _ = query.shape
+    size = max(1, _CHUNK_ELEMENTS // (heads * tokens**2))
+    return (slice(start, start + size) for start in range(0, sequences, size))
+
+
+def _empty(like: Tensor) -> Tensor:
+    """(S, heads, T, E) without values, so that heads and features can be one axis without a copy."""
+    return like.transpose(1, 2).new_empty(like.transpose(1, 2).shape).transpose(1, 2)
