@@ -12,7 +12,7 @@ own, is computed without convolutions. As in the code, and unlike the paper's fi
 than the image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,8 +20,11 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, get_
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.backbones.record import triple
+from nnunetv2_ext.architectures.layers.few_channels import depthwise
 from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.errors import InputError, is_whole
+
+Maps = tuple[Tensor, ...]
 
 STAGES = 4
 KERNEL = 7
@@ -50,7 +53,7 @@ class _LargeKernelBlock(nn.Module):
         self.gamma = nn.Parameter(torch.full((channels,), 1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
-        return recomputed(self._scaled, x, self.dwconv(x))
+        return recomputed(self._scaled, x, depthwise(self.dwconv, x))
 
     def _scaled(self, x: Tensor, y: Tensor) -> Tensor:
         y = self.norm(y)
@@ -90,29 +93,25 @@ class _LargeKernelEncoder(nn.Module):
 
 
 class _ResidualBlock(UnetResBlock):
-    """MONAI's residual block on the concatenation of maps, keeping these and what its two large convolutions make."""
+    """MONAI's residual block over the concatenation of maps, which it keeps no more than what comes out of its norms."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name="instance")
 
-    def forward(self, *parts: Tensor) -> Tensor:
-        y = recomputed(self._first, *parts)
-        y = recomputed(self._second, y)
-        return recomputed(self._joined, y, *parts)
+    def forward(self, maps: Callable[..., Maps], *sources: Tensor) -> Tensor:
+        """Features (B, C, z, y, x) of `maps(*sources)`, which is computed again in the backward pass."""
+        y = recomputed(lambda *sources: self.conv1(torch.cat(maps(*sources), dim=1)), *sources)
+        y = recomputed(lambda y: self.conv2(self.lrelu(self.norm1(y))), y)
+        return recomputed(lambda y, *sources: self._joined(y, maps(*sources)), y, *sources)
 
-    def _first(self, *parts: Tensor) -> Tensor:
-        return self.conv1(_concatenated(parts))
+    def _joined(self, y: Tensor, maps: Maps) -> Tensor:
+        residual = self.norm3(self._pointwise(maps)) if self.downsample else maps[0]
+        return self.lrelu(self.norm2(y).add_(residual))
 
-    def _second(self, y: Tensor) -> Tensor:
-        return self.conv2(self.lrelu(self.norm1(y)))
-
-    def _joined(self, y: Tensor, *parts: Tensor) -> Tensor:
-        x = _concatenated(parts)
-        return self.lrelu(self.norm2(y) + (self.norm3(self.conv3(x)) if self.downsample else x))
-
-
-def _concatenated(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+    def _pointwise(self, maps: Maps) -> Tensor:
+        """`conv3` of the concatenation, without it."""
+        weights = self.conv3.conv.weight.flatten(1).split([one.shape[1] for one in maps], dim=1)
+        return sum(torch.einsum("oc,bczyx->bozyx", weight, one) for weight, one in zip(weights, maps, strict=True))
 
 
 class _BasicBlock(nn.Module):
@@ -123,7 +122,7 @@ class _BasicBlock(nn.Module):
         self.layer = _ResidualBlock(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(x)
+        return self.layer(lambda x: (x,), x)
 
 
 class _UpBlock(nn.Module):
@@ -137,7 +136,7 @@ class _UpBlock(nn.Module):
         self.conv_block = _ResidualBlock(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv_block(self.transp_conv(x), skip)
+        return self.conv_block(lambda x, skip: (self.transp_conv(x), skip), x, skip)
 
 
 class UXNet(nn.Module):
