@@ -24,9 +24,11 @@ _HOMES = {
     "MNet": "mnet",
     "PaR": "par",
     "PaRNetwork": "par",
+    "SegFormer3D": "segformer3d",
+    "UXNet": "uxnet",
 }
 
-__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "PaR", "PaRNetwork"]
+__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "PaR", "PaRNetwork", "SegFormer3D", "UXNet"]
 
 
 def __getattr__(name: str) -> Any:

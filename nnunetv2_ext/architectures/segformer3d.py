@@ -160,7 +160,9 @@ class _Decoder(nn.Module):
     def __init__(self, embed_dims: Sequence[int], width: int, num_classes: int):
         super().__init__()
         self.linear_c1, self.linear_c2, self.linear_c3, self.linear_c4 = (_Projection(dim, width) for dim in embed_dims)
-        self.linear_fuse = nn.Sequential(nn.Conv3d(LEVELS * width, width, 1, bias=False), nn.BatchNorm3d(width), nn.ReLU())
+        self.linear_fuse = nn.Sequential(
+            nn.Conv3d(LEVELS * width, width, 1, bias=False), nn.BatchNorm3d(width), nn.ReLU()
+        )
         self.linear_pred = nn.Conv3d(width, num_classes, 1)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
@@ -222,7 +224,9 @@ class SegFormer3D(nn.Module):
         }
         _check_arguments(lists, decoder_head_embedding_dim, patch_stride)
         self.patch_stride = triple(patch_stride)
-        self.segformer_encoder = _Encoder(input_channels, *lists.values(), self.patch_stride)
+        self.segformer_encoder = _Encoder(
+            input_channels, embed_dims, num_heads, sr_ratios, depths, mlp_ratios, self.patch_stride
+        )
         self.segformer_decoder = _Decoder(embed_dims, decoder_head_embedding_dim, num_classes)
         self.apply(_initialise)
 
@@ -238,7 +242,9 @@ class SegFormer3D(nn.Module):
             InputError: a patch that leaves one token at the bottleneck, of which batch norm has no deviation.
         """
         sizes = three_axes(patch_size)
-        if not any(size > (_TWO_AT_THE_BOTTLENECK - 1) * step for size, step in zip(sizes, self.patch_stride, strict=True)):
+        if not any(
+            size > (_TWO_AT_THE_BOTTLENECK - 1) * step for size, step in zip(sizes, self.patch_stride, strict=True)
+        ):
             least = [_TWO_AT_THE_BOTTLENECK * step for step in self.patch_stride]
             raise InputError(
                 f"a patch of {sizes}",

@@ -6,10 +6,10 @@ Original code: https://github.com/MASILab/3DUX-Net (its README names MIT, a lice
 from its description, the convolutional blocks are MONAI's.
 
 Departures from the original: the head takes `feat_size[0]` channels, not always 48; `strides` per stage and axis. None
-of these changes an output: what is cheap (norms, activations, the four-fold expansion, concatenations, 1x1x1
-convolutions) is computed again in the backward pass instead of kept, and the expansion, in which every channel is on its
-own, is computed without convolutions. As in the code, and unlike the paper's figure, the bottleneck is 16 times smaller
-than the image.
+of these changes an output: what is cheap (norms, activations, the four-fold expansion, concatenations, 1x1x1 and
+transposed convolutions) is computed again in the backward pass instead of kept, and the expansion, in which every
+channel is on its own, is computed without convolutions. As in the code, and unlike the paper's figure, the bottleneck
+is 16 times smaller than the image.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from monai.networks.blocks.dynunet_block import UnetOutBlock, UnetResBlock, get_conv_layer
 from torch import Tensor, nn
 
-from nnunetv2_ext.architectures.backbones.record import triple
+from nnunetv2_ext.architectures.backbones.record import Shape, triple
 from nnunetv2_ext.architectures.layers.few_channels import depthwise
 from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.errors import InputError, is_whole
@@ -42,7 +42,7 @@ class _ChannelNorm(nn.LayerNorm):
 
 
 class _LargeKernelBlock(nn.Module):
-    """x + gamma pwconv2(GELU(pwconv1(norm(dwconv x)))): a large depthwise kernel, then each channel to four and back."""
+    """x + gamma pwconv2(GELU(pwconv1(norm(dwconv x)))): a large depthwise kernel; each channel to four and back."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -57,7 +57,9 @@ class _LargeKernelBlock(nn.Module):
 
     def _scaled(self, x: Tensor, y: Tensor) -> Tensor:
         y = self.norm(y)
-        # (C * 4, 1, ...) and (C, 4, ...): the four weights of each channel
+        # the four weights of each channel: (C * 4, 1, 1, 1, 1), (C * 4,) and (C, 4, 1, 1, 1) -> 4 times (C, 1, 1, 1)
+        assert self.pwconv1.bias is not None
+        assert self.pwconv2.bias is not None
         up, bias, down = (
             one.reshape(-1, EXPANSION, 1, 1, 1).unbind(1)
             for one in (self.pwconv1.weight, self.pwconv1.bias, self.pwconv2.weight)
@@ -71,7 +73,7 @@ class _LargeKernelBlock(nn.Module):
 class _LargeKernelEncoder(nn.Module):
     """Four stages, each down by its stride and then through its blocks; each has a normed output."""
 
-    def __init__(self, input_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[Sequence[int]]):
+    def __init__(self, input_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[Shape]):
         super().__init__()
         stem = nn.Conv3d(input_channels, widths[0], KERNEL, strides[0], KERNEL // 2)
         self.downsample_layers = nn.ModuleList([nn.Sequential(stem, _ChannelNorm(widths[0]))])
@@ -93,7 +95,7 @@ class _LargeKernelEncoder(nn.Module):
 
 
 class _ResidualBlock(UnetResBlock):
-    """MONAI's residual block over the concatenation of maps, which it keeps no more than what comes out of its norms."""
+    """MONAI's residual block over concatenated maps; it keeps their sources and what its 3x3x3 convolutions make."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name="instance")
@@ -111,7 +113,8 @@ class _ResidualBlock(UnetResBlock):
     def _pointwise(self, maps: Maps) -> Tensor:
         """`conv3` of the concatenation, without it."""
         weights = self.conv3.conv.weight.flatten(1).split([one.shape[1] for one in maps], dim=1)
-        return sum(torch.einsum("oc,bczyx->bozyx", weight, one) for weight, one in zip(weights, maps, strict=True))
+        products = [torch.einsum("oc,bczyx->bozyx", weight, one) for weight, one in zip(weights, maps, strict=True)]
+        return products[0] if len(products) == 1 else products[0] + products[1]
 
 
 class _BasicBlock(nn.Module):
@@ -128,7 +131,7 @@ class _BasicBlock(nn.Module):
 class _UpBlock(nn.Module):
     """Up by a transposed convolution, then a residual block with the skip, named as in MONAI's `UnetrUpBlock`."""
 
-    def __init__(self, in_channels: int, out_channels: int, stride: Sequence[int]):
+    def __init__(self, in_channels: int, out_channels: int, stride: Shape):
         super().__init__()
         self.transp_conv = get_conv_layer(
             3, in_channels, out_channels, kernel_size=stride, stride=stride, conv_only=True, is_transposed=True
@@ -195,7 +198,7 @@ class UXNet(nn.Module):
         return logits
 
 
-def _check_arguments(feat_size: object, hidden_size: object, depths: object, strides: object) -> None:
+def _check_arguments(feat_size: object, hidden_size: object, depths: object, strides: Sequence[object]) -> None:
     def is_list(value: object, length: int) -> bool:
         return isinstance(value, list | tuple) and len(value) == length and all(map(is_whole, value))
 

@@ -42,7 +42,9 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(self, input_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[Sequence[int]]):
+    def __init__(
+        self, input_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[Sequence[int]]
+    ):
         super().__init__()
         stem = nn.Conv3d(input_channels, widths[0], 7, stride=tuple(strides[0]), padding=3)
         self.downsample_layers = nn.ModuleList([nn.Sequential(stem, ChannelNorm(widths[0]))])

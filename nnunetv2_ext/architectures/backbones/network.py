@@ -23,6 +23,7 @@ from nnunetv2_ext.architectures.backbones.record import (
     Shape,
     at_least,
     cumulative,
+    size_rule,
     triple,
 )
 from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised, three_axes
@@ -126,6 +127,8 @@ class BackboneNetwork(nn.Module):
                 "plan for a larger patch, or correct the architecture in the plans",
             )
         self._one_voxel, self._fixed_size = found.one_voxel, found.fixed_size
+        # what is said to do instead of a patch that is refused
+        self._least = size_rule(found, arguments)[1] if found.minimum != (1, 1, 1) else (1, 1, 1)
         self._full_memory = found.full_memory
         self._only_in_training, self._heads = found.only_in_training, found.heads
         self._holder, _, self._switch = (found.switch or "").rpartition(".")
@@ -245,7 +248,10 @@ class BackboneNetwork(nn.Module):
         pairs = list(zip(sizes, self.divisor, strict=True))
         down = triple([max(size // divisor, 1) * divisor for size, divisor in pairs])
         up = triple([max(-(-size // divisor), 1) * divisor for size, divisor in pairs])
-        fitting = {at_least(near, self.divisor, self._one_voxel): None for near in (down, up)}
+        fitting = {
+            at_least(triple(list(map(max, near, self._least))), self.divisor, self._one_voxel): None
+            for near in (down, up)
+        }
         more = "" if self._one_voxel else ", more than one voxel of these multiples"
         return InputError(
             f"a patch of {sizes} for {self.backbone}",

@@ -34,9 +34,9 @@ class Backbone(Entry):
     # --- the sizes that it takes ---
     strides: Callable[[Kwargs], list[Shape]] | None = None
     """How far each level shrinks the image, from its arguments; None: the network keeps our contract by itself."""
-    minimum: Shape = (1, 1, 1)
-    """The smallest patch, where it does not follow from the strides; the network refuses others by its
-    `deep_supervision_shapes`."""
+    minimum: Shape | Callable[[Kwargs], Shape] = (1, 1, 1)
+    """The smallest patch, where it does not follow from the strides, perhaps from its arguments; the network refuses
+    others by its `deep_supervision_shapes`."""
     one_voxel: bool = False
     """Whether a single voxel at the bottleneck will do; instance normalisation needs two."""
     fixed_size: bool = False
@@ -163,11 +163,13 @@ def size_rule(record: Backbone, kwargs: Kwargs | None = None) -> tuple[Shape, Sh
     Raises:
         InputError: arguments without the strides that decide.
     """
+    arguments = {**record.defaults, **(kwargs or {})}
+    minimum = record.minimum(arguments) if callable(record.minimum) else record.minimum
     if record.strides is None:
-        return (1, 1, 1), record.minimum
-    divisor = cumulative(record.strides({**record.defaults, **(kwargs or {})}))[-1]
+        return (1, 1, 1), minimum
+    divisor = cumulative(record.strides(arguments))[-1]
     least = at_least(divisor, divisor, record.one_voxel)
-    pairs = zip(least, record.minimum, divisor, strict=True)
+    pairs = zip(least, minimum, divisor, strict=True)
     return divisor, triple([max(size, -(-smallest // step) * step) for size, smallest, step in pairs])
 
 
