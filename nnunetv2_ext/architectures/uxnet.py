@@ -6,13 +6,13 @@ Original code: https://github.com/MASILab/3DUX-Net (its README names MIT, a lice
 from its description, the convolutional blocks are MONAI's.
 
 Departures from the original: the head takes `feat_size[0]` channels, not always 48; `strides` per stage and axis. None
-of these changes an output: what is cheap (norms, activations, the four-fold expansion, concatenations, 1x1x1 and
-transposed convolutions) is computed again in the backward pass instead of kept, and the expansion, in which every
+of these changes an output: what is cheap (norms, activations, the four-fold expansion, concatenations, 1x1x1
+convolutions) is computed again in the backward pass instead of kept, and the expansion, in which every
 channel is on its own, is computed without convolutions. As in the code, and unlike the paper's figure, the bottleneck
 is 16 times smaller than the image.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +23,6 @@ from nnunetv2_ext.architectures.backbones.record import Shape, triple
 from nnunetv2_ext.architectures.layers.few_channels import depthwise
 from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.errors import InputError, is_whole
-
-Maps = tuple[Tensor, ...]
 
 STAGES = 4
 KERNEL = 7
@@ -95,26 +93,25 @@ class _LargeKernelEncoder(nn.Module):
 
 
 class _ResidualBlock(UnetResBlock):
-    """MONAI's residual block over concatenated maps; it keeps their sources and what its 3x3x3 convolutions make."""
+    """MONAI's residual block over concatenated maps; it keeps these and what its 3x3x3 convolutions make."""
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name="instance")
 
-    def forward(self, maps: Callable[..., Maps], *sources: Tensor) -> Tensor:
-        """Features (B, C, z, y, x) of `maps(*sources)`, which is computed again in the backward pass."""
-        y = recomputed(lambda *sources: self.conv1(torch.cat(maps(*sources), dim=1)), *sources)
+    def forward(self, *maps: Tensor) -> Tensor:
+        y = recomputed(lambda *maps: self.conv1(torch.cat(maps, dim=1)), *maps) if len(maps) > 1 else self.conv1(*maps)
         y = recomputed(lambda y: self.conv2(self.lrelu(self.norm1(y))), y)
-        return recomputed(lambda y, *sources: self._joined(y, maps(*sources)), y, *sources)
+        return recomputed(self._joined, y, *maps)
 
-    def _joined(self, y: Tensor, maps: Maps) -> Tensor:
+    def _joined(self, y: Tensor, *maps: Tensor) -> Tensor:
         residual = self.norm3(self._pointwise(maps)) if self.downsample else maps[0]
         return self.lrelu(self.norm2(y).add_(residual))
 
-    def _pointwise(self, maps: Maps) -> Tensor:
+    def _pointwise(self, maps: Sequence[Tensor]) -> Tensor:
         """`conv3` of the concatenation, without it."""
         weights = self.conv3.conv.weight.flatten(1).split([one.shape[1] for one in maps], dim=1)
         products = [torch.einsum("oc,bczyx->bozyx", weight, one) for weight, one in zip(weights, maps, strict=True)]
-        return products[0] if len(products) == 1 else products[0] + products[1]
+        return products[0] if len(products) == 1 else products[0].add_(products[1])
 
 
 class _BasicBlock(nn.Module):
@@ -125,7 +122,7 @@ class _BasicBlock(nn.Module):
         self.layer = _ResidualBlock(in_channels, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(lambda x: (x,), x)
+        return self.layer(x)
 
 
 class _UpBlock(nn.Module):
@@ -139,7 +136,7 @@ class _UpBlock(nn.Module):
         self.conv_block = _ResidualBlock(2 * out_channels, out_channels)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        return self.conv_block(lambda x, skip: (self.transp_conv(x), skip), x, skip)
+        return self.conv_block(self.transp_conv(x), skip)
 
 
 class UXNet(nn.Module):
