@@ -24,12 +24,15 @@ def three_axes(patch_size: Sequence[int]) -> Shape:
     return sizes
 
 
-def check_patch(name: str, patch: Sequence[int], divisor: Shape, *, one_voxel: bool = False) -> Shape:
+def check_patch(
+    name: str, patch: Sequence[int], divisor: Shape, *, one_voxel: bool = False, least: Shape = (1, 1, 1)
+) -> Shape:
     """The patch (z, y, x) as whole numbers, if it is a multiple of the divisor along every axis.
 
     Args:
         name: of the network, for the message.
         one_voxel: whether a single voxel at the bottleneck will do.
+        least: no smaller size is proposed.
 
     Raises:
         InputError: it is not, with the nearest sizes that would do.
@@ -41,7 +44,7 @@ def check_patch(name: str, patch: Sequence[int], divisor: Shape, *, one_voxel: b
         return sizes
     down = triple([max(size // step, 1) * step for size, step in pairs])
     up = triple([max(-(-size // step), 1) * step for size, step in pairs])
-    fitting = {at_least(near, divisor, one_voxel): None for near in (down, up)}
+    fitting = {at_least(triple(list(map(max, near, least))), divisor, one_voxel): None for near in (down, up)}
     more = "" if one_voxel else ", more than one voxel of these multiples"
     raise InputError(
         f"a patch of {sizes} for {name}",

@@ -59,7 +59,12 @@ def name(request: pytest.FixtureRequest) -> str:
 def test_small_arguments_and_patches_are_known_for_every_backbone() -> None:
     assert all(record.small and record.patches for record in BACKBONES)
     assert json.loads(json.dumps(SMALL_BACKBONES)) == SMALL_BACKBONES
-    assert set(DISTINCT) == {"PlainConvUNet", "ResidualEncoderUNet", *(record.name for record in ours.BACKBONES), *MONAI}
+    assert set(DISTINCT) == {
+        "PlainConvUNet",
+        "ResidualEncoderUNet",
+        *(record.name for record in ours.BACKBONES),
+        *MONAI,
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -193,6 +198,10 @@ def test_impossible_sizes(name: str, patch: tuple[int, ...]) -> None:
         ("SegResNet", SMALL_BACKBONES["SegResNet"], (4, 4, 4), (4, 4, 8)),
         ("UNETR", None, (16, 16, 16), (16, 16, 16)),
         ("SwinUNETR", None, (32, 32, 32), (32, 32, 64)),
+        ("UXNet", None, (16, 16, 16), (16, 16, 32)),
+        ("UXNet", SMALL_BACKBONES["UXNet"], (2, 4, 8), (2, 4, 16)),
+        ("SegFormer3D", None, (4, 4, 4), (16, 16, 36)),
+        ("SegFormer3D", {"patch_stride": [1, 4, 4]}, (1, 4, 4), (4, 16, 36)),
         ("MedNeXt", None, (16, 16, 16), (16, 16, 32)),
         ("MedNeXt", SMALL_BACKBONES["MedNeXt"], (8, 8, 8), (8, 8, 16)),
     ],
@@ -228,6 +237,9 @@ def test_smallest_patches(name: str) -> None:
         ("VNet", (8, 70, 1), "choose patch_size [16, 64, 16] or [16, 80, 16]"),
         ("UNETR", (15, 1, 1), "choose patch_size [16, 16, 16]."),
         ("UNETR", (32, 32, 32), "choose patch_size [16, 32, 16], or plan again"),
+        ("UXNet", (5, 21, 17), "choose patch_size [4, 20, 16] or [6, 24, 24]"),
+        ("SegFormer3D", (5, 21, 17), "choose patch_size [5, 20, 36] or [5, 22, 36]"),
+        ("SegFormer3D", (8, 16, 32), "choose a patch_size of at least 9, 18 or 36 voxels along z, y or x."),
         ("PlainConvUNet", (5, 21, 16), "choose patch_size [4, 20, 16] or [6, 24, 16]"),
     ],
 )

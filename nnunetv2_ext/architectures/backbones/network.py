@@ -21,6 +21,7 @@ from nnunetv2_ext.architectures.backbones.record import (
     Kwargs,
     Shape,
     cumulative,
+    size_rule,
     triple,
 )
 from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised, check_patch, three_axes
@@ -125,6 +126,8 @@ class BackboneNetwork(nn.Module):
                 "plan for a larger patch, or correct the architecture in the plans",
             )
         self._one_voxel, self._fixed_size = found.one_voxel, found.fixed_size
+        # what is said to do instead of a patch that is refused
+        self._least = size_rule(found, arguments)[1] if found.minimum != (1, 1, 1) else (1, 1, 1)
         self._full_memory = found.full_memory
         self._only_in_training, self._heads = found.only_in_training, found.heads
         self._holder, _, self._switch = (found.switch or "").rpartition(".")
@@ -230,7 +233,7 @@ class BackboneNetwork(nn.Module):
         Raises:
             InputError: they cannot, with the nearest sizes that would do, or the network is built for another patch.
         """
-        sizes = check_patch(self.backbone, patch_size, self.divisor, one_voxel=self._one_voxel)
+        sizes = check_patch(self.backbone, patch_size, self.divisor, one_voxel=self._one_voxel, least=self._least)
         if self._fixed_size and sizes != self.spatial_shape:
             raise InputError(
                 f"a patch of {sizes} for {self.backbone}",
