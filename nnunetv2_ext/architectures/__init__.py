@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from nnunetv2_ext.architectures.convfree import ConvFreeTransformer
     from nnunetv2_ext.architectures.mnet import MNet
     from nnunetv2_ext.architectures.par import PaR, PaRNetwork
+    from nnunetv2_ext.architectures.slimunetr import SlimUNETR
+    from nnunetv2_ext.architectures.swin_unetr import SwinUNETR
+    from nnunetv2_ext.architectures.swinsmt import SwinSMT
 
     # mypy checks the networks against the contract here
     _networks: tuple[type[Network], ...] = (BackboneNetwork, ConvFreeTransformer, MNet, PaRNetwork)
@@ -24,9 +27,12 @@ _HOMES = {
     "MNet": "mnet",
     "PaR": "par",
     "PaRNetwork": "par",
+    "SlimUNETR": "slimunetr",
+    "SwinSMT": "swinsmt",
+    "SwinUNETR": "swin_unetr",
 }
 
-__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "PaR", "PaRNetwork"]
+__all__ = ["BackboneNetwork", "ConvFreeTransformer", "MNet", "PaR", "PaRNetwork", "SlimUNETR", "SwinSMT", "SwinUNETR"]
 
 
 def __getattr__(name: str) -> Any:

@@ -41,7 +41,7 @@ def record_of(backbone: str) -> Backbone:
         InputError: unknown backbone, or no network.
     """
     for known in BACKBONES:
-        if backbone in (known.name, known.path):
+        if backbone in (known.name, known.path, *known.aliases):
             return known
     if "." not in backbone:
         return find_backbone(backbone)
@@ -113,6 +113,7 @@ class BackboneNetwork(nn.Module):
                 "out_channels": num_classes,
                 "spatial_dims": 3,
                 "img_size": self.spatial_shape,
+                "spatial_shape": self.spatial_shape,
                 "deep_supervision": True,
             },
         )
