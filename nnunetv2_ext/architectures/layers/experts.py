@@ -20,7 +20,8 @@ class RMSNorm(nn.Module):
         self.gamma = nn.Parameter(torch.ones(features))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.gamma.shape, self.gamma, eps=1e-24)  # no eps but for vectors of zeros
+        eps = 1e-24  # for vectors of zeros alone
+        return F.rms_norm(x.to(self.gamma.dtype), self.gamma.shape, self.gamma, eps)
 
 
 class SoftMixture(nn.Module):
