@@ -78,6 +78,11 @@ class SlimUNETR(nn.Module):
         self.Encoder = _Encoder(input_channels, levels, prod(grids[-1]), dropout)
         self.Decoder = _Decoder(num_classes, levels)
 
+    @property
+    def head(self) -> nn.Module:
+        """What makes the logits, the norm on them included."""
+        return self.Decoder.SegHead
+
     def forward(self, x: Tensor) -> Tensor:
         skips, tokens = self.Encoder(x)
         logits: Tensor = self.Decoder(skips, tokens)

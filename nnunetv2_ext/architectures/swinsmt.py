@@ -21,7 +21,8 @@ from monai.networks.blocks import MLPBlock, PatchEmbed, UnetOutBlock, UnetrBasic
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.backbones.record import Shape, triple
-from nnunetv2_ext.architectures.layers.experts import SoftMixture, recomputed
+from nnunetv2_ext.architectures.layers.experts import SoftMixture
+from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.architectures.layers.shifted_windows import ShiftedWindows
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.architectures.swin_unetr import merging_class

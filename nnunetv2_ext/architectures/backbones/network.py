@@ -154,10 +154,13 @@ class BackboneNetwork(nn.Module):
 
         Where the network ends with more than one layer after its last feature map, the last one.
         """
+        own = getattr(self.network, "head", None)
+        if isinstance(own, nn.Module):
+            return own
         if self._heads:
             finest = self.network.get_submodule(self._heads[0].removesuffix("."))
             return [module for module in finest.modules() if isinstance(module, nn.Conv3d | nn.ConvTranspose3d)][-1]
-        head: nn.Module = self.network.decoder.seg_layers[-1] if self._holder else self.network.head
+        head: nn.Module = self.network.decoder.seg_layers[-1]
         return head
 
     @property

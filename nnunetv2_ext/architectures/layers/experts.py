@@ -1,15 +1,13 @@
 """A soft mixture of experts: Puigcerver et al., "From Sparse to Soft Mixtures of Experts", ICLR 2024."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.layers.attention import attend
+from nnunetv2_ext.architectures.layers.recompute import recomputed
 
 
 class RMSNorm(nn.Module):
@@ -71,15 +69,3 @@ class SoftMixture(nn.Module):
             return reduce(tokens, "b (s e) d -> b s d", "mean", e=size)
         whole, rest = tokens[:, :-left], tokens[:, -left:]
         return torch.cat([reduce(whole, "b (s e) d -> b s d", "mean", e=size), rest.mean(1, keepdim=True)], 1)
-
-
-def recomputed(function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """`function(*inputs)`, whose inner tensors are computed again in the backward pass instead of kept.
-
-    Args:
-        function: a module, or what else computes the same every time, without dropout and running statistics.
-    """
-    if not torch.is_grad_enabled():
-        return function(*inputs)
-    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
-    return result

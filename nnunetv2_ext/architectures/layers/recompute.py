@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.contract import Shape
 
@@ -21,6 +22,17 @@ def absolute(x: Tensor) -> Tensor:
 def max_pool(x: Tensor, kernel: Shape) -> Tensor:
     """Max-pooling of kernel = stride that keeps no indices (eight bytes each) for the backward pass."""
     return F.max_pool3d(x, kernel) if torch.compiler.is_compiling() else _MaxPool.apply(x, kernel)
+
+
+def recomputed(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """`function(*inputs)`, keeping nothing but the inputs for the backward pass; the compiler decides by itself.
+
+    The last operation is not computed again where it saves its own inputs alone, as convolutions do.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return function(*inputs)
+    result: Tensor = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    return result
 
 
 class _AbsoluteValue(torch.autograd.Function):

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.layers.attention import attend
-from nnunetv2_ext.architectures.layers.experts import recomputed
 
 GROUP = 2**22  # elements of attention's matrix that are there at once
 MASK = -100.0
@@ -70,12 +70,17 @@ class ShiftedWindows(nn.Module):
         index = self.relative_position_index[:tokens, :tokens]  # as published, also for windows smaller than planned
         bias = rearrange(self.relative_position_bias_table[index], "t u h -> 1 h t u")
         size = max(GROUP // (self.heads * tokens**2), 1)
-        if torch.compiler.is_compiling():  # a loop would be laid out at full length
+        if torch.compiler.is_compiling():  # it would lay out the loop at full length
             size = len(windows)
-        groups = [slice(start, start + size) for start in range(0, len(windows), size)]
-        parts = [
-            recomputed(self._attended, windows[of], bias, None if regions is None else regions[of]) for of in groups
-        ]
+        parts = []
+        for start in range(0, len(windows), size):
+            group = slice(start, start + size)
+            inputs = windows[group], bias, None if regions is None else regions[group]
+            parts.append(
+                checkpoint(self._attended, *inputs, use_reentrant=False, preserve_rng_state=False)
+                if torch.is_grad_enabled()
+                else self._attended(*inputs)
+            )
         return torch.cat(parts)
 
     def _attended(self, windows: Tensor, bias: Tensor, regions: Tensor | None) -> Tensor:
