@@ -1,12 +1,19 @@
 """Our own networks that can be backbones; each keeps the contract by itself. Their papers stand in their files."""
 
-from nnunetv2_ext.architectures.backbones.record import Backbone, Kwargs, Shape, fixed, triple
+from nnunetv2_ext.architectures.backbones.record import Backbone, Kwargs, Shape, cumulative, fixed, triple
+
+_SLIM_STRIDES = [triple(stride) for stride in (4, 2, 2, 2)]
 
 
 def _mixture(kwargs: Kwargs, patch: Shape) -> tuple[int, float]:
     from nnunetv2_ext.architectures.swinsmt import mixture_memory  # records are there without PyTorch
 
     return mixture_memory(kwargs, patch)
+
+
+def _slim_positions(kwargs: Kwargs, patch: Shape) -> dict[str, Shape]:
+    grid = [size // divisor for size, divisor in zip(patch, cumulative(_SLIM_STRIDES)[-1], strict=True)]
+    return {"Encoder.position_embeddings": triple(grid)}
 
 
 BACKBONES = (
@@ -50,9 +57,9 @@ BACKBONES = (
         "SlimUNETR",
         "nnunetv2_ext.architectures.SlimUNETR",
         "light blocks with attention to every r-th voxel (IEEE TMI 2024)",
-        strides=lambda kwargs: [triple(stride) for stride in (4, 2, 2, 2)],
+        strides=lambda kwargs: _SLIM_STRIDES,
         fixed_size=True,
-        positions=lambda kwargs, patch: {"Encoder.position_embeddings": triple([size // 32 for size in patch])},
+        positions=_slim_positions,
         stages=("Encoder.block?", "Decoder.block?"),
         heads=("Decoder.SegHead.",),
         small={"embed_dim": 12, "channels": [4, 8, 10], "blocks": [1, 1, 2, 1], "heads": [1, 2, 2, 4]},
