@@ -33,5 +33,5 @@ def _needs(entry: Entry) -> str:
     """The extra of an entry, or that it is there; the package is looked for, not imported."""
     if entry.extra is None:
         return ""
-    there = find_spec(entry.path.partition(".")[0]) is not None
+    there = find_spec(entry.extra) is not None
     return " [installed]" if there else f" [needs pip install 'nnunetv2_ext[{entry.extra}]']"

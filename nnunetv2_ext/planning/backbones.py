@@ -9,6 +9,8 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunetv2_ext.architectures.backbones import DEFAULT_BACKBONE
 from nnunetv2_ext.architectures.backbones.network import record_of
 from nnunetv2_ext.architectures.backbones.record import Backbone, size_rule
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.options import Option, json_object
 from nnunetv2_ext.planning.planner import ExtPlanner
 from nnunetv2_ext.registry import find
@@ -60,6 +62,26 @@ class PlannerOfBackbones(ExtPlanner):
         features = self.UNet_base_num_features, self.UNet_max_features_3d
         planned = planned_kwargs(self.record, patch_size, spacing, self.UNet_featuremap_min_edge_length, features)
         return {**planned, **self.backbone_kwargs}
+
+    def checked_patch(self, patch_size: list[int], spacing: np.ndarray) -> list[int]:
+        """The user's patch.
+
+        Raises:
+            InputError: a patch that the network cannot take, or whose mixtures of experts alone fill the memory.
+        """
+        z, y, x = checked = super().checked_patch(patch_size, spacing)
+        if self.record.mixture is not None:
+            kwargs = {**self.record.defaults, **self._kwargs(np.array(checked), spacing)}
+            tokens, elements = self.record.mixture(kwargs, (z, y, x))
+            needed = memory_gb(elements / 2, self.UNet_min_batch_size)  # as `compute_conv_feature_map_size` counts
+            if needed > self.UNet_vram_target_GB:
+                raise InputError(
+                    f"a patch of {checked}, of which {self.backbone} mixes {tokens} tokens among its experts, which "
+                    f"alone takes {needed:.3g} GB at a batch of {self.UNet_min_batch_size}",
+                    f"at most {self.UNet_vram_target_GB:g} GB, the memory target",
+                    "choose a smaller --patch-size, raise -gpu_memory_target, or have mixtures in fewer stages",
+                )
+        return checked
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
         return {

@@ -202,6 +202,8 @@ def test_impossible_sizes(name: str, patch: tuple[int, ...]) -> None:
         ("UXNet", SMALL_BACKBONES["UXNet"], (2, 4, 8), (2, 4, 16)),
         ("SegFormer3D", None, (4, 4, 4), (16, 16, 36)),
         ("SegFormer3D", {"patch_stride": [1, 4, 4]}, (1, 4, 4), (4, 16, 36)),
+        ("SwinSMT", None, (32, 32, 32), (32, 32, 64)),
+        ("SlimUNETR", None, (32, 32, 32), (32, 32, 64)),
         ("MedNeXt", None, (16, 16, 16), (16, 16, 32)),
         ("MedNeXt", SMALL_BACKBONES["MedNeXt"], (8, 8, 8), (8, 8, 16)),
     ],
@@ -293,6 +295,11 @@ def test_feature_map_size_does_not_depend_on_where_the_network_lies(name: str) -
         ({"backbone": "UNet", "backbone_kwargs": {"strides": 2}}, "strides=2"),
         ({"backbone": "SegResNet", "backbone_kwargs": {"use_conv_final": False}}, "use_conv_final in"),
         ({"backbone": "SwinUNETR", "backbone_kwargs": {"feature_size": 16}}, "divisible by 12"),
+        (
+            {"backbone": "SwinSMT", "backbone_kwargs": {"feature_size": 16}},
+            "16, 32, 64, 128 features with 3, 6, 12, 24",
+        ),
+        ({"backbone": "SlimUNETR", "backbone_kwargs": {"r": [3, 2, 2, 1]}}, "every 3-th voxel of .8, 8, 16."),
         ({"backbone": "VNet", "input_channels": 3}, "in_channels=3"),
         ({"backbone": "VNet", "spatial_shape": (20, 32, 32)}, r"patch of \(20, 32, 32\).*multiples of \(16, 16, 16\)"),
         ({"backbone": "VNet", "spatial_shape": (32, 32)}, "3D configuration"),
@@ -311,7 +318,18 @@ def test_size_rules_of_bad_arguments(backbone: str, kwargs: Any) -> None:
 
 @pytest.mark.parametrize("name", MONAI)
 def test_missing_monai_names_the_extra(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, find("backbone", name).path.rpartition(".")[0], None)
+    class Missing:
+        """Finds no module of MONAI, as if it were not installed."""
+
+        def find_spec(self, module: str, *_: object) -> None:
+            if module.partition(".")[0] == "monai":
+                raise ModuleNotFoundError(f"No module named '{module}'", name=module)
+
+    home = find("backbone", name).load().__module__
+    for module in [*sys.modules]:
+        if module.partition(".")[0] == "monai" or module == home:
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     with pytest.raises(InputError, match=r"nnunetv2_ext\[monai\]"):
         build(name)
     assert size_rule(record_of(name), SMALL_BACKBONES[name])[0] == size_rule(record_of(name), SMALL_BACKBONES[name])[0]

@@ -330,6 +330,34 @@ def test_batch_normalisation_of_one_image_is_told(described: Describe, batch: in
     assert all(text.startswith("3d_fullres: batch normalisation at a batch of 1") for text in told)
 
 
+@pytest.mark.parametrize("planner", PLANNERS)
+def test_mixtures_of_experts_that_alone_fill_the_memory(described: Describe, planner: str) -> None:
+    data = described()
+    settings: dict[str, Any] = {"patch_size": [32, 64, 64], "gpu_memory_target": 0.02}
+    settings["backbone_kwargs"] = {"feature_size": 12, "num_layers_with_moe": 4}
+    told = (
+        r"a patch of \[32, 64, 64\], of which SwinSMT mixes 16384 tokens among its experts, which alone takes 0.\d+ GB"
+    )
+    with pytest.raises(InputError, match=rf"{told} at a batch of 2; expected at most 0.02 GB"):
+        plan(planner, "SwinSMT", **settings)
+    assert not list(data.preprocessed.glob("*Plans.json"))
+    # what the message says mends it
+    fewer = {**settings["backbone_kwargs"], "num_layers_with_moe": 2}
+    for remedy in ({"gpu_memory_target": 1}, {"backbone_kwargs": fewer}):
+        assert planned(data, planner, "SwinSMT", **{**settings, **remedy})["patch_size"] == [32, 64, 64]
+
+
+@pytest.mark.parametrize("spacing", [(5.0, 1.0, 1.0), (1.0, 1.0, 1.0)], ids=str)
+def test_mixtures_shrink_the_planned_patch(described: Describe, spacing: tuple[float, ...]) -> None:
+    data = described(shape=(64, 160, 160), spacing=spacing)
+    kwargs = {"feature_size": 12, "num_layers_with_moe": 4}
+    configuration = planned(data, "BackbonePlanner", "SwinSMT", backbone_kwargs=kwargs, gpu_memory_target=1.5)
+    patch = configuration["patch_size"]
+    assert memory_gb(network_of(configuration).compute_conv_feature_map_size(patch), 2) <= 1.5
+    assert np.prod(patch) < 64 * 160 * 160
+    assert all(size % 32 == 0 for size in patch)
+
+
 def test_nnunet_reads_the_plans(described: Describe) -> None:
     data = described()
     plans = json.loads(json.dumps(data.plans(plan())))

@@ -102,9 +102,10 @@ BACKBONES = (
     ),
     Backbone(
         "SwinUNETR",
-        f"{_NETS}.swin_unetr.SwinUNETR",
+        "nnunetv2_ext.architectures.SwinUNETR",
         "Swin encoder, convolutional decoder (2022)",
         **_COMMON,
+        aliases=(f"{_NETS}.swin_unetr.SwinUNETR",),
         strides=fixed(2, levels=5),
         defaults={"feature_size": 48},
         withheld=("patch_size",),  # its decoder up-samples five times by two, whatever it says
@@ -113,7 +114,7 @@ BACKBONES = (
         patches=((32, 32, 64),),
         paper="Hatamizadeh et al., BrainLes 2021",
         parameters="62.19 M",
-        arguments="`feature_size` 48",
+        arguments="`feature_size` 48; `merging` published for weights of MONAI 1.4 or before",
     ),
     Backbone(
         "MedNeXt",

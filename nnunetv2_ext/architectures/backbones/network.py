@@ -40,7 +40,7 @@ def record_of(backbone: str) -> Backbone:
         InputError: unknown backbone, or no network.
     """
     for known in BACKBONES:
-        if backbone in (known.name, known.path):
+        if backbone in (known.name, known.path, *known.aliases):
             return known
     if "." not in backbone:
         return find_backbone(backbone)

@@ -29,6 +29,8 @@ class Backbone(Entry):
     # --- how it is built ---
     defaults: Kwargs = field(default_factory=dict)
     """Arguments as published, under those of the user; JSON can hold them."""
+    aliases: tuple[str, ...] = ()
+    """Dotted names under which older plans may know it."""
     withheld: tuple[str, ...] = ()
     """Arguments with which it would be no network of our contract."""
     # --- the sizes that it takes ---
@@ -59,6 +61,9 @@ class Backbone(Entry):
     """Its arguments from the spacing (z, y, x) in mm alone."""
     stages: tuple[str, ...] = ()
     """Names of the modules, as patterns of `fnmatch`, that activation checkpointing computes again, each as a whole."""
+    mixture: Callable[[Kwargs, Shape], tuple[int, float]] | None = None
+    """Tokens of its largest mixture of experts, and elements that all of them keep per sample, from arguments and
+    patch; it grows with the patch like nothing else, so that planners refuse one that fills the memory alone."""
     full_memory: float = PLAIN_ELEMENTS
     """How many elements of its own count nnU-Net lets fill 8 GB at batch 2."""
     preset_gb: float | None = None

@@ -1,0 +1,276 @@
+"""Slim UNETR: a light U-shaped network of blocks that mix a voxel's surroundings, then voxels far apart.
+
+Paper: Pang et al., "Slim UNETR: Scale Hybrid Transformers to Efficient 3D Medical Image Segmentation Under Limited
+Computational Resources", IEEE TMI 2024.
+Original code: https://github.com/aigzhusmart/Slim-UNETR (MIT); written anew here from its description.
+
+Kept, though one would do otherwise: the decoder reads the tokens (B, tokens, features) as (B, features, z, y, x)
+without transposing them, attention is not scaled, and the logits pass a group norm.
+
+Departures, none of which changes an output: the number of tokens follows from the patch, which need not be a cube, and
+attention never holds its matrix.
+"""
+
+from collections.abc import Sequence
+from math import prod
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from nnunetv2_ext.architectures.contract import Shape, three_axes
+from nnunetv2_ext.architectures.layers.attention import attend
+from nnunetv2_ext.errors import InputError
+
+STRIDES = (4, 2, 2, 2)
+
+
+class SlimUNETR(nn.Module):
+    """The network of Pang et al.: four levels of blocks on the way down, the same on the way up, sums as skips.
+
+    Args:
+        input_channels: channels of the image.
+        num_classes: channels of the logits.
+        spatial_shape: the patch (z, y, x) in voxels, the only one that it takes; multiples of 32.
+        embed_dim: features of the tokens, at the deepest level.
+        channels: features of the three levels above, fine to coarse.
+        blocks: blocks per level, fine to coarse.
+        heads: attention heads per level.
+        r: at each level attention sees every r-th voxel along each axis.
+        dropout: of the tokens.
+
+    Shapes: (B, input_channels, Z, Y, X) -> (B, num_classes, Z, Y, X).
+
+    Raises:
+        InputError: a patch, a number of features or of levels, or an r that does not divide.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        spatial_shape: Sequence[int],
+        embed_dim: int = 96,
+        channels: Sequence[int] = (24, 48, 60),
+        blocks: Sequence[int] = (1, 2, 3, 2),
+        heads: Sequence[int] = (1, 2, 4, 4),
+        r: Sequence[int] = (4, 2, 2, 1),
+        dropout: float = 0.3,
+    ):
+        super().__init__()
+        widths = [*channels, embed_dim]
+        if not len(widths) == len(blocks) == len(heads) == len(r) == len(STRIDES):
+            raise InputError(
+                f"channels={tuple(channels)}, blocks={tuple(blocks)}, heads={tuple(heads)}, r={tuple(r)}",
+                "three channels, and four numbers of each of the others, one per level",
+                "correct them",
+            )
+        grids = token_grids(spatial_shape)
+        for width, of_level, step, grid in zip(widths, heads, r, grids, strict=True):
+            if width % of_level or any(size % step for size in grid):
+                raise InputError(
+                    f"{of_level} heads of {width} features, attention to every {step}-th voxel of {grid}",
+                    "heads that divide the features, and a step that divides each axis",
+                    "correct heads, channels or r, or choose another patch",
+                )
+        levels = list(zip(widths, blocks, heads, r, strict=True))
+        self.Encoder = _Encoder(input_channels, levels, prod(grids[-1]), dropout)
+        self.Decoder = _Decoder(num_classes, levels)
+
+    @property
+    def head(self) -> nn.Module:
+        """What makes the logits, the norm on them included."""
+        return self.Decoder.SegHead
+
+    def forward(self, x: Tensor) -> Tensor:
+        skips, tokens = self.Encoder(x)
+        logits: Tensor = self.Decoder(skips, tokens)
+        return logits
+
+
+def token_grids(spatial_shape: Sequence[int]) -> list[Shape]:
+    """The size (z, y, x) of each level's map, the tokens' last.
+
+    Raises:
+        InputError: a patch that the strides do not divide.
+    """
+    sizes, grids = three_axes(spatial_shape), []
+    down = 1
+    for stride in STRIDES:
+        down *= stride
+        z, y, x = (size // down for size in sizes)
+        grids.append((z, y, x))
+    if min(sizes) < 1 or any(size % down for size in sizes):
+        raise InputError(f"a patch of {sizes} for SlimUNETR", f"multiples of {down}", "choose another patch")
+    return grids
+
+
+Level = tuple[int, int, int, int]
+"""Features, blocks, heads and the step of attention."""
+
+
+class _Encoder(nn.Module):
+    """Four times a strided convolution and blocks; then tokens with positions."""
+
+    def __init__(self, input_channels: int, levels: Sequence[Level], tokens: int, dropout: float):
+        super().__init__()
+        channels = input_channels
+        for number, (stride, level) in enumerate(zip(STRIDES, levels, strict=True), 1):
+            self.add_module(f"DWconv{number}", _Down(channels, level[0], stride))
+            self.add_module(f"block{number}", _blocks(level))
+            channels = level[0]
+        self.position_embeddings = nn.Parameter(torch.zeros(1, tokens, channels))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> tuple[list[Tensor], Tensor]:
+        """The maps of all levels, fine to coarse, and the tokens (B, tokens, features) as a map of the last one."""
+        maps: list[Tensor] = []
+        for number in range(1, len(STRIDES) + 1):
+            x = self.get_submodule(f"block{number}")(self.get_submodule(f"DWconv{number}")(x))
+            maps.append(x)
+        tokens = self.dropout(rearrange(x, "b c z y x -> b (z y x) c") + self.position_embeddings)
+        return maps, tokens.reshape(x.shape)  # untransposed, as published
+
+
+class _Decoder(nn.Module):
+    """Blocks on the tokens' map, then three times up, a sum with the skip, and blocks; then up to the logits."""
+
+    def __init__(self, num_classes: int, levels: Sequence[Level]):
+        super().__init__()
+        coarsest, *finer = levels[::-1]
+        self.add_module(f"block{len(levels)}", _blocks(coarsest))
+        channels = coarsest[0]
+        for number, (level, stride) in enumerate(zip(finer, STRIDES[:0:-1], strict=True), 1):
+            self.add_module(f"TSconv{number}", _Up(channels, level[0], stride))
+            self.add_module(f"block{len(levels) - number}", _blocks(level))
+            channels = level[0]
+        self.SegHead = _Up(channels, num_classes, STRIDES[0])
+
+    def forward(self, maps: Sequence[Tensor], x: Tensor) -> Tensor:
+        x = self.get_submodule(f"block{len(maps)}")(x)
+        for number, skip in enumerate(maps[-2::-1], 1):
+            x = self.get_submodule(f"TSconv{number}")(x) + skip
+            x = self.get_submodule(f"block{len(maps) - number}")(x)
+        logits: Tensor = self.SegHead(x)
+        return logits
+
+
+class _Down(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.depth_wise = nn.Conv3d(in_channels, out_channels, stride, stride)
+        self.norm = nn.GroupNorm(1, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.depth_wise(x))
+        return out
+
+
+class _Up(nn.Module):
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.transposed = nn.ConvTranspose3d(in_channels, out_channels, stride, stride)
+        self.norm = nn.GroupNorm(1, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.transposed(x))
+        return out
+
+
+def _blocks(level: Level) -> nn.Sequential:
+    channels, blocks, heads, step = level
+    return nn.Sequential(*(_Block(channels, heads, step) for _ in range(blocks)))
+
+
+class _Block(nn.Module):
+    """Six residual steps: positions, surroundings, features; positions, voxels far apart, features."""
+
+    def __init__(self, channels: int, heads: int, step: int):
+        super().__init__()
+        self.patch1 = _Positions(channels)
+        self.LocalRC = _Surroundings(channels)
+        self.LineConv1 = _Features(channels)
+        self.patch2 = _Positions(channels)
+        self.GlobalST = _SparseAttention(channels, heads, step)
+        self.LocalRD = _Spread(channels, step)
+        self.LineConv2 = _Features(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.patch1(x)
+        x = x + self.LocalRC(x)
+        x = x + self.LineConv1(x)
+        x = x + self.patch2(x)
+        x = x + self.LocalRD(self.GlobalST(x))
+        x = x + self.LineConv2(x)
+        return x
+
+
+class _Positions(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.positional_encoding = nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.positional_encoding(x)
+        return out
+
+
+class _Surroundings(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm3d(channels)
+        self.pointwise_conv_0 = nn.Conv3d(channels, channels, 1, bias=False)
+        self.depthwise_conv = nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        self.bn2 = nn.BatchNorm3d(channels)
+        self.pointwise_conv_1 = nn.Conv3d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise_conv(self.pointwise_conv_0(self.bn1(x)))
+        out: Tensor = self.pointwise_conv_1(self.bn2(x))
+        return out
+
+
+class _Features(nn.Module):
+    def __init__(self, channels: int):
+        super().__init__()
+        self.line_conv_0 = nn.Conv3d(channels, 4 * channels, 1, bias=False)
+        self.act = nn.GELU()
+        self.line_conv_1 = nn.Conv3d(4 * channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.line_conv_1(self.act(self.line_conv_0(x)))
+        return out
+
+
+class _SparseAttention(nn.Module):
+    """Attention among every `step`-th voxel along each axis."""
+
+    def __init__(self, channels: int, heads: int, step: int):
+        super().__init__()
+        self.heads, self.step = heads, step
+        self.qkv = nn.Conv3d(channels, 3 * channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = self.step
+        seen = x[:, :, ::step, ::step, ::step]
+        # of each head's channels the first third are queries, then keys, then values
+        pattern = "b (h r d) z y x -> r b h (z y x) d"
+        query, key, value = rearrange(self.qkv(seen), pattern, h=self.heads, r=3).contiguous()
+        attended = attend(query, key, value, scale=1.0)
+        z, y, _ = seen.shape[2:]
+        return rearrange(attended, "b h (z y x) d -> b (h d) z y x", z=z, y=y)
+
+
+class _Spread(nn.Module):
+    """From every `step`-th voxel back to all of them."""
+
+    def __init__(self, channels: int, step: int):
+        super().__init__()
+        self.conv_trans = nn.ConvTranspose3d(channels, channels, step, step, groups=channels)
+        self.norm = nn.GroupNorm(1, channels)
+        self.pointwise_conv = nn.Conv3d(channels, channels, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.pointwise_conv(self.norm(self.conv_trans(x)))
+        return out

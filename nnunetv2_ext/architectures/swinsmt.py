@@ -1,0 +1,226 @@
+"""SwinSMT: Swin UNETR whose deepest stages have a soft mixture of experts in place of each block's MLP.
+
+Paper: Plotka et al., "Swin SMT: Global Sequential Modeling in 3D Medical Image Segmentation", MICCAI 2024.
+Original code: https://github.com/MI2DataLab/SwinSMT (no licence), on MONAI 1.3 (Apache-2.0); written anew here from its
+description, on the blocks of the MONAI that is installed.
+
+Departures, none of which changes an output: attention and mixtures never hold their matrices, tokens x tokens, and what
+windows and MLPs hold within is computed again in the backward pass; the mixtures' products of tokens and slots are
+computed twice instead (1.2 G of 323.0 G multiply-adds at 96 x 96 x 96). Any `feature_size` that the heads divide, not
+multiples of 12 alone, and windows of their own size along each axis. Nothing is printed.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from monai.networks.blocks import MLPBlock, PatchEmbed, UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
+from torch import Tensor, nn
+
+from nnunetv2_ext.architectures.backbones.record import Shape, triple
+from nnunetv2_ext.architectures.layers.experts import SoftMixture
+from nnunetv2_ext.architectures.layers.recompute import recomputed
+from nnunetv2_ext.architectures.layers.shifted_windows import ShiftedWindows
+from nnunetv2_ext.architectures.measure import kept_elements
+from nnunetv2_ext.architectures.swin_unetr import merging_class
+from nnunetv2_ext.errors import InputError
+
+STAGES = 4
+MLP_RATIO = 4
+
+
+class SwinSMT(nn.Module):
+    """The network of Plotka et al.
+
+    Args:
+        input_channels: channels of the image.
+        num_classes: channels of the logits.
+        feature_size: features of the first stage; each of the next has twice as many.
+        depths: blocks per stage.
+        num_heads: attention heads per stage.
+        window_size: tokens of a window along each axis, or along (z, y, x).
+        num_experts: experts of a mixture.
+        num_layers_with_moe: how many stages, from the deepest up, have mixtures.
+        merging: the order of the octants that patch merging joins: "published", MONAI's up to 1.4, or "current".
+
+    Shapes: (B, input_channels, Z, Y, X) -> (B, num_classes, Z, Y, X); Z, Y and X are multiples of 32.
+
+    Raises:
+        InputError: not four stages, heads that do not divide, a number out of its range, an unknown merging.
+    """
+
+    def __init__(
+        self,
+        input_channels: int,
+        num_classes: int,
+        *,
+        feature_size: int = 48,
+        depths: Sequence[int] = (2, 2, 2, 2),
+        num_heads: Sequence[int] = (3, 6, 12, 24),
+        window_size: int | Sequence[int] = 7,
+        num_experts: int = 4,
+        num_layers_with_moe: int = 2,
+        merging: str = "published",
+    ):
+        super().__init__()
+        widths = [feature_size * 2**stage for stage in range(STAGES)]
+        _checked(widths, depths, num_heads, triple(window_size), num_experts, num_layers_with_moe)
+        self.swinViT = _SwinTransformer(
+            input_channels,
+            [
+                _Stage(
+                    width,
+                    depth,
+                    heads,
+                    triple(window_size),
+                    experts=num_experts if number >= STAGES - num_layers_with_moe else 0,
+                    merging=merging,
+                )
+                for number, (width, depth, heads) in enumerate(zip(widths, depths, num_heads, strict=True))
+            ],
+            feature_size,
+        )
+        self.encoder1 = _convolutions(input_channels, feature_size)
+        self.encoder2 = _convolutions(feature_size, feature_size)
+        self.encoder3 = _convolutions(2 * feature_size, 2 * feature_size)
+        self.encoder4 = _convolutions(4 * feature_size, 4 * feature_size)
+        self.encoder10 = _convolutions(16 * feature_size, 16 * feature_size)
+        self.decoder5 = _up(16 * feature_size, 8 * feature_size)
+        self.decoder4 = _up(8 * feature_size, 4 * feature_size)
+        self.decoder3 = _up(4 * feature_size, 2 * feature_size)
+        self.decoder2 = _up(2 * feature_size, feature_size)
+        self.decoder1 = _up(feature_size, feature_size)
+        self.out = UnetOutBlock(3, feature_size, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        half, quarter, eighth, sixteenth, deepest = self.swinViT(x)
+        skips = [sixteenth, self.encoder4(eighth), self.encoder3(quarter), self.encoder2(half), self.encoder1(x)]
+        x = self.encoder10(deepest)
+        for decoder, skip in zip(
+            (self.decoder5, self.decoder4, self.decoder3, self.decoder2, self.decoder1), skips, strict=True
+        ):
+            x = decoder(x, skip)
+        logits: Tensor = self.out(x)
+        return logits
+
+
+def _checked(
+    widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], window: Shape, experts: int, mixed: int
+) -> None:
+    if len(depths) != STAGES or len(heads) != STAGES or min(*depths, *heads, *widths) < 1:
+        raise InputError(
+            f"feature_size={widths[0]}, depths={tuple(depths)}, num_heads={tuple(heads)}",
+            f"features, and {STAGES} numbers of blocks and of heads, all from 1",
+            "correct them",
+        )
+    if any(width % number for width, number in zip(widths, heads, strict=True)):
+        raise InputError(
+            f"stages of {', '.join(map(str, widths))} features with {', '.join(map(str, heads))} heads",
+            "heads that divide the features",
+            "correct feature_size or num_heads",
+        )
+    if min(window) < 1 or experts < 1 or not 0 <= mixed <= STAGES:
+        raise InputError(
+            f"window_size={window}, num_experts={experts}, num_layers_with_moe={mixed}",
+            f"windows and experts from 1, and 0 to {STAGES} stages with mixtures",
+            "correct them",
+        )
+
+
+def _convolutions(in_channels: int, out_channels: int) -> UnetrBasicBlock:
+    return UnetrBasicBlock(3, in_channels, out_channels, kernel_size=3, stride=1, norm_name="instance", res_block=True)
+
+
+def _up(in_channels: int, out_channels: int) -> UnetrUpBlock:
+    return UnetrUpBlock(
+        3, in_channels, out_channels, kernel_size=3, upsample_kernel_size=2, norm_name="instance", res_block=True
+    )
+
+
+class _SwinTransformer(nn.Module):
+    """The encoder: patches of 2 x 2 x 2 voxels as tokens, then the stages."""
+
+    def __init__(self, input_channels: int, stages: Sequence[nn.Module], features: int):
+        super().__init__()
+        self.patch_embed = PatchEmbed(2, input_channels, features, norm_layer=None)  # type: ignore[arg-type]
+        for number, stage in enumerate(stages, 1):
+            self.add_module(f"layers{number}", nn.ModuleList([stage]))
+
+    def stages(self) -> list[Any]:
+        """The stages, finest first."""
+        return [self.get_submodule(f"layers{number}.0") for number in range(1, STAGES + 1)]
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The maps of tokens of 1/2, 1/4, 1/8, 1/16 and 1/32 of the image, normed without parameters."""
+        x = self.patch_embed(x)
+        maps = [_normed(x)]
+        for stage in self.stages():
+            x = stage(x)
+            maps.append(_normed(x))
+        return maps
+
+
+def _normed(x: Tensor) -> Tensor:
+    """Layer norm over the channels of (B, C, z, y, x)."""
+    last = rearrange(x, "b c z y x -> b z y x c")
+    return rearrange(F.layer_norm(last, last.shape[-1:]), "b z y x c -> b c z y x")
+
+
+class _Stage(nn.Module):
+    """Blocks, plain and shifted in turn, then patch merging: (B, C, z, y, x) -> (B, 2 C, z/2, y/2, x/2)."""
+
+    def __init__(self, features: int, depth: int, heads: int, window: Shape, *, experts: int, merging: str):
+        super().__init__()
+        self.features = features
+        self.blocks = nn.ModuleList(
+            _Block(features, heads, window, shifted=bool(number % 2), experts=experts) for number in range(depth)
+        )
+        self.downsample = merging_class(merging)(features)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = rearrange(x, "b c z y x -> b z y x c")
+        for block in self.blocks:
+            x = block(x)
+        return rearrange(self.downsample(x), "b z y x c -> b c z y x")
+
+
+class _Block(nn.Module):
+    """Attention within windows, then an MLP or, with experts, their mixture, each with norm and residual."""
+
+    def __init__(self, features: int, heads: int, window: Shape, *, shifted: bool, experts: int):
+        super().__init__()
+        self.norm1 = nn.LayerNorm(features)
+        self.attn = ShiftedWindows(features, heads, window, shifted=shifted)
+        self.norm2 = nn.LayerNorm(features)
+        self.mlp: nn.Module = (
+            SoftMixture(features, experts)
+            if experts
+            else MLPBlock(features, MLP_RATIO * features, act="GELU", dropout_mode="swin")
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm1(x))
+        mlp = self.mlp(self.norm2(x)) if isinstance(self.mlp, SoftMixture) else recomputed(self.mlp, self.norm2(x))
+        return x + mlp
+
+
+def mixture_memory(kwargs: Mapping[str, Any], patch: Sequence[int]) -> tuple[int, float]:
+    """Tokens of the largest mixture, and the elements that all mixtures keep per sample for the backward pass.
+
+    Args:
+        kwargs: arguments of `SwinSMT`.
+        patch: (z, y, x) in voxels.
+    """
+    with torch.device("meta"):
+        network = SwinSMT(1, 1, **kwargs)
+    largest, kept = 0, 0.0
+    for number, stage in enumerate(network.swinViT.stages(), 1):
+        tokens = prod(size // 2**number for size in patch)
+        for block in stage.blocks:
+            if isinstance(block.mlp, SoftMixture):
+                largest = max(largest, tokens)
+                kept += kept_elements(block.mlp, (1, tokens, stage.features))
+    return largest, kept
