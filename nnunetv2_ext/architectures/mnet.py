@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
+from nnunetv2_ext.architectures.layers.few_channels import pointwise
+from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
 from nnunetv2_ext.errors import InputError
@@ -139,10 +141,9 @@ class _ConvLayer(nn.Module):
         self.norm: nn.Module = nn.InstanceNorm3d(out_channels, affine=True)
 
     def normalize(self, x: Tensor) -> Tensor:
-        # Group norm with a group per channel is instance norm; only it keeps channels-last tensors as they are (CPU),
-        # only instance norm stays in half precision under autocast (CUDA). Prediction puts in a norm of its own.
-        if x.device.type == "cpu" and isinstance(self.norm, nn.InstanceNorm3d):
-            return F.group_norm(x, x.shape[1], self.norm.weight, self.norm.bias, self.norm.eps)
+        # PyTorch's own would lay channels-last features out anew. Prediction puts in a norm of its own.
+        if x.device.type == "cpu" and isinstance(self.norm, nn.InstanceNorm3d) and not torch.compiler.is_compiling():
+            return instance_norm(x, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.norm(x)
 
     def activate(self, x: Tensor) -> Tensor:
@@ -174,12 +175,19 @@ class _Block(nn.Module):
             return self.layer2.conv(F.leaky_relu_(normed, LEAK))
 
 
+class _Head(nn.Conv3d):
+    """A 1x1x1 convolution, which the CPU's own kernels would lay the features out anew for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(self, x) if x.device.type == "cpu" else super().forward(x)
+
+
 class _Heads(nn.Module):
     """The 1x1x1 convolutions to logits; `seg_layers` is the name that nnU-Net's -pretrained_weights leaves out."""
 
     def __init__(self, channels: Sequence[int], num_classes: int):
         super().__init__()
-        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 1, bias=False) for width in channels)
+        self.seg_layers = nn.ModuleList(_Head(width, num_classes, 1, bias=False) for width in channels)
 
 
 class MNet(nn.Module):
