@@ -123,7 +123,7 @@ def conv_feature_map_size(
     shapes = _mesh_shapes(patch_size, min_pool_slices)
     kept, highest = 0.0, 0.0
     for node, (z, y, x) in shapes.items():
-        channels = _node_channels(node, input_channels, features_per_stage, merge)
+        channels: float = _node_channels(node, input_channels, features_per_stage, merge)
         if merge == "difference" and node != (1, 1):
             channels *= 5 / 4  # a byte per element for the signs
         features = features_per_stage[_depth(node) - 1] * len(_streams(node))

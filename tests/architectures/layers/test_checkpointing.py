@@ -81,7 +81,8 @@ def stepped(network: Any, patch: tuple[int, ...], dtype: torch.dtype = torch.flo
     more = network(x.flip(0))
     more = [more] if isinstance(more, Tensor) else more
     torch.stack([y.float().square().mean() + y.float().sin().mean() for y in (*outputs, *more)]).sum().backward()
-    return outputs, {name: p.grad for name, p in network.named_parameters() if p.grad is not None}
+    parameters = getattr(network, "_orig_mod", network).named_parameters()  # of a compiled one
+    return outputs, {name: p.grad for name, p in parameters if p.grad is not None}
 
 
 def like(name: str, network: Any, other: Any, dtype: torch.dtype = torch.float64) -> None:
