@@ -25,26 +25,26 @@ class _InstanceNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-        axes = tuple(range(2, x.ndim))
-        mean = x.mean(axes, keepdim=True, dtype=weight.dtype)
-        result = x - mean
-        inverse = (result.square().mean(axes, keepdim=True) + eps).rsqrt()
+        axes, values = tuple(range(2, x.ndim)), x.to(weight.dtype)
+        mean = values.mean(axes, keepdim=True)
+        result = values - mean  # one new tensor, since fresh memory costs more than a pass over it
+        inverse = (result.square_().mean(axes, keepdim=True) + eps).rsqrt()
         ctx.save_for_backward(x, mean, inverse, weight)
         scale = inverse * _per_channel(weight, x.ndim)
-        return torch.addcmul(_per_channel(bias, x.ndim), result, scale, out=result).to(x.dtype)
+        return torch.addcmul(_per_channel(bias, x.ndim) - mean * scale, values, scale, out=result).to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         x, mean, inverse, weight = ctx.saved_tensors
-        axes = tuple(range(2, x.ndim))
-        centred = x - mean
-        product = gradient * centred
-        along = product.sum(axes, keepdim=True) * inverse  # (B, C, 1, ...), in units of the deviation
-        total = gradient.sum(axes, keepdim=True, dtype=weight.dtype)
+        axes, values, gradient = tuple(range(2, x.ndim)), x.to(weight.dtype), gradient.to(weight.dtype)
+        result = values - mean
+        along = result.mul_(gradient).sum(axes, keepdim=True) * inverse  # (B, C, 1, ...), in units of the deviation
+        total = gradient.sum(axes, keepdim=True)
         scale, voxels = inverse * _per_channel(weight, x.ndim), x[0, 0].numel()
-        result = torch.addcmul(-scale * total / voxels, gradient, scale, out=product)
-        result.addcmul_(centred, -scale * inverse * along / voxels)
+        back = scale * inverse * along / voxels
+        result = torch.addcmul(back * mean - scale * total / voxels, gradient, scale, out=result)
+        result.addcmul_(values, back, value=-1)
         return result.to(x.dtype), along.sum(0).flatten(), total.sum(0).flatten(), None
 
 
