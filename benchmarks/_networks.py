@@ -34,13 +34,14 @@ REFERENCE_KWARGS: dict[str, Any] = {
     "nonlin_kwargs": {"inplace": True},
 }
 _PRIMUS = registry.Entry(PRIMUS, "benchmarks._primus_network.PrimusNetwork", "Primus S")
+CHECKPOINTING = ":checkpointing"
 Build = Callable[[int, int, Sequence[int]], nn.Module]
 """Makes a network of (input channels, classes, patch), deep supervision on."""
 
 
 def builder(name: str, token_size: Sequence[int] = TOKEN_SIZE) -> Build:
     """What builds the network called `name`: the oracle, `Primus` in size S, or a network of the grammar, see
-    `nnunetv2_ext.registry.find_network`.
+    `nnunetv2_ext.registry.find_network`; with `:checkpointing` behind it, with activation checkpointing.
 
     Args:
         token_size: (z, y, x) in voxels, of the networks that have tokens.
@@ -52,24 +53,26 @@ def builder(name: str, token_size: Sequence[int] = TOKEN_SIZE) -> Build:
         from tests.architectures.plain_mnet import PlainMNet
 
         return lambda channels, classes, patch: PlainMNet(channels, classes)
+    options = {"activation_checkpointing": True} if name.endswith(CHECKPOINTING) else {}
+    name = name.removesuffix(CHECKPOINTING)
     if has_tokens(name):
-        return _of_tokens(name, token_size)
+        return _of_tokens(name, token_size, options)
     named = registry.find_network(name)
     network_class = registry.find("architecture", named.architecture).load()
     if "backbone" in named.kwargs:
-        return _around(network_class, named.kwargs["backbone"])
+        return _around(network_class, named.kwargs["backbone"], options)
     if "backbone" in inspect.signature(network_class).parameters:
         raise InputError(f"the network {name}", f"a backbone, {REFINED} or {REFINED}:BACKBONE", "name what to build")
-    return lambda channels, classes, patch: network_class(channels, classes)
+    return lambda channels, classes, patch: network_class(channels, classes, **options)
 
 
 def has_tokens(name: str) -> bool:
     """Whether the network cuts its input into tokens, whose size is then to be chosen."""
-    return name in (CONVFREE, IN_BLOCKS, PRIMUS)
+    return name.removesuffix(CHECKPOINTING) in (CONVFREE, IN_BLOCKS, PRIMUS)
 
 
-def _of_tokens(name: str, token_size: Sequence[int]) -> Build:
-    options: dict[str, Any] = {"token_size": tuple(token_size), "deep_supervision": True}
+def _of_tokens(name: str, token_size: Sequence[int], options: dict[str, Any]) -> Build:
+    options = {"token_size": tuple(token_size), "deep_supervision": True, **options}
     if name == PRIMUS:
         network_class = _PRIMUS.load()
     else:
@@ -79,11 +82,11 @@ def _of_tokens(name: str, token_size: Sequence[int]) -> Build:
     return lambda channels, classes, patch: network_class(channels, classes, spatial_shape=patch, **options)
 
 
-def _around(network_class: Any, backbone: str) -> Build:
+def _around(network_class: Any, backbone: str, options: dict[str, Any]) -> Build:
     registry.find("backbone", backbone).load()
     kwargs = REFERENCE_KWARGS if backbone == REFERENCE else {}
     return lambda channels, classes, patch: network_class(
-        channels, classes, backbone=backbone, spatial_shape=patch, backbone_kwargs=kwargs
+        channels, classes, backbone=backbone, spatial_shape=patch, backbone_kwargs=kwargs, **options
     )
 
 
@@ -102,7 +105,7 @@ def check_shape(shape: Sequence[int], names: Sequence[str]) -> None:
     """
     divisors = [1, 1, 1]
     rule = "all positive"
-    if {REFERENCE, REFINED, f"{REFINED}:{REFERENCE}"} & set(names):
+    if {REFERENCE, REFINED, f"{REFINED}:{REFERENCE}"} & {name.removesuffix(CHECKPOINTING) for name in names}:
         divisors = torch.tensor(REFERENCE_STRIDES).prod(0).tolist()
         rule += f", z, y, x multiples of {', '.join(map(str, divisors))}, which {REFERENCE} needs"
     if min(shape) < 1 or any(size % divisor for size, divisor in zip(shape[2:], divisors, strict=True)):

@@ -3,6 +3,7 @@
     python -m benchmarks.step --oracle
     python -m benchmarks.step --architectures PaR --shape 2 1 32 128 128
     python -m benchmarks.step --shape 2 1 12 64 64 --rounds 15 --threads 2 --json step.json
+    python -m benchmarks.step --architectures MNet MNet:checkpointing
     python -m benchmarks.step -device cuda
     python -m benchmarks.step --architectures ConvFreeTransformer --reference Primus --shape 2 1 40 56 40 \
         --token-size 4 8 8
@@ -33,6 +34,7 @@ from tqdm import tqdm
 
 from benchmarks import _memory
 from benchmarks._networks import (
+    CHECKPOINTING,
     IN_BLOCKS,
     ORACLE,
     PRIMUS,
@@ -282,7 +284,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         default=["MNet", REFINED],
         metavar="NAME",
         help=f"architectures or backbones of nnunetv2_ext list; {REFINED}: the refiner on {REFERENCE}, "
-        f"{REFINED}:NAME: on another backbone; {IN_BLOCKS}; {PRIMUS}, size S (default: MNet {REFINED})",
+        f"{REFINED}:NAME: on another backbone; {IN_BLOCKS}; {PRIMUS}, size S; NAME{CHECKPOINTING}: with activation "
+        f"checkpointing (default: MNet {REFINED})",
     )
     parser.add_argument(
         "--reference",

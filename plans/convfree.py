@@ -32,6 +32,3 @@ class ConvFreePlanner(PlannerOfTokens):
     post_norm = Option(
         False, "the papers' norm after each sublayer, with learning rate 1e-4 instead of 3e-4", bool, shown="off"
     )
-    activation_checkpointing = Option(
-        False, "recompute each layer in the backward pass, for larger patches", bool, shown="off"
-    )

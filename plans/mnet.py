@@ -20,7 +20,8 @@ class MNetPlanner(ExtPlanner):
     patch_divisor = (1, 8, 8)  # three in-plane poolings without a remainder; the fourth may floor
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
-        return {"features_per_stage": [32, 48, 64, 80, 96], "merge": "difference", "min_pool_slices": 8}
+        published = {"features_per_stage": [32, 48, 64, 80, 96], "merge": "difference", "min_pool_slices": 8}
+        return {**published, **self.checkpointing()}
 
     def feature_map_size(
         self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int

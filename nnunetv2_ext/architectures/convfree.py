@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
+from nnunetv2_ext.architectures.layers.checkpointing import computed_again, make_stages
 from nnunetv2_ext.architectures.layers.neighbourhoods import Blocks, Windows, blocks_around
 from nnunetv2_ext.architectures.layers.position import axial_code, sequence_code
 from nnunetv2_ext.architectures.layers.transformer import TransformerLayer
@@ -124,6 +124,8 @@ class ConvFreeTransformer(nn.Module):
         self.norm = nn.LayerNorm(embed_dim) if pre_norm else nn.Identity()
         self.decoder = _Decoder(embed_dim, num_classes * voxels)
         self.apply(_initialise)
+        if activation_checkpointing and context == "patch":
+            make_stages(self, ("layers.*",))
 
     def forward(self, x: Tensor) -> Any:
         """Logits (B, num_classes, Z, Y, X) of images (B, input_channels, Z, Y, X).
@@ -167,10 +169,9 @@ class ConvFreeTransformer(nn.Module):
     def _in_patch(self, tokens: Tensor, grid: Shape) -> Tensor:
         """All tokens (B, N, D) of the patch as one sequence."""
         tokens = self.dropout(tokens + axial_code(grid, self.embed.weight))
-        recompute = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         for index, layer in enumerate(self.layers):
             regroup = None if self.window is None else Windows(grid, self.window, spread=index % 2 == 1)
-            tokens = checkpoint(layer, tokens, regroup, use_reentrant=False) if recompute else layer(tokens, regroup)
+            tokens = layer(tokens, regroup)
         return tokens
 
     @torch.compiler.disable(recursive=False)  # type: ignore[untyped-decorator]  # one graph for all chunks takes hours
@@ -184,9 +185,7 @@ class ConvFreeTransformer(nn.Module):
             for chunk in block.chunks(per_chunk, tokens.device):
                 arguments = (tokens, code, chunk)
                 features.append(
-                    checkpoint(self._centres, *arguments, use_reentrant=False)
-                    if recompute
-                    else self._centres(*arguments)
+                    computed_again(self._centres, self.layers, *arguments) if recompute else self._centres(*arguments)
                 )
                 centres.append(chunk.centres)
         return torch.cat(features, 1).index_select(1, torch.cat(centres).argsort())
@@ -239,8 +238,6 @@ class ConvFreeTransformer(nn.Module):
             kept += of_layers((blocks, length, width), lambda layers: nn.Sequential(*[self.layers[0]] * layers))
         else:
             kept = of_layers(shape, self._whole_patch)
-            if self.activation_checkpointing:
-                kept += kept_elements(self.layers[0], (1, math.prod(grid), width))
         return kept / 2
 
     def _whole_patch(self, layers: int) -> nn.Module:

@@ -1,7 +1,7 @@
 """What a network keeps for its backward pass, and the slices that it takes; found without computing anything."""
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 
 from nnunetv2_ext.architectures.contract import Network, Tokenized
+from nnunetv2_ext.architectures.layers.checkpointing import stages_of
 from nnunetv2_ext.errors import InputError
 
 
@@ -26,8 +27,9 @@ def kept_elements(network: nn.Module, input_shape: Sequence[int]) -> float:
     Half of it is what nnU-Net's planner counts: in its U-Net every convolution keeps two tensors of the size of its
     output, of which nnU-Net counts one (PlainConvUNet: half of the result is 0.99 of nnU-Net's own count).
 
-    Checkpointed parts count with their input. What a network holds through saved-tensor hooks of its own (MNet's
-    activations) is not seen, nor is the working memory of single operations.
+    Checkpointed parts count with their input, and as a whole in their turn: what was kept before a stage and what the
+    stage keeps when it is computed again lie in memory together. What a network holds through saved-tensor hooks of its
+    own (MNet's activations) is not seen, nor is the working memory of single operations.
 
     Args:
         input_shape: (B, channels, *spatial) of the input.
@@ -36,23 +38,38 @@ def kept_elements(network: nn.Module, input_shape: Sequence[int]) -> float:
         float32 elements (bytes / 4) for the whole batch.
     """
     kept: list[int] = []
+    calls: list[tuple[int, nn.Module, tuple[Any, ...]]] = []  # bytes kept by then, a stage, its arguments
+
+    def note(stage: nn.Module, arguments: tuple[Any, ...], _: object) -> None:
+        calls.append((sum(kept), stage, arguments))
+
     with torch.inference_mode(False), torch.enable_grad():
         replica = _on_meta(network).train()
+        hooks = [stage.register_forward_hook(note) for stage in stages_of(replica)]
         with watch_kept(replica, kept.append):
             replica(torch.empty(*input_shape, device="meta"))
-    return sum(kept) / 4
+        for hook in hooks:
+            hook.remove()
+        highest = sum(kept)
+        for before, stage, arguments in calls:
+            again: list[int] = []
+            with watch_kept(stage, again.append, [one for one in arguments if isinstance(one, Tensor)]):
+                vars(stage)["forward"].once(*arguments)
+            highest = max(highest, before + sum(again))
+    return highest / 4
 
 
 @contextmanager
-def watch_kept(network: nn.Module, on_kept: Callable[[int], object]) -> Iterator[None]:
+def watch_kept(network: nn.Module, on_kept: Callable[[int], object], known: Iterable[Tensor] = ()) -> Iterator[None]:
     """Call `on_kept` with the bytes of every storage that autograd saves, each once, when it is saved first.
 
     Parameters and buffers do not count; attention keeps what the fused kernels keep.
 
     Args:
         network: on the meta device.
+        known: further tensors that do not count.
     """
-    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers())}
+    own = {tensor.untyped_storage()._cdata for tensor in (*network.parameters(), *network.buffers(), *known)}
     kept: dict[int, torch.UntypedStorage] = {}  # held here, so that no address is used twice
 
     def pack(tensor: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
+from nnunetv2_ext.architectures.layers.checkpointing import computed_again
+from nnunetv2_ext.architectures.layers.few_channels import pointwise
+from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
 from nnunetv2_ext.errors import InputError
@@ -98,13 +101,15 @@ def conv_feature_map_size(
     features_per_stage: Sequence[int] = (32, 48, 64, 80, 96),
     merge: str = "difference",
     min_pool_slices: int = 8,
+    activation_checkpointing: bool = False,
     deep_supervision: bool = True,
 ) -> int:
     """What nnU-Net's planner compares with its reference, computed without building a network.
 
     nnU-Net counts the elements of every convolution's output in its U-Net, which keeps two tensors of that size for
     the backward pass. MNet keeps three per block of two convolutions, its nodes' merged inputs, and the masks of the
-    differences; their sum is counted in units of two, so that equal numbers mean equal memory.
+    differences; their sum is counted in units of two, so that equal numbers mean equal memory. With checkpointing,
+    nodes keep the outputs of their blocks, and all that they compute (four per block) in their turn alone.
 
     Args:
         patch_size: (Z, Y, X) in voxels.
@@ -116,17 +121,20 @@ def conv_feature_map_size(
         InputError: a patch that MNet cannot take.
     """
     shapes = _mesh_shapes(patch_size, min_pool_slices)
-    kept = 0.0
+    kept, highest = 0.0, 0.0
     for node, (z, y, x) in shapes.items():
-        voxels = z * y * x
-        channels = _node_channels(node, input_channels, features_per_stage, merge)
-        kept += voxels * channels
+        channels: float = _node_channels(node, input_channels, features_per_stage, merge)
         if merge == "difference" and node != (1, 1):
-            kept += voxels * channels / 4  # a byte per element
-        kept += 3 * voxels * features_per_stage[_depth(node) - 1] * len(_streams(node))
+            channels *= 5 / 4  # a byte per element for the signs
+        features = features_per_stage[_depth(node) - 1] * len(_streams(node))
+        if activation_checkpointing and node != _OUTPUT_NODES[0]:
+            highest = max(highest, kept + z * y * x * (channels + 4 * features))
+            kept += z * y * x * features
+        else:
+            kept += z * y * x * (channels + 3 * features)
         if node in _OUTPUT_NODES and (deep_supervision or node == (5, 5)):
-            kept += 2 * voxels * num_classes
-    return round(kept / 2)
+            kept += 2 * z * y * x * num_classes
+    return round(max(highest, kept) / 2)
 
 
 class _ConvLayer(nn.Module):
@@ -139,10 +147,9 @@ class _ConvLayer(nn.Module):
         self.norm: nn.Module = nn.InstanceNorm3d(out_channels, affine=True)
 
     def normalize(self, x: Tensor) -> Tensor:
-        # Group norm with a group per channel is instance norm; only it keeps channels-last tensors as they are (CPU),
-        # only instance norm stays in half precision under autocast (CUDA). Prediction puts in a norm of its own.
-        if x.device.type == "cpu" and isinstance(self.norm, nn.InstanceNorm3d):
-            return F.group_norm(x, x.shape[1], self.norm.weight, self.norm.bias, self.norm.eps)
+        # PyTorch's own would lay channels-last features out anew. Prediction puts in a norm of its own.
+        if x.device.type == "cpu" and isinstance(self.norm, nn.InstanceNorm3d) and not torch.compiler.is_compiling():
+            return instance_norm(x, self.norm.weight, self.norm.bias, self.norm.eps)
         return self.norm(x)
 
     def activate(self, x: Tensor) -> Tensor:
@@ -158,9 +165,10 @@ class _Block(nn.Module):
         self.layer1 = _ConvLayer(in_channels, out_channels, kernel)
         self.layer2 = _ConvLayer(out_channels, out_channels, kernel)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *, keep: bool = False) -> Tensor:
+        """Features of x; `keep`: with all that the backward pass needs, where a whole node is computed again."""
         x = self.layer1.conv(x)
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler recomputes by itself
+        if keep or torch.compiler.is_compiling() or not torch.is_grad_enabled():  # the compiler recomputes by itself
             x = self.layer2.conv(self.layer1.activate(x))
         else:
             x = self._convolve_activated(x)
@@ -174,12 +182,19 @@ class _Block(nn.Module):
             return self.layer2.conv(F.leaky_relu_(normed, LEAK))
 
 
+class _Head(nn.Conv3d):
+    """A 1x1x1 convolution, which the CPU's own kernels would lay the features out anew for."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(self, x) if x.device.type == "cpu" else super().forward(x)
+
+
 class _Heads(nn.Module):
     """The 1x1x1 convolutions to logits; `seg_layers` is the name that nnU-Net's -pretrained_weights leaves out."""
 
     def __init__(self, channels: Sequence[int], num_classes: int):
         super().__init__()
-        self.seg_layers = nn.ModuleList(nn.Conv3d(width, num_classes, 1, bias=False) for width in channels)
+        self.seg_layers = nn.ModuleList(_Head(width, num_classes, 1, bias=False) for width in channels)
 
 
 class MNet(nn.Module):
@@ -195,6 +210,8 @@ class MNet(nn.Module):
         features_per_stage: filters at depth 1 to 5.
         merge: how two streams meet: "difference" |a - b| (the paper's choice), "sum" or "concat".
         min_pool_slices: the 3D stream pools along z only from this many slices on.
+        activation_checkpointing: in training keep the results of the nodes alone, and compute each node again in the
+            backward pass; not the last one, with which that pass begins.
         deep_supervision: return the logits of all seven outputs, the first at full resolution, or only the first.
 
     Shapes: (B, input_channels, Z, Y, X) -> (B, num_classes, Z, Y, X), or a list of seven, see
@@ -213,6 +230,7 @@ class MNet(nn.Module):
         features_per_stage: Sequence[int] = (32, 48, 64, 80, 96),
         merge: str = "difference",
         min_pool_slices: int = 8,
+        activation_checkpointing: bool = False,
         deep_supervision: bool = True,
     ):
         super().__init__()
@@ -229,6 +247,7 @@ class MNet(nn.Module):
         self.input_channels, self.num_classes = input_channels, num_classes
         self.features_per_stage = tuple(features_per_stage)
         self.merge, self.min_pool_slices = merge, min_pool_slices
+        self.activation_checkpointing = activation_checkpointing
         self.deep_supervision = deep_supervision
         self.blocks = nn.ModuleDict()
         for node in _NODES:
@@ -265,6 +284,7 @@ class MNet(nn.Module):
             features_per_stage=self.features_per_stage,
             merge=self.merge,
             min_pool_slices=self.min_pool_slices,
+            activation_checkpointing=self.activation_checkpointing,
             deep_supervision=self.deep_supervision,
         )
 
@@ -272,38 +292,46 @@ class MNet(nn.Module):
         shapes = _mesh_shapes(x.shape[2:], self.min_pool_slices)
         if x.device.type == "cpu":
             x = channels_last(x)
+        again = self.activation_checkpointing and self.training and torch.is_grad_enabled()
         plane: dict[Node, Tensor] = {}
         volume: dict[Node, Tensor] = {}
         for node in _NODES:
-            x = (
-                self._encoder_input(x, node, plane, volume)
-                if sum(node) <= 6
-                else self._decoder_input(node, plane, volume, shapes[node])
-            )
-            for stream, features in (("plane", plane), ("volume", volume)):
-                if stream in _streams(node):
-                    features[node] = self.blocks[self._block_name(node, stream)](x)
+            i, j = node
+            if node == (1, 1):
+                sources = [x]
+            elif sum(node) <= 6:
+                sources = ([plane[i, j - 1]] if j > 1 else []) + ([volume[i - 1, j]] if i > 1 else [])
+            else:
+                sources = [plane[_skip(node)], volume[_skip(node)], plane[i - 1, j], volume[i, j - 1]]
+            if again and node != _OUTPUT_NODES[0]:
+                results = computed_again(self._computed, self, node, shapes[node], *sources, keep=True)
+            else:
+                results = self._computed(node, shapes[node], *sources)
+            for stream, result in zip(_streams(node), results, strict=True):
+                (plane if stream == "plane" else volume)[node] = result
         return self._logits(plane, volume)
 
-    def _encoder_input(
-        self, image: Tensor, node: Node, plane: dict[Node, Tensor], volume: dict[Node, Tensor]
-    ) -> Tensor:
+    def _computed(self, node: Node, shape: Shape, *sources: Tensor, keep: bool = False) -> list[Tensor]:
+        """The results of a node's blocks, from those that it takes."""
+        x = self._encoder_input(node, *sources) if sum(node) <= 6 else self._decoder_input(shape, *sources)
+        return [self.blocks[self._block_name(node, stream)](x, keep=keep) for stream in _streams(node)]
+
+    def _encoder_input(self, node: Node, *sources: Tensor) -> Tensor:
         i, j = node
         if node == (1, 1):
-            return image
+            return sources[0]
         pooled = []
         if j > 1:
-            pooled.append(max_pool(plane[i, j - 1], PLANE_POOL))
+            pooled.append(max_pool(sources[0], PLANE_POOL))
         if i > 1:
-            above = volume[i - 1, j]
+            above = sources[-1]
             pooled.append(max_pool(above, VOLUME_POOL if above.shape[2] >= self.min_pool_slices else PLANE_POOL))
         return self._merge(*pooled) if len(pooled) == 2 else pooled[0]
 
-    def _decoder_input(self, node: Node, plane: dict[Node, Tensor], volume: dict[Node, Tensor], shape: Shape) -> Tensor:
-        i, j = node
-        skip = self._merge(plane[_skip(node)], volume[_skip(node)])
-        up = self._merge(self._resize(plane[i - 1, j], shape), self._resize(volume[i, j - 1], shape))
-        return torch.cat([skip, up], dim=1)
+    def _decoder_input(self, shape: Shape, *sources: Tensor) -> Tensor:
+        plane_skip, volume_skip, plane, volume = sources
+        up = self._merge(self._resize(plane, shape), self._resize(volume, shape))
+        return torch.cat([self._merge(plane_skip, volume_skip), up], dim=1)
 
     def _logits(self, plane: dict[Node, Tensor], volume: dict[Node, Tensor]) -> Tensor | list[Tensor]:
         first, *others = self.heads.seg_layers

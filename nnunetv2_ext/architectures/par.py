@@ -282,7 +282,7 @@ class PaRNetwork(nn.Module):
     Args:
         input_channels: channels of the image.
         num_classes: channels of the logits.
-        backbone, spatial_shape, backbone_kwargs, deep_supervision: see `BackboneNetwork`.
+        backbone, spatial_shape, backbone_kwargs, activation_checkpointing, deep_supervision: see `BackboneNetwork`.
         axis, heads, groups, kernel_size, variant, fusion: see `PaR`.
 
     Shapes: (B, input_channels, *spatial_shape) -> (B, num_classes, *spatial_shape), or a list with deep supervision.
@@ -305,6 +305,7 @@ class PaRNetwork(nn.Module):
         kernel_size: int = 3,
         variant: str = "paper",
         fusion: str = "add",
+        activation_checkpointing: bool = False,
         deep_supervision: bool = True,
     ):
         super().__init__()
@@ -314,6 +315,7 @@ class PaRNetwork(nn.Module):
             backbone=backbone,
             spatial_shape=spatial_shape,
             backbone_kwargs=backbone_kwargs,
+            activation_checkpointing=activation_checkpointing,
             deep_supervision=deep_supervision,
         )
         self.refiner = PaR(

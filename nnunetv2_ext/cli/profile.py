@@ -34,7 +34,8 @@ columns, each row with all that lies below it:
                       element-wise operations, norms and pooling are not counted
   + attention, G      the same with products of features with features (bmm, fused attention)
   kept, MiB           what autograd saves in the forward pass of one sample for the backward pass, in float32;
-                      neither parameters nor what a network holds or recomputes by means of its own
+                      neither parameters nor what a network holds or recomputes by means of its own; with activation
+                      checkpointing (--kwargs '{"activation_checkpointing": true}'), of a stage its input alone
   forward, ms         median time in the forward pass of a batch, in training mode
 Below the table, for the whole network and a batch: the median time of a training step (forward and backward, no
 optimizer) and its peak memory. On the CPU in float32; the peak is the rise of the resident memory in a fresh process.
@@ -140,7 +141,12 @@ def run(args: argparse.Namespace) -> int:
             for row in rows
         ],
     }
-    print(f"{subject.title}, patch {' x '.join(map(str, subject.shape[1:]))}, {subject.shape[0]} input channels")
+    again = any(getattr(module, "activation_checkpointing", False) for module in network.modules())
+    content["subject"]["activation_checkpointing"] = again
+    print(
+        f"{subject.title}, patch {' x '.join(map(str, subject.shape[1:]))}, {subject.shape[0]} input channels"
+        + ", activation checkpointing" * again
+    )
     if not args.no_time:
         from nnunetv2_ext.profiling.step import measure
 

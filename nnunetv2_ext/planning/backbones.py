@@ -88,6 +88,7 @@ class PlannerOfBackbones(ExtPlanner):
             "backbone": self.backbone,
             "spatial_shape": patch_size,
             "backbone_kwargs": self._kwargs(np.array(patch_size), spacing),
+            **self.checkpointing(),
         }
 
 

@@ -33,7 +33,6 @@ class PlannerOfTokens(ExtPlanner):
     context: str
     block_tokens: int
     post_norm: bool
-    activation_checkpointing: bool
 
     def __init__(self, *args: Any, **kwargs: Any):
         if self.size not in SIZES:

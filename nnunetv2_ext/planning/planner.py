@@ -53,6 +53,9 @@ class ExtPlanner(PatchSearch):
         metavar="VOXELS",
         shown="planned",
     )
+    activation_checkpointing = Option(
+        False, "compute stages again in the backward pass, a third more time for larger patches", bool, shown="off"
+    )
     # What the user sets; on a subclass (`with_options`), since nnU-Net builds the planner.
     training: ClassVar[dict[str, Any]] = {}
     """The user's part of the `training` block."""
@@ -114,6 +117,10 @@ class ExtPlanner(PatchSearch):
             spacing: (z, y, x) in mm.
         """
         raise NotImplementedError
+
+    def checkpointing(self) -> dict[str, bool]:
+        """The keyword argument of `activation_checkpointing`, where the user asks for it: older plans have none."""
+        return {"activation_checkpointing": True} if self.activation_checkpointing else {}
 
     def feature_map_size(
         self, patch_size: list[int], spacing: np.ndarray, input_channels: int, output_channels: int

@@ -25,12 +25,15 @@ from nnunetv2_ext.architectures.backbones.record import (
     triple,
 )
 from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised, check_patch, three_axes
+from nnunetv2_ext.architectures.layers.checkpointing import make_stages
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError
 
 # arguments that plans give as dotted names, as in nnU-Net's own plans
 LOCATED = ("conv_op", "norm_op", "dropout_op", "nonlin", "block")
+# arguments that a constructor of any arguments is given
+_ALWAYS = ("input_channels", "num_classes", "deep_supervision", "activation_checkpointing")
 
 
 def record_of(backbone: str) -> Backbone:
@@ -70,6 +73,8 @@ class BackboneNetwork(nn.Module):
         spatial_shape: the planned patch (z, y, x) in voxels.
         backbone_kwargs: its own arguments, as JSON holds them: classes as dotted names. They go over the published
             ones. nnU-Net's U-Nets need all of theirs.
+        activation_checkpointing: in training compute the backbone's stages again in the backward pass, see
+            `layers.checkpointing`; of a network of the user those that its own argument of this name means.
         deep_supervision: return a list of logits, the first at full resolution, or only these. The list holds one
             tensor where the backbone has no side outputs.
 
@@ -92,6 +97,7 @@ class BackboneNetwork(nn.Module):
         backbone: str,
         spatial_shape: Sequence[int],
         backbone_kwargs: Kwargs | None = None,
+        activation_checkpointing: bool = False,
         deep_supervision: bool = True,
     ):
         super().__init__()
@@ -100,12 +106,14 @@ class BackboneNetwork(nn.Module):
         self.input_channels, self.num_classes = input_channels, num_classes
         self.spatial_shape = tuple(int(size) for size in spatial_shape)
         network_class = found.load()
+        by_itself = "activation_checkpointing" in inspect.signature(network_class).parameters
         arguments = _arguments(
             network_class,
             found.name,
             found.withheld,
             {**found.defaults, **(backbone_kwargs or {})},
             {
+                **({"activation_checkpointing": True} if activation_checkpointing and by_itself else {}),
                 "input_channels": input_channels,
                 "in_channels": input_channels,
                 "num_classes": num_classes,
@@ -145,6 +153,14 @@ class BackboneNetwork(nn.Module):
         for name, parameter in self.network.named_parameters():
             if found.never_used and found.never_used in name:
                 parameter.requires_grad_(False)
+        self.activation_checkpointing = activation_checkpointing
+        self._by_stages = activation_checkpointing and not by_itself
+        if self._by_stages and not make_stages(self.network, found.stages):
+            raise InputError(
+                f"activation_checkpointing for the backbone {found.name}, of which no stages are known",
+                "a backbone of the list, or a network with an argument of that name",
+                "leave it out, or let the network take that argument",
+            )
         if self._heads:
             rename_in_state_dict(self, [(f"network.{head}", f"network.seg_layers.{head}") for head in self._heads])
         self.deep_supervision = deep_supervision
@@ -203,13 +219,13 @@ class BackboneNetwork(nn.Module):
         """What nnU-Net's planner compares with its reference: elements per sample.
 
         The network's own count where it has one, in units of PlainConvUNet's where nnU-Net has another reference for
-        it; else half of `kept_elements`, which is the same measure.
+        it; else, and where stages are computed again, half of `kept_elements`, which is the same measure.
 
         Raises:
             InputError: a patch that the backbone cannot take.
         """
         sizes = self._checked(patch_size)
-        if isinstance(self.network, Measured):
+        if isinstance(self.network, Measured) and not self._by_stages:
             return int(self.network.compute_conv_feature_map_size(sizes) * PLAIN_ELEMENTS / self._full_memory)
         key = sizes, self.deep_supervision
         if key not in self._counts:
@@ -254,7 +270,7 @@ def _arguments(
     parameters = inspect.signature(network_class).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     if takes_any:
-        filled = {key: filled[key] for key in ("input_channels", "num_classes", "deep_supervision")}
+        filled = {key: filled[key] for key in _ALWAYS if key in filled}
     filled = {key: value for key, value in filled.items() if key in parameters or takes_any}
     free = [key for key in parameters if key not in filled and key not in withheld]
     unknown = [key for key in given if key not in free and not (takes_any and key not in filled)]

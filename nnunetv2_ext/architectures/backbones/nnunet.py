@@ -63,6 +63,7 @@ _PLAIN = Backbone(
     strides=strides_argument,
     outputs=lambda strides: cumulative(strides)[:-1],
     switch="decoder.deep_supervision",
+    stages=("encoder.stem", "encoder.stages.*", "decoder.stages.*"),
     planned=_plain,
     small={**_SMALL, "n_conv_per_stage": [1, 1, 1]},
     patches=((6, 20, 16), (2, 12, 28)),
