@@ -20,9 +20,10 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
-from nnunetv2_ext.architectures.layers.checkpointing import computed_again, make_stages
+from nnunetv2_ext.architectures.layers.checkpointing import make_stages
 from nnunetv2_ext.architectures.layers.neighbourhoods import Blocks, Windows, blocks_around
 from nnunetv2_ext.architectures.layers.position import axial_code, sequence_code
+from nnunetv2_ext.architectures.layers.recompute import computed_again
 from nnunetv2_ext.architectures.layers.transformer import TransformerLayer
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError, is_whole

@@ -15,11 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
-from nnunetv2_ext.architectures.layers.checkpointing import computed_again
 from nnunetv2_ext.architectures.layers.few_channels import pointwise
 from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
-from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, max_pool
+from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, computed_again, max_pool
 from nnunetv2_ext.errors import InputError
 
 Node = tuple[int, int]

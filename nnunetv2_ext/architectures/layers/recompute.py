@@ -34,12 +34,24 @@ def recomputed(function: Callable[..., Result], *inputs: Tensor, module: nn.Modu
     """
     if keeps_all():
         return function(*inputs)
-    contexts = partial(_contexts, module)
-    result: Result = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=contexts)
+    result: Result = computed_again(function, module, *inputs, preserve_rng_state=False)
     return result
 
 
+def computed_again(function: Callable[..., Any], module: nn.Module | None, *args: Any, **kwargs: Any) -> Any:
+    """`function(*args, **kwargs)`, which keeps its arguments for the backward pass and is called there once more.
+
+    Args:
+        module: holds the norms of the function, whose running statistics move in the forward pass only.
+        kwargs: of the function, or of `torch.utils.checkpoint`.
+    """
+    if not torch.compiler.is_compiling():  # there, what is computed again has no effects
+        kwargs["context_fn"] = partial(_contexts, module)
+    return checkpoint(function, *args, use_reentrant=False, **kwargs)
+
+
 def _contexts(module: nn.Module | None) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Of the forward pass and of the second time."""
     return nullcontext(), StatisticsKept(*([] if module is None else [module]))
 
 
