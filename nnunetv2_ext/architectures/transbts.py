@@ -28,6 +28,13 @@ from nnunetv2_ext.errors import InputError
 LEVELS = 3
 EMBEDDING = 32
 """Features of a token, in units of the first level's channels."""
+BLOCKS = {
+    "": ["EnBlock1"],
+    "EnDown1": ["EnBlock2_1", "EnBlock2_2"],
+    "EnDown2": ["EnBlock3_1", "EnBlock3_2"],
+    "EnDown3": ["EnBlock4_1", "EnBlock4_2", "EnBlock4_3", "EnBlock4_4"],
+}
+"""What leads to each level, and its blocks."""
 
 
 class TransBTS(nn.Module):
@@ -128,17 +135,13 @@ class TransBTS(nn.Module):
 class _Encoder(nn.Module):
     """Levels of 1, 2, 2 and 4 residual blocks."""
 
-    BLOCKS = {"": ("EnBlock1",), "EnDown1": ("EnBlock2_1", "EnBlock2_2"), "EnDown2": ("EnBlock3_1", "EnBlock3_2")} | {
-        "EnDown3": ("EnBlock4_1", "EnBlock4_2", "EnBlock4_3", "EnBlock4_4")
-    }
-
     def __init__(
         self, input_channels: int, channels: Sequence[int], groups: int, strides: Sequence[Shape], dropout: float
     ):
         super().__init__()
         first = nn.Conv3d(input_channels, channels[0], 3, padding=1)
         self.InitConv = nn.Sequential(OrderedDict(conv=first, dropout=nn.Dropout3d(dropout)))
-        for level, (down, blocks) in enumerate(self.BLOCKS.items()):
+        for level, (down, blocks) in enumerate(BLOCKS.items()):
             if down:
                 conv = nn.Conv3d(channels[level - 1], channels[level], 3, strides[level - 1], padding=1)
                 self.add_module(down, nn.Sequential(OrderedDict(conv=conv)))
@@ -149,7 +152,7 @@ class _Encoder(nn.Module):
         """The last map, and those of all levels from the finest on."""
         maps = []
         x = self.InitConv(x)
-        for down, blocks in self.BLOCKS.items():
+        for down, blocks in BLOCKS.items():
             if down:
                 x = self.get_submodule(down)(x)
             for block in blocks:

@@ -185,6 +185,18 @@ def test_arguments_of_the_backbone_go_over_the_planned_ones(described: Describe)
     assert arguments["strides"][0] == [1, 1, 1]
 
 
+THICK = [[1, 2, 2], [1, 2, 2], [2, 2, 2], [2, 2, 2]]
+
+
+@pytest.mark.parametrize(("spacing", "strides"), [((5.0, 1.0, 1.0), THICK), ((1.0, 1.0, 1.0), [[2, 2, 2]] * 4)])
+@pytest.mark.parametrize(("backbone", "levels"), [("TransBTS", 3), ("MultiResUNet", 4)])
+def test_strides_by_the_spacing(
+    described: Describe, backbone: str, levels: int, spacing: tuple[float, ...], strides: list[list[int]]
+) -> None:
+    configuration = planned(described(spacing=spacing), "BackbonePlanner", backbone, patch_size=[16, 32, 32])
+    assert configuration["architecture"]["arch_kwargs"]["backbone_kwargs"] == {"strides": strides[:levels]}
+
+
 def test_arguments_change_the_size_rule(described: Describe) -> None:
     data = described()
     assert planned(data, "BackbonePlanner", "SegResNet")["patch_size"] == [16, 40, 40]
