@@ -335,9 +335,10 @@ def _check(
     strides: Any,
     drop_path: Any,
 ) -> None:
-    """
+    """Refuse arguments that do not fit each other.
+
     Raises:
-        InputError: values that do not fit each other.
+        InputError: the first of them, with what it has to be.
     """
     if not isinstance(depths, Sequence) or len(depths) < 2 or not all(map(is_whole, depths)):
         _refuse(f"depths = {depths!r}", "two or more numbers of blocks, from 1")
