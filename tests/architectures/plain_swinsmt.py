@@ -32,7 +32,7 @@ def joined(x: Tensor, order: Sequence[str]) -> Tensor:
 class OldMerging(swin_unetr.PatchMerging):  # type: ignore[misc]
     def forward(self, x: Tensor) -> Tensor:
         cubes = rearrange(x, "b (z r) (y s) (x t) c -> b z y x r s t c", r=2, s=2, t=2)
-        octants = [cubes[..., int(z), int(y), int(x_), :] for z, y, x_ in PUBLISHED]
+        octants = [cubes[..., int(zyx[0]), int(zyx[1]), int(zyx[2]), :] for zyx in PUBLISHED]
         out: Tensor = self.reduction(self.norm(torch.cat(octants, -1)))
         return out
 
@@ -91,8 +91,9 @@ def plain_swinsmt(
     **options: Any,
 ) -> Any:
     """MONAI's network with the mixtures put in."""
+    merging: Any = OldMerging
     network = swin_unetr.SwinUNETR(
-        input_channels, num_classes, feature_size=feature_size, downsample=OldMerging, **options
+        input_channels, num_classes, feature_size=feature_size, downsample=merging, **options
     )
     return with_mixtures(network, feature_size, num_experts, num_layers_with_moe)
 

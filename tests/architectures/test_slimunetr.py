@@ -43,8 +43,10 @@ class Plain:
         return F.group_norm(x, 1, self.state[f"{name}.weight"], self.state[f"{name}.bias"])
 
     def batch_norm(self, x: Tensor, name: str) -> Tensor:
-        parts = [self.state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")]
-        return F.batch_norm(x, *parts)
+        mean, variance, weight, bias = (
+            self.state[f"{name}.{part}"] for part in ("running_mean", "running_var", "weight", "bias")
+        )
+        return F.batch_norm(x, mean, variance, weight, bias)
 
     def attention(self, x: Tensor, heads: int) -> Tensor:
         """Of (B, 3 C, z, y, x) to (B, C, z, y, x)."""

@@ -148,7 +148,7 @@ def test_mixture_memory() -> None:
 
 
 def test_a_network_keeps_less_than_the_plain_one() -> None:
-    options = {"feature_size": 24, "num_experts": 4, "num_layers_with_moe": 2}
+    options: dict[str, Any] = {"feature_size": 24, "num_experts": 4, "num_layers_with_moe": 2}
     with torch.device("meta"):
         ours = SwinSMT(1, 3, **options)
     shape = (1, 1, 64, 64, 64)
