@@ -378,3 +378,17 @@ def test_nnunet_reads_the_plans(described: Describe) -> None:
     configuration = PlansManager(plans).get_configuration("3d_fullres")
     assert configuration.network_arch_class_name == "nnunetv2_ext.architectures.PaRNetwork"
     assert configuration.network_arch_init_kwargs_req_import == []
+
+
+@pytest.mark.parametrize(
+    ("planner", "backbone"),
+    [("BackbonePlanner", None), ("PaRPlanner", None), ("BackbonePlanner", "MNet"), ("MNetPlanner", None)],
+)
+def test_checkpointing_makes_room(described: Describe, planner: str, backbone: str | None) -> None:
+    data, voxels = described(**WIDE), []
+    for options in ({}, {"activation_checkpointing": True}):
+        configuration = planned(data, planner, backbone, gpu_memory_target=3, **options)
+        arguments = configuration["architecture"]["arch_kwargs"]
+        assert {key: arguments[key] for key in arguments if key == "activation_checkpointing"} == options
+        voxels.append(configuration["batch_size"] * np.prod(configuration["patch_size"]))
+    assert voxels[0] < voxels[1]
