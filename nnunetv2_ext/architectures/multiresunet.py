@@ -9,6 +9,7 @@ and up-sampling have a stride for each axis. None of these changes an output: no
 convolutions are computed again in the backward pass instead of kept.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from nnunetv2_ext.architectures.backbones.record import cumulative, strides_argument
 from nnunetv2_ext.architectures.contract import check_patch
 from nnunetv2_ext.architectures.layers.recompute import StatisticsKept, keeps_all, max_pool, recomputed
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, check_whole
 
 LEVELS = 4
 SHARES = (0.167, 0.333, 0.5)
@@ -59,6 +60,9 @@ class MultiResUNet(nn.Module):
         self.strides = strides_argument({"strides": strides})
         if len(self.strides) != LEVELS:
             raise InputError(f"{len(self.strides)} strides", f"{LEVELS}, one per pooling", "correct them")
+        check_whole(base=base)
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            raise InputError(f"alpha={alpha!r}", "a number above 0 (1.67 as published)", "correct it")
         if min(_widths(base, alpha)) < 1:
             raise InputError(
                 f"base={base} with alpha={alpha}",

@@ -17,14 +17,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from nnunetv2_ext.architectures.backbones.record import triple
+from nnunetv2_ext.architectures.backbones.ours import patch_stride_argument
 from nnunetv2_ext.architectures.contract import Shape, three_axes
 from nnunetv2_ext.architectures.layers.attention import attend
 from nnunetv2_ext.architectures.layers.recompute import recomputed
-from nnunetv2_ext.errors import InputError, is_whole
+from nnunetv2_ext.errors import InputError, check_per_level, check_whole
 
 LEVELS = 4
-PATCH_STRIDES = (1, 2, 4)
 # from so many tokens along an axis on, three halvings leave more than one
 _TWO_AT_THE_BOTTLENECK = 9
 
@@ -215,15 +214,17 @@ class SegFormer3D(nn.Module):
         patch_stride: int | Sequence[int] = 4,
     ):
         super().__init__()
-        lists = {
-            "embed_dims": embed_dims,
-            "num_heads": num_heads,
-            "sr_ratios": sr_ratios,
-            "depths": depths,
-            "mlp_ratios": mlp_ratios,
-        }
-        _check_arguments(lists, decoder_head_embedding_dim, patch_stride)
-        self.patch_stride = triple(patch_stride)
+        check_per_level(
+            LEVELS,
+            embed_dims=embed_dims,
+            num_heads=num_heads,
+            sr_ratios=sr_ratios,
+            depths=depths,
+            mlp_ratios=mlp_ratios,
+        )
+        check_whole(decoder_head_embedding_dim=decoder_head_embedding_dim)
+        _check_heads(embed_dims, num_heads)
+        self.patch_stride = patch_stride_argument({"patch_stride": patch_stride})
         self.segformer_encoder = _Encoder(
             input_channels, embed_dims, num_heads, sr_ratios, depths, mlp_ratios, self.patch_stride
         )
@@ -264,19 +265,11 @@ def _initialise(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def _check_arguments(lists: dict[str, Sequence[int]], decoder_width: object, patch_stride: object) -> None:
-    for name, value in lists.items():
-        if not isinstance(value, list | tuple) or len(value) != LEVELS or not all(map(is_whole, value)):
-            raise InputError(f"{name}={value!r}", f"{LEVELS} whole numbers from 1, one per level", "correct it")
-    for width, heads in zip(lists["embed_dims"], lists["num_heads"], strict=True):
+def _check_heads(embed_dims: Sequence[int], num_heads: Sequence[int]) -> None:
+    for width, heads in zip(embed_dims, num_heads, strict=True):
         if width % heads:
             raise InputError(
-                f"embed_dims={lists['embed_dims']!r} with num_heads={lists['num_heads']!r}",
+                f"embed_dims={embed_dims!r} with num_heads={num_heads!r}",
                 "features of each level that its heads divide",
                 f"choose a multiple of {heads} for {width}, or other heads",
             )
-    if not is_whole(decoder_width):
-        raise InputError(f"decoder_head_embedding_dim={decoder_width!r}", "a whole number from 1", "correct it")
-    steps = patch_stride if isinstance(patch_stride, list | tuple) else [patch_stride] * 3
-    if len(steps) != 3 or not all(is_whole(step) and step in PATCH_STRIDES for step in steps):
-        raise InputError(f"patch_stride={patch_stride!r}", "1, 2 or 4, one number or three (z, y, x)", "correct it")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
 from nnunetv2_ext.architectures.layers.attention import attend
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, check_per_level, check_share, check_whole
 
 STRIDES = (4, 2, 2, 2)
 
@@ -42,7 +42,7 @@ class SlimUNETR(nn.Module):
     Shapes: (B, input_channels, Z, Y, X) -> (B, num_classes, Z, Y, X).
 
     Raises:
-        InputError: a patch, a number of features or of levels, or an r that does not divide.
+        InputError: a patch, heads or an r that do not divide, lists of another length, numbers out of their range.
     """
 
     def __init__(
@@ -59,13 +59,11 @@ class SlimUNETR(nn.Module):
         dropout: float = 0.3,
     ):
         super().__init__()
+        check_whole(embed_dim=embed_dim)
+        check_per_level(len(STRIDES) - 1, channels=channels)
+        check_per_level(len(STRIDES), blocks=blocks, heads=heads, r=r)
+        check_share(dropout=dropout)
         widths = [*channels, embed_dim]
-        if not len(widths) == len(blocks) == len(heads) == len(r) == len(STRIDES):
-            raise InputError(
-                f"channels={tuple(channels)}, blocks={tuple(blocks)}, heads={tuple(heads)}, r={tuple(r)}",
-                "three channels, and four numbers of each of the others, one per level",
-                "correct them",
-            )
         grids = token_grids(spatial_shape)
         for width, of_level, step, grid in zip(widths, heads, r, grids, strict=True):
             if width % of_level or any(size % step for size in grid):

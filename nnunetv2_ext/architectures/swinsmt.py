@@ -25,9 +25,8 @@ from nnunetv2_ext.architectures.layers.experts import SoftMixture
 from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.architectures.layers.window_blocks import WindowAttention
 from nnunetv2_ext.architectures.layers.windows import ShiftedWindows
-from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.architectures.swin_unetr import merging_class
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, check_per_level, check_whole, is_whole
 
 STAGES = 4
 MLP_RATIO = 4
@@ -67,8 +66,10 @@ class SwinSMT(nn.Module):
         merging: str = "published",
     ):
         super().__init__()
-        widths = [feature_size * 2**stage for stage in range(STAGES)]
-        _checked(widths, depths, num_heads, triple(window_size), num_experts, num_layers_with_moe)
+        check_whole(feature_size=feature_size, num_experts=num_experts)
+        check_per_level(STAGES, depths=depths, num_heads=num_heads)
+        widths, window = [feature_size * 2**stage for stage in range(STAGES)], _window(window_size)
+        _check_stages(widths, num_heads, num_layers_with_moe)
         self.swinViT = _SwinTransformer(
             input_channels,
             [
@@ -76,7 +77,7 @@ class SwinSMT(nn.Module):
                     width,
                     depth,
                     heads,
-                    triple(window_size),
+                    window,
                     experts=num_experts if number >= STAGES - num_layers_with_moe else 0,
                     merging=merging,
                 )
@@ -108,27 +109,23 @@ class SwinSMT(nn.Module):
         return logits
 
 
-def _checked(
-    widths: Sequence[int], depths: Sequence[int], heads: Sequence[int], window: Shape, experts: int, mixed: int
-) -> None:
-    if len(depths) != STAGES or len(heads) != STAGES or min(*depths, *heads, *widths) < 1:
-        raise InputError(
-            f"feature_size={widths[0]}, depths={tuple(depths)}, num_heads={tuple(heads)}",
-            f"features, and {STAGES} numbers of blocks and of heads, all from 1",
-            "correct them",
-        )
+def _window(window_size: int | Sequence[int]) -> Shape:
+    """The tokens of a window along (z, y, x)."""
+    sizes: Any = window_size if isinstance(window_size, list | tuple) else [window_size] * 3
+    if len(sizes) != 3 or not all(map(is_whole, sizes)):
+        raise InputError(f"window_size={window_size!r}", "a whole number from 1, or three (z, y, x)", "correct it")
+    return triple(sizes)
+
+
+def _check_stages(widths: Sequence[int], heads: Sequence[int], mixed: int) -> None:
     if any(width % number for width, number in zip(widths, heads, strict=True)):
         raise InputError(
             f"stages of {', '.join(map(str, widths))} features with {', '.join(map(str, heads))} heads",
             "heads that divide the features",
             "correct feature_size or num_heads",
         )
-    if min(window) < 1 or experts < 1 or not 0 <= mixed <= STAGES:
-        raise InputError(
-            f"window_size={window}, num_experts={experts}, num_layers_with_moe={mixed}",
-            f"windows and experts from 1, and 0 to {STAGES} stages with mixtures",
-            "correct them",
-        )
+    if not is_whole(mixed, 0) or mixed > STAGES:
+        raise InputError(f"num_layers_with_moe={mixed!r}", f"a whole number from 0 to {STAGES}", "correct it")
 
 
 def _convolutions(in_channels: int, out_channels: int) -> UnetrBasicBlock:
@@ -222,8 +219,11 @@ class _Block(nn.Module):
         return ShiftedWindows(grid, window, shift)
 
 
-def mixture_memory(kwargs: Mapping[str, Any], patch: Sequence[int]) -> tuple[int, float]:
-    """Tokens of the largest mixture, and the elements that all mixtures keep per sample for the backward pass.
+def mixed_tokens(kwargs: Mapping[str, Any], patch: Sequence[int]) -> tuple[int, int]:
+    """Tokens n of the largest mixture, and multiply-adds per sample of all mixtures' products of tokens and slots.
+
+    As many slots as tokens: two products with the embeddings, one for either softmax, and one with each softmax make
+    4 n^2 features a block, in the forward pass.
 
     Args:
         kwargs: arguments of `SwinSMT`.
@@ -231,11 +231,11 @@ def mixture_memory(kwargs: Mapping[str, Any], patch: Sequence[int]) -> tuple[int
     """
     with torch.device("meta"):
         network = SwinSMT(1, 1, **kwargs)
-    largest, kept = 0, 0.0
+    largest = products = 0
     for number, stage in enumerate(network.swinViT.stages(), 1):
         tokens = prod(size // 2**number for size in patch)
         for block in stage.blocks:
             if isinstance(block.mlp, SoftMixture):
                 largest = max(largest, tokens)
-                kept += kept_elements(block.mlp, (1, tokens, stage.features))
-    return largest, kept
+                products += 4 * tokens**2 * stage.features
+    return largest, products

@@ -23,7 +23,7 @@ from nnunetv2_ext.architectures.backbones.record import Shape, cumulative, strid
 from nnunetv2_ext.architectures.contract import check_patch
 from nnunetv2_ext.architectures.layers.attention import attend
 from nnunetv2_ext.architectures.layers.recompute import recomputed
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, check_share, check_whole
 
 LEVELS = 3
 EMBEDDING = 32
@@ -57,8 +57,8 @@ class TransBTS(nn.Module):
     alone tells nothing of an image.
 
     Raises:
-        InputError: strides that are not three triples, channels that groups or heads do not divide, a spatial_shape
-            that cannot work; in `forward`, another size.
+        InputError: numbers out of their range, strides that are not three triples, channels that groups or heads do
+            not divide, a spatial_shape that cannot work; in `forward`, another size.
     """
 
     def __init__(
@@ -77,12 +77,15 @@ class TransBTS(nn.Module):
         strides: Sequence[Sequence[int]] = ((2, 2, 2),) * LEVELS,
     ):
         super().__init__()
+        check_whole(base_channels=base_channels, groups=groups, hidden_dim=hidden_dim)
+        check_whole(num_heads=num_heads, num_layers=num_layers)
+        check_share(initial_dropout=initial_dropout, dropout=dropout)
         triples = strides_argument({"strides": strides})
         if len(triples) != LEVELS:
             raise InputError(f"{len(triples)} strides", f"{LEVELS}, one per level below the first", "correct them")
         width = EMBEDDING * base_channels
         for what, number, divided in (("groups", groups, base_channels), ("num_heads", num_heads, width)):
-            if number < 1 or divided % number:
+            if divided % number:
                 raise InputError(
                     f"{what}={number} with base_channels={base_channels}", f"a divisor of {divided}", "correct one"
                 )

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from nnunetv2_ext.architectures.backbones.record import Shape, triple
 from nnunetv2_ext.architectures.layers.few_channels import depthwise
 from nnunetv2_ext.architectures.layers.recompute import recomputed
-from nnunetv2_ext.errors import InputError, is_whole
+from nnunetv2_ext.errors import InputError, check_per_level, check_whole, is_whole
 
 STAGES = 4
 KERNEL = 7
@@ -169,7 +169,9 @@ class UXNet(nn.Module):
         strides: Sequence[int | Sequence[int]] = (2, 2, 2, 2),
     ):
         super().__init__()
-        _check_arguments(feat_size, hidden_size, depths, strides)
+        check_per_level(STAGES, feat_size=feat_size, depths=depths)
+        check_whole(hidden_size=hidden_size)
+        _check_strides(strides)
         steps = [triple(stride) for stride in strides]
         first, second, third, fourth = feat_size
         self.uxnet_3d = _LargeKernelEncoder(input_channels, feat_size, depths, steps)
@@ -195,17 +197,12 @@ class UXNet(nn.Module):
         return logits
 
 
-def _check_arguments(feat_size: object, hidden_size: object, depths: object, strides: Sequence[object]) -> None:
-    def is_list(value: object, length: int) -> bool:
-        return isinstance(value, list | tuple) and len(value) == length and all(map(is_whole, value))
+def _check_strides(strides: Sequence[object]) -> None:
+    def is_stride(value: object) -> bool:
+        three = isinstance(value, list | tuple) and len(value) == 3 and all(map(is_whole, value))
+        return three or is_whole(value)
 
-    for name, value in {"feat_size": feat_size, "depths": depths}.items():
-        if not is_list(value, STAGES):
-            raise InputError(f"{name}={value!r}", f"{STAGES} whole numbers from 1, one per stage", "correct it")
-    if not is_whole(hidden_size):
-        raise InputError(f"hidden_size={hidden_size!r}", "a whole number from 1", "correct it")
-    whole = isinstance(strides, list | tuple) and len(strides) == STAGES
-    if not whole or not all(is_whole(stride) or is_list(stride, 3) for stride in strides):
+    if not isinstance(strides, list | tuple) or len(strides) != STAGES or not all(map(is_stride, strides)):
         raise InputError(
             f"strides={strides!r}", f"{STAGES} strides, each one whole number or three (z, y, x) from 1", "correct it"
         )

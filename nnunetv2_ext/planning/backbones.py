@@ -9,6 +9,7 @@ from nnunetv2.experiment_planning.experiment_planners.network_topology import ge
 from nnunetv2_ext.architectures.backbones import DEFAULT_BACKBONE
 from nnunetv2_ext.architectures.backbones.network import record_of
 from nnunetv2_ext.architectures.backbones.record import Backbone, size_rule
+from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.options import Option, json_object
@@ -67,20 +68,25 @@ class PlannerOfBackbones(ExtPlanner):
         """The user's patch.
 
         Raises:
-            InputError: a patch that the network cannot take, or whose mixtures of experts alone fill the memory.
+            InputError: a patch that the network cannot take, or, where it has mixtures of experts, beyond the memory.
         """
         z, y, x = checked = super().checked_patch(patch_size, spacing)
-        if self.record.mixture is not None:
-            kwargs = {**self.record.defaults, **self._kwargs(np.array(checked), spacing)}
-            tokens, elements = self.record.mixture(kwargs, (z, y, x))
-            needed = memory_gb(elements / 2, self.UNet_min_batch_size)  # as `compute_conv_feature_map_size` counts
-            if needed > self.UNet_vram_target_GB:
-                raise InputError(
-                    f"a patch of {checked}, of which {self.backbone} mixes {tokens} tokens among its experts, which "
-                    f"alone takes {needed:.3g} GB at a batch of {self.UNet_min_batch_size}",
-                    f"at most {self.UNet_vram_target_GB:g} GB, the memory target",
-                    "choose a smaller --patch-size, raise -gpu_memory_target, or have mixtures in fewer stages",
-                )
+        if self.record.mixture is None:
+            return checked
+        sizes = len(channel_names(self.dataset_json)), len(self.dataset_json["labels"])
+        batch, target = self.UNet_min_batch_size, self.UNet_vram_target_GB
+        needed = memory_gb(self.feature_map_size(checked, spacing, *sizes), batch)
+        needed += self.weights_gb(checked, spacing, *sizes)
+        kwargs = {**self.record.defaults, **self._kwargs(np.array(checked), spacing)}
+        tokens, products = self.record.mixture(kwargs, (z, y, x))
+        if tokens and needed > target:
+            raise InputError(
+                f"a patch of {checked}, of which {self.backbone} mixes {tokens} tokens among its experts; it takes "
+                f"{needed:.3g} GB at a batch of {batch}, and products of tokens and slots, whose number grows with "
+                f"the square of the tokens, cost {1e-9 * products:.3g} G multiply-adds a sample",
+                f"at most {target:g} GB, the memory target",
+                f"choose a smaller --patch-size, or raise -gpu_memory_target to {np.ceil(100 * needed) / 100:g}",
+            )
         return checked
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:

@@ -155,7 +155,9 @@ class PlannerOfSlabs(ExtPlanner):
         name, needed = self._slices_for_a_slab(float(spacing[0]))
         if 0 < patch_size[0] < needed - 1:
             raise refused_patch(name, self._whole[name], patch_size[0], float(spacing[0]), needed - 1)
-        return super().checked_patch(patch_size, spacing)
+        checked = super().checked_patch(patch_size, spacing)
+        self.network_planner.UNet_vram_target_GB = self.UNet_vram_target_GB
+        return self.network_planner.checked_patch(checked, spacing)
 
     def _slices_for_a_slab(self, spacing: float) -> tuple[str, int]:
         """The case that asks for the longest patch, and how many slices that is."""

@@ -300,6 +300,10 @@ def test_feature_map_size_does_not_depend_on_where_the_network_lies(name: str) -
             "16, 32, 64, 128 features with 3, 6, 12, 24",
         ),
         ({"backbone": "SlimUNETR", "backbone_kwargs": {"r": [3, 2, 2, 1]}}, "every 3-th voxel of .8, 8, 16."),
+        # what the constructors raise: ZeroDivisionError, RuntimeError, AttributeError of nnU-Net's initialisation
+        ({"backbone": "UNETR", "backbone_kwargs": {"num_heads": 0}}, "UNETR.*correct them"),
+        ({"backbone": "MedNeXt", "backbone_kwargs": {"kernel_size": -1}}, "MedNeXt.*correct them"),
+        ({"backbone": "ResidualEncoderUNet", "backbone_kwargs": {**RESIDUAL, "norm_op": None}}, "UNet.*correct them"),
         ({"backbone": "VNet", "input_channels": 3}, "in_channels=3"),
         ({"backbone": "VNet", "spatial_shape": (20, 32, 32)}, r"patch of \(20, 32, 32\).*multiples of \(16, 16, 16\)"),
         ({"backbone": "VNet", "spatial_shape": (32, 32)}, "3D configuration"),

@@ -74,7 +74,12 @@ def test_the_backward_pass_keeps_half_of_what_the_plain_one_does() -> None:
     ("options", "message"),
     [
         ({"base": 3}, "base=3 with alpha=1.67; .* choose a larger base"),
-        ({"base": 8, "alpha": -1}, "base=8 with alpha=-1"),
+        ({"base": 8, "alpha": -1}, "alpha=-1; expected a number above 0"),
+        ({"alpha": "a"}, "alpha='a'"),
+        ({"alpha": float("inf")}, "alpha=inf"),
+        ({"alpha": 0.01}, "base=32 with alpha=0.01"),
+        ({"base": "a"}, "base='a'; expected a whole number from 1"),
+        ({"base": 8.5}, "base=8.5"),
         ({"strides": THICK[1:]}, "3 strides; expected 4"),
         ({"strides": 2}, "strides=2"),
         ({"strides": ((0, 2, 2), *THICK[1:])}, "strides="),

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nnunetv2_ext.architectures import SegFormer3D
 from nnunetv2_ext.architectures.backbones import find_backbone
+from nnunetv2_ext.architectures.backbones.record import size_rule
 from nnunetv2_ext.errors import InputError
 from tests.architectures.plain_segformer3d import PlainSegFormer3D
 
@@ -133,9 +134,17 @@ def test_strides_by_spacing(spacing: tuple[float, ...], stride: list[int]) -> No
         ({"decoder_head_embedding_dim": 0}, "decoder_head_embedding_dim=0"),
         ({"patch_stride": 3}, "patch_stride=3; expected 1, 2 or 4"),
         ({"patch_stride": (4, 4)}, "patch_stride="),
+        ({"patch_stride": (4, 4, 2.5)}, "patch_stride="),
+        ({"patch_stride": True}, "patch_stride=True"),
     ],
     ids=str,
 )
 def test_bad_arguments(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         SegFormer3D(1, 2, **{**SMALL, **options})
+
+
+@pytest.mark.parametrize("stride", [3, (4, 4), (4, 4, 2.5)], ids=str)
+def test_the_size_rule_asks_for_the_same_strides(stride: Any) -> None:
+    with pytest.raises(InputError, match=r"patch_stride=.*; expected 1, 2 or 4, one number or three"):
+        size_rule(find_backbone("SegFormer3D"), {"patch_stride": stride})

@@ -153,7 +153,17 @@ def test_positions_belong_to_the_patch() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"blocks": (1, 2, 3)}, r"blocks=\(1, 2, 3\).*four numbers"),
+        ({"blocks": (1, 2, 3)}, r"blocks=\(1, 2, 3\); expected 4 whole numbers from 1, one per level"),
+        ({"blocks": (1, 0, 2, 1)}, "blocks="),
+        ({"blocks": (1, -1, 2, 1)}, "blocks="),
+        ({"channels": (4, 8)}, r"channels=\(4, 8\); expected 3 whole numbers"),
+        ({"channels": (4, 8.5, 10)}, "channels="),
+        ({"heads": [0, 2, 2, 1]}, r"heads=\[0, 2, 2, 1\]; expected 4 whole"),
+        ({"r": [0, 2, 2, 1]}, r"r=\[0, 2, 2, 1\]; expected 4 whole"),
+        ({"r": 2}, "r=2; expected 4 whole"),
+        ({"embed_dim": 0}, "embed_dim=0; expected a whole number from 1"),
+        ({"dropout": 1}, r"dropout=1; expected a number in \[0, 1\)"),
+        ({"dropout": "a"}, "dropout='a'"),
         ({"heads": (3, 2, 2, 4)}, "3 heads of 4 features"),
         ({"r": (4, 2, 2, 2)}, "every 2-th voxel of .1, 1, 2."),
         ({"spatial_shape": (32, 32, 48)}, r"a patch of \(32, 32, 48\) for SlimUNETR; expected multiples of 32"),

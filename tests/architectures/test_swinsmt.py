@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.layers.experts import SoftMixture
 from nnunetv2_ext.architectures.measure import kept_elements
-from nnunetv2_ext.architectures.swinsmt import SwinSMT, mixture_memory
+from nnunetv2_ext.architectures.swinsmt import SwinSMT, mixed_tokens
 from nnunetv2_ext.errors import InputError
 from tests.architectures.plain_swinsmt import PlainMixture, plain_encoder, plain_swinsmt
 
@@ -135,15 +135,12 @@ def test_the_memory_of_the_mixture_grows_with_the_tokens_and_not_with_their_squa
     assert kept[2048] < 0.05 * kept_elements(plain, (1, 2048, features))
 
 
-def test_mixture_memory() -> None:
-    tokens, elements = mixture_memory({**SMALL, "num_experts": 4, "num_layers_with_moe": 3}, (32, 64, 64))
+def test_mixed_tokens() -> None:
+    options = {**SMALL, "num_experts": 4, "num_layers_with_moe": 3}
+    tokens, products = mixed_tokens(options, (32, 64, 64))
     assert tokens == 8 * 16 * 16  # of the second stage, a quarter of the image
-    with torch.device("meta"):
-        mixtures = [SoftMixture(features, 4) for features in (8, 16, 16, 32)]
-    counts = (2048, 256, 256, 32)
-    expected = [kept_elements(one, (1, n, one.norm.gamma.numel())) for one, n in zip(mixtures, counts, strict=True)]
-    assert elements == sum(expected)
-    assert mixture_memory({**SMALL, "num_layers_with_moe": 0}, (32, 64, 64)) == (0, 0)
+    assert products == 4 * (2048**2 * 8 + (256**2 + 256**2) * 16 + 32**2 * 32)
+    assert mixed_tokens({**SMALL, "num_layers_with_moe": 0}, (32, 64, 64)) == (0, 0)
 
 
 def test_a_network_keeps_less_than_the_plain_one() -> None:
@@ -157,8 +154,14 @@ def test_a_network_keeps_less_than_the_plain_one() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"depths": (2, 2, 2)}, r"depths=\(2, 2, 2\).*4 numbers of blocks"),
-        ({"num_heads": (3, 6, 0, 24)}, "all from 1"),
+        ({"depths": (2, 2, 2)}, r"depths=\(2, 2, 2\); expected 4 whole numbers from 1, one per level"),
+        ({"depths": 2}, "depths=2; expected 4 whole numbers"),
+        ({"num_heads": (3, 6, 0, 24)}, r"num_heads=\(3, 6, 0, 24\)"),
+        ({"feature_size": 0}, "feature_size=0"),
+        ({"window_size": [7, 7]}, r"window_size=\[7, 7\]; expected a whole number from 1, or three \(z, y, x\)"),
+        ({"window_size": "a"}, "window_size='a'"),
+        ({"num_experts": 2.5}, "num_experts=2.5; expected a whole number from 1"),
+        ({"num_layers_with_moe": -1}, "num_layers_with_moe=-1; expected a whole number from 0 to 4"),
         ({"feature_size": 16}, "stages of 16, 32, 64, 128 features with 3, 6, 12, 24 heads"),
         ({"num_experts": 0}, "num_experts=0"),
         ({"num_layers_with_moe": 5}, "num_layers_with_moe=5"),

@@ -100,7 +100,7 @@ def test_strides_by_spacing(spacing: tuple[float, ...], strides: list[list[int]]
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"feat_size": (4, 6, 8)}, r"feat_size=\(4, 6, 8\); expected 4 whole numbers from 1, one per stage"),
+        ({"feat_size": (4, 6, 8)}, r"feat_size=\(4, 6, 8\); expected 4 whole numbers from 1, one per level"),
         ({"depths": (2, 0, 2, 2)}, "depths="),
         ({"depths": 2}, "depths=2"),
         ({"hidden_size": 1.5}, "hidden_size=1.5"),

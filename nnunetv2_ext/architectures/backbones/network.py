@@ -32,6 +32,18 @@ from nnunetv2_ext.errors import InputError
 
 # arguments that plans give as dotted names, as in nnU-Net's own plans
 LOCATED = ("conv_op", "norm_op", "dropout_op", "nonlin", "block")
+# what constructors raise on values of which they can build nothing: RuntimeError on sizes below 0, ImportError where
+# a value asks for a package that is not there
+_REFUSALS = (
+    ValueError,
+    TypeError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    RuntimeError,
+    ImportError,
+)
 # arguments that a constructor of any arguments is given
 _ALWAYS = ("input_channels", "num_classes", "deep_supervision", "activation_checkpointing")
 
@@ -306,15 +318,15 @@ def _built(network_class: type[nn.Module], arguments: Kwargs, name: str) -> Any:
     try:
         with _ValuesOnCpu():
             network: Any = network_class(**arguments)
+        # here and not by nnU-Net, which would apply it to what is built around the backbone too
+        initialise = network.initialize if isinstance(network, Initialised) else None
+        if initialise is not None:
+            network.apply(initialise)
     except InputError:
         raise
-    except (ValueError, TypeError, AssertionError, KeyError, IndexError) as error:
+    except _REFUSALS as error:
         values = ", ".join(f"{key}={value!r}" for key, value in arguments.items())
         raise InputError(f"{name}({values})", "arguments that it takes", f"correct them: {error}") from error
-    # here and not by nnU-Net, which would apply it to what is built around the backbone too
-    initialise = network.initialize if isinstance(network, Initialised) else None
-    if initialise is not None:
-        network.apply(initialise)
     for module in network.modules():  # nnU-Net's residual blocks hold a lambda, which cannot be pickled
         if inspect.isfunction(vars(module).get("skip")):
             module.skip = _identity

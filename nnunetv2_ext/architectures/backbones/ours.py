@@ -13,7 +13,7 @@ from nnunetv2_ext.architectures.backbones.record import (
     strides_argument,
     triple,
 )
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, is_whole
 
 
 def _strides_by_spacing(levels: int) -> Callable[[Sequence[float]], dict[str, Any]]:
@@ -57,19 +57,17 @@ def _nnformer_by_spacing(spacing: Sequence[float]) -> dict[str, Any]:
     return {"patch_size": tokens, "strides": [[1 if size == 1 else 2 for size in tokens], [2, 2, 2], [2, 2, 2]]}
 
 
-def _patch_stride(kwargs: Kwargs) -> Shape:
-    """SegFormer3D's stride of the first level."""
-    try:
-        stride = triple(kwargs["patch_stride"])
-        if min(stride) < 1:
-            raise ValueError("a stride below 1")
-        return stride
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"patch_stride={kwargs['patch_stride']!r} in backbone_kwargs",
-            "1, 2 or 4, one number or three (z, y, x)",
-            "correct it",
-        ) from error
+def patch_stride_argument(kwargs: Kwargs) -> Shape:
+    """SegFormer3D's stride of the first level.
+
+    Raises:
+        InputError: another one than 1, 2 or 4.
+    """
+    stride = kwargs["patch_stride"]
+    steps = stride if isinstance(stride, list | tuple) else [stride] * 3
+    if len(steps) != 3 or not all(is_whole(step) and step in (1, 2, 4) for step in steps):
+        raise InputError(f"patch_stride={stride!r}", "1, 2 or 4, one number or three (z, y, x)", "correct it")
+    return triple(steps)
 
 
 def _segformer_by_spacing(spacing: Sequence[float]) -> dict[str, Any]:
@@ -80,17 +78,17 @@ def _segformer_by_spacing(spacing: Sequence[float]) -> dict[str, Any]:
 
 def _segformer_minimum(kwargs: Kwargs) -> Shape:
     """What leaves two tokens at the bottleneck, and a whole reduction of the first level's keys."""
-    z, y, x = _patch_stride(kwargs)
+    z, y, x = patch_stride_argument(kwargs)
     return 4 * z, 4 * y, 9 * x
 
 
 _SLIM_STRIDES = [triple(stride) for stride in (4, 2, 2, 2)]
 
 
-def _mixture(kwargs: Kwargs, patch: Shape) -> tuple[int, float]:
-    from nnunetv2_ext.architectures.swinsmt import mixture_memory  # records are there without PyTorch
+def _mixture(kwargs: Kwargs, patch: Shape) -> tuple[int, int]:
+    from nnunetv2_ext.architectures.swinsmt import mixed_tokens  # records are there without PyTorch
 
-    return mixture_memory(kwargs, patch)
+    return mixed_tokens(kwargs, patch)
 
 
 def _slim_positions(kwargs: Kwargs, patch: Shape) -> dict[str, Shape]:
@@ -165,7 +163,7 @@ BACKBONES = (
         "SegFormer3D",
         "nnunetv2_ext.architectures.SegFormer3D",
         "light hierarchical transformer (CVPR workshops 2024)",
-        strides=lambda kwargs: [_patch_stride(kwargs)],
+        strides=lambda kwargs: [patch_stride_argument(kwargs)],
         defaults={"patch_stride": 4},
         minimum=_segformer_minimum,
         one_voxel=True,  # of the first level; of the bottleneck the network knows itself

@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 
 from nnunetv2_ext.entry import Entry
-from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.errors import InputError, is_whole
 
 Shape = tuple[int, int, int]
 Kwargs = Mapping[str, Any]
@@ -61,9 +61,9 @@ class Backbone(Entry):
     """Its arguments from the spacing (z, y, x) in mm alone."""
     stages: tuple[str, ...] = ()
     """Names of the modules, as patterns of `fnmatch`, that activation checkpointing computes again, each as a whole."""
-    mixture: Callable[[Kwargs, Shape], tuple[int, float]] | None = None
-    """Tokens of its largest mixture of experts, and elements that all of them keep per sample, from arguments and
-    patch; it grows with the patch like nothing else, so that planners refuse one that fills the memory alone."""
+    mixture: Callable[[Kwargs, Shape], tuple[int, int]] | None = None
+    """Tokens of its largest mixture of experts, and multiply-adds per sample of all mixtures' products of tokens and
+    slots, from arguments and patch: they grow with the square of the tokens, which planners tell."""
     full_memory: float = PLAIN_ELEMENTS
     """How many elements of its own count nnU-Net lets fill 8 GB at batch 2."""
     preset_gb: float | None = None
@@ -104,15 +104,20 @@ def triple(stride: int | Sequence[int]) -> Shape:
     return z, y, x
 
 
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, str)
+
+
 def strides_argument(kwargs: Kwargs) -> list[Shape]:
     """The strides that the argument `strides` tells."""
     try:
         strides = kwargs["strides"]
-        triples = [
-            triple(stride) for stride in ([strides] * kwargs["n_stages"] if isinstance(strides, int) else strides)
-        ]
-        if min(map(min, triples)) < 1:
-            raise ValueError("strides below 1")
+        strides = [strides] * kwargs["n_stages"] if isinstance(strides, int) else strides
+        if not all(is_whole(step) for stride in strides for step in (stride if _is_list(stride) else [stride])):
+            raise ValueError("no whole numbers from 1")
+        triples = [triple(stride) for stride in strides]
+        if not triples:
+            raise ValueError("no strides")
         return triples
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(

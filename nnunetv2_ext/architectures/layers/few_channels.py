@@ -64,11 +64,12 @@ class _Depthwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
+        ctx.biased = bias is not None
         return F.conv3d(x, weight, bias, padding="same", groups=len(weight))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         x, weight = ctx.saved_tensors
         padding = [size // 2 for size in weight.shape[2:]]
         of_x = F.conv3d(gradient, weight.flip(2, 3, 4), padding=padding, groups=len(weight))
@@ -76,7 +77,7 @@ class _Depthwise(torch.autograd.Function):
         maps, kernels = rearrange(x, "b c z y x -> 1 (b c) z y x"), rearrange(gradient, "b c z y x -> (b c) 1 z y x")
         of_weight = F.conv3d(maps, kernels, padding=padding, groups=len(kernels))
         of_weight = rearrange(of_weight, "1 (b c) z y x -> b c 1 z y x", b=len(x)).sum(0)
-        return of_x, of_weight, gradient.sum((0, 2, 3, 4))
+        return of_x, of_weight, gradient.sum((0, 2, 3, 4)) if ctx.biased else None
 
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:

@@ -9,9 +9,10 @@ from nnunetv2_ext.architectures.layers.few_channels import depthwise
 
 @pytest.mark.parametrize(("kernel", "shape"), [(7, (2, 3, 5, 9, 8)), (3, (1, 4, 1, 6, 7)), (7, (3, 1, 2, 4, 16))])
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
-def test_depthwise(kernel: int, shape: tuple[int, ...], last: bool) -> None:
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_depthwise(kernel: int, shape: tuple[int, ...], last: bool, bias: bool) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv3d(shape[1], shape[1], kernel, padding=kernel // 2, groups=shape[1]).double()
+    conv = nn.Conv3d(shape[1], shape[1], kernel, padding=kernel // 2, groups=shape[1], bias=bias).double()
     x = torch.randn(shape, dtype=torch.float64)
     x = (x.to(memory_format=torch.channels_last_3d) if last else x).requires_grad_()
     weights = torch.randn(shape, dtype=torch.float64)
