@@ -267,22 +267,21 @@ def _checked_file_patch(target: Target, patch: Sequence[int] | None) -> Shape | 
     return sizes
 
 
-def _resample_positions(published: dict[str, Tensor], file: Path, target: Target, patch: Shape | None) -> list[str]:
+def _resample_positions(published: dict[str, Tensor], file: Path, target: Target, asked: Shape | None) -> list[str]:
     """Bring the positions to the target's grid of tokens, in place; a line for each tensor that changes.
 
     Args:
-        patch: of the file, as the user tells it.
+        asked: the patch of the file, as the user tells it.
 
     Raises:
         InputError: a number of tokens that is not the patch's that was told, or that tells of none.
     """
-    record, asked = target.record, patch is not None
     told = []
     for name, grid in _positions(target).items():
         values = published.get(name)
         if values is None:
             continue
-        tokens, source = values.shape[1], grid
+        tokens, source, patch = values.shape[1], grid, asked
         if patch is None and tokens != prod(grid):
             patch = _cube(target, name, tokens)
             if patch is None:
@@ -301,7 +300,7 @@ def _resample_positions(published: dict[str, Tensor], file: Path, target: Target
             )
         if source != grid:
             published[name] = resampled(values, source, grid)
-            guess = "" if asked else " (taken for a cube, else pass --file-patch)"
+            guess = " (taken for a cube, else pass --file-patch)" if asked is None else ""
             told.append(
                 f"positions {name}: resampled from {_by(source)} tokens, patch {_by(patch or ())}{guess}, to "
                 f"{_by(grid)}, patch {_by(target.patch)}"

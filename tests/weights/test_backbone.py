@@ -205,6 +205,12 @@ def others(patch=(8, 16, 24), **kwargs):
     return lambda: published("TransBTS", patch=patch, **kwargs)
 
 
+def narrow():
+    """TransBTS whose positions lack a feature."""
+    weights, key = published("TransBTS", patch=(8, 16, 24)), "position_encoding.position_embeddings"
+    return {**weights, key: weights[key][..., 1:]}
+
+
 def indices(change):
     """nnFormer whose published index is another."""
     weights = published("nnFormer")
@@ -212,14 +218,19 @@ def indices(change):
 
 
 WRONG = {
-    "arguments before positions": ("TransBTS", others(base_channels=4), [], ["--backbone-kwargs", "(4, 1, 3, 3, 3)"]),
+    "arguments before positions": (
+        "TransBTS",
+        others(base_channels=4),
+        [],
+        ["--backbone-kwargs", "bias (4,) instead of (2,)"],
+    ),
     "and with the patch told": (
         "TransBTS",
         others(base_channels=4, patch=(4, 16, 24)),
         ["--file-patch", "4", "16", "24"],
         ["--backbone-kwargs", "differs from TransBTS"],
     ),
-    "features of positions": ("TransBTS", others(hidden_dim=28), [], ["--backbone-kwargs", "position_embeddings (1, "]),
+    "features of positions": ("TransBTS", narrow, [], ["in 1 tensor", "position_embeddings (1, 12, 63) instead of"]),
     "a patch of negative sizes": (
         "TransBTS",
         others(),
