@@ -163,7 +163,7 @@ def overfit(
             steps += 1
         scores = case_dice(trainer, batch)
         shown = ", ".join(f"{case} {score:.4f}" for case, score in zip(cases, scores, strict=True))
-        print(f"{plans}, step {steps}: loss {losses[-1]:.4f}, Dice {shown}", flush=True)
+        print(f"{plans}, step {steps}: loss {losses[0]:.4f} to {losses[-1]:.4f}, Dice {shown}", flush=True)
     dice = dict(zip(cases, scores, strict=True))
     return Outcome(
         plans=plans,

@@ -23,7 +23,7 @@ from nnunetv2_ext.weights.checkpoint import differing_weights, not_finite
 from nnunetv2_ext.weights.files import published_state_dict
 from nnunetv2_ext.weights.par import check_count, planned_network, read_plans_of
 
-INDEX, TABLE = "relative_position_index", "relative_position_bias_table"
+INDEX = "relative_position_index"
 """How the tensors of attention within windows are called that tell which row of a table is whose bias."""
 PREFIXES = ("module.", "network.")
 """What trainings put before the names of a network's tensors."""
@@ -147,6 +147,7 @@ def start_of_backbone(
     )
     told = _resample_positions(published, file, target, source)
     taken = {key: value for key, value in published.items() if key not in kept}
+    _check_indices(taken, file)
     network = target.build(channels, classes)
     network.backbone.network.load_state_dict({**network.backbone.network.state_dict(), **taken})
     weights = {**network.state_dict(), **network.backbone.state_dict()}
@@ -170,6 +171,24 @@ def _published_names(state_dict: Mapping[str, Tensor], record: Backbone) -> dict
         if not key.startswith(record.unused):
             named[key] = value
     return named
+
+
+def _check_indices(published: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse indices of relative positions that are no rows of their tables, which attention would fail on.
+
+    Raises:
+        InputError: the first of them.
+    """
+    for key, index in published.items():
+        table = published.get(f"{key.removesuffix('index')}bias_table")
+        if key.endswith(INDEX) and table is not None:
+            least, largest = int(index.min()), int(index.max())
+            if least < 0 or largest >= len(table):
+                raise InputError(
+                    f"{file} with {key} from {least} to {largest}",
+                    f"rows of its table, 0 to {len(table) - 1}",
+                    "download or copy it again, or, if it was published so, choose weights of other windows",
+                )
 
 
 def _backbone(target: Target, channels: int, classes: int) -> Any:
@@ -204,8 +223,7 @@ def _check_network(taken: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
     """Refuse weights of another network; positions may be of any number of tokens.
 
     Raises:
-        InputError: names or sizes that differ; a bias for each pair of tokens that the file does not tell, or one
-            beside the table of them.
+        InputError: names or sizes that differ, or an index that the file lacks and the windows do not tell.
     """
     record = target.record
     like = {key: expected[key] for key in _positions(target) if key in taken and key in expected}
@@ -225,14 +243,6 @@ def _check_network(taken: Mapping[str, Tensor], expected: Mapping[str, Tensor], 
             "choose --backbone by the names of the tensors, or the published arguments by --backbone-kwargs, of "
             "plan_and_preprocess where you give plans",
         )
-    for key in (key for key in taken if INDEX in key):
-        rows = len(taken[key.replace(INDEX, TABLE)])
-        if (outside := taken[key][(taken[key] < 0) | (taken[key] >= rows)]).numel():
-            raise InputError(
-                f"{file}, whose {key} points to row {int(outside[0])} of a table of {rows}",
-                f"0 to {rows - 1}",
-                "download or copy it again; if it was published so, choose weights of other windows",
-            )
 
 
 def _positions(target: Target) -> dict[str, Shape]:
