@@ -10,6 +10,7 @@ channels last. Sizes that cannot work are refused before anything is computed.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -144,7 +145,7 @@ class _ConvLayer(nn.Module):
         super().__init__()
         depth, height, width = kernel
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(depth // 2, height // 2, width // 2))
-        self.norm: nn.Module = nn.InstanceNorm3d(out_channels, affine=True)
+        self.norm: Any = nn.InstanceNorm3d(out_channels, affine=True)
 
     def activate(self, x: Tensor) -> Tensor:
         if self.normed_on_cpu(x):

@@ -115,7 +115,7 @@ def _pieces(*features: Tensor) -> Iterator[tuple[Any, ...]]:
     length = max(1, _PIECE // features[0].shape[1])
     for sample in range(len(features[0])):
         rows = [x[sample].movedim(0, -1).flatten(0, -2) for x in features]
-        yield from ((sample, *pieces) for pieces in zip(*(one.split(length) for one in rows), strict=True))
+        yield from ((sample, *pieces) for pieces in zip(*(torch.split(one, length) for one in rows), strict=True))
 
 
 class ChannelsLastInstanceNorm(nn.Module):
