@@ -3,12 +3,15 @@
     python -m benchmarks.overfit -d 104 -p ConvFreePlans
     python -m benchmarks.overfit -d 104 -p ConvFreePlans ConvFreePostNormPlans --goal 0.95 --iterations 1000
     python -m benchmarks.overfit -d 4 -tr PrimusTrainer -p ConvFreePlans --cases hippocampus_001 hippocampus_003
+    python -m benchmarks.overfit -d 104 -tr BackboneTrainer -p BackbonennFormerPlans --falling --iterations 20
 
 Trainer, network, optimizer, scheduler, clipping and loss are those of a training with these plans, and so is the step;
 only the data are not: the two cases, each cut or padded to the patch around its foreground, without augmentation, are
 the batch of every step. The scheduler spans --iterations (its warm-up may last as long as 200 of them). Dice is that of
 the trainer's validation step; a case's is the mean over its labels or regions, and the goal is reached once the lower
-of the two is above it. Nothing is written but --json. Exit status 0: reached with all plans, 1: not.
+of the two is above it. With --falling the goal is instead that after --iterations steps the loss is below the first
+one, and that every trained parameter has received a gradient. Nothing is written but --json. Exit status 0: reached
+with all plans, 1: not.
 """
 
 import argparse
@@ -41,12 +44,18 @@ Batch = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How one training ended; `dice` is that of each case, `steps` those made until then."""
+    """How one training ended; `dice` is that of each case, `steps` those made until then.
+
+    `first_loss` is that of the first step, `loss` of the last; `idle` names parameters whose gradient was 0 throughout.
+    """
 
     plans: str
+    parameters: int
     steps: int
     dice: dict[str, float]
+    first_loss: float
     loss: float
+    idle: list[str]
     reached: bool
     seconds: float
 
@@ -129,27 +138,44 @@ def case_dice(trainer: Any, batch: Batch) -> list[float]:
     return scores
 
 
-def overfit(trainer: Any, cases: Sequence[str], *, plans: str, iterations: int, every: int, goal: float) -> Outcome:
+def overfit(
+    trainer: Any, cases: Sequence[str], *, plans: str, iterations: int, every: int, goal: float | None
+) -> Outcome:
     """Train on the cases alone until both are above the goal; prints loss and Dice every so many steps.
 
     Args:
         trainer: initialised; its epochs are `every` steps long.
+        goal: of the Dice; None: a lower loss after all iterations, and a gradient for every parameter.
     """
     batch = fixed_batch(trainer, cases)
     trainer.network.train()
     trainer.set_deep_supervision_enabled(trainer.enable_deep_supervision)
     start = time.perf_counter()
-    steps, loss, scores = 0, float("nan"), [0.0] * len(cases)
-    while steps < iterations and not min(scores) > goal:
+    trained = {name: one for name, one in trainer.network.named_parameters() if one.requires_grad}
+    idle = set(trained)
+    losses: list[float] = []
+    steps, scores = 0, [0.0] * len(cases)
+    while steps < iterations and (goal is None or not min(scores) > goal):
         trainer.lr_scheduler.step(steps // every)
         for _ in range(min(every, iterations - steps)):
-            loss = float(trainer.train_step(batch)["loss"])
+            losses.append(float(trainer.train_step(batch)["loss"]))
+            idle = {name for name in idle if (gradient := trained[name].grad) is None or not gradient.any()}
             steps += 1
         scores = case_dice(trainer, batch)
         shown = ", ".join(f"{case} {score:.4f}" for case, score in zip(cases, scores, strict=True))
-        print(f"{plans}, step {steps}: loss {loss:.4f}, Dice {shown}", flush=True)
+        print(f"{plans}, step {steps}: loss {losses[0]:.4f} to {losses[-1]:.4f}, Dice {shown}", flush=True)
     dice = dict(zip(cases, scores, strict=True))
-    return Outcome(plans, steps, dice, loss, min(scores) > goal, time.perf_counter() - start)
+    return Outcome(
+        plans=plans,
+        parameters=sum(one.numel() for one in trainer.network.parameters()),
+        steps=steps,
+        dice=dice,
+        first_loss=losses[0],
+        loss=losses[-1],
+        idle=sorted(idle),
+        reached=(losses[-1] < losses[0] and not idle) if goal is None else min(scores) > goal,
+        seconds=time.perf_counter() - start,
+    )
 
 
 @contextlib.contextmanager
@@ -225,31 +251,36 @@ def run(args: argparse.Namespace) -> int:
             "positive numbers, and a goal between 0 and 1",
             "correct it",
         )
+    goal = None if args.falling else args.goal
     outcomes = []
     with no_results():
         for plans in args.plans:
             trainer = make(args, plans)
             cases = choose(trainer, args.cases)
             outcomes.append(
-                overfit(trainer, cases, plans=plans, iterations=args.iterations, every=args.every, goal=args.goal)
+                overfit(trainer, cases, plans=plans, iterations=args.iterations, every=args.every, goal=goal)
             )
     about = machine(args.device)
     facts = {
         "data set": dataset_name(args.dataset),
         "configuration": args.configuration,
         "trainer": args.trainer,
-        "goal": args.goal,
+        "goal": goal or "a falling loss, a gradient for every parameter",
         "iterations at most": args.iterations,
         "seed": args.seed,
         "device": args.device,
     }
-    header = ["plans", "steps", *(f"Dice {case}" for case in outcomes[0].dice), "loss", "reached", "s"]
+    dice = [f"Dice {case}" for case in outcomes[0].dice]
+    header = ["plans", "parameters", "steps", *dice, "first loss", "last loss", "no gradient", "reached", "s"]
     rows = [
         [
             one.plans,
+            f"{one.parameters / 1e6:.2f} M",
             str(one.steps),
             *(f"{score:.4f}" for score in one.dice.values()),
+            f"{one.first_loss:.4f}",
             f"{one.loss:.4f}",
+            str(len(one.idle)),
             "yes" if one.reached else "no",
             f"{one.seconds:.0f}",
         ]
@@ -272,6 +303,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("-c", dest="configuration", default="3d_fullres", help="default 3d_fullres")
     parser.add_argument("--cases", nargs=CASES, metavar="CASE", help="default the first two of the data set")
     parser.add_argument("--goal", type=float, default=0.95, help="Dice that both cases must exceed (default 0.95)")
+    parser.add_argument(
+        "--falling", action="store_true", help="ask for a falling loss and all gradients, not for a Dice"
+    )
     parser.add_argument("--iterations", type=int, default=1000, help="at most (default 1000)")
     parser.add_argument("--every", type=int, default=20, help="steps between two looks at the Dice (default 20)")
     parser.add_argument("--seed", type=int, default=0, help="default 0")

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from nnunetv2_ext.architectures.backbones.record import Shape, triple
 from nnunetv2_ext.architectures.layers.experts import SoftMixture
 from nnunetv2_ext.architectures.layers.recompute import recomputed
-from nnunetv2_ext.architectures.layers.shifted_windows import ShiftedWindows
+from nnunetv2_ext.architectures.layers.window_blocks import WindowAttention
+from nnunetv2_ext.architectures.layers.windows import ShiftedWindows
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.architectures.swin_unetr import merging_class
 from nnunetv2_ext.errors import InputError
@@ -192,8 +193,9 @@ class _Block(nn.Module):
 
     def __init__(self, features: int, heads: int, window: Shape, *, shifted: bool, experts: int):
         super().__init__()
+        self.window, self.shifted = window, shifted
         self.norm1 = nn.LayerNorm(features)
-        self.attn = ShiftedWindows(features, heads, window, shifted=shifted)
+        self.attn = WindowAttention(features, heads, window, "qkv")
         self.norm2 = nn.LayerNorm(features)
         self.mlp: nn.Module = (
             SoftMixture(features, experts)
@@ -202,9 +204,22 @@ class _Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm1(x))
-        mlp = self.mlp(self.norm2(x)) if isinstance(self.mlp, SoftMixture) else recomputed(self.mlp, self.norm2(x))
-        return x + mlp
+        x = x + recomputed(self._attended, x)
+        if isinstance(self.mlp, SoftMixture):
+            return x + self.mlp(self.norm2(x))
+        return x + recomputed(lambda x: self.mlp(self.norm2(x)), x)
+
+    def _attended(self, x: Tensor) -> Tensor:
+        windows = self._windows(x.shape[1:4])
+        query, key, value = self.attn.by_heads(self.attn.projected(windows.split(self.norm1(x))))
+        return windows.join(self.attn(query, key, value, windows.regions(x.device)))
+
+    def _windows(self, grid: Any) -> ShiftedWindows:
+        """MONAI's rule: along axes that are no longer than a window, the window is the axis and does not shift."""
+        pairs = list(zip(grid, self.window, strict=True))
+        window: Any = tuple(min(pair) for pair in pairs)
+        shift: Any = tuple(size // 2 if self.shifted and axis > size else 0 for axis, size in pairs)
+        return ShiftedWindows(grid, window, shift)
 
 
 def mixture_memory(kwargs: Mapping[str, Any], patch: Sequence[int]) -> tuple[int, float]:

@@ -145,6 +145,7 @@ def start_of_backbone(
             "choose --backbone by the names of the tensors, or the published arguments by --backbone-kwargs, of "
             "plan_and_preprocess where you give plans",
         )
+    _check_indices(taken, file)
     network = target.build(channels, classes)
     network.backbone.network.load_state_dict({**network.backbone.network.state_dict(), **taken})
     weights = {**network.state_dict(), **network.backbone.state_dict()}
@@ -168,6 +169,24 @@ def _published_names(state_dict: Mapping[str, Tensor], record: Backbone) -> dict
         if not key.startswith(record.unused):
             named[key] = value
     return named
+
+
+def _check_indices(published: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse indices of relative positions that are no rows of their tables, which attention would fail on.
+
+    Raises:
+        InputError: the first of them.
+    """
+    for key, index in published.items():
+        table = published.get(f"{key.removesuffix('index')}bias_table")
+        if key.endswith("relative_position_index") and table is not None:
+            least, largest = int(index.min()), int(index.max())
+            if least < 0 or largest >= len(table):
+                raise InputError(
+                    f"{file} with {key} from {least} to {largest}",
+                    f"rows of its table, 0 to {len(table) - 1}",
+                    "download or copy it again",
+                )
 
 
 def _backbone(target: Target, channels: int, classes: int) -> Any:

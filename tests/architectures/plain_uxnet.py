@@ -10,6 +10,8 @@ from monai.networks.blocks.dynunet_block import UnetOutBlock
 from monai.networks.blocks.unetr_block import UnetrBasicBlock, UnetrUpBlock
 from torch import Tensor, nn, ones, zeros
 
+Shape = tuple[int, int, int]
+
 
 class ChannelNorm(nn.Module):
     """Layer norm over the channels of (B, C, z, y, x)."""
@@ -42,14 +44,12 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    def __init__(
-        self, input_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[Sequence[int]]
-    ):
+    def __init__(self, input_channels: int, widths: Sequence[int], depths: Sequence[int], strides: Sequence[Shape]):
         super().__init__()
-        stem = nn.Conv3d(input_channels, widths[0], 7, stride=tuple(strides[0]), padding=3)
+        stem = nn.Conv3d(input_channels, widths[0], 7, stride=strides[0], padding=3)
         self.downsample_layers = nn.ModuleList([nn.Sequential(stem, ChannelNorm(widths[0]))])
         for below, width, stride in zip(widths, widths[1:], strides[1:], strict=False):
-            down = nn.Conv3d(below, width, tuple(stride), stride=tuple(stride))
+            down = nn.Conv3d(below, width, stride, stride=stride)
             self.downsample_layers.append(nn.Sequential(ChannelNorm(below), down))
         self.stages = nn.ModuleList(
             nn.Sequential(*(Block(width) for _ in range(depth))) for width, depth in zip(widths, depths, strict=True)
@@ -74,7 +74,7 @@ class PlainUXNet(nn.Module):
         feat_size: Sequence[int] = (48, 96, 192, 384),
         hidden_size: int = 768,
         depths: Sequence[int] = (2, 2, 2, 2),
-        strides: Sequence[Sequence[int]] = ((2, 2, 2),) * 4,
+        strides: Sequence[Shape] = ((2, 2, 2),) * 4,
     ):
         super().__init__()
         self.uxnet_3d = Encoder(input_channels, feat_size, depths, strides)
@@ -82,7 +82,7 @@ class PlainUXNet(nn.Module):
         for number, (below, width) in enumerate(zip([input_channels, *feat_size], widths, strict=True), start=1):
             self.add_module(f"encoder{number}", UnetrBasicBlock(3, below, width, 3, 1, "instance", res_block=True))
         for number in (5, 4, 3, 2):
-            deep, width, stride = widths[number - 1], widths[number - 2], tuple(strides[number - 2])
+            deep, width, stride = widths[number - 1], widths[number - 2], strides[number - 2]
             self.add_module(f"decoder{number}", UnetrUpBlock(3, deep, width, 3, stride, "instance", res_block=True))
         self.decoder1 = UnetrBasicBlock(3, widths[0], widths[0], 3, 1, "instance", res_block=True)
         self.out = UnetOutBlock(3, widths[0], num_classes)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.layers.experts import SoftMixture
-from nnunetv2_ext.architectures.layers.shifted_windows import ShiftedWindows
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.architectures.swinsmt import SwinSMT, mixture_memory
 from nnunetv2_ext.errors import InputError
@@ -153,19 +152,6 @@ def test_a_network_keeps_less_than_the_plain_one() -> None:
         ours = SwinSMT(1, 3, **options)
     shape = (1, 1, 64, 64, 64)
     assert kept_elements(ours, shape) < 0.7 * kept_elements(plain_swinsmt(1, 3, **options), shape)
-
-
-@pytest.mark.parametrize("group", [1, 10**9])
-def test_windows_go_through_in_groups(group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nnunetv2_ext.architectures.layers.shifted_windows.GROUP", group)
-    torch.manual_seed(0)
-    windows = ShiftedWindows(4, 2, (2, 3, 2), shifted=True).double()
-    x = torch.randn(2, 4, 5, 3, 4, dtype=torch.float64)
-    found = outputs_and_gradients(windows, x)
-    monkeypatch.undo()
-    windows.zero_grad()
-    for one, other in zip(found, outputs_and_gradients(windows, x), strict=True):
-        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize(

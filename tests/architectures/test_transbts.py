@@ -15,8 +15,8 @@ from nnunetv2_ext.errors import InputError
 from tests.architectures.plain_transbts import PlainTransBTS
 from tests.architectures.published import assert_alike, check_published
 
-NO_DROPOUT = {"initial_dropout": 0.0, "dropout": 0.0}
-SMALL = {"base_channels": 2, "groups": 2, "hidden_dim": 24, "num_heads": 4}
+NO_DROPOUT: dict[str, Any] = {"initial_dropout": 0.0, "dropout": 0.0}
+SMALL: dict[str, Any] = {"base_channels": 2, "groups": 2, "hidden_dim": 24, "num_heads": 4}
 THICK = ((1, 2, 2), (1, 2, 2), (2, 2, 2))
 
 

@@ -5,6 +5,8 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from benchmarks import overfit
 from benchmarks._primus import PrimusTrainer
@@ -83,6 +85,22 @@ def test_a_goal_out_of_reach_ends_with_1(data, capsys):
     assert overfit.main(["-d", "901", "-p", "Plans", "--iterations", "3", "--every", "2"]) == 1
     printed = capsys.readouterr().out
     assert "step 2:" in printed and "step 3:" in printed and "|      no |" in printed
+
+
+def test_a_falling_loss_and_every_gradient(data, capsys, monkeypatch):
+    file = data / "out.json"
+    arguments = ["-d", "901", "-p", "Plans", "--falling", "--every", "4", "--json", str(file)]
+    assert overfit.main([*arguments, "--iterations", "8"]) == 0
+    (one,) = json.loads(file.read_text())["outcomes"]
+    assert one["steps"] == 8 and one["loss"] < one["first_loss"] and one["idle"] == [] and one["parameters"] > 0
+
+    def add_one_that_is_not_used(self):
+        super(ConvFreeTrainer, self).initialize()
+        self.network.register_parameter("unused", nn.Parameter(torch.ones(1)))
+
+    monkeypatch.setattr(ConvFreeTrainer, "initialize", add_one_that_is_not_used, raising=False)
+    assert overfit.main([*arguments, "--iterations", "4"]) == 1
+    assert json.loads(file.read_text())["outcomes"][0]["idle"] == ["unused"]
 
 
 def test_the_step_is_that_of_a_training(data, monkeypatch):

@@ -24,7 +24,7 @@ from tests.architectures.test_contract import distinct_backbones
 from tests.pipeline.conftest import Pipeline, check_predictions, predict
 
 SMALL = {record.name: dict(record.small) for record in distinct_backbones()}
-ASKED = os.environ.get("NNUNETV2_EXT_BACKBONES", "UNETR").split(",")
+ASKED = os.environ.get("NNUNETV2_EXT_BACKBONES", "nnFormer,TransBTS").split(",")
 assert {*ASKED} <= {*SMALL, "all"}, f"got NNUNETV2_EXT_BACKBONES={','.join(ASKED)}; expected all or some of {[*SMALL]}"
 REAL = [name for name in SMALL if name in ASKED or "all" in ASKED]
 # test_trainers.py takes the default backbone through the commands

@@ -92,6 +92,17 @@ def test_fresh_heads_let_the_classes_be_others(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("row", "told"), [(27, "from 0 to 27; expected rows of its table, 0 to 26"), (-1, "from -1 to")]
+)
+def test_an_index_past_its_table(row, told, tmp_path, capsys):
+    weights = published("nnFormer")
+    weights["model_down.layers.1.blocks.0.attn.relative_position_index"][0, 0] = row
+    status, output = convert(tmp_path, weights, "nnFormer")
+    assert status == 2 and not output.exists()
+    assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
     ("before", "flags", "told"),
     [
         ((32, 32, 32), [], "from 2 x 2 x 2 tokens, patch 32 x 32 x 32 (taken for a cube, else pass --file-patch)"),

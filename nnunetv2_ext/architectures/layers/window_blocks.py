@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from nnunetv2_ext.architectures.contract import Shape
 from nnunetv2_ext.architectures.layers.drop_path import drop_path
 from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.architectures.layers.windows import ShiftedWindows, attend_in_windows, relative_positions
@@ -22,12 +23,14 @@ class WindowBlock(nn.Module):
     """Attention within windows, then an MLP, each on the normed tokens and added to them."""
 
     packed = "qkv"
+    regions: Tensor | None
 
     def __init__(self, width: int, heads: int, windows: ShiftedWindows, *, masked: bool, drop_path: float):
         super().__init__()
         self.windows, self.drop_path = windows, drop_path
         self.norm1 = nn.LayerNorm(width)
-        self.attn = WindowAttention(width, heads, windows, self.packed, masked=masked)
+        self.attn = WindowAttention(width, heads, windows.window, self.packed)
+        self.register_buffer("regions", windows.regions() if masked else None, persistent=False)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = _MLP(width)
 
@@ -38,9 +41,7 @@ class WindowBlock(nn.Module):
 
     def _projected(self, x: Tensor) -> Any:
         """Queries, keys and values, or the last two: (B * windows, heads, T, E)."""
-        projection: Any = self.attn.get_submodule(self.packed)
-        tensors = recomputed(lambda x: projection(self._split(x)), x)
-        return rearrange(tensors, "s t (n h e) -> n s h t e", n=len(self.packed), h=self.attn.heads)
+        return self.attn.by_heads(recomputed(lambda x: self.attn.projected(self._split(x)), x))
 
     def _split(self, x: Tensor) -> Tensor:
         """The normed tokens, window by window: (B * windows, T, D)."""
@@ -48,7 +49,7 @@ class WindowBlock(nn.Module):
 
     def _added(self, x: Tensor, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """What the attention tells added to the tokens, then what the MLP makes of them."""
-        attended = self.windows.join(self.attn(query, key, value))
+        attended = self.windows.join(self.attn(query, key, value, self.regions))
         x = x + drop_path(attended, self.drop_path, training=self.training)
         return x + drop_path(self.mlp(x, self.norm2), self.drop_path, training=self.training)
 
@@ -80,25 +81,39 @@ class _MLP(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Attention with relative positions within windows; the projection of its input is the block's business."""
+    """Attention with relative positions within windows.
+
+    Windows smaller than `window` use the first rows and columns of its index, as MONAI's do.
+
+    Args:
+        packed: the name of the projection, with a letter for each of its tensors: "qkv", or "kv".
+    """
 
     relative_position_index: Tensor
-    regions: Tensor | None
 
-    def __init__(self, width: int, heads: int, windows: ShiftedWindows, packed: str, *, masked: bool):
+    def __init__(self, width: int, heads: int, window: Shape, packed: str):
         super().__init__()
-        self.heads = heads
-        offsets = prod(2 * size - 1 for size in windows.window)
+        self.heads, self.packed = heads, packed
+        offsets = prod(2 * size - 1 for size in window)
         self.relative_position_bias_table = nn.Parameter(torch.empty(offsets, heads).normal_(std=0.02))
-        self.register_buffer("relative_position_index", relative_positions(windows.window))
-        regions = windows.regions() if masked and any(windows.shift) else None
-        self.register_buffer("regions", regions, persistent=False)
+        self.register_buffer("relative_position_index", relative_positions(window))
         self.add_module(packed, nn.Linear(width, len(packed) * width))
         self.proj = nn.Linear(width, width)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(S, heads, T, E) -> (S, T, D)."""
-        table, rows = self.relative_position_bias_table, self.relative_position_index
-        attended = attend_in_windows(query, key, value, table, rows, self.regions)
+    def projected(self, tokens: Tensor) -> Tensor:
+        """(S, T, D) -> (S, T, 3 D), or 2 D of keys and values alone."""
+        projection: Any = self.get_submodule(self.packed)
+        projected: Tensor = projection(tokens)
+        return projected
+
+    def by_heads(self, projected: Tensor) -> Tensor:
+        """Queries, keys and values, or the last two: (S, heads, T, E) each."""
+        return rearrange(projected, "s t (n h e) -> n s h t e", n=len(self.packed), h=self.heads)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, regions: Tensor | None = None) -> Tensor:
+        """(S, heads, T, E) -> (S, T, D); the regions are those of `attend_in_windows`."""
+        tokens = query.shape[-2]
+        table, rows = self.relative_position_bias_table, self.relative_position_index[:tokens, :tokens]
+        attended = attend_in_windows(query, key, value, table, rows, regions)
         projected: Tensor = self.proj(rearrange(attended, "s h t e -> s t (h e)"))
         return projected

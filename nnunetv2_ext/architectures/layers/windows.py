@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.flop_counter import register_flop_formula
 
 from nnunetv2_ext.architectures.contract import Shape
 from nnunetv2_ext.architectures.layers.attention import attend
@@ -55,11 +55,13 @@ class ShiftedWindows:
         depth, height, width = self.grid
         return x[:, :depth, :height, :width]
 
-    def regions(self) -> Tensor:
-        """(windows, tokens of a window): the number of the region in which each token lies, of the shifted grid."""
-        labels = torch.zeros(1, *self.padded, 1, dtype=torch.int64)
+    def regions(self, device: torch.device | None = None) -> Tensor | None:
+        """(windows, tokens of a window): the number of the region in which each token lies; None without a shift."""
+        if not any(self.shift):
+            return None
+        labels = torch.zeros(1, *self.padded, 1, dtype=torch.int64, device=device)
         for axis, (size, window, step) in enumerate(zip(self.padded, self.window, self.shift, strict=True)):
-            place = torch.arange(size)
+            place = torch.arange(size, device=device)
             of_axis = (place >= size - window).long() + (place >= size - step).long()
             labels = 3 * labels + of_axis.reshape([-1 if axis == other else 1 for other in range(-1, 4)])
         return self._windows.split(labels.flatten(1, 3))[..., 0]
@@ -89,10 +91,69 @@ def attend_in_windows(
         rows: (T, T), of the table.
         regions: (windows, T), of `ShiftedWindows.regions`; None: all tokens of a window attend to each other.
     """
-    if torch.compiler.is_compiling():
-        return attend(query, key, value, bias=_bias(table, rows, regions, query.dtype, slice(None), len(query)))
-    attended: Tensor = _WindowAttention.apply(query, key, value, table, rows, regions)
+    attended: Tensor = _window_attention(query, key, value, table, rows, regions)
     return attended
+
+
+# an operator of PyTorch, so that the compiler neither lays out the loop over the windows nor keeps their matrices
+@torch.library.custom_op("nnunetv2_ext::window_attention", mutates_args=())
+def _window_attention(
+    query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None
+) -> Tensor:
+    attended = _empty(query)
+    for part in _parts(query):
+        bias = _bias(table, rows, regions, query.dtype, part, len(query))
+        attended[part] = attend(query[part], key[part], value[part], bias=bias)
+    return attended
+
+
+@torch.library.custom_op("nnunetv2_ext::window_attention_backward", mutates_args=())
+def _window_attention_backward(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of queries, keys, values and table."""
+    scale = query.shape[-1] ** -0.5
+    of_query, of_key, of_value = _empty(query), _empty(key), _empty(value)
+    of_bias = table.new_zeros(query.shape[1], *rows.shape)
+    for part in _parts(query):
+        q, k, v, g = query[part], key[part], value[part], gradient[part]
+        bias = _bias(table, rows, regions, query.dtype, part, len(query))
+        weights = (q * scale @ k.mT).add_(bias).softmax(-1)
+        of_value[part] = weights.mT @ g
+        of_products = torch._softmax_backward_data(g @ v.mT, weights, -1, weights.dtype)
+        of_query[part] = (of_products @ k).mul_(scale)
+        of_key[part] = (of_products.mT @ q).mul_(scale)
+        of_bias += of_products.sum(0)
+    by_offset = rearrange(of_bias, "h q k -> (q k) h")
+    of_table = torch.zeros_like(table).index_add_(0, rows.flatten(), by_offset)
+    return of_query, of_key, of_value, of_table
+
+
+@_window_attention.register_fake
+def _(query: Tensor, *_: Any) -> Tensor:
+    return _empty(query)
+
+
+@_window_attention_backward.register_fake
+def _(_: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, *__: Any) -> tuple[Tensor, ...]:
+    return _empty(query), _empty(key), _empty(value), torch.zeros_like(table)
+
+
+def _keep(ctx: Any, inputs: tuple[Tensor | None, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    return *_window_attention_backward(gradient, *ctx.saved_tensors), None, None
+
+
+_window_attention.register_autograd(_backward, setup_context=_keep)
+
+
+@register_flop_formula(torch.ops.nnunetv2_ext.window_attention)
+def _flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    """Of the two products, from the shapes."""
+    return 4 * prod(query) * key[-2]
 
 
 def _bias(
@@ -104,44 +165,6 @@ def _bias(
         own = regions[torch.arange(sequences, device=regions.device)[part] % len(regions)]
         bias = bias + (own[:, None, :, None] != own[:, None, None, :]) * APART
     return bias.to(dtype)
-
-
-class _WindowAttention(torch.autograd.Function):
-    """Attention that keeps queries, keys and values alone, and gives the table of offsets its gradient."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None
-    ) -> Tensor:
-        ctx.save_for_backward(query, key, value, table, rows, regions)
-        given = (query, key, value)
-        if regions is None:
-            return attend(*given, bias=_bias(table.detach(), rows, None, query.dtype, slice(None), len(query)))
-        attended = _empty(query)
-        for part in _parts(query):
-            bias = _bias(table.detach(), rows, regions, query.dtype, part, len(query))
-            attended[part] = attend(*(tensor[part] for tensor in given), bias=bias)
-        return attended
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, table, rows, regions = ctx.saved_tensors
-        scale = query.shape[-1] ** -0.5
-        of_query, of_key, of_value = _empty(query), _empty(key), _empty(value)
-        of_bias = table.new_zeros(query.shape[1], *rows.shape)
-        for part in _parts(query):
-            q, k, v, g = query[part], key[part], value[part], gradient[part]
-            bias = _bias(table, rows, regions, query.dtype, part, len(query))
-            weights = (q * scale @ k.mT).add_(bias).softmax(-1)
-            of_value[part] = weights.mT @ g
-            of_products = torch._softmax_backward_data(g @ v.mT, weights, -1, weights.dtype)
-            of_query[part] = (of_products @ k).mul_(scale)
-            of_key[part] = (of_products.mT @ q).mul_(scale)
-            of_bias += of_products.sum(0)
-        by_offset = rearrange(of_bias, "h q k -> (q k) h")
-        of_table = torch.zeros_like(table).index_add_(0, rows.flatten(), by_offset)
-        return of_query, of_key, of_value, of_table, None, None
 
 
 def _parts(query: Tensor) -> Iterator[slice]:

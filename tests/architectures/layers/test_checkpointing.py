@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -55,10 +56,7 @@ def refined(again: bool) -> nn.Module:
 
 # name: builder, patch
 CASES: dict[str, tuple[Callable[[bool], Any], tuple[int, ...]]] = {
-    **{
-        name: (lambda again, name=name: backbone(name, again), find_backbone(name).patches[0])
-        for name in [*NAMES, "ResidualEncoderUNet"]
-    },
+    **{name: (partial(backbone, name), find_backbone(name).patches[0]) for name in [*NAMES, "ResidualEncoderUNet"]},
     "MNet alone": (lambda again: MNet(1, 2, features_per_stage=FEATURES, activation_checkpointing=again), (9, 33, 37)),
     "PaR": (refined, find_backbone("PlainConvUNet").patches[0]),
     "ConvFree": (transformer("patch"), (4, 8, 8)),
@@ -113,7 +111,7 @@ def test_pickles_and_copies_are_checkpointed_themselves(name: str) -> None:
     for other in (pickle.loads(pickle.dumps(again)), copy.deepcopy(again)):
         again.zero_grad()
         assert len(stages_of(other)) == len(stages_of(again))
-        assert all(stage.forward.module is stage for stage in stages_of(other))
+        assert all(vars(stage)["forward"].module is stage for stage in stages_of(other))
         like(name, copy.deepcopy(plain), other)
     file = io.BytesIO()
     torch.save(again.state_dict(), file)

@@ -15,9 +15,10 @@ def test_depthwise(kernel: int, shape: tuple[int, ...], last: bool) -> None:
     x = torch.randn(shape, dtype=torch.float64)
     x = (x.to(memory_format=torch.channels_last_3d) if last else x).requires_grad_()
     weights = torch.randn(shape, dtype=torch.float64)
+    inputs = [x, *conv.parameters()]
     gradients = []
     for function in (conv, lambda x: depthwise(conv, x)):
         output = function(x)
-        gradients.append([output, *torch.autograd.grad((output * weights).sum(), [x, conv.weight, conv.bias])])
+        gradients.append([output, *torch.autograd.grad((output * weights).sum(), inputs)])
     for expected, ours in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
