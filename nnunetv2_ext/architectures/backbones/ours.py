@@ -123,7 +123,7 @@ BACKBONES = (
         fixed_size=True,
         outputs=lambda strides: [(1, 1, 1), *cumulative(strides[1:-1])],
         switch="do_ds",
-        heads=("final.0.", "final.1.", "final.2."),
+        heads=("final.",),
         planned_by_spacing=_nnformer_by_spacing,
         stages=("model_down.patch_embed", "model_down.layers.*.blocks.*", "decoder.layers.*.blocks.*"),
         small={"embedding_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": [2, 2, 2, 2]},
@@ -253,6 +253,7 @@ BACKBONES = (
         rounded_gradients=False,
         strides=fixed(2, levels=5),
         mixture=_mixture,
+        computed="relative_position_index",
         stages=("swinViT.layers?.0", "encoder[0-9]", "encoder10", "decoder?"),
         heads=("out.",),
         small={
