@@ -169,7 +169,7 @@ class PaR(nn.Module):
         heads: int = 8,
         groups: int = 8,
         kernel_size: int = 3,
-        variant: str = "paper",
+        variant: str = "published_code",
         fusion: str = "add",
     ):
         super().__init__()
@@ -277,7 +277,7 @@ class PaRNetwork(nn.Module):
         heads: int = 8,
         groups: int = 8,
         kernel_size: int = 3,
-        variant: str = "paper",
+        variant: str = "published_code",
         fusion: str = "add",
         activation_checkpointing: bool = False,
         deep_supervision: bool = True,
