@@ -24,7 +24,7 @@ class PaRPlanner(PlannerOfBackbones):
     heads = Option(8, "heads of the attention; the largest divisor of the axis' size not above it is taken", int)
     groups = Option(8, "groups of slices; fewer where they fit better", int)
     kernel_size = Option(3, "kernel of the refiner's features, odd", int)
-    variant = Option("paper", "paper or published_code, where the two differ")
+    variant = Option("published_code", "published_code or paper, where the two differ")
     fusion = Option("add", "add, multiply or concat")
 
     def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:

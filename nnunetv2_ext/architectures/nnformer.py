@@ -115,6 +115,11 @@ class NNFormer(nn.Module):
         self.decoder.layers = nn.ModuleList(layers)
         self.final = nn.ModuleList(_Head(width, num_classes, self.patch_size) for width in widths[:-1])
 
+    @property
+    def head(self) -> nn.Module:
+        """The layer that makes the finest logits."""
+        return self.final[0].up  # type: ignore[return-value]
+
     def forward(self, x: Tensor) -> Any:
         """Logits (B, num_classes, Z, Y, X) of images (B, input_channels, Z, Y, X), or a list of them.
 

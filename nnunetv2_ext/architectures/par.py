@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
 from nnunetv2_ext.architectures.contract import Shape
 from nnunetv2_ext.architectures.layers import few_features
-from nnunetv2_ext.architectures.layers.attention import attend, padded_elements
+from nnunetv2_ext.architectures.layers.attention import padded_elements
 from nnunetv2_ext.architectures.layers.few_channels import convolved, pointwise
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
@@ -54,34 +54,6 @@ def resolved_sizes(length: int, heads: int, groups: int) -> dict[str, int]:
     return {"heads": resolve_heads(length, heads), "groups": resolved, "padding": -length % (2 * resolved)}
 
 
-class _Attention(nn.Module):
-    """Multi-head self-attention along one dimension, vectors along W: (B, C, W, H, D) -> (B, C, W, H, D).
-
-    Args:
-        length: size of W.
-        order: of the dimensions, in the notation of einops: batch, W, two of the sequences, tokens.
-    """
-
-    def __init__(self, length: int, heads: int, order: str):
-        super().__init__()
-        self.heads, self.order = heads, order
-        self.to_qkv = nn.Linear(length, 3 * length, bias=False)
-        self.to_out = nn.Linear(length, length)
-
-    def forward(self, y: Tensor) -> Tensor:
-        attended = self._attended(rearrange(y, f"b c w h d -> {self.order}"))
-        return rearrange(attended, f"{self.order} -> b c w h d")
-
-    def _attended(self, x: Tensor) -> Tensor:
-        """(B, W, R, S, T) -> the same: sequences of all R and S, tokens along T."""
-        if few_features.is_meant_for(x):
-            return few_features.self_attention(x, self.to_qkv, self.to_out, self.heads)
-        projected = self.to_qkv(rearrange(x, "b w r s t -> (b r s) t w"))
-        query, key, value = (rearrange(one, "s t (n e) -> s n t e", n=self.heads) for one in projected.chunk(3, dim=-1))
-        attended = self.to_out(rearrange(attend(query, key, value), "s n t e -> s t (n e)"))
-        return rearrange(attended, "(b r s) t w -> b w r s t", r=x.shape[2], s=x.shape[3])
-
-
 class PDI(nn.Module):
     """Permutative dimensional intensification: attention along each of the other dimensions, vectors along the axis.
 
@@ -93,7 +65,7 @@ class PDI(nn.Module):
 
     def __init__(self, length: int, heads: int):
         super().__init__()
-        self.attentions = nn.ModuleList(_Attention(length, heads, order) for order in self._ORDERS)
+        self.attentions = nn.ModuleList(few_features.SelfAttention(length, heads, order) for order in self._ORDERS)
 
     def forward(self, y: Tensor) -> Tensor:
         along_c, along_h, along_d = self.attentions
@@ -197,7 +169,7 @@ class PaR(nn.Module):
         heads: int = 8,
         groups: int = 8,
         kernel_size: int = 3,
-        variant: str = "paper",
+        variant: str = "published_code",
         fusion: str = "add",
     ):
         super().__init__()
@@ -232,7 +204,9 @@ class PaR(nn.Module):
                 "use the patch that was planned, or build the refiner for this one",
             )
         coarse = y.movedim(2 + self.axis, 2)
-        intensity = self._fused(self.pdi(coarse), self._intensified(coarse)).movedim(2, 2 + self.axis)
+        # SAI first, since it is then the last in the backward pass, when what PDI keeps is free
+        sai = self._intensified(coarse)
+        intensity = self._fused(self.pdi(coarse), sai).movedim(2, 2 + self.axis)
         return torch.addcmul(y, y, torch.sigmoid(intensity).to(y.dtype))  # half precision stays half
 
     def _intensified(self, y: Tensor) -> Tensor:
@@ -303,7 +277,7 @@ class PaRNetwork(nn.Module):
         heads: int = 8,
         groups: int = 8,
         kernel_size: int = 3,
-        variant: str = "paper",
+        variant: str = "published_code",
         fusion: str = "add",
         activation_checkpointing: bool = False,
         deep_supervision: bool = True,

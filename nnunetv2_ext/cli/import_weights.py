@@ -95,9 +95,12 @@ def run(args: argparse.Namespace) -> int:
     given = [flag_of(name) for name in OF_BACKBONE if getattr(args, name)]
     if given and args.method != "backbone":
         raise InputError(f"{given[0]} beside {args.method}", "the method backbone", f"leave out {given[0]}")
+    counts = {"input_channels": args.input_channels, "num_classes": args.num_classes}
+    for name, count in counts.items():
+        if count is not None and count < 1:
+            raise InputError(f"{flag_of(name)} {count}", "a whole number from 1", "correct it, or leave it out")
     target = target_of(args) if args.method == "backbone" else None
     content = read_torch_file(args.file, trust=args.trust)
-    counts = {"input_channels": args.input_channels, "num_classes": args.num_classes}
     lines: list[str] = []
     if target is not None:
         patch = None if args.file_patch is None else value_of(args.file_patch, int, "--file-patch")

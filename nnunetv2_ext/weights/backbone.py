@@ -3,7 +3,7 @@
 import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from nnunetv2_ext.weights.checkpoint import differing_weights, not_finite
 from nnunetv2_ext.weights.files import published_state_dict
 from nnunetv2_ext.weights.par import check_count, planned_network, read_plans_of
 
+INDEX = "relative_position_index"
+"""How the tensors of attention within windows are called that tell which row of a table is whose bias."""
 PREFIXES = ("module.", "network.")
 """What trainings put before the names of a network's tensors."""
 MERGING = (
@@ -116,6 +118,7 @@ def start_of_backbone(
         InputError: no state dict, or one of another network, of other channels, classes or patch.
     """
     record = target.record
+    source = _checked_file_patch(target, file_patch)
     published = _published_names(published_state_dict(content, file), record)
     if broken := not_finite(published):
         what = f"{file} with weights that are no finite numbers: {counted(broken, 'tensor')}"
@@ -135,16 +138,16 @@ def start_of_backbone(
         expected = backbone.network.state_dict()
         kept = _heads(backbone) if fresh_heads else set()
         kept |= {key for key in expected if record.never_used and record.never_used in key}
-    told = _resample_positions(published, file, target, file_patch)
+        kept |= {key for key in expected.keys() - published.keys() if record.computed and record.computed in key}
+    _check_network(
+        {key: value for key, value in published.items() if key not in kept},
+        {key: value for key, value in expected.items() if key not in kept},
+        file,
+        target,
+    )
+    told = _resample_positions(published, file, target, source)
     taken = {key: value for key, value in published.items() if key not in kept}
-    if differing := differing_weights(taken, {key: value for key, value in expected.items() if key not in kept}):
-        differing = [line for line in differing if "missing" in line] or differing  # sizes only of the same network
-        raise InputError(
-            f"{file}, which differs from {record.name} at patch {list(target.patch)} in {counted(differing, 'tensor')}",
-            "published weights of that network, with its arguments and patch",
-            "choose --backbone by the names of the tensors, or the published arguments by --backbone-kwargs, of "
-            "plan_and_preprocess where you give plans",
-        )
+    _check_indices(taken, file)
     network = target.build(channels, classes)
     network.backbone.network.load_state_dict({**network.backbone.network.state_dict(), **taken})
     weights = {**network.state_dict(), **network.backbone.state_dict()}
@@ -168,6 +171,24 @@ def _published_names(state_dict: Mapping[str, Tensor], record: Backbone) -> dict
         if not key.startswith(record.unused):
             named[key] = value
     return named
+
+
+def _check_indices(published: Mapping[str, Tensor], file: Path) -> None:
+    """Refuse indices of relative positions that are no rows of their tables, which attention would fail on.
+
+    Raises:
+        InputError: the first of them.
+    """
+    for key, index in published.items():
+        table = published.get(f"{key.removesuffix('index')}bias_table")
+        if key.endswith(INDEX) and table is not None:
+            least, largest = int(index.min()), int(index.max())
+            if least < 0 or largest >= len(table):
+                raise InputError(
+                    f"{file} with {key} from {least} to {largest}",
+                    f"rows of its table, 0 to {len(table) - 1}",
+                    "download or copy it again, or, if it was published so, choose weights of other windows",
+                )
 
 
 def _backbone(target: Target, channels: int, classes: int) -> Any:
@@ -198,29 +219,81 @@ def _counts(published: Mapping[str, Tensor], target: Target) -> dict[str, int]:
     return found
 
 
-def _resample_positions(
-    published: dict[str, Tensor], file: Path, target: Target, file_patch: Sequence[int] | None
-) -> list[str]:
-    """Bring the positions to the target's grid of tokens, in place; a line for each tensor that changes.
+def _check_network(taken: Mapping[str, Tensor], expected: Mapping[str, Tensor], file: Path, target: Target) -> None:
+    """Refuse weights of another network; positions may be of any number of tokens.
 
     Raises:
-        InputError: a number of tokens that is not the patch's that was told, or that tells of none; a patch of the file
-            for a network without positions.
+        InputError: names or sizes that differ, or an index that the file lacks and the windows do not tell.
     """
     record = target.record
+    like = {key: expected[key] for key in _positions(target) if key in taken and key in expected}
+    like = {key: value for key, value in like.items() if _alike_but_tokens(taken[key], value)}
+    if differing := differing_weights({**taken, **like}, expected):
+        if all(INDEX in line and "missing instead" in line for line in differing):
+            raise InputError(
+                f"{file} without {counted([line.partition(' ')[0] for line in differing], 'tensor')}",
+                f"them beside the weights, since those of the published {record.name} do not follow from its windows",
+                "save the whole state dict of the trained network, with its buffers",
+            )
+        # sizes tell more only of the same network
+        differing = [line for line in differing if "missing" in line and INDEX not in line] or differing
+        raise InputError(
+            f"{file}, which differs from {record.name} at patch {list(target.patch)} in {counted(differing, 'tensor')}",
+            "published weights of that network, with its arguments and patch",
+            "choose --backbone by the names of the tensors, or the published arguments by --backbone-kwargs, of "
+            "plan_and_preprocess where you give plans",
+        )
+
+
+def _positions(target: Target) -> dict[str, Shape]:
+    """The grid of tokens of each tensor of positions."""
+    positions = target.record.positions
+    return {} if positions is None else positions(target.kwargs, target.patch)
+
+
+def _alike_but_tokens(one: Tensor, other: Tensor) -> bool:
+    """Whether both are (1, tokens, features), with as many features."""
+    return one.ndim == other.ndim == 3 and one.shape[::2] == other.shape[::2]
+
+
+def _checked_file_patch(target: Target, patch: Sequence[int] | None) -> Shape | None:
+    """The patch of the file as the user tells it.
+
+    Raises:
+        InputError: for a network without positions, or no whole number of tokens.
+    """
+    if patch is None:
+        return None
+    record, sizes = target.record, triple(patch)
     if record.positions is None:
-        if file_patch is not None:
-            raise InputError(f"--file-patch of {record.name}", "a network with positions", "leave it out")
-        return []
+        raise InputError(f"--file-patch of {record.name}", "a network with positions", "leave it out")
+    divisor = size_rule(record, target.kwargs)[0]
+    if any(size < 1 or size % step for size, step in zip(sizes, divisor, strict=True)):
+        raise InputError(
+            f"--file-patch {' '.join(map(str, sizes))} for {record.name}",
+            f"multiples of {divisor}",
+            "pass the patch that the weights in the file were trained with",
+        )
+    return sizes
+
+
+def _resample_positions(published: dict[str, Tensor], file: Path, target: Target, asked: Shape | None) -> list[str]:
+    """Bring the positions to the target's grid of tokens, in place; a line for each tensor that changes.
+
+    Args:
+        asked: the patch of the file, as the user tells it.
+
+    Raises:
+        InputError: a number of tokens that is not the patch's that was told, or that tells of none.
+    """
     told = []
-    for name, grid in record.positions(target.kwargs, target.patch).items():
+    for name, grid in _positions(target).items():
         values = published.get(name)
-        if values is None or values.ndim != 3 or len(values) != 1:
+        if values is None:
             continue
-        tokens, source = values.shape[1], grid
-        patch = None if file_patch is None else triple(file_patch)
+        tokens, source, patch = values.shape[1], grid, asked
         if patch is None and tokens != prod(grid):
-            patch = _cube(record, target.kwargs, name, tokens)
+            patch = _cube(target, name, tokens)
             if patch is None:
                 raise InputError(
                     f"{name} of {tokens} tokens in {file}, where patch {list(target.patch)} has {prod(grid)}",
@@ -228,7 +301,7 @@ def _resample_positions(
                     "pass it by --file-patch Z Y X",
                 )
         if patch is not None:
-            source = record.positions(target.kwargs, patch)[name]
+            source = _positions(replace(target, patch=patch))[name]
         if prod(source) != tokens:
             raise InputError(
                 f"{name} of {tokens} tokens in {file}",
@@ -237,7 +310,7 @@ def _resample_positions(
             )
         if source != grid:
             published[name] = resampled(values, source, grid)
-            guess = " (taken for a cube, else pass --file-patch)" if file_patch is None else ""
+            guess = " (taken for a cube, else pass --file-patch)" if asked is None else ""
             told.append(
                 f"positions {name}: resampled from {_by(source)} tokens, patch {_by(patch or ())}{guess}, to "
                 f"{_by(grid)}, patch {_by(target.patch)}"
@@ -245,11 +318,10 @@ def _resample_positions(
     return told
 
 
-def _cube(record: Backbone, kwargs: Kwargs, name: str, tokens: int) -> Shape | None:
+def _cube(target: Target, name: str, tokens: int) -> Shape | None:
     """The patch of equal sides that has so many tokens, if there is one."""
-    assert record.positions is not None
-    step = side = max(size_rule(record, kwargs)[0])
-    while (found := prod(record.positions(kwargs, triple(side))[name])) < tokens:
+    step = side = max(size_rule(target.record, target.kwargs)[0])
+    while (found := prod(_positions(replace(target, patch=triple(side)))[name])) < tokens:
         side += step
     return triple(side) if found == tokens else None
 

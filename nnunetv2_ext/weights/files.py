@@ -183,9 +183,16 @@ def published_state_dict(content: Any, file: Path) -> dict[str, Any]:
         raise InputError(f"{file}, which holds a {type(content).__name__}", "a dict of tensors", "check the file")
     strangers = [str(key) for key, value in content.items() if not isinstance(value, torch.Tensor)]
     if strangers:
+        held = [str(key) for key, value in content.items() if isinstance(value, dict) and _of_tensors(value)]
         raise InputError(
             f"{file}, where {listed(strangers, shown=5)} {'are' if len(strangers) > 1 else 'is'} no tensor",
             "a dict of tensors, or a dict with one under 'state_dict'",
-            "check the file",
+            f"save its {' or '.join(held)} alone" if held else "check the file",
         )
     return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+def _of_tensors(content: dict[Any, Any]) -> bool:
+    import torch
+
+    return bool(content) and all(isinstance(value, torch.Tensor) for value in content.values())

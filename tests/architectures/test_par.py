@@ -170,11 +170,12 @@ def test_attention_in_cudas_sizes_is_the_same(width: int, limit: int) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
-@pytest.mark.parametrize("most", [1, 40, 2000])
-def test_attention_in_pieces_is_the_same(axis: int, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, whatever number of scores a piece holds, against PyTorch's own attention with its gradients."""
+@pytest.mark.parametrize(("most", "size"), [(1, 1), (40, 1), (2000, 1), (40, 0.1), (40, 30)])
+def test_attention_in_pieces_is_the_same(axis: int, most: int, size: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, whatever number of scores a piece holds and however large these are, against PyTorch's own attention
+    with its gradients."""
     network = refiner(3, (6, 8, 10), axis=axis, heads=2)
-    y = torch.randn(2, 3, 6, 8, 10, dtype=torch.float64, requires_grad=True)
+    y = (size * torch.randn(2, 3, 6, 8, 10, dtype=torch.float64)).requires_grad_()
     results = []
     for in_pieces in (True, False):
         monkeypatch.setattr(few_features, "_SCORES", most)

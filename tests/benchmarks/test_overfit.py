@@ -87,7 +87,7 @@ def test_a_goal_out_of_reach_ends_with_1(data, capsys):
     assert "step 2:" in printed and "step 3:" in printed and "|      no |" in printed
 
 
-def test_a_falling_loss_and_every_gradient(data, capsys, monkeypatch):
+def test_a_falling_loss_and_parameters_without_a_gradient(data, capsys, monkeypatch):
     file = data / "out.json"
     arguments = ["-d", "901", "-p", "Plans", "--falling", "--every", "4", "--json", str(file)]
     assert overfit.main([*arguments, "--iterations", "8"]) == 0
@@ -99,8 +99,10 @@ def test_a_falling_loss_and_every_gradient(data, capsys, monkeypatch):
         self.network.register_parameter("unused", nn.Parameter(torch.ones(1)))
 
     monkeypatch.setattr(ConvFreeTrainer, "initialize", add_one_that_is_not_used, raising=False)
-    assert overfit.main([*arguments, "--iterations", "4"]) == 1
+    capsys.readouterr()
+    overfit.main([*arguments, "--iterations", "4"])
     assert json.loads(file.read_text())["outcomes"][0]["idle"] == ["unused"]
+    assert "Plans, no gradient: unused\n" in capsys.readouterr().out
 
 
 def test_the_step_is_that_of_a_training(data, monkeypatch):

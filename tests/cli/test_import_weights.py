@@ -37,6 +37,17 @@ def test_a_full_disk_keeps_the_old_file(error, tmp_path, monkeypatch, capsys):
     assert sorted(file.name for file in tmp_path.iterdir()) == ["ours.pth", "published.pth"]
 
 
+@pytest.mark.parametrize("count", ["0", "-1"])
+@pytest.mark.parametrize("flag", ["--num-classes", "--input-channels"])
+@pytest.mark.parametrize("method", [["mnet"], ["backbone", "--backbone", "UNet", "--fresh-heads"]])
+def test_a_network_has_one_channel_and_class_at_least(method, flag, count, tmp_path, capsys):
+    source = tmp_path / "published.pth"
+    torch.save(published().state_dict(), source)
+    command = ["import_weights", *method, str(source), "-o", str(tmp_path / "ours.pth"), flag, count]
+    assert main(command) == 2
+    assert f"got {flag} {count}; expected a whole number from 1" in capsys.readouterr().err
+
+
 def test_the_input_is_not_overwritten(tmp_path, capsys):
     file = tmp_path / "checkpoint_final.pth"
     file.write_bytes(b"whatever")

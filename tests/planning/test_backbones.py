@@ -145,7 +145,7 @@ def test_plans_are_named_after_the_backbone(
     assert data.plans(expected)["experiment_planner_used"] == planner
 
 
-REFINER = {"axis": 0, "heads": 8, "groups": 8, "kernel_size": 3, "variant": "paper", "fusion": "add"}
+REFINER = {"axis": 0, "heads": 8, "groups": 8, "kernel_size": 3, "variant": "published_code", "fusion": "add"}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ REFINER = {"axis": 0, "heads": 8, "groups": 8, "kernel_size": 3, "variant": "pap
     [
         ({}, {"heads": 6, "groups": 6, "padding": 0}),
         ({"axis": 2, "heads": 4}, {"heads": 4, "groups": 5, "padding": 0}),
-        ({"groups": 1, "variant": "published_code"}, {"heads": 6, "groups": 1, "padding": 0}),
+        ({"groups": 1, "variant": "paper"}, {"heads": 6, "groups": 1, "padding": 0}),
         ({"fusion": "concat", "kernel_size": 5}, {"heads": 6, "groups": 6, "padding": 0}),
     ],
     ids=str,

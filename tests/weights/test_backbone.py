@@ -10,7 +10,7 @@ from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2_ext.architectures import BackboneNetwork, PaRNetwork
 from nnunetv2_ext.architectures.backbones import BACKBONES, find_backbone
 from nnunetv2_ext.cli import main
-from nnunetv2_ext.weights.backbone import resampled
+from nnunetv2_ext.weights.backbone import INDEX, resampled
 from tests.training.conftest import DATASET, LABELS, hand_made_plans
 
 SMALL = {entry.name: json.dumps(entry.small) for entry in BACKBONES}
@@ -89,6 +89,17 @@ def test_fresh_heads_let_the_classes_be_others(tmp_path, capsys):
     ours = started(output, PaRNetwork, "UNet", classes=3).backbone.network.state_dict()
     other = [key for key in ours if ours[key].shape != weights[key].shape or not torch.equal(ours[key], weights[key])]
     assert other and all(key.startswith("model.2.") for key in other)
+
+
+@pytest.mark.parametrize(
+    ("row", "told"), [(27, "from 0 to 27; expected rows of its table, 0 to 26"), (-1, "from -1 to")]
+)
+def test_an_index_past_its_table(row, told, tmp_path, capsys):
+    weights = published("nnFormer")
+    weights["model_down.layers.1.blocks.0.attn.relative_position_index"][0, 0] = row
+    status, output = convert(tmp_path, weights, "nnFormer")
+    assert status == 2 and not output.exists()
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -182,7 +193,12 @@ FAULTS = {
     "other channels": (of_unet(), ["--input-channels", "2"], ["with 1 input channels; expected 2"]),
     "no numbers": (of_unet(lambda weights: {k: v / 0 for k, v in weights.items()}), [], ["no finite numbers"]),
     "a checkpoint": (of_unet(lambda weights: {"network_weights": weights}), [], ["with the trainer that wrote it"]),
-    "no tensors": (lambda: {"a": 1}, [], ["a is no tensor"]),
+    "no tensors": (lambda: {"a": 1}, [], ["a is no tensor", "check the file"]),
+    "under another name": (
+        of_unet(lambda weights: {"model": weights, "optimizer": {"state": {}}}),
+        [],
+        ["model, optimizer are no tensor", "save its model alone"],
+    ),
 }
 
 
@@ -193,6 +209,81 @@ def test_what_is_refused(make, flags, told, tmp_path, capsys):
     error = capsys.readouterr().err
     assert "got " in error and "; expected " in error
     assert all(words in error for words in told), error
+
+
+def others(patch=(8, 16, 24), **kwargs):
+    """TransBTS with other arguments than the target's."""
+    return lambda: published("TransBTS", patch=patch, **kwargs)
+
+
+def narrow():
+    """TransBTS whose positions lack a feature."""
+    weights, key = published("TransBTS", patch=(8, 16, 24)), "position_encoding.position_embeddings"
+    return {**weights, key: weights[key][..., 1:]}
+
+
+WRONG = {
+    "arguments before positions": (
+        "TransBTS",
+        others(base_channels=4),
+        [],
+        ["--backbone-kwargs", "bias (4,) instead of (2,)"],
+    ),
+    "and with the patch told": (
+        "TransBTS",
+        others(base_channels=4, patch=(4, 16, 24)),
+        ["--file-patch", "4", "16", "24"],
+        ["--backbone-kwargs", "differs from TransBTS"],
+    ),
+    "features of positions": ("TransBTS", narrow, [], ["in 1 tensor", "position_embeddings (1, 12, 63) instead of"]),
+    "a patch of negative sizes": (
+        "TransBTS",
+        others(),
+        ["--file-patch", "-8", "-16", "24"],
+        ["multiples of (4, 8, 8)"],
+    ),
+    "half tokens": ("TransBTS", others(), ["--file-patch", "11", "39", "31"], ["--file-patch 11 39 31", "(4, 8, 8)"]),
+    "no index": (
+        "nnFormer",
+        lambda: {key: value for key, value in published("nnFormer").items() if INDEX not in key},
+        [],
+        [INDEX, "do not follow from its windows", "with its buffers"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "make", "flags", "told"), WRONG.values(), ids=WRONG)
+def test_which_fault_is_told(name, make, flags, told, tmp_path, capsys):
+    status, output = convert(tmp_path, make(), name, *flags)
+    assert status == 2 and not output.exists()
+    error = capsys.readouterr().err
+    assert all(words in error for words in told), error
+
+
+@pytest.mark.parametrize("name", ["SwinSMT", "SwinUNETR"])
+def test_an_index_that_follows_from_the_windows_may_be_missing(name, tmp_path):
+    weights = published(name)
+    status, output = convert(tmp_path, {key: value for key, value in weights.items() if INDEX not in key}, name)
+    assert status == 0
+    ours = started(output, PaRNetwork, name).backbone.network.state_dict()
+    assert all(torch.equal(ours[key], weights[key]) for key in weights)
+
+
+def test_nnformer_of_other_levels_starts_with_other_classes(tmp_path, capsys):
+    name, patch = "nnFormer", (32, 64, 64)
+    five = {"depths": [1] * 5, "num_heads": [1, 2, 2, 4, 4], "window_size": [2] * 5}
+    kwargs = {**find_backbone(name).small, **five}
+    weights = published(name, patch, classes=4, **five)
+    flags = ["--num-classes", "2", "--fresh-heads"]
+    status, output = convert(tmp_path, weights, name, *flags, patch=patch, kwargs=kwargs)
+    assert status == 0, capsys.readouterr().err
+    network = BackboneNetwork(1, 2, backbone=name, spatial_shape=patch, backbone_kwargs=kwargs)
+    assert network.head is network.network.final[0].up
+    load_pretrained_weights(network, str(output))
+    heads = [key for key in network.state_dict() if ".seg_layers." in key]
+    assert len(heads) == 8  # weight and bias of each level but the lowest
+    ours = network.network.state_dict()
+    assert all(torch.equal(ours[key], weights[key]) for key in weights if not key.startswith("final."))
 
 
 @pytest.mark.parametrize(

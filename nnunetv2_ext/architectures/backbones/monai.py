@@ -114,6 +114,7 @@ BACKBONES = (
         strides=fixed(2, levels=5),
         defaults={"feature_size": 48},
         withheld=("patch_size",),  # its decoder up-samples five times by two, whatever it says
+        computed="relative_position_index",
         heads=("out.",),
         stages=("swinViT.layers?.*", "encoder*", "decoder*"),
         small={"feature_size": 12, "depths": [1, 1, 1, 1], "window_size": [2, 4, 4]},

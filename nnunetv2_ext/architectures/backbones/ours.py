@@ -121,9 +121,9 @@ BACKBONES = (
         fixed_size=True,
         outputs=lambda strides: [(1, 1, 1), *cumulative(strides[1:-1])],
         switch="do_ds",
-        heads=("final.0.", "final.1.", "final.2."),
+        heads=("final.",),
         planned_by_spacing=_nnformer_by_spacing,
-        stages=("model_down.patch_embed", "model_down.layers.?.blocks.?", "decoder.layers.?.blocks.?"),
+        stages=("model_down.patch_embed", "model_down.layers.*.blocks.*", "decoder.layers.*.blocks.*"),
         small={"embedding_dim": 8, "depths": [1, 2, 1, 1], "num_heads": [1, 2, 2, 4], "window_size": [2, 2, 2, 2]},
         patches=((16, 32, 32), (32, 32, 64)),
         random=True,
@@ -168,7 +168,7 @@ BACKBONES = (
         minimum=_segformer_minimum,
         one_voxel=True,  # of the first level; of the bottleneck the network knows itself
         planned_by_spacing=_segformer_by_spacing,
-        stages=("segformer_encoder.tf_block?.?", "segformer_encoder.tf_block?.??"),
+        stages=("segformer_encoder.tf_block?.*",),
         heads=("segformer_decoder.linear_pred.",),
         small={
             "embed_dims": [4, 8, 8, 12],
@@ -198,8 +198,7 @@ BACKBONES = (
         stages=(
             "Unet.EnBlock?",
             "Unet.EnBlock?_?",
-            "transformer.net.?",
-            "transformer.net.??",
+            "transformer.net.*",
             "Enblock8_?",
             "DeBlock?",
         ),
@@ -252,6 +251,7 @@ BACKBONES = (
         rounded_gradients=False,
         strides=fixed(2, levels=5),
         mixture=_mixture,
+        computed="relative_position_index",
         stages=("swinViT.layers?.0", "encoder[0-9]", "encoder10", "decoder?"),
         heads=("out.",),
         small={

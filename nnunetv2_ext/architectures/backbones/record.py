@@ -73,6 +73,8 @@ class Backbone(Entry):
     # --- published weights ---
     unused: tuple[str, ...] = ()
     """What the names of published tensors begin with that no forward pass uses; they are left out."""
+    computed: str | None = None
+    """In the names of published tensors that follow from the arguments, so that a file may lack them."""
     positions: Callable[[Kwargs, Shape], dict[str, Shape]] | None = None
     """The tensors with a vector per token, (1, tokens, features), from arguments and patch: name and grid (z, y, x)."""
     # --- what the tests take ---

@@ -9,8 +9,12 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from nnunetv2_ext.architectures.layers.attention import attend
+
 # scores that are held at a time: they stay in the processor's caches
 _SCORES = 2**18
+# up to this exponent of two neither weights nor their sums come near the ends of float32
+_HARMLESS = 32
 
 
 def is_meant_for(x: Tensor) -> bool:
@@ -29,8 +33,36 @@ def self_attention(x: Tensor, to_qkv: nn.Linear, to_out: nn.Linear, heads: int) 
         to_qkv: W -> 3 W, without bias.
         to_out: W -> W.
     """
-    result: Tensor = _SelfAttention.apply(x, to_qkv.weight, to_out.weight, to_out.bias, heads)
+    result: Tensor = _SelfAttention.apply(x, to_qkv.weight, to_out.weight, to_out.bias, heads)  # type: ignore[no-untyped-call]
     return result
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention along one dimension, vectors along W: (B, C, W, H, D) -> (B, C, W, H, D).
+
+    Args:
+        length: size of W.
+        order: of the dimensions, in the notation of einops: batch, W, two of the sequences, tokens.
+    """
+
+    def __init__(self, length: int, heads: int, order: str):
+        super().__init__()
+        self.heads, self.order = heads, order
+        self.to_qkv = nn.Linear(length, 3 * length, bias=False)
+        self.to_out = nn.Linear(length, length)
+
+    def forward(self, y: Tensor) -> Tensor:
+        attended = self._attended(rearrange(y, f"b c w h d -> {self.order}"))
+        return rearrange(attended, f"{self.order} -> b c w h d")
+
+    def _attended(self, x: Tensor) -> Tensor:
+        """(B, W, R, S, T) -> the same: sequences of all R and S, tokens along T."""
+        if is_meant_for(x):
+            return self_attention(x, self.to_qkv, self.to_out, self.heads)
+        projected = self.to_qkv(rearrange(x, "b w r s t -> (b r s) t w"))
+        query, key, value = (rearrange(one, "s t (n e) -> s n t e", n=self.heads) for one in projected.chunk(3, dim=-1))
+        attended = self.to_out(rearrange(attend(query, key, value), "s n t e -> s t (n e)"))
+        return rearrange(attended, "(b r s) t w -> b w r s t", r=x.shape[2], s=x.shape[3])
 
 
 class _SelfAttention(torch.autograd.Function):
@@ -47,7 +79,8 @@ class _SelfAttention(torch.autograd.Function):
                 qkv = _by_head(scaled @ x[piece].flatten(1), heads, x.shape)
                 ours, our_sums = torch.empty_like(qkv[:1]), sums.new_empty(heads, *weights.shape[:2])
                 for head in range(heads):
-                    ours[0, head], our_sums[head] = _attend(*qkv[:, head], weights)
+                    query, key, value = qkv[:, head]
+                    ours[0, head], our_sums[head] = _attend(query, key, value, weights)
                 sums[piece] = our_sums.view(heads, *shape[1:])
                 attended[piece] = _by_feature(ours).view(shape)
                 result[piece] = torch.addmm(bias[:, None], to_out, _by_feature(ours)).view(shape)
@@ -70,8 +103,9 @@ class _SelfAttention(torch.autograd.Function):
             our_sums, inner = sums[piece].reshape(means.shape), _by_head(inner, heads, x.shape)[0]
             below = torch.empty_like(qkv)
             for head in range(heads):
+                query, key, value = qkv[:, head]
                 of_query, of_key, of_value = _attend_backward(
-                    *qkv[:, head], inner[head], our_sums[head], means[head], scores
+                    query, key, value, inner[head], our_sums[head], means[head], scores
                 )
                 below[0, head], below[1, head], below[2, head] = of_query, of_key, of_value
             below[:2] *= math.log(2)
@@ -85,9 +119,14 @@ class _SelfAttention(torch.autograd.Function):
 def _attend(query: Tensor, key: Tensor, value: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Attention of (S, E, T), and (S, T), the logarithms of the sums of its weights, which are powers of two."""
     torch.bmm(query.mT, key, out=weights)
-    largest = weights.amax(-1, keepdim=True)
-    total = weights.sub_(largest).exp2_().sum(-1, keepdim=True)
-    return torch.bmm(value, weights.mT).div_(total.mT), total.log2_().add_(largest)[..., 0]
+    if query.shape[1] * query.abs().amax() * key.abs().amax() <= _HARMLESS:
+        total = weights.exp2_().sum(-1, keepdim=True)
+        sums = total.log2()
+    else:
+        largest = weights.amax(-1, keepdim=True)
+        total = weights.sub_(largest).exp2_().sum(-1, keepdim=True)
+        sums = total.log2().add_(largest)
+    return torch.bmm(value, weights.mT).div_(total.mT), sums[..., 0]
 
 
 def _attend_backward(

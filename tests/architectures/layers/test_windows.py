@@ -12,14 +12,16 @@ from nnunetv2_ext.architectures.layers.windows import ShiftedWindows, attend_in_
 WINDOWS = ShiftedWindows((5, 2, 7), (2, 2, 3), (1, 0, 1))
 
 
-def tensors(heads: int = 2, width: int = 3) -> tuple[Tensor, ...]:
+def tensors(heads: int = 2, width: int = 3) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Queries, keys and values of two images, the table of offsets."""
     generator = torch.Generator().manual_seed(0)
     sequences, tokens = WINDOWS.regions().shape  # type: ignore[union-attr]
     shape = (2 * sequences, heads, tokens, width)
-    made = [torch.randn(shape, dtype=torch.float64, generator=generator) for _ in range(3)]
-    made.append(torch.randn(3 * 3 * 5, heads, dtype=torch.float64, generator=generator))
-    return tuple(tensor.requires_grad_() for tensor in made)
+    query, key, value, table = (
+        torch.randn(shape, dtype=torch.float64, generator=generator).requires_grad_()
+        for shape in (shape, shape, shape, (3 * 3 * 5, heads))
+    )
+    return query, key, value, table
 
 
 def plain(query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None) -> Tensor:
@@ -36,7 +38,7 @@ def test_outputs_and_gradients(regions: Any, elements: int, monkeypatch: pytest.
     """Of windows one by one, some and all at a time."""
     monkeypatch.setattr(module, "_CHUNK_ELEMENTS", elements)
     given, rows = tensors(), relative_positions(WINDOWS.window)
-    attended, expected = (function(*given, rows, regions) for function in (attend_in_windows, plain))
+    attended, expected = attend_in_windows(*given, rows, regions), plain(*given, rows, regions)
     torch.testing.assert_close(attended, expected)
     weights = torch.rand(expected.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     for one, other in zip(
