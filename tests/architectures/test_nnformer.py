@@ -146,7 +146,9 @@ def test_windows_of_a_shifted_grid_join_to_the_grid() -> None:
     assert parts.shape == (2 * 3 * 1 * 3, 2 * 4 * 3, 3)
     assert torch.equal(windows.join(parts), x)
     # the last window along each axis holds what comes round the border: two regions along each
-    numbers = [len(region.unique()) for region in windows.regions()]
+    regions = windows.regions()
+    assert regions is not None
+    numbers = [len(region.unique()) for region in regions]
     assert numbers == [2, 2, 4, 2, 2, 4, 4, 4, 8]
 
 

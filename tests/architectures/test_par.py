@@ -312,3 +312,12 @@ def test_memory_counts_backbone_and_refiner() -> None:
     ours = network()
     backbone = ours.backbone.compute_conv_feature_map_size(PATCH)
     assert ours.compute_conv_feature_map_size(PATCH) == backbone + ours.refiner.feature_map_size()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_backward_within_autocast(dtype: torch.dtype) -> None:
+    network = PaR(3, (6, 8, 5))
+    y = torch.randn(2, 3, 6, 8, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        network(y).float().square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in network.parameters())

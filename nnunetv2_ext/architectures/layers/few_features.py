@@ -91,6 +91,11 @@ class _SelfAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        with torch.autocast("cpu", enabled=False):
+            return _SelfAttention._backward(ctx, gradient)
+
+    @staticmethod
+    def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, to_qkv, to_out, attended, sums = ctx.saved_tensors
         heads, scaled = ctx.heads, _with_scale(to_qkv, ctx.heads)
         of_x, of_bias = torch.empty_like(x), to_out.new_zeros(len(to_out))

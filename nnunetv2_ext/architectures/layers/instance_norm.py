@@ -87,7 +87,7 @@ class _InstanceNorm(torch.autograd.Function):
             total[sample] += out.sum(0)
             along[sample] += (rows - mean[sample]).mul_(out).sum(0)
         along *= inverse  # in units of the deviation
-        voxels = x[0, 0].numel()
+        voxels = x.shape[2:].numel()
         back = scale * inverse * along / voxels
         rest = back * mean - scale * total / voxels
         for sample, rows, out in _pieces(values, result):
