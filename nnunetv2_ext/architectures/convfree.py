@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
 from nnunetv2_ext.architectures.layers.checkpointing import make_stages
 from nnunetv2_ext.architectures.layers.neighbourhoods import Blocks, Windows, blocks_around
 from nnunetv2_ext.architectures.layers.position import axial_code, sequence_code
-from nnunetv2_ext.architectures.layers.recompute import computed_again
 from nnunetv2_ext.architectures.layers.transformer import TransformerLayer
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError, is_whole
@@ -186,7 +186,9 @@ class ConvFreeTransformer(nn.Module):
             for chunk in block.chunks(per_chunk, tokens.device):
                 arguments = (tokens, code, chunk)
                 features.append(
-                    computed_again(self._centres, self.layers, *arguments) if recompute else self._centres(*arguments)
+                    checkpoint(self._centres, *arguments, use_reentrant=False)
+                    if recompute
+                    else self._centres(*arguments)
                 )
                 centres.append(chunk.centres)
         return torch.cat(features, 1).index_select(1, torch.cat(centres).argsort())

@@ -79,7 +79,7 @@ def test_positions_of_a_patch() -> None:
 
 
 def test_the_backward_pass_keeps_less_than_the_plain_one_does() -> None:
-    options: dict[str, Any] = {"spatial_shape": (16, 32, 32), "num_layers": 0}
+    options: dict[str, Any] = {"spatial_shape": (16, 32, 32), "num_layers": 1, "hidden_dim": 1}
     with torch.device("meta"):
         networks = [TransBTS(1, 3, **options, **NO_DROPOUT), PlainTransBTS(1, 3, **options)]
     ours, plain = (kept_elements(network, (2, 1, 16, 32, 32)) for network in networks)
