@@ -182,7 +182,7 @@ def test_attention_in_pieces_is_the_same(axis: int, most: int, size: float, monk
         if not in_pieces:
             monkeypatch.setattr(few_features, "is_meant_for", lambda x: False)
         result = network(y)
-        results.append([result, *torch.autograd.grad(result.square().sum(), [y, *network.parameters()])])
+        results.append([result, *torch.autograd.grad((result / size).square().sum(), [y, *network.parameters()])])
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
 

@@ -34,7 +34,7 @@ def test_names_the_extra_without_importing_anything(monkeypatch, capsys):
 def test_an_extra_that_is_there_is_told_without_importing_it(tmp_path, monkeypatch, capsys):
     (tmp_path / "a_module_that_fails.py").write_text("raise AssertionError('imported')")
     monkeypatch.syspath_prepend(tmp_path)
-    there = Entry("ServedTrainer", "a_module_that_fails.inner.ServedTrainer", "has all", extra="served")
+    there = Entry("ServedTrainer", "nnunetv2_ext.inner.ServedTrainer", "has all", extra="a_module_that_fails")
     monkeypatch.setattr(list_command, "GROUPS", (("trainers", (there,)),))
     assert main(["list"]) == 0
     assert "ServedTrainer  has all [installed]" in capsys.readouterr().out

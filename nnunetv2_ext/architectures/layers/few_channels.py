@@ -16,11 +16,16 @@ _TARGET = 16
 
 
 def pointwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
-    """A 1x1x1 convolution; as a matrix product, which the CPU computes many times faster for few channels."""
+    """A 1x1x1 convolution; as a matrix product, which the CPU computes many times faster for few channels.
+
+    The result, and the gradient of `x`, lie in memory as `x` does.
+    """
     if x.device.type != "cpu":
         return conv(x)
-    rows = F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias)  # the gradient of x is channels last, as x is
-    return rows.movedim(-1, 1)
+    if x.is_contiguous():
+        weights = conv.weight.flatten(1).to(x.dtype).expand(len(x), -1, -1)
+        return _biased(torch.bmm(weights, x.flatten(2)).unflatten(2, x.shape[2:]), conv.bias)
+    return F.linear(x.movedim(1, -1), conv.weight.flatten(1), conv.bias).movedim(-1, 1)
 
 
 def convolved(conv: nn.Conv3d, x: Tensor) -> Tensor:
