@@ -9,8 +9,6 @@ channels last. Sizes that cannot work are refused before anything is computed.
 """
 
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
 from nnunetv2_ext.architectures.layers.few_channels import pointwise
-from nnunetv2_ext.architectures.layers.instance_norm import normed_and_activated, scaled_and_activated
+from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, computed_again, max_pool
 from nnunetv2_ext.errors import InputError
@@ -145,17 +143,16 @@ class _ConvLayer(nn.Module):
         super().__init__()
         depth, height, width = kernel
         self.conv = nn.Conv3d(in_channels, out_channels, kernel, padding=(depth // 2, height // 2, width // 2))
-        self.norm: Any = nn.InstanceNorm3d(out_channels, affine=True)
+        self.norm: nn.Module = nn.InstanceNorm3d(out_channels, affine=True)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        # PyTorch's own would lay channels-last features out anew. Prediction puts in a norm of its own.
+        if x.device.type == "cpu" and isinstance(self.norm, nn.InstanceNorm3d) and not torch.compiler.is_compiling():
+            return instance_norm(x, self.norm.weight, self.norm.bias, self.norm.eps)
+        return self.norm(x)
 
     def activate(self, x: Tensor) -> Tensor:
-        if self.normed_on_cpu(x):
-            return normed_and_activated(x, self.norm.weight, self.norm.bias, self.norm.eps, LEAK)[0]
-        return F.leaky_relu_(self.norm(x), LEAK)
-
-    def normed_on_cpu(self, x: Tensor) -> bool:
-        """Whether PyTorch's own norm would lay channels-last features out anew. Prediction puts in one of its own."""
-        is_own = isinstance(self.norm, nn.InstanceNorm3d) and not torch.compiler.is_compiling()
-        return x.device.type == "cpu" and is_own
+        return F.leaky_relu_(self.normalize(x), LEAK)
 
 
 class _Block(nn.Module):
@@ -178,17 +175,10 @@ class _Block(nn.Module):
 
     def _convolve_activated(self, x: Tensor) -> Tensor:
         """`layer2.conv(layer1.activate(x))`, keeping x alone for the backward pass."""
-        layer, norm = self.layer1, self.layer1.norm
-        if layer.normed_on_cpu(x):
-            result, scale, shift = normed_and_activated(x, norm.weight, norm.bias, norm.eps, LEAK)
-            hooks = RecomputedOnce(partial(scaled_and_activated, scale=scale, shift=shift, slope=LEAK), x, result)
-        else:
-            result = norm(x)
-            hooks = RecomputedOnce(layer.activate, x, result)
+        normed = self.layer1.normalize(x)
+        hooks = RecomputedOnce(self.layer1.activate, x, normed)
         with torch.autograd.graph.saved_tensors_hooks(hooks.pack, hooks.unpack):
-            if not layer.normed_on_cpu(x):
-                result = F.leaky_relu_(result, LEAK)
-            return self.layer2.conv(result)
+            return self.layer2.conv(F.leaky_relu_(normed, LEAK))
 
 
 class _Head(nn.Conv3d):
