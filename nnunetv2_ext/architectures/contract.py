@@ -53,6 +53,20 @@ def check_patch(
     )
 
 
+def check_planned(name: str, patch: Sequence[int], planned: Sequence[int]) -> None:
+    """Refuse another patch (z, y, x) than that which a network was built for.
+
+    Raises:
+        InputError: it is another.
+    """
+    if tuple(patch) != tuple(planned):
+        raise InputError(
+            f"a patch of {tuple(patch)} for {name}",
+            f"the size {tuple(planned)} that it was built for",
+            f"choose patch_size {list(planned)}, or plan again for another",
+        )
+
+
 @runtime_checkable
 class Supervised(Protocol):
     """A network whose outputs have sizes of their own."""

@@ -185,6 +185,7 @@ class ConvFreeTransformer(nn.Module):
             per_chunk = max(1, self._chunk_tokens() // (len(tokens) * block.neighbours.shape[1]))
             for chunk in block.chunks(per_chunk, tokens.device):
                 arguments = (tokens, code, chunk)
+                # PyTorch's function itself, which the compiler leaves out: a graph then knows of no number of chunks
                 features.append(
                     checkpoint(self._centres, *arguments, use_reentrant=False)
                     if recompute

@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.backbones.record import triple
-from nnunetv2_ext.architectures.contract import Shape, three_axes
+from nnunetv2_ext.architectures.contract import Shape, check_planned, three_axes
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.architectures.layers.window_blocks import CrossWindowBlock, WindowBlock
 from nnunetv2_ext.architectures.layers.windows import ShiftedWindows
-from nnunetv2_ext.errors import InputError, is_whole
+from nnunetv2_ext.errors import InputError, check_share, is_whole
 
 WINDOW_RULES = ("cube", "per_axis")
 # strides of the two convolutions that make tokens, by the voxels of a token along an axis
@@ -157,12 +157,8 @@ class NNFormer(nn.Module):
                 f"multiples of {divisor}, from {least} on",
                 f"choose patch_size {near}, or plan again",
             )
-        if self.spatial_shape is not None and sizes != self.spatial_shape:
-            raise InputError(
-                f"a patch of {sizes} for nnFormer",
-                f"the size {self.spatial_shape} that it was built for",
-                f"choose patch_size {list(self.spatial_shape)}, or plan again for another",
-            )
+        if self.spatial_shape is not None:
+            check_planned("nnFormer", sizes, self.spatial_shape)
         grids = [triple([size // token for size, token in zip(sizes, self.patch_size, strict=True)])]
         for stride in self.strides:
             grids.append(triple([size // step for size, step in zip(grids[-1], stride, strict=True)]))
@@ -377,5 +373,4 @@ def _check(
                     f"{name} = {list(heads)!r} with embedding_dim = {embedding_dim}",
                     f"a divisor of the {embedding_dim * 2**level} features of level {level} in place of {number!r}",
                 )
-    if isinstance(drop_path, bool) or not isinstance(drop_path, int | float) or not 0 <= drop_path < 1:
-        _refuse(f"drop_path = {drop_path!r}", "a number in [0, 1)")
+    check_share(drop_path=drop_path)

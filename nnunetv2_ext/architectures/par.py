@@ -25,7 +25,7 @@ from nnunetv2_ext.architectures.layers.attention import padded_elements
 from nnunetv2_ext.architectures.layers.few_channels import convolved, pointwise
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
-from nnunetv2_ext.errors import InputError, is_whole
+from nnunetv2_ext.errors import InputError, check_whole, is_whole
 
 VARIANTS = ("paper", "published_code")
 FUSIONS = ("add", "multiply", "concat")
@@ -240,9 +240,7 @@ def _check_arguments(
         raise InputError(f"spatial_shape={spatial_shape!r}", "three positive whole numbers (z, y, x)", "correct it")
     if isinstance(axis, bool) or axis not in (0, 1, 2):
         raise InputError(f"axis={axis!r}", "0, 1 or 2, one of the spatial axes (z, y, x)", "correct it")
-    for what, number in (("num_classes", num_classes), ("heads", heads), ("groups", groups)):
-        if not is_whole(number):
-            raise InputError(f"{what}={number!r}", "a whole number from 1", "correct it")
+    check_whole(num_classes=num_classes, heads=heads, groups=groups)
     if not is_whole(kernel_size) or kernel_size % 2 == 0:
         raise InputError(f"kernel_size={kernel_size!r}", "an odd number (3 as published)", "correct it")
 

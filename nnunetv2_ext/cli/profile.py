@@ -11,7 +11,7 @@ from typing import Any
 
 from nnunetv2_ext.cli.options import value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import check_output_file, write_beside, write_json
+from nnunetv2_ext.files import check_output_file, unwritable, write_beside, write_json
 from nnunetv2_ext.planning.options import flag_of, json_object
 from nnunetv2_ext.registry import find
 from nnunetv2_ext.text import markdown_table
@@ -187,7 +187,7 @@ def _write_json(file: Path | None, content: Any) -> None:
         try:
             write_json(file, content, indent=2)
         except OSError as error:
-            raise InputError(f"{file}, which cannot be written ({error})", "a writable file", "see to it") from None
+            raise unwritable(file, error) from None
 
 
 def compare(args: argparse.Namespace, description: Mapping[str, Any]) -> int:
@@ -244,7 +244,7 @@ def _write_csv(file: Path | None, rows: Sequence[Mapping[str, Any]]) -> None:
     try:
         write_beside(lambda part: part.write_text(text.getvalue(), encoding="utf-8"), file)
     except OSError as error:
-        raise InputError(f"{file}, which cannot be written ({error})", "a writable file", "see to it") from None
+        raise unwritable(file, error) from None
 
 
 def describe(args: argparse.Namespace) -> dict[str, Any]:

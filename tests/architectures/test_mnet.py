@@ -292,9 +292,12 @@ def test_feature_map_size_orders_the_merges_by_what_they_keep() -> None:
     assert sizes["sum"] < sizes["difference"] < sizes["concat"]
 
 
-def test_what_the_backward_pass_keeps_agrees_with_the_estimate() -> None:
+@pytest.mark.parametrize(
+    ("features", "again"), [((8, 12, 16, 20, 24), False), ((4, 6, 8, 10, 12), True)], ids=["kept", "checkpointed"]
+)
+def test_what_the_backward_pass_keeps_agrees_with_the_estimate(features: tuple[int, ...], again: bool) -> None:
     """Bytes that autograd holds after a forward pass, counted by storage, beside the analytic estimate."""
-    network = MNet(1, 2, features_per_stage=(8, 12, 16, 20, 24))
+    network = MNet(1, 2, features_per_stage=features, activation_checkpointing=again)
     held: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

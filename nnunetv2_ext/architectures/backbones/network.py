@@ -24,7 +24,14 @@ from nnunetv2_ext.architectures.backbones.record import (
     size_rule,
     triple,
 )
-from nnunetv2_ext.architectures.contract import Initialised, Measured, Supervised, check_patch, three_axes
+from nnunetv2_ext.architectures.contract import (
+    Initialised,
+    Measured,
+    Supervised,
+    check_patch,
+    check_planned,
+    three_axes,
+)
 from nnunetv2_ext.architectures.layers.checkpointing import make_stages
 from nnunetv2_ext.architectures.layers.heads import rename_in_state_dict
 from nnunetv2_ext.architectures.measure import kept_elements
@@ -262,12 +269,8 @@ class BackboneNetwork(nn.Module):
             InputError: they cannot, with the nearest sizes that would do, or the network is built for another patch.
         """
         sizes = check_patch(self.backbone, patch_size, self.divisor, one_voxel=self._one_voxel, least=self._least)
-        if self._fixed_size and sizes != self.spatial_shape:
-            raise InputError(
-                f"a patch of {sizes} for {self.backbone}",
-                f"the size {self.spatial_shape} that it was built for",
-                f"choose patch_size {list(self.spatial_shape)}, or plan again for another",
-            )
+        if self._fixed_size:
+            check_planned(self.backbone, sizes, self.spatial_shape)
         return sizes
 
 

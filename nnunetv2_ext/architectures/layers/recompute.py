@@ -124,27 +124,21 @@ class _MaxPool(torch.autograd.Function):
 
 
 class RecomputedOnce:
-    """Saved-tensor hooks that keep `source` instead of `result = function(source)`, which operations save."""
+    """Saved-tensor hooks that keep `source` instead of `result = function(source)`, which two operations save."""
 
     def __init__(self, function: Callable[[Tensor], Tensor], source: Tensor, result: Tensor):
         self.function, self.source, self.pointer = function, source.detach(), result.data_ptr()
         self.held: Tensor | None = None
-        self.users = self.served = 0
 
     def pack(self, tensor: Tensor) -> Tensor | None:
-        if tensor.data_ptr() != self.pointer or tensor.shape != self.source.shape:
-            return tensor
-        self.users += 1
-        return None
+        return None if tensor.data_ptr() == self.pointer and tensor.shape == self.source.shape else tensor
 
     def unpack(self, packed: Tensor | None) -> Tensor:
         if packed is not None:
             return packed
-        if self.held is None:
+        if self.held is None:  # asked for by the convolution, then by the activation
             with torch.no_grad():
                 self.held = self.function(self.source)
-        tensor = self.held
-        self.served += 1
-        if self.served == self.users:  # the last one frees it
-            self.held, self.served = None, 0
+            return self.held
+        tensor, self.held = self.held, None
         return tensor

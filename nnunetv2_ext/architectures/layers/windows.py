@@ -100,10 +100,9 @@ def attend_in_windows(
 def _window_attention(
     query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None
 ) -> Tensor:
-    attended = _empty(query)
+    attended, bias = _empty(query), _bias(table, rows, query.dtype)
     for part in _parts(query):
-        bias = _bias(table, rows, regions, query.dtype, part, len(query))
-        attended[part] = attend(query[part], key[part], value[part], bias=bias)
+        attended[part] = attend(query[part], key[part], value[part], bias=_apart(bias, regions, part, len(query)))
     return attended
 
 
@@ -114,11 +113,10 @@ def _window_attention_backward(
     """The gradients of queries, keys, values and table."""
     scale = query.shape[-1] ** -0.5
     of_query, of_key, of_value = _empty(query), _empty(key), _empty(value)
-    of_bias = table.new_zeros(query.shape[1], *rows.shape)
+    bias, of_bias = _bias(table, rows, query.dtype), table.new_zeros(query.shape[1], *rows.shape)
     for part in _parts(query):
         q, k, v, g = query[part], key[part], value[part], gradient[part]
-        bias = _bias(table, rows, regions, query.dtype, part, len(query))
-        weights = (q * scale @ k.mT).add_(bias).softmax(-1)
+        weights = (q * scale @ k.mT).add_(_apart(bias, regions, part, len(query))).softmax(-1)
         of_value[part] = weights.mT @ g
         of_products = torch._softmax_backward_data(g @ v.mT, weights, -1, weights.dtype)
         of_query[part] = (of_products @ k).mul_(scale)
@@ -156,15 +154,17 @@ def _flops(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
     return 4 * prod(query) * key[-2]
 
 
-def _bias(
-    table: Tensor, rows: Tensor, regions: Tensor | None, dtype: torch.dtype, part: slice, sequences: int
-) -> Tensor:
-    """(some of the B * windows or 1, heads, T, T): what is added to their products."""
-    bias = rearrange(F.embedding(rows, table), "q k h -> 1 h q k")
-    if regions is not None:
-        own = regions[torch.arange(sequences, device=regions.device)[part] % len(regions)]
-        bias = bias + (own[:, None, :, None] != own[:, None, None, :]) * APART
-    return bias.to(dtype)
+def _bias(table: Tensor, rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """(1, heads, T, T): what the offsets add to the products of all windows."""
+    return rearrange(F.embedding(rows, table), "q k h -> 1 h q k").to(dtype)
+
+
+def _apart(bias: Tensor, regions: Tensor | None, part: slice, sequences: int) -> Tensor:
+    """(1 or those of the B * windows, heads, T, T): the bias, and `APART` between regions."""
+    if regions is None:
+        return bias
+    own = regions[torch.arange(sequences, device=regions.device)[part] % len(regions)]
+    return bias + ((own[:, None, :, None] != own[:, None, None, :]) * APART).to(bias.dtype)
 
 
 def _parts(query: Tensor) -> Iterator[slice]:
