@@ -111,20 +111,21 @@ def _window_attention_backward(
     gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, rows: Tensor, regions: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of queries, keys, values and table."""
-    scale = query.shape[-1] ** -0.5
-    of_query, of_key, of_value = _empty(query), _empty(key), _empty(value)
-    bias, of_bias = _bias(table, rows, query.dtype), table.new_zeros(query.shape[1], *rows.shape)
-    for part in _parts(query):
-        q, k, v, g = query[part], key[part], value[part], gradient[part]
-        weights = (q * scale @ k.mT).add_(_apart(bias, regions, part, len(query))).softmax(-1)
-        of_value[part] = weights.mT @ g
-        of_products = torch._softmax_backward_data(g @ v.mT, weights, -1, weights.dtype)
-        of_query[part] = (of_products @ k).mul_(scale)
-        of_key[part] = (of_products.mT @ q).mul_(scale)
-        of_bias += of_products.sum(0)
-    by_offset = rearrange(of_bias, "h q k -> (q k) h")
-    of_table = torch.zeros_like(table).index_add_(0, rows.flatten(), by_offset)
-    return of_query, of_key, of_value, of_table
+    with torch.autocast(query.device.type, enabled=False):  # it would make weights and products of two precisions
+        scale = query.shape[-1] ** -0.5
+        of_query, of_key, of_value = _empty(query), _empty(key), _empty(value)
+        bias, of_bias = _bias(table, rows, query.dtype), table.new_zeros(query.shape[1], *rows.shape)
+        for part in _parts(query):
+            q, k, v, g = query[part], key[part], value[part], gradient[part]
+            weights = (q * scale @ k.mT).add_(_apart(bias, regions, part, len(query))).softmax(-1)
+            of_value[part] = weights.mT @ g
+            of_products = torch._softmax_backward_data(g @ v.mT, weights, -1, weights.dtype)
+            of_query[part] = (of_products @ k).mul_(scale)
+            of_key[part] = (of_products.mT @ q).mul_(scale)
+            of_bias += of_products.sum(0)
+        by_offset = rearrange(of_bias, "h q k -> (q k) h")
+        of_table = torch.zeros_like(table).index_add_(0, rows.flatten(), by_offset)
+        return of_query, of_key, of_value, of_table
 
 
 @_window_attention.register_fake
