@@ -3,7 +3,7 @@
     python -m benchmarks.predict --demo demo
     python -m benchmarks.predict --demo demo --cases 40 --rounds 1
     python -m benchmarks.predict --demo demo --models MNet -device cuda --json predict.json
-    python -m benchmarks.predict --network --export --roi --no-commands
+    python -m benchmarks.predict --network --export --no-commands
 
 The models are those of a finished `nnunetv2_ext demo` (MNet and nnU-Net's network, two folds each), which is only read;
 without --demo a short one is made first. Images are the demo's unseen phantoms, or with --cases as many new ones.
@@ -11,8 +11,7 @@ Every round runs nnU-Net's command as it is, nnU-Net's with -npp 1 -nps 1, and o
 Times are medians over the rounds. Labels are compared voxel by voxel, in the last round. --memory adds a round, without
 times, that measures it: the highest sum over the processes of a command, without what libraries take.
 
-Parts of the work on their own: --network the sliding window, --export from logits to labels, --roi the region of
-interest.
+Parts of the work on their own: --network the sliding window, --export from logits to labels.
 """
 
 import argparse
@@ -215,13 +214,6 @@ def compare_parts(args: argparse.Namespace, demo: Path | None, images: Path | No
         from benchmarks._export import export_table
 
         parts["export"] = export_table(rounds=args.rounds)
-    if args.roi is not None:
-        from benchmarks._roi import roi_table, train
-
-        if args.roi and not (kept := Path(args.roi)).is_dir():
-            kept.mkdir(parents=True)
-            train(kept, device=args.device)
-        parts["roi"] = roi_table(rounds=args.rounds, folder=Path(args.roi) if args.roi else None, device=args.device)
     for part, rows in parts.items():
         print(f"{part}\n\n{table_of_part(rows)}\n")
     return parts
@@ -263,13 +255,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-commands", dest="commands", action="store_false", help="only the parts asked for")
     parser.add_argument("--network", action="store_true", help="also the sliding window on its own")
     parser.add_argument("--export", action="store_true", help="also from logits to labels on their own")
-    parser.add_argument(
-        "--roi",
-        nargs="?",
-        const="",
-        metavar="FOLDER",
-        help="also the region of interest; the folder keeps data and models for the next time",
-    )
     parser.add_argument("--json", type=Path, help="file for the same figures, of every round")
     return exit_status(parser, argv, run)
 
