@@ -1,8 +1,8 @@
 """ROIDetector: boxes of organs from three 2D views of a volume, written as logits of the volume.
 
-Paper: Kim et al., CMC 2025: a detector finds a box on the three central slices, in which a segmentor works. No code was
-published; the number of stages, the backbone, widths and the union of three boxes are not given. Written from the
-paper's words.
+Paper: Kim et al., "Multi-Stage Hierarchical Feature Extraction for Efficient 3D Medical Image Segmentation", CMC 2025,
+section 3.1: a detector finds a box on the three central slices, in which a segmentor works. No code was published; the
+backbone, the number of stages, widths and how three boxes become one are not given. Written from the paper's words.
 
 From the paper: a module per plane with weights of its own, a residual backbone, encoder and decoder stages of
 deformable attention (`layers/deformable.py`), the pooled head (`head="pooled"`), central slices (`view="central"`).
