@@ -19,6 +19,7 @@ ARCHITECTURES = (
         "nnunetv2_ext.architectures.ConvFreeTransformer",
         "attention and linear layers alone (MICCAI 2021)",
     ),
+    Entry("ROIDetector", "nnunetv2_ext.architectures.ROIDetector", "a box per organ from three 2D views (CMC 2025)"),
 )
 TRAINERS = (
     Entry(
