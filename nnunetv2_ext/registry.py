@@ -137,7 +137,8 @@ def planner_of(plans: str) -> NamedPlanner:
     ours = {entry.name.removesuffix("Planner"): entry for entry in PLANNERS}
     variants = {stem: (entry.name, flags) for entry in PLANNERS for stem, flags in entry.variants.items()}
     planners = {name.removesuffix("Plans"): planner for name, planner in NNUNET_PLANNERS.items()}
-    planners |= {stem: entry.name for stem, entry in ours.items()} | {stem: name for stem, (name, _) in variants.items()}
+    planners |= {stem: entry.name for stem, entry in ours.items()}
+    planners |= {stem: name for stem, (name, _) in variants.items()}
     stem, words = _begin(plans.removesuffix("Plans"), planners)
     if stem is None or not plans.endswith("Plans"):
         known = ", ".join(f"{stem}...Plans" for stem in planners)

@@ -68,7 +68,7 @@ def test_sides(voxels: Tensor, expected: Any) -> None:
 def test_a_box_by_hand(axis: int, boxes: Any, expected: float) -> None:
     total, terms = BoxLoss()([plane(axis, boxes, presence=2.0)], ORGAN)
     entropy = math.log(1 + math.exp(-2))
-    assert float(terms["box"]) == pytest.approx(expected)
+    assert float(terms["box"]) == pytest.approx(expected, abs=1e-6)
     assert float(terms["presence"]) == pytest.approx(entropy)
     assert float(terms["masks"]) == 0
     assert float(total) == pytest.approx(expected + entropy)
@@ -136,15 +136,14 @@ def test_what_a_plane_shows(view: str, shown: bool) -> None:
 @pytest.mark.parametrize(("box", "partly"), [("pinball", False), ("pinball", True), ("l1_giou", False)])
 def test_gradients_by_finite_differences(box: str, partly: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    organs = torch.cat([ORGAN, cuboid((0, 1), (1, 4), (2, 3)), NOTHING], 1).expand(2, -1, -1, -1, -1)
-    ignored = torch.zeros(2, 1, *SHAPE, dtype=torch.bool)
-    ignored[0, :, :, :, 9:] = partly
+    organs = torch.cat([ORGAN, NOTHING], 1)
+    ignored = cuboid((0, 4), (0, 5), (9, 10)) & partly
 
     def loss(boxes: Tensor, presence: Tensor, fine: Tensor, coarse: Tensor) -> Tensor:
         found = [Plane(axis, boxes[axis], presence[axis], [fine[axis], coarse[axis]]) for axis in range(3)]
         return BoxLoss(box=box)(found, organs, ignored)[0]
 
-    shapes = [(3, 2, 3, 2, 2), (3, 2, 3), (3, 2, 3, 4, 4), (3, 2, 3, 2, 2)]
+    shapes = [(3, 1, 2, 2, 2), (3, 1, 2), (3, 1, 2, 2, 2), (3, 1, 2, 1, 1)]
     given = [torch.rand(shape, generator=generator, dtype=torch.float64, requires_grad=True) for shape in shapes]
     assert torch.autograd.gradcheck(loss, given)
 
@@ -178,7 +177,7 @@ def test_ignored_voxels_count_neither_for_presence_nor_for_masks() -> None:
     assert float(torch.autograd.grad(total, found.masks[0])[0][0, 0, 0, 1]) < 0
     everything = torch.ones_like(ignored)
     total, terms = BoxLoss()([found], NOTHING, everything)
-    assert float(total) == 0 and all(float(term) == 0 for term in terms.values())
+    assert total.detach() == 0 and all(float(term) == 0 for term in terms.values())
 
 
 @pytest.mark.parametrize(("quantile", "covered"), [(0.9, 0.9), (0.5, 0.5), (0.75, 0.75)])

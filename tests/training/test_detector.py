@@ -1,4 +1,4 @@
-"""DetectorTrainer on hand-made batches: what the loss is given, labels, regions, ignored voxels, odd images, refusals."""
+"""DetectorTrainer on hand-made batches: what the loss is given, labels, regions, ignored voxels, odd images, errors."""
 
 from typing import Any
 
@@ -25,7 +25,9 @@ def detector(**kwargs: Any) -> dict[str, Any]:
     return {"network_class_name": path, "arch_kwargs": {**SMALL, **kwargs}, "_kw_requires_import": []}
 
 
-def make(build: Build, labels: dict[str, Any] = LABELS, *, training: Any = None, patch: Any = None, **kwargs: Any) -> Any:
+def make(
+    build: Build, labels: dict[str, Any] = LABELS, *, training: Any = None, patch: Any = None, **kwargs: Any
+) -> Any:
     block = {"epochs": 2, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, **(training or {})}
     block["scheduler"] = {"name": "warmup_poly", "warmup_iterations": 0}
     network = detector(regions="regions_class_order" in labels, **kwargs)
@@ -195,7 +197,7 @@ def blocks(random: np.random.Generator) -> dict[str, Any]:
 @pytest.mark.parametrize(("labels", "regions"), [(LABELS, True), (REGIONS, False)], ids=["labels", "regions"])
 def test_a_detector_of_the_other_kind_is_refused(build: Build, labels: Any, regions: bool) -> None:
     plans = hand_made_plans(detector(regions=regions), patch_size=PATCH)
-    with pytest.raises(InputError, match="a detector of .*-pl ROIPlanner --network detector"):
+    with pytest.raises(InputError, match=r"a detector of .*-pl ROIPlanner --network detector"):
         build.initialized(plans, trainer=DetectorTrainer, labels=labels)
 
 
