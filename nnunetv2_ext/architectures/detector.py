@@ -13,6 +13,7 @@ exist at prediction), logits of the volume. The backbone is torchvision's, witho
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -132,7 +133,8 @@ class ROIDetector(nn.Module):
             InputError: an image of another number of axes, or an empty one.
         """
         patch = self._patch(x.shape[2:])
-        features, masks = zip(*(plane(self._seen(x, axis)) for axis, plane in zip(AXES, self.planes)), strict=True)
+        planes = [plane(self._seen(x, axis)) for axis, plane in enumerate(self.planes)]
+        features, masks = zip(*planes, strict=True)
         boxes, presence = self.boxes(torch.stack(features, 1))
         self.detected = tuple(PlaneDetection(axis, boxes[:, axis], presence[:, axis], masks[axis]) for axis in AXES)
         logits = box_logits(_union(boxes), presence.mean(1), patch)
@@ -167,10 +169,13 @@ class ROIDetector(nn.Module):
 
 
 def slabs_of(volume: Tensor) -> Tensor:
-    """Mean and maximum of 8 slabs of nearly equal thickness, of one slice at least: (B, C, N, h, w) -> (B, 16 C, h, w)."""
+    """Mean and maximum of 8 slabs, nearly as thick as each other: (B, C, N, h, w) -> (B, 16 C, h, w).
+
+    Of fewer than 8 slices some are slabs more than once.
+    """
     slices = volume.shape[2]
     starts = [number * slices // SLABS for number in range(SLABS + 1)]
-    slabs = [volume[:, :, start : max(end, start + 1)] for start, end in zip(starts, starts[1:])]
+    slabs = [volume[:, :, start : max(end, start + 1)] for start, end in pairwise(starts)]
     return torch.cat([slab.mean(2) for slab in slabs] + [slab.amax(2) for slab in slabs], 1)
 
 
@@ -220,16 +225,16 @@ class _Plane(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, channels, size, size) -> F'_0, (B, features, size / 4, size / 4), and the masks, in training only."""
         levels = [self.backbone(image)]
-        for down, encoder in zip(self.downs, self.encoders):
+        for down, encoder in zip(self.downs, self.encoders, strict=True):
             x = down(levels[-1])
             levels.append(encoder(x, [*levels, x]))
         x = levels[-1]
         decoded = [self.decoders[-1](x, [x], [x])]
-        for level, merge, decoder in list(zip(levels, self.merges, self.decoders))[::-1]:
+        for level, merge, decoder in list(zip(levels[:-1], self.merges, self.decoders[:-1], strict=True))[::-1]:
             above = F.interpolate(decoded[0], level.shape[2:], mode="bilinear", align_corners=False)
             x = merge(torch.cat([above, level], 1))
             decoded.insert(0, decoder(x, [x], [level]))
-        masks = [layer(x) for layer, x in zip(self.seg_layers, decoded)] if self.training else []
+        masks = [layer(x) for layer, x in zip(self.seg_layers, decoded, strict=True)] if self.training else []
         return decoded[0], masks
 
 
@@ -269,8 +274,8 @@ class _Boxes(nn.Module):
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(B, planes, D, h, w) -> boxes (B, planes, organs, 2, 2), presence (B, planes, organs)."""
-        found = [layer(of_plane) for layer, of_plane in zip(self.seg_layers, features.unbind(1))]
-        boxes, presence = (torch.stack(tensors, 1) for tensors in zip(*found))
+        found = [layer(of_plane) for layer, of_plane in zip(self.seg_layers, features.unbind(1), strict=True)]
+        boxes, presence = (torch.stack(tensors, 1) for tensors in zip(*found, strict=True))
         return boxes, presence
 
 
@@ -284,7 +289,7 @@ class _ExtentHead(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, h, w) -> boxes (B, organs, 2, 2), presence (B, organs)."""
-        maps = _full(rearrange(self.maps(x), "b (o axis side) h w -> axis b o side h w", axis=2, side=2))
+        maps = _full(rearrange(self.maps(x), "b (o a side) h w -> a b o side h w", a=2, side=2))
         borders = [_expected(maps[0].amax(-1)), _expected(maps[1].amax(-2))]
         return torch.stack(borders, 2), _full(self.presence(x.mean((2, 3))))
 
@@ -295,16 +300,14 @@ class _PooledHead(nn.Module):
     def __init__(self, features: int, organs: int):
         super().__init__()
         self.organs = organs
-        self.box = nn.Sequential(
-            nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, 4 * organs)
-        )
+        self.box = nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, 4 * organs))
         self.presence = nn.Linear(features, organs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, D, h, w) -> boxes (B, organs, 2, 2), presence (B, organs)."""
         pooled = x.mean((2, 3))
         shares = _full(self.box(pooled)).sigmoid()
-        centre, size = rearrange(shares, "b (o axis value) -> value b o axis", axis=2, value=2)
+        centre, size = rearrange(shares, "b (o a value) -> value b o a", a=2, value=2)
         return torch.stack([centre - size / 2, centre + size / 2], -1), _full(self.presence(pooled))
 
 

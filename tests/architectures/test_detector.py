@@ -67,7 +67,9 @@ def test_logits_are_distances_in_voxels() -> None:
             centre = voxel + 0.5
             along.append(float(min(centre - low * length, high * length - centre)))
         assert logits[place] == pytest.approx(max(-10.0, min(*along, presence)))
-    inside = [[low * n < voxel + 0.5 < high * n for voxel in range(n)] for n, (low, high) in zip(patch, box)]
+    inside = [
+        [low * n < voxel + 0.5 < high * n for voxel in range(n)] for n, (low, high) in zip(patch, box, strict=True)
+    ]
     expected = torch.tensor(inside[0])[:, None, None] & torch.tensor(inside[1])[:, None] & torch.tensor(inside[2])
     assert torch.equal(logits > 0, expected)
 

@@ -50,9 +50,7 @@ class DeformableAttention(nn.Module):
             maps: one per level, (B, D, h, w) of any sizes.
         """
         # (B, N, heads * levels * points * 2) -> (levels, B * heads, N, points, 2)
-        offsets = rearrange(
-            self.offsets(query), "b n (h l p xy) -> l (b h) n p xy", h=self.heads, l=self.levels, xy=2
-        )
+        offsets = rearrange(self.offsets(query), "b n (h l p xy) -> l (b h) n p xy", h=self.heads, l=self.levels, xy=2)
         # (B, N, heads * levels * points) -> (levels, B * heads, 1, N, points)
         weights = rearrange(self.weights(query), "b n (h s) -> (b h) 1 n s", h=self.heads).softmax(-1)
         weights = rearrange(weights, "b 1 n (l p) -> l b 1 n p", l=self.levels)
@@ -72,9 +70,7 @@ class DeformableAttention(nn.Module):
 
 def pixel_places(height: int, width: int, like: Tensor) -> Tensor:
     """The centres of a map's pixels, row by row: x and y in shares of width and height, (height * width, 2)."""
-    y, x = (
-        (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size for size in (height, width)
-    )
+    y, x = ((torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) / size for size in (height, width))
     return torch.stack([x.repeat(height), y.repeat_interleave(width)], -1)
 
 

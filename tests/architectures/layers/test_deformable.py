@@ -13,7 +13,7 @@ WIDTH = 6
 
 def value_at(of_level: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Bilinear between the centres of four pixels, (D, h, w) -> (D,), 0 for those outside; x and y in pixels."""
-    column, row = math.floor(x), math.floor(y)
+    column, row = math.floor(x.detach()), math.floor(y.detach())
     total = torch.zeros(len(of_level), dtype=of_level.dtype)
     for i, j in ((row, column), (row, column + 1), (row + 1, column), (row + 1, column + 1)):
         if 0 <= i < of_level.shape[1] and 0 <= j < of_level.shape[2]:
