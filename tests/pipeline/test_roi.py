@@ -120,17 +120,21 @@ def test_train_calibrate_predict(folder: Path, capsys: pytest.CaptureFixture[str
         for low, high in entry["boxes_voxels"]:
             held[tuple(map(slice, low, high))] = True
         assert not predicted[~held].any()
+    if coarse == COARSE:
+        check_export(folder, model, expected)
 
-    # what was measured goes along with an export, and ends with the training that it was measured on
+
+def check_export(folder: Path, model: Path, expected: Any) -> None:
+    """What was measured goes along with an export, and ends with the training that it was measured on."""
     from nnunetv2.model_sharing.model_export import export_pretrained_model
 
-    archive = folder / f"{trainer}.zip"
+    archive = folder / "model.zip"
     with pytest.MonkeyPatch.context() as patch:
         for module in ("nnunetv2.utilities.file_path_utilities", "nnunetv2.model_sharing.model_export"):
-            patch.setattr(f"{module}.nnUNet_results", str(results.parent))
-        export_pretrained_model(NAME, str(archive), ("3d_roi",), trainer, plans_name, (0,))
+            patch.setattr(f"{module}.nnUNet_results", str(folder / "nnUNet_results"))
+        export_pretrained_model(NAME, str(archive), ("3d_roi",), "BackboneTrainer", "ROIPlans", (0,))
     with zipfile.ZipFile(archive) as content:
         plans = json.loads(content.read(f"{NAME}/{model.name}/plans.json"))
     assert plans["configurations"]["3d_roi"]["roi"] == expected
-    train_fold(708, "3d_roi", 1, trainer=trainer, plans=plans_name, training=BRIEF)
+    train_fold(708, "3d_roi", 1, trainer="BackboneTrainer", plans="ROIPlans", training=BRIEF)
     assert "roi" not in json.loads((model / "plans.json").read_text())["configurations"]["3d_roi"]

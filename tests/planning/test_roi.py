@@ -105,8 +105,11 @@ def test_the_users_options_are_kept(described: Describe) -> None:
 DETECTOR = {"network": "detector"}
 
 
-@pytest.mark.parametrize("options", [{}, {"view": "central", "head": "pooled"}], ids=["default", "the paper's"])
-@pytest.mark.parametrize("regions", [False, True], ids=["labels", "regions"])
+@pytest.mark.parametrize(
+    ("options", "regions"),
+    [({}, False), ({"view": "central", "head": "pooled"}, True)],
+    ids=["labels", "the paper's, of regions"],
+)
 def test_a_detector(described: Describe, options, regions) -> None:
     data = described(shape=(96, 480, 480), spacing=(5, 1, 1))
     if regions:

@@ -144,23 +144,6 @@ def test_the_published_block(build: Build) -> None:
     assert block["detector"] == {"box": "pinball", "quantile": 0.9}
 
 
-def test_the_compiled_network_has_the_same_loss(build: Build) -> None:
-    trainer = make(build)
-    batch = batch_of()
-
-    def step() -> list[float]:
-        trainer.network.zero_grad()
-        objective = trainer.objective(batch)
-        objective.loss.backward()
-        return [float(objective.loss), float(next(trainer.network.parameters()).grad.abs().sum())]
-
-    expected = step()
-    trainer.network = torch.compile(trainer.network, backend="eager")
-    assert step() == pytest.approx(expected, rel=1e-4)
-    moved = {**batch, "data": batch["data"].flip(-1)}
-    assert float(trainer.objective(moved).loss) != pytest.approx(expected[0], rel=1e-4)
-
-
 def iou(box: Tensor, other: Tensor) -> float:
     """Of two boxes (3, 2)."""
     low, high = torch.maximum(box[:, 0], other[:, 0]), torch.minimum(box[:, 1], other[:, 1])
@@ -168,20 +151,24 @@ def iou(box: Tensor, other: Tensor) -> float:
     return float(overlap / ((box[:, 1] - box[:, 0]).prod() + (other[:, 1] - other[:, 0]).prod() - overlap))
 
 
-def test_it_overfits(build: Build) -> None:
-    """The boxes written as labels are those of the organs, and an organ that moves takes its box along."""
-    trainer = make(build)
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = 3e-3
+def test_boxes_follow_the_organs(build: Build) -> None:
+    """On images that it has not seen, and on these flipped: written as labels, boxes are those of the organs."""
+    steps = 60
+    trainer = make(build, training={"epochs": 1, "iterations_per_epoch": steps, "optimizer": {"lr": 2e-3}})
     random = np.random.default_rng(0)
-    for _ in range(150):
+    for _ in range(steps):
         trainer.train_step(blocks(random))
     trainer.network.eval()
-    with torch.no_grad():
-        batch = blocks(random)
-        predicted = trainer.objective(batch).logits.argmax(1, keepdim=True)
-    for found, truth in zip(sides(predicted == 1), sides(batch["target"] == 1), strict=True):
-        assert iou(found[0], truth[0]) >= 0.5
+    batch = blocks(random)
+    flipped = {key: value if key == "keys" else value.flip(-1) for key, value in batch.items()}
+    boxes = []
+    for seen in (batch, flipped):
+        with torch.no_grad():
+            predicted = trainer.objective(seen).logits.argmax(1, keepdim=True)
+        boxes.append(sides(predicted == 1)[:, 0])
+        truth = sides(seen["target"] == 1)[:, 0]
+        assert np.mean([iou(*pair) for pair in zip(boxes[-1], truth, strict=True)]) >= 0.5
+    assert np.mean([iou(*pair) for pair in zip(boxes[0], truth, strict=True)]) < 0.4
 
 
 def blocks(random: np.random.Generator) -> dict[str, Any]:
