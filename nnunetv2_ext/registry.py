@@ -1,8 +1,8 @@
 """Architectures, trainers, planners and backbones by name, and one grammar of names. Registered means tested."""
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from nnunetv2_ext.architectures.backbones import BACKBONES, DEFAULT_BACKBONE, find_backbone
@@ -19,6 +19,7 @@ ARCHITECTURES = (
         "nnunetv2_ext.architectures.ConvFreeTransformer",
         "attention and linear layers alone (MICCAI 2021)",
     ),
+    Entry("ROIDetector", "nnunetv2_ext.architectures.ROIDetector", "a box per organ from three 2D views (CMC 2025)"),
 )
 TRAINERS = (
     Entry(
@@ -38,14 +39,24 @@ TRAINERS = (
         "nnunetv2_ext.trainers.thin_thick.ThinThickTrainer",
         "thin slices from thick annotations, with the network of any 3D plans (2025)",
     ),
+    Entry(
+        "DetectorTrainer",
+        "nnunetv2_ext.trainers.detector.DetectorTrainer",
+        "a box around each organ from three views of the whole image (CMC 2025)",
+    ),
 )
 
 
 @dataclass(frozen=True)
 class Planner(Entry):
-    """A planner, and whether `--backbone` chooses its network."""
+    """A planner, whether `--backbone` chooses its network, and flags that make plans of another name.
+
+    Args:
+        variants: flags by the first word of those plans: Detector, of DetectorPlans.
+    """
 
     takes_backbone: bool = False
+    variants: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
 
 PLANNERS = (
@@ -78,6 +89,7 @@ PLANNERS = (
         "nnunetv2_ext.plans.roi.ROIPlanner",
         "plans for a coarse look at the whole image, which tells where to predict",
         takes_backbone=True,
+        variants={"Detector": ("--network", "detector")},
     ),
 )
 KINDS: dict[str, Sequence[Entry]] = {
@@ -98,10 +110,10 @@ def find(kind: str, name: str) -> Entry:
 
 
 class NamedPlanner(NamedTuple):
-    """Who makes plans of a name: a planner of ours or nnU-Net's, its backbone, and whether the name must be given."""
+    """Who makes plans of a name: a planner of ours or nnU-Net's, with which flags, and whether it names them so."""
 
     planner: str
-    backbone: str | None
+    flags: tuple[str, ...]
     by_default: bool
 
 
@@ -116,15 +128,17 @@ NNUNET_PLANNERS = {
 def planner_of(plans: str) -> NamedPlanner:
     """Who makes plans of that name: MNetPlanner of MNetPlans and of MNetTrialPlans, too, which is a user's name.
 
-    A name is that of a planner, of a backbone where the planner takes one, and words of the user, which begin with a
-    capital or a digit: PaRPlans, PaRSwinUNETRPlans, PaRTrialPlans, PaRSwinUNETRTrialPlans.
+    A name is that of a planner or of a variant, of a backbone where the planner takes one, and words of the user, which
+    begin with a capital or a digit: PaRPlans, DetectorPlans, PaRSwinUNETRPlans, PaRTrialPlans, PaRSwinUNETRTrialPlans.
 
     Raises:
         InputError: nobody known, or a name that tells of a backbone which the planner would not use.
     """
     ours = {entry.name.removesuffix("Planner"): entry for entry in PLANNERS}
+    variants = {stem: (entry.name, flags) for entry in PLANNERS for stem, flags in entry.variants.items()}
     planners = {name.removesuffix("Plans"): planner for name, planner in NNUNET_PLANNERS.items()}
     planners |= {stem: entry.name for stem, entry in ours.items()}
+    planners |= {stem: name for stem, (name, _) in variants.items()}
     stem, words = _begin(plans.removesuffix("Plans"), planners)
     if stem is None or not plans.endswith("Plans"):
         known = ", ".join(f"{stem}...Plans" for stem in planners)
@@ -140,8 +154,11 @@ def planner_of(plans: str) -> NamedPlanner:
         better = f"{stem if stem in ours and ours[stem].takes_backbone else taking}{name}Plans"
         what = f"the plans {plans}, in which {planners[stem]} would not use {name}"
         raise InputError(what, f"a name such as {better}", "choose another name, or plan it first")
+    flags = variants[stem][1] if stem in variants else ()
+    if backbone is not None:
+        flags = ("--backbone", backbone)
     # the default backbone is not in the name that a planner gives
-    return NamedPlanner(planners[stem], backbone, by_default=not words and backbone != DEFAULT_BACKBONE)
+    return NamedPlanner(planners[stem], flags, by_default=not words and backbone != DEFAULT_BACKBONE)
 
 
 def _begin(text: str, names: Iterable[str]) -> tuple[str | None, str]:

@@ -54,6 +54,10 @@ def _is_bool(value: Any) -> bool:
     return isinstance(value, bool)
 
 
+def _is_quantile(value: Any) -> bool:
+    return _is_below_one(value) and value >= 0.5
+
+
 def _or_null(values: Values) -> Values:
     return values._replace(
         expected=f"null or {values.expected}", accepts=lambda value: value is None or values.accepts(value)
@@ -69,6 +73,7 @@ _WEIGHT = Values("a number from 0", _is_weight, float)
 _POSITIVE = Values("a number above 0", _is_positive, float)
 _BELOW_ONE = Values("a number in [0, 1)", _is_below_one, float)
 _SHARE = Values("a number in [0, 1]", lambda value: _is_weight(value) and value <= 1, float)
+_QUANTILE = Values("a number in [0.5, 1)", _is_quantile, float)
 _FACTOR = Values("a number above 0 and below 1", lambda value: _is_positive(value) and _is_below_one(value), float)
 _CLIP = Values(
     f"a number above 0, at most {NNUNET_CLIP}", lambda value: _is_positive(value) and value <= NNUNET_CLIP, float
@@ -155,6 +160,8 @@ SCHEMA: dict[str, Setting | dict[str, Any]] = {
 
 # how the thick image is shown to the network: its slabs alone, or each of them repeated on the thin slices
 THICK_GRID, THIN_GRID = "thick_grid", "thin_grid"
+# what a detector's boxes are compared by: the pinball loss of their sides, or DETR's L1 and GIoU
+PINBALL, L1_GIOU = "pinball", "l1_giou"
 
 
 class Method(NamedTuple):
@@ -202,5 +209,20 @@ METHODS = {
                 null="as many as a patch covers in any case and the network takes",
             ),
         },
-    )
+    ),
+    "detector": Method(
+        "boxes (DetectorTrainer)",
+        "DetectorTrainer",
+        {
+            "box": Setting(
+                PINBALL,
+                Values(f"{PINBALL} or {L1_GIOU}", lambda value: value in (PINBALL, L1_GIOU), (PINBALL, L1_GIOU)),
+                "the loss of a box: the pinball loss of its sides, outwards, or DETR's 5 L1 + 2 GIoU",
+                "--box-loss",
+            ),
+            "quantile": Setting(
+                0.9, _QUANTILE, "of the pinball loss: the share of organs that a side is to hold", "--quantile"
+            ),
+        },
+    ),
 }

@@ -1,8 +1,8 @@
-"""ROIPlanner: plans for a coarse segmentation of the whole image, whose boxes a finer model is predicted in.
+"""ROIPlanner: plans for a coarse look at the whole image, whose boxes a finer model is predicted in.
 
 After Kim et al., "Multi-Stage Hierarchical Feature Extraction for Efficient 3D Medical Image Segmentation", CMC 2025,
-whose network finds boxes on three central slices. Here a small U-Net sees all of the image at once, so it keeps two
-organs apart and meets those that lie beside the centre.
+whose network finds boxes on three central slices. By default a small U-Net sees all of the image at once, so it keeps
+two organs apart and meets those that lie beside the centre; `--network detector` plans a network after theirs.
 """
 
 from collections.abc import Mapping
@@ -13,9 +13,10 @@ import numpy as np
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.backbones import PlannerOfBackbones
-from nnunetv2_ext.planning.options import Option
+from nnunetv2_ext.planning.options import Option, flag_of
 
 CONFIGURATION = "3d_roi"
+SEGMENTATION, DETECTOR = "segmentation", "detector"
 EXTENT = 95
 """The percentile of the training images' extents that a patch holds; larger images get several windows."""
 COARSEST, FINEST = 16, 512
@@ -31,13 +32,41 @@ class ROIPlanner(PlannerOfBackbones):
     min_patch = (1, 8, 8)
 
     grid = Option(96, "voxels along the longest extent of the images, 16 to 512", int)
+    network = Option(SEGMENTATION, f"{SEGMENTATION}, of the --backbone, or {DETECTOR}, a box for each class")
+    view = Option("slabs", f"what the {DETECTOR} sees along each axis: slabs of the image, or the central slice")
+    head = Option("extent", f"of the {DETECTOR}: extent, where its maps begin and end, or pooled, as the paper's")
 
     def __init__(self, *args: Any, **kwargs: Any):
+        detects = self.network == DETECTOR
+        if self.network not in (SEGMENTATION, DETECTOR):
+            raise InputError(f"--network {self.network}", f"{SEGMENTATION} or {DETECTOR}", "correct it")
+        of_others = ("backbone", "backbone_kwargs", "activation_checkpointing") if detects else ("view", "head")
+        if refused := [flag_of(name) for name in of_others if name in self.given]:
+            other = SEGMENTATION if detects else DETECTOR
+            raise InputError(
+                f"{', '.join(refused)} for --network {self.network}", f"--network {other}", "drop one of them"
+            )
+        if detects:
+            self.architecture, self.trainer = "ROIDetector", self.trained_by(self.given)  # type: ignore[misc]
         super().__init__(*args, **kwargs)
         if not COARSEST <= self.grid <= FINEST:
             raise InputError(f"--grid {self.grid}", f"{COARSEST} to {FINEST} voxels", "correct it")
         # a small U-Net: 5.6 million parameters, 50 billion multiply-adds at 96^3
         self.UNet_base_num_features, self.UNet_max_features_3d = 16, 256
+
+    @classmethod
+    def trained_by(cls, options: Mapping[str, Any]) -> str:
+        return "DetectorTrainer" if options.get("network") == DETECTOR else cls.trainer
+
+    def default_plans_name(self) -> str:
+        return "DetectorPlans" if self.network == DETECTOR else super().default_plans_name()
+
+    def architecture_kwargs(self, patch_size: list[int], spacing: np.ndarray) -> dict[str, Any]:
+        if self.network != DETECTOR:
+            return super().architecture_kwargs(patch_size, spacing)
+        labels = self.dataset_json["labels"].values()
+        regions = any(isinstance(label, list | tuple) and len(label) > 1 for label in labels)  # as nnU-Net decides
+        return {"view": self.view, "head": self.head, "regions": regions}
 
     def published_block(self) -> Mapping[str, Any]:
         return {**super().published_block(), "epochs": 250}

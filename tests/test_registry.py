@@ -86,30 +86,33 @@ def test_without_monai_its_backbones_name_the_extra(entry, monkeypatch):
 @pytest.mark.parametrize("entry", KINDS["planner"], ids=lambda entry: entry.name)
 def test_the_planner_of_plans_by_their_name(entry):
     plans = entry.load().plans_name
-    assert planner_of(plans) == (entry.name, None, True)
-    assert planner_of(f"{plans.removesuffix('Plans')}TrialPlans") == (entry.name, None, False)
+    assert planner_of(plans) == (entry.name, (), True)
+    assert planner_of(f"{plans.removesuffix('Plans')}TrialPlans") == (entry.name, (), False)
 
 
 @pytest.mark.parametrize(
     ("plans", "expected"),
     [
-        ("nnUNetPlans", ("ExperimentPlanner", None, True)),
-        ("nnUNetTrialPlans", ("ExperimentPlanner", None, False)),
-        ("nnUNetResEncUNetLPlans", ("nnUNetPlannerResEncL", None, True)),
-        ("PaRSwinUNETRPlans", ("PaRPlanner", "SwinUNETR", True)),
-        ("nnUNetResEncUNetPlans", ("ResEncUNetPlanner", None, True)),
-        ("nnUNetResEncUNetLargePlans", ("ResEncUNetPlanner", None, False)),
-        ("nnUNetResEncUNetMTrialPlans", ("nnUNetPlannerResEncM", None, False)),
-        ("nnUNetResEncUNetXL2Plans", ("nnUNetPlannerResEncXL", None, False)),
-        ("PaRSwinUNETRTrialPlans", ("PaRPlanner", "SwinUNETR", False)),
-        ("PaRPlainConvUNetPlans", ("PaRPlanner", "PlainConvUNet", False)),
-        ("ROIMNetPlans", ("ROIPlanner", "MNet", True)),
-        ("BackboneResidualEncoderUNetLPlans", ("BackbonePlanner", "ResidualEncoderUNetL", True)),
-        ("BackboneUNetTrialPlans", ("BackbonePlanner", "UNet", False)),
+        ("nnUNetPlans", ("ExperimentPlanner", "", True)),
+        ("nnUNetTrialPlans", ("ExperimentPlanner", "", False)),
+        ("nnUNetResEncUNetLPlans", ("nnUNetPlannerResEncL", "", True)),
+        ("PaRSwinUNETRPlans", ("PaRPlanner", "--backbone SwinUNETR", True)),
+        ("nnUNetResEncUNetPlans", ("ResEncUNetPlanner", "", True)),
+        ("nnUNetResEncUNetLargePlans", ("ResEncUNetPlanner", "", False)),
+        ("nnUNetResEncUNetMTrialPlans", ("nnUNetPlannerResEncM", "", False)),
+        ("nnUNetResEncUNetXL2Plans", ("nnUNetPlannerResEncXL", "", False)),
+        ("PaRSwinUNETRTrialPlans", ("PaRPlanner", "--backbone SwinUNETR", False)),
+        ("PaRPlainConvUNetPlans", ("PaRPlanner", "--backbone PlainConvUNet", False)),
+        ("ROIMNetPlans", ("ROIPlanner", "--backbone MNet", True)),
+        ("BackboneResidualEncoderUNetLPlans", ("BackbonePlanner", "--backbone ResidualEncoderUNetL", True)),
+        ("DetectorPlans", ("ROIPlanner", "--network detector", True)),
+        ("DetectorQuickPlans", ("ROIPlanner", "--network detector", False)),
+        ("BackboneUNetTrialPlans", ("BackbonePlanner", "--backbone UNet", False)),
     ],
 )
 def test_the_planner_of_other_plans(plans, expected):
-    assert planner_of(plans) == expected
+    planner, flags, by_default = planner_of(plans)
+    assert (planner, " ".join(flags), by_default) == expected
 
 
 @pytest.mark.parametrize("planner", NNUNET_PLANNERS.items(), ids=str)
@@ -130,6 +133,7 @@ def test_which_planners_take_a_backbone(entry):
     ("plans", "planner", "better"),
     [
         ("PaRSwinUnetrPlans", "PaRPlanner would not use SwinUNETR", "PaRSwinUNETRPlans"),
+        ("DetectorUNetPlans", "ROIPlanner would not use UNet", "PaRUNetPlans"),
         ("MNetSwinUNETRPlans", "MNetPlanner would not use SwinUNETR", "PaRSwinUNETRPlans"),
         ("nnUNetMedNeXtTrialPlans", "ExperimentPlanner would not use MedNeXt", "PaRMedNeXtPlans"),
     ],

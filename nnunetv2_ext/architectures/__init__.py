@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
     from nnunetv2_ext.architectures.contract import Freezable, Network, Tokenized
     from nnunetv2_ext.architectures.convfree import ConvFreeTransformer
+    from nnunetv2_ext.architectures.detector import ROIDetector
     from nnunetv2_ext.architectures.mnet import MNet
     from nnunetv2_ext.architectures.multiresunet import MultiResUNet
     from nnunetv2_ext.architectures.nnformer import NNFormer
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from nnunetv2_ext.architectures.uxnet import UXNet
 
     # mypy checks the networks against the contract here
-    _networks: tuple[type[Network], ...] = (BackboneNetwork, ConvFreeTransformer, MNet, PaRNetwork)
+    _networks: tuple[type[Network], ...] = (BackboneNetwork, ConvFreeTransformer, MNet, PaRNetwork, ROIDetector)
     _freezable: tuple[type[Freezable], ...] = (PaRNetwork,)
     _tokenized: tuple[type[Tokenized], ...] = (ConvFreeTransformer,)
 
@@ -34,6 +35,7 @@ _HOMES = {
     "NNFormer": "nnformer",
     "PaR": "par",
     "PaRNetwork": "par",
+    "ROIDetector": "detector",
     "SegFormer3D": "segformer3d",
     "SlimUNETR": "slimunetr",
     "SwinSMT": "swinsmt",
@@ -50,6 +52,7 @@ __all__ = [
     "NNFormer",
     "PaR",
     "PaRNetwork",
+    "ROIDetector",
     "SegFormer3D",
     "SlimUNETR",
     "SwinSMT",

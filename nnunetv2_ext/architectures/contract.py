@@ -6,7 +6,7 @@ mypy checks every network of ours against `Network`; `nnunetv2_ext.testing.check
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.backbones.record import Shape, at_least, triple
 from nnunetv2_ext.errors import InputError
@@ -126,6 +126,15 @@ class Freezable(Protocol):
 
     def freeze_backbone(self) -> None:
         """Train what refines alone: no gradients in the backbone, its dropout and statistics as in inference."""
+
+
+@runtime_checkable
+class Auxiliary(Protocol):
+    """A network with more outputs than logits, which its method's own loss reads, and nothing else may reach."""
+
+    @property
+    def auxiliary_outputs(self) -> Sequence[Tensor]:
+        """Of the last forward pass in training."""
 
 
 @runtime_checkable

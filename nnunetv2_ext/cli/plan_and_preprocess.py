@@ -19,6 +19,7 @@ EXAMPLE = """examples:
   nnunetv2_ext plan_and_preprocess -d 42 -pl ConvFreePlanner --size B -gpu_memory_target 24
   nnunetv2_ext plan_and_preprocess -d 42 -pl ThinThickPlanner --backbone MNet
   nnunetv2_ext plan_and_preprocess -d 42 -pl ROIPlanner --grid 64
+  nnunetv2_ext plan_and_preprocess -d 42 -pl ROIPlanner --network detector
 
 Flags with one dash, and --verify_dataset_integrity, --no_pp, --clean, --verbose, --no_pbar are those of nnU-Net's
 nnUNetv2_plan_and_preprocess; the others, --with-dashes, are ours.
@@ -184,9 +185,9 @@ def _tell(dataset: str, identifier: str, args: argparse.Namespace, before: Mappi
             print(f"  {line}")
     for line in replaced(plans, before, but=planned):
         print(line)
-    trainers = {entry.name: entry.load().trainer for entry in PLANNERS}
+    planners = {entry.name: entry.load() for entry in PLANNERS}
     if not planned:
         print(f"{identifier} has none of {listed(args.c)}, but {listed(plans['configurations'])}: choose -c from these")
     else:
-        trainer = trainers.get(args.pl, "nnUNetTrainer")
+        trainer = planners[args.pl].trained_by(_given_options(args)) if args.pl in planners else "nnUNetTrainer"
         print(f"next: nnunetv2_ext doctor -d {dataset} -c {planned[0]} -tr {trainer} -p {identifier}")

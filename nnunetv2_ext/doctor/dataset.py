@@ -49,7 +49,7 @@ def replan(subject: Subject) -> str:
 
 
 def _planner_of(subject: Subject, plans: Mapping[str, Any]) -> tuple[str, str]:
-    """The planner of plans without `made_by`, or of none, and what it calls its plans."""
+    """The planner of plans without `made_by`, or of none, with its flags, and what it calls its plans."""
     from nnunetv2_ext.planning.api import planner_class
     from nnunetv2_ext.planning.sharing import STOCK_PLANS
 
@@ -67,6 +67,9 @@ def _planner_of(subject: Subject, plans: Mapping[str, Any]) -> tuple[str, str]:
         if fitting:  # of several, that of these plans
             name = min(fitting, key=lambda name: planners[name].plans_name != subject.plans)
             return name, planners[name].plans_name
+        with contextlib.suppress(InputError):  # a name that nobody gives
+            named = registry.planner_of(subject.plans)
+            return " ".join([named.planner, *named.flags]), subject.plans if named.by_default else ""
     return "ExperimentPlanner", STOCK_PLANS
 
 

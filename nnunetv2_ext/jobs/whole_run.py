@@ -148,12 +148,12 @@ def planning(way: WholeRun, seen: Mapping[str, Seen], how: How) -> list[Job]:
     check_lengths(way, there)
     jobs: list[Job] = []
     for name in making:
-        planner, backbone, by_default = planner_of(name)
+        planner, flags, by_default = planner_of(name)
         words = [OURS, "plan_and_preprocess", "-d", way.dataset, "-pl", planner, "--no_pbar"]
         configurations = [model.configuration for model in way.models if model.plans == name]
         if "3d_cascade_fullres" not in configurations:  # which reads the data of two others
             words += ["-c", *dict.fromkeys(configurations)]
-        words += ["--backbone", backbone] if backbone else []
+        words += flags
         words += [] if by_default else ["-overwrite_plans_name", name]
         words += way.training
         for flag, (_, value) in length(way).items():

@@ -101,6 +101,11 @@ class ExtPlanner(PatchSearch):
         """What the user may set beside the training block."""
         return options_of(cls)
 
+    @classmethod
+    def trained_by(cls, options: Mapping[str, Any]) -> str:
+        """The trainer of plans that are made with these options."""
+        return cls.trainer
+
     def default_memory_target(self) -> float:
         """GPU memory (GB) that patch and batch may fill, unless the user gives another."""
         return 8

@@ -92,6 +92,7 @@ def check_trainer(
     *,
     planner: str = "ExperimentPlanner",
     options: str = "",
+    configuration: str = "3d_fullres",
     dataset: str = PHANTOMS,
     commands: Commands | None = None,
 ) -> None:
@@ -104,6 +105,7 @@ def check_trainer(
         trainer: its name, as nnU-Net finds it.
         planner: ours or nnU-Net's, or the dotted path of yours.
         options: flags of `plan_and_preprocess` that make the network small.
+        configuration: of its plans.
         dataset: folder name of a raw data set of five cases or more, among those of `commands`.
         commands: runs the command lines; by default in a temporary folder, on synthetic data.
 
@@ -117,20 +119,20 @@ def check_trainer(
         with tempfile.TemporaryDirectory() as folder:
             shell = Shell(Path(folder))
             write_phantoms(Path(folder) / "nnUNet_raw" / PHANTOMS, training=CASES, test=0)
-            check_trainer(trainer, planner=planner, options=options, commands=shell)
+            check_trainer(trainer, planner=planner, options=options, configuration=configuration, commands=shell)
             return
     number, plans = dataset.removeprefix("Dataset")[:3], f"{trainer}CheckPlans"
     commands.run(
-        f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} -c 3d_fullres --verify_dataset_integrity"
+        f"nnunetv2_ext plan_and_preprocess -d {number} -pl {planner} -c {configuration} --verify_dataset_integrity"
         f" -overwrite_plans_name {plans} {options}"
     )
-    commands.run(f"nnunetv2_ext schedule -d {number} -p {plans} -c 3d_fullres {SHORT}")
-    examined = f"-d {number} -c 3d_fullres -tr {trainer} -p {plans}"
+    commands.run(f"nnunetv2_ext schedule -d {number} -p {plans} -c {configuration} {SHORT}")
+    examined = f"-d {number} -c {configuration} -tr {trainer} -p {plans}"
     assert "ok" in commands.run(f"nnunetv2_ext doctor {examined} -device cpu")
 
-    model = commands.folder / "nnUNet_results" / dataset / f"{trainer}__{plans}__3d_fullres"
+    model = commands.folder / "nnUNet_results" / dataset / f"{trainer}__{plans}__{configuration}"
     fold, final = model / "fold_0", model / "fold_0" / FINAL
-    train = f"nnUNetv2_train {number} 3d_fullres 0 -tr {trainer} -p {plans} --npz -device cpu"
+    train = f"nnUNetv2_train {number} {configuration} 0 -tr {trainer} -p {plans} --npz -device cpu"
     kill_at_first_checkpoint(commands, train, fold)
     assert "next epoch 1" in commands.run(f"{train} --c"), "the killed training did not go on at its second epoch"
     _check_finished(fold)
@@ -143,7 +145,7 @@ def check_trainer(
     images.mkdir()
     for path in sorted((commands.folder / "nnUNet_raw" / dataset / "imagesTr").iterdir())[:2]:
         shutil.copy(path, images)
-    predicted = f"-i {images} -d {number} -c 3d_fullres -tr {trainer} -p {plans} -f 0 -device cpu --disable_tta"
+    predicted = f"-i {images} -d {number} -c {configuration} -tr {trainer} -p {plans} -f 0 -device cpu --disable_tta"
     commands.run(f"nnUNetv2_predict {predicted} -o {predictions} -npp 1 -nps 1")
     ours = commands.folder / f"predictions_of_{trainer}_by_nnunetv2_ext"
     commands.run(f"nnunetv2_ext predict {predicted} -o {ours}")
@@ -154,7 +156,7 @@ def check_trainer(
         first, second = (sitk.GetArrayFromImage(sitk.ReadImage(str(folder / name))) for folder in (predictions, ours))
         assert (first != second).mean() < 1e-3, f"nnunetv2_ext predict and nnUNetv2_predict differ in {name}"
 
-    commands.run(f"nnunetv2_ext schedule -d {number} -p {plans} -c 3d_fullres --epochs {EPOCHS + 1}")
+    commands.run(f"nnunetv2_ext schedule -d {number} -p {plans} -c {configuration} --epochs {EPOCHS + 1}")
     refused = commands.run(f"{train} --c", status=1)
     assert f"training.epochs: {EPOCHS} and {EPOCHS + 1}" in refused, "another training block was not refused"
     final.write_bytes(final.read_bytes()[:100_000])

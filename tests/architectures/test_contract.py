@@ -22,11 +22,16 @@ class Case(NetworkCase):
     architecture: str = ""
 
 
-def _case(name: str, architecture: str, patches: Any, kwargs: dict[str, Any], **more: Any) -> Case:
+def _case(
+    name: str,
+    architecture: str,
+    patches: Any,
+    kwargs: dict[str, Any],
+    impossible: tuple[tuple[int, ...], ...] = (_TOO_SMALL,),
+    **more: Any,
+) -> Case:
     path = find("architecture", architecture).path
-    return Case(
-        path, patches[0], kwargs, tuple(patches[1:]), (_TOO_SMALL,), **more, name=name, architecture=architecture
-    )
+    return Case(path, patches[0], kwargs, tuple(patches[1:]), impossible, **more, name=name, architecture=architecture)
 
 
 def of_backbone(record: Backbone, architecture: str) -> Case:
@@ -53,6 +58,12 @@ _FORMS: dict[str, dict[str, Any]] = {
     "window": {"window": [1, 2, 1]},
     "post_norm": {"pre_norm": False, "activation_checkpointing": True},
 }
+_DETECTOR = {"size": 32, "features": 16, "stages": 2, "heads": 2, "points": 2}
+_DETECTORS: dict[str, dict[str, Any]] = {
+    "slabs": {},
+    "central": {"view": "central", "head": "pooled"},
+    "regions": {"regions": True},
+}
 CASES = [
     _case("MNet", "MNet", [(8, 32, 32), *_MNET.patches[1:]], dict(_MNET.small)),
     *(
@@ -63,6 +74,17 @@ CASES = [
             {**_CONVFREE, **kwargs},
         )
         for name, kwargs in _FORMS.items()
+    ),
+    *(
+        _case(
+            f"ROIDetector-{name}",
+            "ROIDetector",
+            [(8, 32, 32), (1, 7, 5), (19, 33, 40)],
+            {**_DETECTOR, **kwargs},
+            impossible=(),
+            resizes=True,
+        )
+        for name, kwargs in _DETECTORS.items()
     ),
     *(
         of_backbone(record, architecture)

@@ -303,6 +303,7 @@ def made_by(planner: str, training: dict[str, Any] | None = None, **options: Any
         (None, "PaRPlans", "PaRTrainer", f"{OURS_COMMAND} PaRPlanner"),
         (None, "MyPlans", "BackboneTrainer", f"{OURS_COMMAND} BackbonePlanner -overwrite_plans_name MyPlans"),
         (None, "ROIPlans", "BackboneTrainer", f"{OURS_COMMAND} ROIPlanner"),
+        (None, "DetectorPlans", "DetectorTrainer", f"{OURS_COMMAND} ROIPlanner --network detector"),
         # as they say themselves, whatever their name and the trainer
         (made_by("MNetPlanner"), "MyPlans", "nnUNetTrainer", f"{OURS_COMMAND} MNetPlanner"),
         (

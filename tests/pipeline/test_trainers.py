@@ -21,14 +21,19 @@ NARROW = """--backbone-kwargs '{"features_per_stage": [4, 8, 16, 32]}'"""
 
 @pytest.mark.parametrize("trainer", [entry.name for entry in TRAINERS])
 def test_trainer_from_plan_to_prediction(pipeline: Pipeline, trainer: str) -> None:
-    planner = next(entry.load() for entry in PLANNERS if entry.load().trainer == trainer)
-    options = NARROW if trainer in ("BackboneTrainer", "ThinThickTrainer") else ""
+    if trainer == "DetectorTrainer":
+        planner, options, configuration = "ROIPlanner", "--network detector --grid 32", "3d_roi"
+    else:
+        planner = next(entry.name for entry in PLANNERS if entry.load().trainer == trainer)
+        options = NARROW if trainer in ("BackboneTrainer", "ThinThickTrainer") else ""
+        configuration = "3d_fullres"
     of_slabs = trainer == "ThinThickTrainer"
     dataset = pipeline.thin_thick() if of_slabs else THICK
     check_trainer(
         trainer,
-        planner=planner.__name__,
+        planner=planner,
         options=options,
+        configuration=configuration,
         dataset=dataset,
         commands=pipeline,
     )

@@ -10,6 +10,7 @@ import pytest
 from nnunetv2_ext.block import resolve_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.api import plan_and_preprocess
+from nnunetv2_ext.trainers.detector import DetectorTrainer
 from tests.planning.conftest import Described, network_of
 
 Describe = Callable[..., Described]
@@ -21,8 +22,9 @@ def plan(planner: str = "ROIPlanner", **options: Any) -> str:
 
 
 def planned(data: Described, **options: Any) -> dict[str, Any]:
-    assert plan(**options) == "ROIPlans"
-    configurations = data.plans("ROIPlans")["configurations"]
+    name = "DetectorPlans" if options.get("network") == "detector" else "ROIPlans"
+    assert plan(**options) == name
+    configurations = data.plans(name)["configurations"]
     assert list(configurations) == ["3d_roi"]
     return configurations["3d_roi"]
 
@@ -100,6 +102,41 @@ def test_the_users_options_are_kept(described: Describe) -> None:
     assert list(data.plans("ROIPlans")["configurations"]) == ["3d_roi", "mine"]
 
 
+DETECTOR = {"network": "detector"}
+
+
+@pytest.mark.parametrize(
+    ("options", "regions"),
+    [({}, False), ({"view": "central", "head": "pooled"}, True)],
+    ids=["labels", "the paper's, of regions"],
+)
+def test_a_detector(described: Describe, options, regions) -> None:
+    data = described(shape=(96, 480, 480), spacing=(5, 1, 1))
+    if regions:
+        description = json.loads((data.raw / "dataset.json").read_text())
+        description |= {"labels": {"background": 0, "whole": [1, 2], "lesion": [2]}, "regions_class_order": [1, 2]}
+        (data.raw / "dataset.json").write_text(json.dumps(description))
+    configuration = planned(data, **DETECTOR, **options)
+    assert configuration["patch_size"] == planned(data)["patch_size"] == [96, 96, 96]  # the coarse model's, too
+    assert configuration["architecture"]["network_class_name"] == "nnunetv2_ext.architectures.ROIDetector"
+    expected = {"view": "slabs", "head": "extent", **options, "regions": regions}
+    assert configuration["architecture"]["arch_kwargs"] == expected
+    network = network_of(configuration)
+    assert (network.view, network.regions) == (expected["view"], regions)
+    training = configuration["training"]
+    assert training == resolve_block({"epochs": 250}, DetectorTrainer.published_block)
+    assert training["detector"] == {"box": "pinball", "quantile": 0.9}
+    assert configuration["data_identifier"] == "DetectorPlans_3d_roi"
+    made_by = data.plans("DetectorPlans")["made_by"]
+    assert (made_by["planner"], made_by["options"]) == ("ROIPlanner", {**DETECTOR, **options})
+
+
+def test_a_detectors_training_block(described: Describe) -> None:
+    configuration = planned(described(), **DETECTOR, training={"detector": {"box": "l1_giou"}, "epochs": 3})
+    assert configuration["training"]["detector"] == {"box": "l1_giou", "quantile": 0.9}
+    assert configuration["training"]["epochs"] == 3
+
+
 @pytest.mark.parametrize("patch", [[16, 32, 32], [96, 96, 96]])
 def test_a_patch_of_the_users(described: Describe, patch) -> None:
     configuration = planned(described(shape=(96, 480, 480), spacing=(5, 1, 1)), patch_size=patch)
@@ -113,13 +150,22 @@ def test_a_patch_of_the_users(described: Describe, patch) -> None:
         ({"grid": 513}, "--grid 513"),
         ({"grid": 320, "gpu_memory_target": 4}, "a patch of .*choose a smaller --grid"),
         ({"patch_size": [97, 96, 96]}, "a patch of"),
+        ({"network": "yolo"}, "--network yolo; expected segmentation or detector"),
+        ({**DETECTOR, "backbone": "MNet"}, "--backbone for --network detector; expected --network segmentation"),
+        ({**DETECTOR, "activation_checkpointing": True}, "--activation-checkpointing for --network detector"),
+        ({"view": "central", "head": "pooled"}, "--view, --head for --network segmentation; .*--network detector"),
+        ({**DETECTOR, "view": "front"}, "view='front'; expected one of slabs, central"),
+        ({**DETECTOR, "head": "long"}, "head='long'; expected one of extent, pooled"),
+        ({**DETECTOR, "training": {"freeze_backbone": True}}, "freeze_backbone for ROIPlanner"),
+        ({**DETECTOR, "training": {"detector": {"quantile": 0.4}}}, r"quantile = 0.4; expected a number in \[0.5, 1\)"),
+        ({"training": {"detector": {"box": "l1_giou"}}}, "'training.detector' of DetectorTrainer"),
     ],
 )
 def test_refused(described: Describe, options, message) -> None:
     data = described(shape=(96, 480, 480), spacing=(5, 1, 1))
     with pytest.raises(InputError, match=message):
         plan(**options)
-    assert not (data.preprocessed / "ROIPlans.json").exists()
+    assert not [*data.preprocessed.glob("*Plans.json")]
 
 
 @pytest.mark.parametrize(

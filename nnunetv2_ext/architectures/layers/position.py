@@ -1,11 +1,10 @@
 """Sines and cosines of positions: Vaswani et al., "Attention is all you need", 2017, section 3.5."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-
-from nnunetv2_ext.architectures.contract import Shape
 
 _WAVELENGTH = 10_000
 
@@ -15,12 +14,12 @@ def sequence_code(length: int, like: Tensor) -> Tensor:
     return _code(length, len(like), like.device).to(like.dtype)
 
 
-def axial_code(grid: Shape, like: Tensor) -> Tensor:
-    """The same for each axis in a third of the dimensions, whole pairs; what is left over is 0: (N, D)."""
-    width = len(like) // 6 * 2
+def axial_code(grid: Sequence[int], like: Tensor) -> Tensor:
+    """The same for each axis in its share of the dimensions, whole pairs; what is left over is 0: (N, D)."""
+    width = len(like) // (2 * len(grid)) * 2
     code = torch.zeros(*grid, len(like), device=like.device)
     for axis, length in enumerate(grid):
-        shape = [1, 1, 1, width]
+        shape = [1] * len(grid) + [width]
         shape[axis] = length
         code[..., axis * width : (axis + 1) * width] = _code(length, width, like.device).reshape(shape)
     return code.reshape(math.prod(grid), -1).to(like.dtype)
