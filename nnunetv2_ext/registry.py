@@ -19,6 +19,11 @@ ARCHITECTURES = (
         "nnunetv2_ext.architectures.ConvFreeTransformer",
         "attention and linear layers alone (MICCAI 2021)",
     ),
+    Entry(
+        "HierarchicalSegmentor",
+        "nnunetv2_ext.architectures.HierarchicalSegmentor",
+        "light stages, of which small inputs skip the first (CMC 2025)",
+    ),
 )
 TRAINERS = (
     Entry(

@@ -53,6 +53,13 @@ _FORMS: dict[str, dict[str, Any]] = {
     "window": {"window": [1, 2, 1]},
     "post_norm": {"pre_norm": False, "activation_checkpointing": True},
 }
+_HIERARCHICAL = {
+    "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
+    "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "features": 6,
+    "max_features": 20,
+    "tokens": 32,
+}
 CASES = [
     _case("MNet", "MNet", [(8, 32, 32), *_MNET.patches[1:]], dict(_MNET.small)),
     *(
@@ -63,6 +70,15 @@ CASES = [
             {**_CONVFREE, **kwargs},
         )
         for name, kwargs in _FORMS.items()
+    ),
+    *(
+        _case(
+            f"HierarchicalSegmentor-{name}",
+            "HierarchicalSegmentor",
+            [(8, 16, 24), (12, 24, 8), (4, 8, 40)],
+            {**_HIERARCHICAL, **kwargs},
+        )
+        for name, kwargs in {"plain": {}, "checkpointed": {"activation_checkpointing": True}}.items()
     ),
     *(
         of_backbone(record, architecture)
