@@ -43,6 +43,11 @@ TRAINERS = (
         "nnunetv2_ext.trainers.thin_thick.ThinThickTrainer",
         "thin slices from thick annotations, with the network of any 3D plans (2025)",
     ),
+    Entry(
+        "HierarchicalTrainer",
+        "nnunetv2_ext.trainers.hierarchical.HierarchicalTrainer",
+        "the segmentor that skips stages for small inputs, on any 3D plans (2025)",
+    ),
 )
 
 
@@ -83,6 +88,11 @@ PLANNERS = (
         "nnunetv2_ext.plans.roi.ROIPlanner",
         "plans for a coarse look at the whole image, which tells where to predict",
         takes_backbone=True,
+    ),
+    Planner(
+        "HierarchicalPlanner",
+        "nnunetv2_ext.plans.hierarchical.HierarchicalPlanner",
+        "plans for the segmentor that skips stages for small inputs",
     ),
 )
 KINDS: dict[str, Sequence[Entry]] = {
