@@ -63,13 +63,13 @@ def changed(**kwargs: Any) -> dict[str, Any]:
                 "entries": 3,
             },
         ),
-        # 40 is halved three times, where the rule would round 72 up to 80
+        # 72 is halved three times, where the rule would round it up to 80
         (
             MNET,
             {"patch_size": [8, 72, 40], "spacing": [9.0, 1.0, 1.0]},
             {
-                "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 2, 2]],
-                "kernel_sizes": [[1, 3, 3], [1, 3, 3], [1, 3, 3], [3, 3, 3]],
+                "strides": [[1, 1, 1], [1, 2, 2], [1, 2, 2], [1, 2, 2], [2, 1, 1]],
+                "kernel_sizes": [[1, 3, 3], [1, 3, 3], [1, 3, 3], [3, 3, 3], [3, 3, 3]],
                 "entries": 3,
             },
         ),
