@@ -56,7 +56,7 @@ def refined(again: bool) -> nn.Module:
 
 def hierarchical(again: bool) -> nn.Module:
     small: dict[str, Any] = {"features": 4, "tokens": 20, "deep_supervision": True, "activation_checkpointing": again}
-    strides, kernels = [[1, 1, 1], [1, 2, 2], [2, 2, 2]], [[1, 3, 3], [3, 3, 3], [3, 3, 3]]
+    strides, kernels = [[1, 1, 1], [1, 2, 2]], [[1, 3, 3], [3, 3, 3]]
     return HierarchicalSegmentor(1, 2, spatial_shape=(6, 8, 12), strides=strides, kernel_sizes=kernels, **small)
 
 
