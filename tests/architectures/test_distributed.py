@@ -31,6 +31,7 @@ CASES = [
     ("PaRNetwork-UNETR", False),
     ("PaRNetwork-UNETR", True),
     ("ConvFreeTransformer-block", False),
+    ("HierarchicalSegmentor-plain", False),
 ]
 IDS = [f"{name}{' frozen' * frozen}" for name, frozen in CASES]
 
