@@ -66,6 +66,8 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         windows: of the last case, the number of windows computed and of all.
     """
 
+    configuration_manager: Any
+
     def __init__(
         self,
         network: nn.Module,

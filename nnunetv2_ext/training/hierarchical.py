@@ -96,9 +96,10 @@ def crops(tensors: Sequence[Tensor], shape: Sequence[int], centres: Sequence[Ten
             lows = [max(0, at - length + 1) for at, length in zip(voxel, shape, strict=True)]
             highs = [min(at, size - length) for at, size, length in zip(voxel, sizes, shape, strict=True)]
         starts = [low + int(share * (high - low + 1)) for low, high, share in zip(lows, highs, shares, strict=True)]
-        places.append(tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True)))
+        cut = (slice(start, start + length) for start, length in zip(starts, shape, strict=True))
+        places.append((slice(None), *cut))
     return [
-        torch.stack([sample[(slice(None), *place)] for sample, place in zip(tensor, places, strict=True)])
+        torch.stack([sample[place] for sample, place in zip(tensor, places, strict=True)])
         for tensor in tensors
     ]
 
