@@ -20,6 +20,11 @@ ARCHITECTURES = (
         "attention and linear layers alone (MICCAI 2021)",
     ),
     Entry("ROIDetector", "nnunetv2_ext.architectures.ROIDetector", "a box per organ from three 2D views (CMC 2025)"),
+    Entry(
+        "HierarchicalSegmentor",
+        "nnunetv2_ext.architectures.HierarchicalSegmentor",
+        "light stages, of which small inputs skip the first (CMC 2025)",
+    ),
 )
 TRAINERS = (
     Entry(
@@ -43,6 +48,11 @@ TRAINERS = (
         "DetectorTrainer",
         "nnunetv2_ext.trainers.detector.DetectorTrainer",
         "a box around each organ from three views of the whole image (CMC 2025)",
+    ),
+    Entry(
+        "HierarchicalTrainer",
+        "nnunetv2_ext.trainers.hierarchical.HierarchicalTrainer",
+        "the segmentor that skips stages for small inputs, on any 3D plans (2025)",
     ),
 )
 
@@ -90,6 +100,11 @@ PLANNERS = (
         "plans for a coarse look at the whole image, which tells where to predict",
         takes_backbone=True,
         variants={"Detector": ("--network", "detector")},
+    ),
+    Planner(
+        "HierarchicalPlanner",
+        "nnunetv2_ext.plans.hierarchical.HierarchicalPlanner",
+        "plans for the segmentor that skips stages for small inputs",
     ),
 )
 KINDS: dict[str, Sequence[Entry]] = {

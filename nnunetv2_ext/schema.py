@@ -225,4 +225,17 @@ METHODS = {
             ),
         },
     ),
+    "hierarchical": Method(
+        "entries of a network (HierarchicalTrainer)",
+        "HierarchicalTrainer",
+        {
+            "entry_weights": Setting(
+                None,
+                _or_null(_WEIGHTS._replace(expected="a list of numbers from 0, one per entry, not all 0")),
+                "weights of the losses of the patch and of a crop for each further entry; one of weight 0 is not "
+                "computed, but for the patch; our planner writes them",
+                null="1, 0.5, 0.25 and so on, half of the one before",
+            ),
+        },
+    ),
 }

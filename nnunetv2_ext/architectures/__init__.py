@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nnunetv2_ext.architectures.backbones.network import BackboneNetwork
-    from nnunetv2_ext.architectures.contract import Freezable, Network, Tokenized
+    from nnunetv2_ext.architectures.contract import Entered, Freezable, Network, Tokenized
     from nnunetv2_ext.architectures.convfree import ConvFreeTransformer
     from nnunetv2_ext.architectures.detector import ROIDetector
+    from nnunetv2_ext.architectures.hierarchical import HierarchicalSegmentor
     from nnunetv2_ext.architectures.mnet import MNet
     from nnunetv2_ext.architectures.multiresunet import MultiResUNet
     from nnunetv2_ext.architectures.nnformer import NNFormer
@@ -23,13 +24,22 @@ if TYPE_CHECKING:
     from nnunetv2_ext.architectures.uxnet import UXNet
 
     # mypy checks the networks against the contract here
-    _networks: tuple[type[Network], ...] = (BackboneNetwork, ConvFreeTransformer, MNet, PaRNetwork, ROIDetector)
+    _networks: tuple[type[Network], ...] = (
+        BackboneNetwork,
+        ConvFreeTransformer,
+        HierarchicalSegmentor,
+        MNet,
+        PaRNetwork,
+        ROIDetector,
+    )
+    _entered: tuple[type[Entered], ...] = (HierarchicalSegmentor,)
     _freezable: tuple[type[Freezable], ...] = (PaRNetwork,)
     _tokenized: tuple[type[Tokenized], ...] = (ConvFreeTransformer,)
 
 _HOMES = {
     "BackboneNetwork": "backbones.network",
     "ConvFreeTransformer": "convfree",
+    "HierarchicalSegmentor": "hierarchical",
     "MNet": "mnet",
     "MultiResUNet": "multiresunet",
     "NNFormer": "nnformer",
@@ -47,6 +57,7 @@ _HOMES = {
 __all__ = [
     "BackboneNetwork",
     "ConvFreeTransformer",
+    "HierarchicalSegmentor",
     "MNet",
     "MultiResUNet",
     "NNFormer",

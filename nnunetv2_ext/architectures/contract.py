@@ -144,3 +144,12 @@ class Tokenized(Protocol):
     @property
     def token_size(self) -> Sequence[int]:
         """Voxels of a token along (z, y, x)."""
+
+
+@runtime_checkable
+class Entered(Protocol):
+    """A network that takes smaller inputs than its patch by leaving out its first stages."""
+
+    @property
+    def entry_shapes(self) -> Sequence[Shape]:
+        """Sizes (z, y, x) of the entries' inputs in voxels, the patch first."""

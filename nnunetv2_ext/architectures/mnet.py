@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
-from nnunetv2_ext.architectures.layers.few_channels import pointwise
+from nnunetv2_ext.architectures.layers.few_channels import Pointwise
 from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, computed_again, max_pool
@@ -181,19 +181,12 @@ class _Block(nn.Module):
             return self.layer2.conv(F.leaky_relu_(normed, LEAK))
 
 
-class _Head(nn.Conv3d):
-    """A 1x1x1 convolution, which the CPU's own kernels would lay the features out anew for."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return pointwise(self, x)
-
-
 class _Heads(nn.Module):
     """The 1x1x1 convolutions to logits; `seg_layers` is the name that nnU-Net's -pretrained_weights leaves out."""
 
     def __init__(self, channels: Sequence[int], num_classes: int):
         super().__init__()
-        self.seg_layers = nn.ModuleList(_Head(width, num_classes, 1, bias=False) for width in channels)
+        self.seg_layers = nn.ModuleList(Pointwise(width, num_classes, 1, bias=False) for width in channels)
 
 
 class MNet(nn.Module):

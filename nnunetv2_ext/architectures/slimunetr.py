@@ -12,14 +12,16 @@ attention never holds its matrix.
 """
 
 from collections.abc import Sequence
+from functools import partial
 from math import prod
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from nnunetv2_ext.architectures.backbones.record import triple
 from nnunetv2_ext.architectures.contract import Shape, three_axes
-from nnunetv2_ext.architectures.layers.attention import attend
+from nnunetv2_ext.architectures.layers.slim_block import SlimBlock
 from nnunetv2_ext.errors import InputError, check_per_level, check_share, check_whole
 
 STRIDES = (4, 2, 2, 2)
@@ -178,97 +180,5 @@ class _Up(nn.Module):
 
 def _blocks(level: Level) -> nn.Sequential:
     channels, blocks, heads, step = level
-    return nn.Sequential(*(_Block(channels, heads, step) for _ in range(blocks)))
-
-
-class _Block(nn.Module):
-    """Six residual steps: positions, surroundings, features; positions, voxels far apart, features."""
-
-    def __init__(self, channels: int, heads: int, step: int):
-        super().__init__()
-        self.patch1 = _Positions(channels)
-        self.LocalRC = _Surroundings(channels)
-        self.LineConv1 = _Features(channels)
-        self.patch2 = _Positions(channels)
-        self.GlobalST = _SparseAttention(channels, heads, step)
-        self.LocalRD = _Spread(channels, step)
-        self.LineConv2 = _Features(channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = x + self.patch1(x)
-        x = x + self.LocalRC(x)
-        x = x + self.LineConv1(x)
-        x = x + self.patch2(x)
-        x = x + self.LocalRD(self.GlobalST(x))
-        x = x + self.LineConv2(x)
-        return x
-
-
-class _Positions(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.positional_encoding = nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.positional_encoding(x)
-        return out
-
-
-class _Surroundings(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.bn1 = nn.BatchNorm3d(channels)
-        self.pointwise_conv_0 = nn.Conv3d(channels, channels, 1, bias=False)
-        self.depthwise_conv = nn.Conv3d(channels, channels, 3, padding=1, groups=channels, bias=False)
-        self.bn2 = nn.BatchNorm3d(channels)
-        self.pointwise_conv_1 = nn.Conv3d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise_conv(self.pointwise_conv_0(self.bn1(x)))
-        out: Tensor = self.pointwise_conv_1(self.bn2(x))
-        return out
-
-
-class _Features(nn.Module):
-    def __init__(self, channels: int):
-        super().__init__()
-        self.line_conv_0 = nn.Conv3d(channels, 4 * channels, 1, bias=False)
-        self.act = nn.GELU()
-        self.line_conv_1 = nn.Conv3d(4 * channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.line_conv_1(self.act(self.line_conv_0(x)))
-        return out
-
-
-class _SparseAttention(nn.Module):
-    """Attention among every `step`-th voxel along each axis."""
-
-    def __init__(self, channels: int, heads: int, step: int):
-        super().__init__()
-        self.heads, self.step = heads, step
-        self.qkv = nn.Conv3d(channels, 3 * channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        step = self.step
-        seen = x[:, :, ::step, ::step, ::step]
-        # of each head's channels the first third are queries, then keys, then values
-        pattern = "b (h r d) z y x -> r b h (z y x) d"
-        query, key, value = rearrange(self.qkv(seen), pattern, h=self.heads, r=3).contiguous()
-        attended = attend(query, key, value, scale=1.0)
-        z, y, _ = seen.shape[2:]
-        return rearrange(attended, "b h (z y x) d -> b (h d) z y x", z=z, y=y)
-
-
-class _Spread(nn.Module):
-    """From every `step`-th voxel back to all of them."""
-
-    def __init__(self, channels: int, step: int):
-        super().__init__()
-        self.conv_trans = nn.ConvTranspose3d(channels, channels, step, step, groups=channels)
-        self.norm = nn.GroupNorm(1, channels)
-        self.pointwise_conv = nn.Conv3d(channels, channels, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.pointwise_conv(self.norm(self.conv_trans(x)))
-        return out
+    block = partial(SlimBlock, channels, heads, triple(step), norm=nn.BatchNorm3d, scale=1.0)
+    return nn.Sequential(*(block() for _ in range(blocks)))

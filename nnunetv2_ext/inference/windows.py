@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
+from nnunetv2_ext.architectures.contract import Entered
 from nnunetv2_ext.architectures.layers.instance_norm import ChannelsLastInstanceNorm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 
@@ -64,6 +66,8 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         windows: of the last case, the number of windows computed and of all.
     """
 
+    configuration_manager: Any
+
     def __init__(
         self,
         network: nn.Module,
@@ -100,37 +104,76 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
             )
         self.skip_empty = skip_empty
         self.windows = (0, 0)
-        at_once = max(1, VOXELS // math.prod(configuration_manager.patch_size))
-        usual = {"cuda": BATCH, "cpu": min(PAIR, at_once)}.get(device.type, 1)
-        self.batch_size = batch_size or usual
+        self._asked_batch = batch_size
         self.cores = torch.get_num_threads()
         # a compiled network may be compiled again at its first call, which is not for several threads
-        several = device.type == "cpu" and not isinstance(self.network, OptimizedModule)
-        self.streams = max(1, at_once // self.batch_size) if several else 1
-        self.channels_last = several and _take_channels_last(network)
+        self._several = device.type == "cpu" and not isinstance(self.network, OptimizedModule)
+        self._share_out()
+        self.channels_last = self._several and _take_channels_last(network)
         self._progress: Progress | None = None
         self._chosen: Sequence[Window] | None = None
         self._fold = 0
 
+    def _share_out(self) -> None:
+        """Decide on the copies in one call, and on the calls at the same time, by the size of a window."""
+        at_once = max(1, VOXELS // math.prod(self.configuration_manager.patch_size))
+        usual = {"cuda": BATCH, "cpu": min(PAIR, at_once)}.get(self.device.type, 1)
+        self.batch_size = self._asked_batch or usual
+        self.streams = max(1, at_once // self.batch_size) if self._several else 1
+
+    @property
+    def bare_network(self) -> nn.Module:
+        """The network itself, without the wrapper of torch.compile."""
+        network: nn.Module = self.network
+        return network._orig_mod if isinstance(network, OptimizedModule) else network
+
+    @property
+    def sizes(self) -> list[tuple[int, ...]]:
+        """Sizes of windows that the network takes, the patch first, then those of its further entries."""
+        network = self.bare_network
+        smaller = network.entry_shapes[1:] if isinstance(network, Entered) else ()
+        return [tuple(int(voxels) for voxels in size) for size in (self.configuration_manager.patch_size, *smaller)]
+
+    @contextlib.contextmanager
+    def _of_size(self, size: Sequence[int] | None) -> Iterator[None]:
+        """For as long as it lasts, windows are of that size and not the plans' patch."""
+        if size is None:
+            yield
+            return
+        planned = self.configuration_manager, self.batch_size, self.streams
+        configuration = {**self.configuration_manager.configuration, "patch_size": list(size)}
+        self.configuration_manager = ConfigurationManager(configuration)
+        self._share_out()
+        try:
+            yield
+        finally:
+            self.configuration_manager, self.batch_size, self.streams = planned
+
     @torch.inference_mode()
     def logits(
-        self, data: Tensor, *, windows: Sequence[Window] | None = None, progress: Progress | None = None
+        self,
+        data: Tensor,
+        *,
+        windows: Sequence[Window] | None = None,
+        size: Sequence[int] | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """The mean of the folds' logits.
 
         Args:
             data: a preprocessed case (channels, *grid), the previous stage's labels on top as one-hot channels.
             windows: those to compute, of the case padded to a patch; None for nnU-Net's.
+            size: of a window in voxels, one of `sizes`; None for the plans' patch.
             progress: called with the number of windows computed and of all, over all folds.
 
         Returns:
             (heads, *grid) in half precision, on the CPU.
         """
         self._progress, self._chosen = progress, windows
-        network = self.network._orig_mod if isinstance(self.network, OptimizedModule) else self.network
+        network = self.bare_network
         mean: Tensor | None = None
         try:
-            with _memory_kept() if self.device.type == "cpu" else contextlib.nullcontext():
+            with self._of_size(size), _memory_kept() if self.device.type == "cpu" else contextlib.nullcontext():
                 for fold, weights in enumerate(self.list_of_parameters):
                     self._fold = fold
                     network.load_state_dict(weights)

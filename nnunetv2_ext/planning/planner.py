@@ -154,8 +154,12 @@ class ExtPlanner(PatchSearch):
         if key not in self._counts:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
             network = self._built(input_channels, output_channels, kwargs)
             parameters = sum(parameter.numel() for parameter in network.parameters())
-            self._counts[key] = (network.compute_conv_feature_map_size(patch_size), parameters)
+            self._counts[key] = (self.elements(network, patch_size), parameters)
         return self._counts[key]
+
+    def elements(self, network: Any, patch_size: list[int]) -> float:
+        """Elements of feature maps per sample that a training step of the network keeps: of one pass of the patch."""
+        return float(network.compute_conv_feature_map_size(patch_size))
 
     def _built(self, input_channels: int, output_channels: int, kwargs: Mapping[str, Any]) -> Any:
         """The network, without values."""

@@ -27,7 +27,7 @@ from nnunetv2_ext.memory import passes
 from nnunetv2_ext.planning.options import Option, options_of
 from nnunetv2_ext.planning.planner import ExtPlanner, with_options
 from nnunetv2_ext.registry import PLANNERS, find, find_network
-from nnunetv2_ext.schema import THICK_GRID, THIN_GRID
+from nnunetv2_ext.schema import METHODS, THICK_GRID, THIN_GRID
 from nnunetv2_ext.text import listed
 
 
@@ -89,7 +89,9 @@ class PlannerOfSlabs(ExtPlanner):
         return "ThinThick" + self.network_planner.default_plans_name().removeprefix("Backbone")
 
     def published_block(self) -> Mapping[str, Any]:
-        return {**self.network_planner.published_block(), **super().published_block()}
+        of_network = self.network_planner.published_block()
+        # groups of another method are its trainer's
+        return {**{key: of_network[key] for key in of_network if key not in METHODS}, **super().published_block()}
 
     def determine_transpose(self) -> tuple[list[int], list[int]]:
         forward = [self.sidecar.axis, *(axis for axis in range(3) if axis != self.sidecar.axis)]

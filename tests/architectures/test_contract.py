@@ -64,6 +64,13 @@ _DETECTORS: dict[str, dict[str, Any]] = {
     "central": {"view": "central", "head": "pooled"},
     "regions": {"regions": True},
 }
+_HIERARCHICAL = {
+    "strides": [[1, 1, 1], [1, 2, 2], [2, 2, 2], [2, 2, 2]],
+    "kernel_sizes": [[1, 3, 3], [3, 3, 3], [3, 3, 3], [3, 3, 3]],
+    "features": 6,
+    "max_features": 20,
+    "tokens": 32,
+}
 CASES = [
     _case("MNet", "MNet", [(8, 32, 32), *_MNET.patches[1:]], dict(_MNET.small)),
     *(
@@ -85,6 +92,15 @@ CASES = [
             resizes=True,
         )
         for name, kwargs in _DETECTORS.items()
+    ),
+    *(
+        _case(
+            f"HierarchicalSegmentor-{name}",
+            "HierarchicalSegmentor",
+            [(8, 16, 24), (12, 24, 8), (4, 8, 40)],
+            {**_HIERARCHICAL, **kwargs},
+        )
+        for name, kwargs in {"plain": {}, "checkpointed": {"activation_checkpointing": True}}.items()
     ),
     *(
         of_backbone(record, architecture)

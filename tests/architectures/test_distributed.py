@@ -32,6 +32,7 @@ CASES = [
     ("PaRNetwork-UNETR", True),
     ("ConvFreeTransformer-block", False),
     ("ROIDetector-slabs", False),
+    ("HierarchicalSegmentor-plain", False),
 ]
 IDS = [f"{name}{' frozen' * frozen}" for name, frozen in CASES]
 

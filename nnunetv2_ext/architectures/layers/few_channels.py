@@ -61,9 +61,23 @@ def depthwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
     """
     plain = torch.compiler.is_compiling() or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
     if plain or x.device.type != "cpu":
-        return conv(x)
+        return F.conv3d(x, conv.weight, conv.bias, padding="same", groups=conv.groups)
     result: Tensor = _Depthwise.apply(x, conv.weight, conv.bias)
     return result
+
+
+class Pointwise(nn.Conv3d):
+    """A 1x1x1 convolution by `pointwise`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return pointwise(self, x)
+
+
+class Depthwise(nn.Conv3d):
+    """A convolution on each channel by `depthwise`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return depthwise(self, x)
 
 
 class _Depthwise(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nnunetv2_ext.architectures import BackboneNetwork, ConvFreeTransformer, MNet, PaRNetwork
+from nnunetv2_ext.architectures import BackboneNetwork, ConvFreeTransformer, HierarchicalSegmentor, MNet, PaRNetwork
 from nnunetv2_ext.architectures.backbones import BACKBONES, find_backbone
 from nnunetv2_ext.architectures.layers.checkpointing import make_stages, stages_of
 from nnunetv2_ext.architectures.measure import kept_elements
@@ -54,12 +54,19 @@ def refined(again: bool) -> nn.Module:
     )
 
 
+def hierarchical(again: bool) -> nn.Module:
+    small: dict[str, Any] = {"features": 4, "tokens": 20, "deep_supervision": True, "activation_checkpointing": again}
+    strides, kernels = [[1, 1, 1], [1, 2, 2]], [[1, 3, 3], [3, 3, 3]]
+    return HierarchicalSegmentor(1, 2, spatial_shape=(6, 8, 12), strides=strides, kernel_sizes=kernels, **small)
+
+
 # name: builder, patch
 CASES: dict[str, tuple[Callable[[bool], Any], tuple[int, ...]]] = {
     **{name: (partial(backbone, name), find_backbone(name).patches[0]) for name in [*NAMES, "ResidualEncoderUNet"]},
     "MNet alone": (lambda again: MNet(1, 2, features_per_stage=FEATURES, activation_checkpointing=again), (9, 33, 37)),
     "PaR": (refined, find_backbone("PlainConvUNet").patches[0]),
     "ConvFree": (transformer("patch"), (4, 8, 8)),
+    "Hierarchical": (hierarchical, (6, 8, 12)),
     "ConvFree blocks": (transformer("block"), (4, 8, 8)),
 }
 
@@ -190,7 +197,7 @@ def test_autocast(name: str) -> None:
     assert F.cosine_similarity(one, other, dim=0) > 0.99
 
 
-@pytest.mark.parametrize("name", ["PlainConvUNet", "ConvFree"])
+@pytest.mark.parametrize("name", ["PlainConvUNet", "ConvFree", "Hierarchical"])
 def test_compiled(name: str) -> None:
     plain, again = (built(name, one).double().train() for one in (False, True))
     for module in (*plain.modules(), *again.modules()):
