@@ -262,7 +262,8 @@ class _Layer(nn.Module):
         for attention, norm, maps in zip(self.attentions, self.norms, groups, strict=True):
             x = norm(x + attention(x + code, places, maps))
         x = self.last_norm(x + self.feed_forward(x))
-        return rearrange(x, "b (h w) d -> b d h w", h=height)
+        # in the layout of the weights: gradients of the next depth-wise kernel have that of its input
+        return rearrange(x, "b (h w) d -> b d h w", h=height).contiguous()
 
 
 class _Boxes(nn.Module):

@@ -156,7 +156,7 @@ def test_parameters_and_multiply_adds() -> None:
 
 
 def test_compiled_outputs_and_what_is_detected() -> None:
-    network, x = build(), torch.randn(1, 1, *PATCH)
+    network, x = build(stages=1), torch.randn(1, 1, *PATCH)
     expected = network(x), network.detected
     compiled: Any = torch.compile(network, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), expected[0])
@@ -189,16 +189,8 @@ def test_bad_arguments(kwargs: dict[str, Any], told: str) -> None:
 # --- does it find boxes? ---
 
 SHAPE = (16, 32, 32)
-
-
-def volume_with(box: list[tuple[int, int]], seed: int) -> tuple[Tensor, Tensor]:
-    """A bright box in noise, (1, Z, Y, X), and its borders in shares, (3, 2)."""
-    image = 0.3 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed))
-    image[(0, *(slice(*of_axis) for of_axis in box))] += 1.5
-    return image, torch.tensor(box) / torch.tensor(SHAPE)[:, None]
-
-
-BOXES = [
+Box = list[tuple[int, int]]
+BOXES: list[Box] = [
     [(2, 9), (4, 15), (16, 28)],
     [(6, 14), (14, 29), (3, 12)],
     [(1, 5), (18, 26), (15, 30)],
@@ -206,32 +198,83 @@ BOXES = [
 ]
 
 
-def loss_of(detected: Any, boxes: Tensor) -> Tensor:
-    total = torch.zeros(())
+def volume_with(box: Box | None, seed: int) -> Tensor:
+    """A bright box in noise, or noise alone: (1, Z, Y, X)."""
+    image = 0.3 * torch.randn(1, *SHAPE, generator=torch.Generator().manual_seed(seed))
+    if box is not None:
+        z, y, x = (slice(low, high) for low, high in box)
+        image[0, z, y, x] += 1.5
+    return image
+
+
+def shares(box: Box) -> Tensor:
+    return torch.tensor(box) / torch.tensor(SHAPE)[:, None]
+
+
+def loss_of(detected: Any, boxes: Tensor, present: Tensor) -> Tensor:
+    """Mean distances of the borders of boxes that there are, cross-entropies of presence and masks."""
+    losses = []
     for plane in detected:
         others = [axis for axis in range(3) if axis != plane.axis]
-        total = total + 10 * (plane.boxes[:, 0] - boxes[:, others]).abs().mean()
-        total = total + F.softplus(-plane.presence).mean()
+        distances = (plane.boxes[:, 0] - boxes[:, others]).abs().mean((1, 2))
+        losses += [10 * (distances * present).mean()]
+        losses += [F.binary_cross_entropy_with_logits(plane.presence[:, 0], present)]
         for mask in plane.masks:
-            centres = [(torch.arange(size) + 0.5) / size for size in mask.shape[2:]]
-            inside = [
+            rows, columns = (
                 (boxes[:, axis, :1] < centre) & (centre < boxes[:, axis, 1:])
-                for axis, centre in zip(others, centres, strict=True)
-            ]
-            target = (inside[0][:, :, None] & inside[1][:, None]).float()
-            total = total + F.binary_cross_entropy_with_logits(mask[:, 0], target)
-    return total
+                for axis, size in zip(others, mask.shape[2:], strict=True)
+                for centre in [(torch.arange(size) + 0.5) / size]
+            )
+            inside = (rows[:, :, None] & columns[:, None]).float()
+            losses += [F.binary_cross_entropy_with_logits(mask[:, 0], inside * present[:, None, None])]
+    return torch.stack(losses).sum()
 
 
-def found_boxes(network: ROIDetector, images: Tensor) -> Tensor:
+@pytest.fixture(scope="module")
+def trained() -> ROIDetector:
+    """Four boxes and an image without one, learned by heart."""
+    images = torch.stack([volume_with(box, seed) for seed, box in enumerate([*BOXES, None])])
+    boxes = torch.stack([*map(shares, BOXES), torch.zeros(3, 2)])
+    network, steps = build(classes=2, features=32, stages=1, heads=4), 80
+    optimizer = torch.optim.AdamW(network.parameters(), 4e-3)
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
+    for _ in range(steps):
+        network(images)
+        optimizer.zero_grad()
+        loss_of(network.detected, boxes, torch.tensor([1.0, 1, 1, 1, 0])).backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1)
+        optimizer.step()
+        scheduler.step()
+    return network.eval()
+
+
+def found_box(network: ROIDetector, image: Tensor) -> Tensor:
+    """(3, 2), in shares."""
     with torch.no_grad():
-        network.eval()(images)
-    return module._union(torch.stack([plane.boxes for plane in network.detected], 1))[:, 0]
+        network(image[None])
+    return module._union(torch.stack([plane.boxes for plane in network.detected], 1))[0, 0]
 
 
-def overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of boxes (B, 3, 2): (B,)."""
-    low, high = torch.maximum(one[..., 0], other[..., 0]), torch.minimum(one[..., 1], other[..., 1])
-    common = (high - low).clamp(min=0).prod(-1)
-    volumes = [(box[..., 1] - box[..., 0]).prod(-1) for box in (one, other)]
-    return common / (volumes[0] + volumes[1] - common)
+def test_it_learns_boxes_by_heart(trained: ROIDetector) -> None:
+    for seed, box in enumerate(BOXES):
+        found, true = found_box(trained, volume_with(box, seed)), shares(box)
+        common = torch.minimum(found[:, 1], true[:, 1]) - torch.maximum(found[:, 0], true[:, 0])
+        volumes = [float((one[:, 1] - one[:, 0]).prod()) for one in (found, true)]
+        intersection = float(common.clamp(min=0).prod())
+        assert intersection / (sum(volumes) - intersection) >= 0.9
+
+
+def test_no_voxel_of_an_image_without_an_organ(trained: ROIDetector) -> None:
+    seeds = range(len(BOXES) + 1)
+    with torch.no_grad():
+        labels = trained(torch.stack([volume_with(box, seed) for seed, box in zip(seeds, [*BOXES, None], strict=True)]))
+    assert [bool(of_one.any()) for of_one in labels.argmax(1)] == [True] * len(BOXES) + [False]
+
+
+@pytest.mark.parametrize("shift", [(3, 0, 0), (0, 5, 0), (0, 0, 6), (0, 0, -6)], ids=str)
+def test_a_moved_organ_moves_its_box(trained: ROIDetector, shift: tuple[int, int, int]) -> None:
+    """Of an image that was not learned, within a voxel or so."""
+    organ: Box = [(4, 11), (8, 19), (10, 22)]
+    moved = [(low + step, high + step) for (low, high), step in zip(organ, shift, strict=True)]
+    before, after = (found_box(trained, volume_with(box, 99)).mean(-1) for box in (organ, moved))
+    torch.testing.assert_close((after - before) * torch.tensor(SHAPE), torch.tensor(shift).float(), rtol=0, atol=1.5)

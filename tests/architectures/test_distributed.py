@@ -12,6 +12,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from nnunetv2_ext.architectures.contract import Auxiliary
 from nnunetv2_ext.registry import ARCHITECTURES, TRAINERS
 from nnunetv2_ext.testing.network import CHANNELS, CLASSES
 from tests.architectures.test_contract import CASES as CONTRACT_CASES
@@ -77,7 +78,12 @@ def train_two_steps(rank: int, name: str, frozen: bool) -> dict[str, dict[str, A
         targets = [torch.randint(0, CLASSES, (1, 1, *shape), generator=generator) for shape in shapes]
         optimizer.zero_grad()
         truth = targets if len(shapes) > 1 else targets[0]
-        sum(loss(network(x / number), truth) for number in range(1, passes + 1)).backward()  # type: ignore[union-attr]
+        losses = []
+        for number in range(1, passes + 1):
+            losses.append(loss(network(x / number), truth))
+            if isinstance(bare, Auxiliary):  # as its own trainer's loss reads them
+                losses += [output.square().mean() for output in bare.auxiliary_outputs]
+        torch.stack(losses).sum().backward()
         optimizer.step()
     module: nn.Module = network.module
     return {

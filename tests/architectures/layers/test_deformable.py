@@ -90,10 +90,10 @@ def test_places_are_centres_of_pixels_row_by_row() -> None:
 def test_places_stay_exact_under_autocast(dtype: torch.dtype) -> None:
     """A point at pixel 200 of 256 is told from that a quarter pixel beside it."""
     attention = DeformableAttention(4, levels=1, heads=1, points=1)
-    for layer in (attention.values, attention.projection):
-        torch.nn.init.zeros_(layer.bias)
-        layer.weight.data = torch.eye(4).reshape(layer.weight.shape)
-    torch.nn.init.zeros_(attention.offsets.bias)
+    for name, parameter in attention.named_parameters():
+        torch.nn.init.zeros_(parameter)
+        if name in ("values.weight", "projection.weight"):
+            parameter.data = torch.eye(4).reshape(parameter.shape)
     ramp = torch.arange(256.0).expand(1, 4, 1, 256) - 200
     places = torch.tensor([[(200.75) / 256, 0.5]])
     with torch.autocast("cpu", dtype):
