@@ -295,10 +295,11 @@ def test_the_keys_of_each_optimizer_and_scheduler_are_documented_with_their_defa
     }
 
 
-def test_the_keys_of_a_method_are_documented_with_their_defaults():
-    documented = rows(section(TRAINING_BLOCK.read_text(), "Thin-thick"))
+@pytest.mark.parametrize(("heading", "group"), [("Thin-thick", "thin_thick"), ("Detector", "detector")])
+def test_the_keys_of_a_method_are_documented_with_their_defaults(heading, group):
+    documented = rows(section(TRAINING_BLOCK.read_text(), heading))
     found = {key: json.loads(cells[0]) for key, cells in documented.items()}
-    assert found == dict(leaves({"thin_thick": method_defaults("thin_thick")}))
+    assert found == dict(leaves({group: method_defaults(group)}))
 
 
 def test_the_presets_are_documented():
