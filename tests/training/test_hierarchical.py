@@ -12,7 +12,8 @@ from nnunetv2_ext.block import NNUNET_BLOCK
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.trainers.hierarchical import HierarchicalTrainer
-from nnunetv2_ext.training.hierarchical import crops, elements_of_entries
+from nnunetv2_ext.training.entries import elements_of_entries
+from nnunetv2_ext.training.hierarchical import crops
 from nnunetv2_ext.training.seeds import EPOCHS, seed_all
 from tests.training.conftest import LABELS, MNET, REGIONS, UNET, Build, hand_made_plans
 
