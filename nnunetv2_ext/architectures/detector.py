@@ -300,7 +300,6 @@ class _PooledHead(nn.Module):
 
     def __init__(self, features: int, organs: int):
         super().__init__()
-        self.organs = organs
         self.box = nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, 4 * organs))
         self.presence = nn.Linear(features, organs)
 
