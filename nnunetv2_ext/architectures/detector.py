@@ -258,12 +258,12 @@ class _Layer(nn.Module):
         height, width = x.shape[2:]
         places = pixel_places(height, width, self.code)
         code = axial_code((height, width), self.code) + self.code
-        x = rearrange(x, "b d h w -> b (h w) d")
+        x = x.flatten(2).mT
         for attention, norm, maps in zip(self.attentions, self.norms, groups, strict=True):
             x = norm(x + attention(x + code, places, maps))
         x = self.last_norm(x + self.feed_forward(x))
         # in the layout of the weights: gradients of the next depth-wise kernel have that of its input
-        return rearrange(x, "b (h w) d -> b d h w", h=height).contiguous()
+        return x.mT.unflatten(2, (height, width)).contiguous()
 
 
 class _Boxes(nn.Module):
@@ -300,7 +300,6 @@ class _PooledHead(nn.Module):
 
     def __init__(self, features: int, organs: int):
         super().__init__()
-        self.organs = organs
         self.box = nn.Sequential(nn.Linear(features, features), nn.ReLU(inplace=True), nn.Linear(features, 4 * organs))
         self.presence = nn.Linear(features, organs)
 

@@ -49,22 +49,20 @@ class DeformableAttention(nn.Module):
             places: of the queries, (N, 2): x and y in shares of the maps' width and height.
             maps: one per level, (B, D, h, w) of any sizes.
         """
-        # (B, N, heads * levels * points * 2) -> (levels, B * heads, N, points, 2)
-        offsets = rearrange(self.offsets(query), "b n (h l p xy) -> l (b h) n p xy", h=self.heads, l=self.levels, xy=2)
-        # (B, N, heads * levels * points) -> (levels, B * heads, 1, N, points)
-        weights = rearrange(self.weights(query), "b n (h s) -> (b h) 1 n s", h=self.heads).softmax(-1)
-        weights = rearrange(weights, "b 1 n (l p) -> l b 1 n p", l=self.levels)
-        looked_up = []
+        weights = self.weights(query).unflatten(-1, (self.heads, -1)).softmax(-1)
+        weights = rearrange(weights, "b n h (l p) -> l (b h) 1 n p", l=self.levels)
+        offsets = self.offsets(query).unflatten(-1, (self.heads, self.levels, -1, 2))
+        offsets = rearrange(offsets, "b n h l p xy -> l (b h) n p xy")
+        found = []
         for level, of_level in enumerate(maps):
+            values = self.values(of_level).unflatten(1, (self.heads, -1)).flatten(0, 1)  # (B * heads, d, h, w)
             height, width = of_level.shape[2:]
-            values = rearrange(self.values(of_level), "b (h d) y x -> (b h) d y x", h=self.heads)
             x, y = offsets[level].unbind(-1)
-            # places in full precision under autocast, too: x and y in [0, 1] -> [-1, 1], as grid_sample has them
-            points = torch.stack([places[:, :1] + x / width, places[:, 1:] + y / height], -1) * 2 - 1
-            sampled = F.grid_sample(values.to(points.dtype), points, align_corners=False)  # (B * heads, d, N, points)
-            looked_up.append((sampled * weights[level]).sum(-1))
-        joined = rearrange(torch.stack(looked_up).sum(0), "(b h) d n -> b n (h d)", h=self.heads)
-        out: Tensor = self.projection(joined)
+            # in the precision of the places, under autocast, too; [0, 1] -> [-1, 1], as grid_sample has them
+            looked_at = torch.stack([places[:, :1] + x / width, places[:, 1:] + y / height], -1) * 2 - 1
+            sampled = F.grid_sample(values.to(looked_at.dtype), looked_at, align_corners=False)
+            found.append((sampled * weights[level]).sum(-1))  # (B * heads, d, N, points) -> (B * heads, d, N)
+        out: Tensor = self.projection(torch.stack(found).sum(0).reshape(query.mT.shape).mT)
         return out
 
 
