@@ -3,7 +3,8 @@
 After Kim et al., "Multi-Stage Hierarchical Feature Extraction for Efficient 3D Medical Image Segmentation", CMC 2025,
 who give no loss for their detector. Ours is the quantile regression of the sides: an organ that a box cuts off is lost,
 while a box that is a little too large costs a little time, so a side is the 90 % quantile of where the organ may end.
-The other choice is that of DETR (Carion et al., ECCV 2020), 5 L1 + 2 GIoU, here with the L1 distance of the sides.
+The other choice is that of DETR (Carion et al., ECCV 2020), 5 L1 + 2 GIoU, with the L1 distance of the sides, where
+theirs is that of centre and size.
 
 Where voxels are ignored, an organ may go on in them. What is known of it is compared with what it may be at most, and
 only that counts in which both agree; a side that both do not share is still drawn outwards to the known foreground.
@@ -53,8 +54,10 @@ def sides(organs: Tensor) -> Tensor:
 
 
 def pinball(predicted: Tensor, target: Tensor, quantile: float) -> Tensor:
-    """Quantile loss of sides (..., 2), low and high: a side too far inwards costs `quantile` of the distance, one too
-    far outwards the rest of it, so that its minimum is that quantile of the target."""
+    """Quantile loss of sides (..., 2), low and high, outwards: its minimum is that quantile of the targets.
+
+    A side too far inwards costs `quantile` of the distance, one too far outwards the rest of it.
+    """
     shortfall = torch.stack([predicted[..., 0] - target[..., 0], target[..., 1] - predicted[..., 1]], dim=-1)
     return torch.maximum(quantile * shortfall, (quantile - 1) * shortfall)
 

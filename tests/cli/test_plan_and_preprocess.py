@@ -129,6 +129,18 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
             ],
         ),
         (
+            ["-pl", "ROIPlanner", "--grid", "16", "--network", "detector"],
+            [
+                "DetectorPlans 3d_roi of Dataset901_Boxes",
+                "  spacing         5 x 3.75 x 3.75 mm, slices first",
+                "  patch           12 x 12 x 12 voxels",
+                "  batch           ",
+                "  training block  250 epochs x 250 iterations",
+                "  memory          about ",
+                "next: nnunetv2_ext doctor -d 901 -c 3d_roi -tr DetectorTrainer -p DetectorPlans",
+            ],
+        ),
+        (
             ["-pl", "ConvFreePlanner", "-overwrite_plans_name", "Mine"],
             [
                 "Mine 3d_fullres of Dataset901_Boxes",
@@ -154,7 +166,7 @@ def told(capsys: pytest.CaptureFixture[str]) -> list[str]:
         ),
         (["-c", "3d_lowres"], ["MNetPlans has none of 3d_lowres, but 3d_fullres: choose -c from these"]),
     ],
-    ids=["MNet", "region of interest", "transformer", "stock", "no such configuration"],
+    ids=["MNet", "region of interest", "detector", "transformer", "stock", "no such configuration"],
 )
 def test_what_was_planned_is_told(
     described: Described, capsys: pytest.CaptureFixture[str], arguments: list[str], lines: list[str]

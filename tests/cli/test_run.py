@@ -78,6 +78,11 @@ def test_plans_are_jobs_first(prepared: Prepared, engine: FakeEngine, capsys: py
     assert not output.exists()
 
 
+def test_plans_of_a_detector(prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "-d", "901", "--preset", "full", "-m", "DetectorTrainer:DetectorPlans:3d_roi"]) == 2
+    assert " ".join(engine.submitted[0].command[4:]) == "-pl ROIPlanner --no_pbar -c 3d_roi --network detector"
+
+
 def test_the_steps_after_trainings(prepared: Prepared, engine: FakeEngine, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["run", "-d", "901", "--preset", "full", "-m", OURS, STOCK, "-f", "0", "1", "-o", "out", "--jobs", "2"]
     (prepared.raw / "imagesTs").mkdir()
