@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from nnunetv2_ext.architectures.backbones.record import cumulative, triple
 from nnunetv2_ext.architectures.contract import Shape, check_patch
 from nnunetv2_ext.architectures.layers.checkpointing import make_stages
-from nnunetv2_ext.architectures.layers.few_channels import Pointwise
-from nnunetv2_ext.architectures.layers.slim_block import SlimBlock
+from nnunetv2_ext.architectures.layers.few_channels import Pointwise, upsampled
+from nnunetv2_ext.architectures.layers.slim_block import EXPANSION, SlimBlock
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError, check_whole, is_whole
 
@@ -53,6 +53,7 @@ class HierarchicalSegmentor(nn.Module):
 
     Attributes:
         divisor: every axis of an input of the first entry is a multiple of it.
+        widths: features of every stage.
 
     Shapes: (B, input_channels, Z, Y, X) -> (B, num_classes, Z, Y, X), or a list, see `deep_supervision_shapes`. Sizes
     of `entry_shapes` go in at their entry, others that all strides divide at the first.
@@ -89,7 +90,7 @@ class HierarchicalSegmentor(nn.Module):
         sizes = check_patch(type(self).__name__, spatial_shape, self.divisor, one_voxel=True)
         shapes = [_shrunk(sizes, stride) for stride in cumulative(self.strides)]
         self._entry_shapes = shapes[:entries]
-        widths = [min(features * 2**stage, max_features) for stage in range(len(shapes))]
+        self.widths = widths = [min(features * 2**stage, max_features) for stage in range(len(shapes))]
         stages = list(zip(widths, kernels, shapes, strict=True))
 
         self.gates = nn.ModuleList(_Gate(input_channels, width, kernel) for width, kernel, _ in stages[:entries])
@@ -143,13 +144,14 @@ class HierarchicalSegmentor(nn.Module):
         return [_shrunk(patch_size, step) for step in steps]
 
     def compute_conv_feature_map_size(self, patch_size: Sequence[int]) -> float:
-        """Half of what training keeps per sample, see `kept_elements`.
+        """Half of what training keeps per sample, see `kept_elements`; with one feed-forward layer, computed again.
 
         Raises:
             InputError: a patch that the network cannot take.
         """
-        self._entry(patch_size)
-        return kept_elements(self, (1, self.input_channels, *patch_size)) / 2
+        width = self.widths[self._entry(patch_size)]
+        kept = kept_elements(self, (1, self.input_channels, *patch_size))
+        return kept / 2 + float(EXPANSION * width * prod(patch_size))  # half of before and after the activation
 
     def _entry(self, patch_size: Sequence[int]) -> int:
         """The entry of an input of that size, from 0."""
@@ -197,8 +199,7 @@ class _Up(nn.Module):
         self.point_wise = Pointwise(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.point_wise(self.depth_wise(x))
-        return out
+        return upsampled(self.depth_wise, self.point_wise, x)
 
 
 class _Heads(nn.Module):

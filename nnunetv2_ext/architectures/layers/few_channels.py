@@ -9,10 +9,13 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
+from nnunetv2_ext.architectures.layers.recompute import computed_again
 
 # from so many outputs on, the CPU's own kernels are as quick
 _ENOUGH = 12
 _TARGET = 16
+# voxels whose features, four times as many as channels, fit into the caches
+_PIECE = 4096
 
 
 def pointwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
@@ -66,6 +69,46 @@ def depthwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
     return result
 
 
+def spread(conv: nn.ConvTranspose3d, x: Tensor) -> Tensor:
+    """`conv(x)` of a transposed convolution with bias on each channel, kernel = stride.
+
+    On the CPU each voxel is multiplied with the kernel.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+        return conv(x)
+    result: Tensor = _Spread.apply(x, conv.weight, conv.bias)
+    return result
+
+
+def feed_forward(up: nn.Conv3d, down: nn.Conv3d, x: Tensor) -> Tensor:
+    """`down(GELU(up(x)))` of 1x1x1 convolutions without bias, keeping `x` alone for the backward pass.
+
+    On the CPU voxels go in pieces whose wide features stay in the processor's caches.
+    """
+    if x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+
+        def both(x: Tensor) -> Tensor:
+            return pointwise(down, F.gelu(pointwise(up, x)))
+
+        return computed_again(both, None, x, preserve_rng_state=False) if torch.is_grad_enabled() else both(x)
+    result: Tensor = _FeedForward.apply(x, up.weight, down.weight)
+    return result
+
+
+def upsampled(spread: nn.ConvTranspose3d, mix: nn.Conv3d, x: Tensor) -> Tensor:
+    """`mix(spread(x))` of a transposed convolution on each channel, kernel = stride, and a 1x1x1 convolution.
+
+    On the CPU one transposed convolution does both, since each result is that of a single voxel.
+    """
+    if x.device.type != "cpu":
+        return F.conv3d(spread(x), mix.weight, mix.bias)
+    assert spread.bias is not None
+    weight = rearrange(mix.weight, "o c 1 1 1 -> c o 1 1 1") * spread.weight
+    bias = mix.weight.flatten(1) @ spread.bias
+    stride = (spread.stride[0], spread.stride[1], spread.stride[2])
+    return F.conv_transpose3d(x, weight, bias if mix.bias is None else bias + mix.bias, stride)
+
+
 class Pointwise(nn.Conv3d):
     """A 1x1x1 convolution by `pointwise`."""
 
@@ -98,6 +141,59 @@ class _Depthwise(torch.autograd.Function):
         of_weight = F.conv3d(maps, kernels, padding=padding, groups=len(kernels))
         of_weight = rearrange(of_weight, "1 (b c) z y x -> b c 1 z y x", b=len(x)).sum(0)
         return of_x, of_weight, gradient.sum((0, 2, 3, 4)) if ctx.biased else None
+
+
+class _Spread(torch.autograd.Function):
+    """See `spread`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        # rows of the result: each voxel as often as the kernel is wide, times the kernel's row for each voxel
+        voxels = rearrange(x.repeat_interleave(weight.shape[-1], dim=-1), "b c z y x -> b c z 1 y 1 x")
+        kernel = rearrange(weight.repeat(1, 1, 1, 1, x.shape[-1]), "c 1 i j x -> c 1 i 1 j x")
+        result = torch.addcmul(rearrange(bias, "c -> c 1 1 1 1 1"), voxels, kernel)
+        return rearrange(result, "b c z i y j x -> b c (z i) (y j) x")
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, weight = ctx.saved_tensors
+        i, j, k = weight.shape[2:]
+        by_voxel = rearrange(gradient, "b c (z i) (y j) (x k) -> b c (z y x) (i j k)", i=i, j=j, k=k)
+        of_x = (by_voxel @ rearrange(weight, "c 1 i j k -> c (i j k) 1")).view(x.shape)
+        of_weight = (rearrange(x, "b c z y x -> b c 1 (z y x)") @ by_voxel).sum(0).view(weight.shape)
+        return of_x, of_weight, gradient.sum((0, 2, 3, 4))
+
+
+class _FeedForward(torch.autograd.Function):
+    """See `feed_forward`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, up: Tensor, down: Tensor) -> Tensor:
+        ctx.save_for_backward(x, up, down)
+        result = x.new_empty(x.shape)
+        for piece, of_result in zip(_pieces(x), _pieces(result), strict=True):
+            torch.mm(down.flatten(1), F.gelu(up.flatten(1) @ piece), out=of_result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        x, up, down = ctx.saved_tensors
+        of_x, of_up, of_down = x.new_empty(x.shape), torch.zeros_like(up), torch.zeros_like(down)
+        for piece, below, above in zip(_pieces(x), _pieces(of_x), _pieces(gradient), strict=True):
+            wide = up.flatten(1) @ piece
+            of_down.flatten(1).addmm_(above, F.gelu(wide).T)
+            of_wide = torch.ops.aten.gelu_backward(down.flatten(1).T @ above, wide)
+            of_up.flatten(1).addmm_(of_wide, piece.T)
+            torch.mm(up.flatten(1).T, of_wide, out=below)
+        return of_x, of_up, of_down
+
+
+def _pieces(x: Tensor) -> list[Tensor]:
+    """The voxels of (B, C, ...) in parts (C, voxels), views where it is contiguous."""
+    return [piece for sample in x.flatten(2) for piece in sample.split(_PIECE, dim=1)]
 
 
 def _biased(x: Tensor, bias: Tensor | None) -> Tensor:

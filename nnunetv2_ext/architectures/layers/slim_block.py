@@ -2,17 +2,20 @@
 
 Paper: Pang et al., "Slim UNETR", IEEE TMI 2024. Original code: https://github.com/aigzhusmart/Slim-UNETR (MIT);
 written anew here from its description, under the published names of its parameters. Ours: norm, scale of attention,
-kernel and a step per axis are arguments.
+kernel and a step per axis are arguments; norms, the feed-forward layers and what attention is spread to are computed
+again in the backward pass instead of kept.
 """
 
 from collections.abc import Callable
+from functools import partial
 
 from einops import rearrange
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape
 from nnunetv2_ext.architectures.layers.attention import attend
-from nnunetv2_ext.architectures.layers.few_channels import Depthwise, Pointwise
+from nnunetv2_ext.architectures.layers.few_channels import Depthwise, Pointwise, feed_forward, spread
+from nnunetv2_ext.architectures.layers.recompute import recomputed
 
 EXPANSION = 4
 
@@ -85,21 +88,18 @@ class _Surroundings(nn.Module):
         self.pointwise_conv_1 = Pointwise(channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.depthwise_conv(self.pointwise_conv_0(self.bn1(x)))
-        out: Tensor = self.pointwise_conv_1(self.bn2(x))
-        return out
+        x = self.depthwise_conv(recomputed(lambda x: self.pointwise_conv_0(self.bn1(x)), x, module=self.bn1))
+        return recomputed(lambda x: self.pointwise_conv_1(self.bn2(x)), x, module=self.bn2)
 
 
 class _Features(nn.Module):
     def __init__(self, channels: int):
         super().__init__()
         self.line_conv_0 = Pointwise(channels, EXPANSION * channels, 1, bias=False)
-        self.act = nn.GELU()
         self.line_conv_1 = Pointwise(EXPANSION * channels, channels, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.line_conv_1(self.act(self.line_conv_0(x)))
-        return out
+        return feed_forward(self.line_conv_0, self.line_conv_1, x)
 
 
 class _SparseAttention(nn.Module):
@@ -132,7 +132,10 @@ class _Spread(nn.Module):
 
     def forward(self, x: Tensor, shape: Shape) -> Tensor:
         """(B, channels, every `step`-th voxel) -> (B, channels, *shape)."""
-        z, y, x_ = shape
-        spread = self.conv_trans(x)[:, :, :z, :y, :x_]  # the last step may reach over the border
-        out: Tensor = self.pointwise_conv(self.norm(spread))
+        return recomputed(partial(self._mixed, shape), x)
+
+    def _mixed(self, shape: Shape, x: Tensor) -> Tensor:
+        depth, height, width = shape
+        reached = spread(self.conv_trans, x)[:, :, :depth, :height, :width]  # the last step may pass the border
+        out: Tensor = self.pointwise_conv(self.norm(reached))
         return out

@@ -1,10 +1,14 @@
 """Convolutions of few channels against PyTorch's own."""
 
+from collections.abc import Callable
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from nnunetv2_ext.architectures.layers.few_channels import depthwise, pointwise
+from nnunetv2_ext.architectures.layers.few_channels import depthwise, feed_forward, pointwise, spread, upsampled
 
 
 @pytest.mark.parametrize(("kernel", "shape"), [(7, (2, 3, 5, 9, 8)), (3, (1, 4, 1, 6, 7)), (7, (3, 1, 2, 4, 16))])
@@ -35,3 +39,53 @@ def test_pointwise_keeps_the_layout(last: bool, bias: bool) -> None:
     output = pointwise(conv, x.to(memory_format=layout))
     assert output.is_contiguous(memory_format=layout)
     torch.testing.assert_close(output, conv(x), rtol=1e-12, atol=1e-12)
+
+
+Built = tuple[list[nn.Module], Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+
+
+def _spread(step: Any) -> Built:
+    conv = nn.ConvTranspose3d(3, 3, step, step, groups=3)
+    return [conv], lambda x: spread(conv, x), conv
+
+
+def _upsampled(step: Any) -> Built:
+    conv, mix = nn.ConvTranspose3d(3, 3, step, step, groups=3), nn.Conv3d(3, 2, 1)
+    return [conv, mix], lambda x: upsampled(conv, mix, x), lambda x: mix(conv(x))
+
+
+def _feed_forward(wide: Any) -> Built:
+    up, down = nn.Conv3d(3, wide, 1, bias=False), nn.Conv3d(wide, 3, 1, bias=False)
+    return [up, down], lambda x: feed_forward(up, down, x), lambda x: down(F.gelu(up(x)))
+
+
+@pytest.mark.parametrize(
+    ("build", "argument"),
+    [
+        (_spread, (1, 1, 1)),
+        (_spread, (2, 1, 4)),
+        (_upsampled, (2, 2, 2)),
+        (_upsampled, (1, 2, 3)),
+        (_feed_forward, 12),
+        (_feed_forward, 1),
+    ],
+)
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+@pytest.mark.parametrize("shape", [(2, 3, 3, 5, 4), (1, 3, 1, 70, 61), (3, 3, 1, 1, 1)], ids=str)
+def test_outputs_and_gradients(
+    build: Callable[[Any], Built], argument: Any, last: bool, shape: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    layers, ours, plain = build(argument)
+    x = torch.randn(shape, dtype=torch.float64)
+    x = (x.to(memory_format=torch.channels_last_3d) if last else x).requires_grad_()
+    inputs = [x, *(parameter for layer in layers for parameter in layer.double().parameters())]
+    expected = plain(x)
+    weights = torch.randn_like(expected)
+    found = ours(x)
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+    of_ours, of_plain = (torch.autograd.grad((one * weights).sum(), inputs) for one in (found, expected))
+    for one, other in zip(of_ours, of_plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(x), expected, rtol=1e-10, atol=1e-10)
