@@ -61,6 +61,7 @@ BACKBONES: list[tuple[dict[str, Any], str, str, str, int]] = [
     ({"backbone": "PaR"}, "ThinThickPaRPlans", "PaRNetwork", "thin_grid", 16),
     ({"backbone": "PaR:MNet", "heads": 4}, "ThinThickPaRMNetPlans", "PaRNetwork", "thin_grid", 16),
     ({"backbone": "ConvFreeTransformer"}, "ThinThickConvFreePlans", "ConvFreeTransformer", "thin_grid", 16),
+    ({"backbone": "HierarchicalSegmentor"}, "ThinThickHierarchicalPlans", "HierarchicalSegmentor", "thick_grid", 16),
     (
         {"backbone": "ConvFreeTransformer", "context": "block"},
         "ThinThickConvFreeBlockPlans",
