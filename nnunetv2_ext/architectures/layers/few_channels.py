@@ -62,12 +62,10 @@ def depthwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
     On the CPU its gradients are computed as convolutions forward, which are there many times faster than backward.
     """
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        x = (
-            x.contiguous()
-        )  # in bfloat16, PyTorch's gradients of channels-last maps are wrong for some numbers of channels
-        return F.conv3d(x, conv.weight, conv.bias, padding="same", groups=conv.groups)
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    in_half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if in_half:  # PyTorch's gradients of channels-last maps in bfloat16 are wrong for some numbers of channels
+        x = x.contiguous()
+    if in_half or x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.conv3d(x, conv.weight, conv.bias, padding="same", groups=conv.groups)
     result: Tensor = _Depthwise.apply(x, conv.weight, conv.bias)
     return result
