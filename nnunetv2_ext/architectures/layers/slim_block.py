@@ -54,13 +54,17 @@ class SlimBlock(nn.Module):
         self.LineConv2 = _Features(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.patch1(x)
-        x = x + self.LocalRC(x)
-        x = x + self.LineConv1(x)
-        x = x + self.patch2(x)
-        x = x + self.LocalRD(self.GlobalST(x), x.shape[2:])
-        x = x + self.LineConv2(x)
-        return x
+        x = _added(self.patch1(x), x)
+        x = _added(self.LocalRC(x), x)
+        x = _added(self.LineConv1(x), x)
+        x = _added(self.patch2(x), x)
+        x = _added(self.LocalRD(self.GlobalST(x), x.shape[2:]), x)
+        return _added(self.LineConv2(x), x)
+
+
+def _added(result: Tensor, x: Tensor) -> Tensor:
+    """Their sum, in the memory of a result that nothing else needs, unless autocast made it less precise than `x`."""
+    return result.add_(x) if result.dtype == x.dtype else result + x
 
 
 def _depthwise(channels: int, kernel: Shape) -> Depthwise:

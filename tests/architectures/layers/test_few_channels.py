@@ -29,6 +29,18 @@ def test_depthwise(kernel: int, shape: tuple[int, ...], last: bool, bias: bool) 
         torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last_3d], ids=str)
+def test_depthwise_in_bfloat16(layout: torch.memory_format) -> None:
+    torch.manual_seed(0)
+    conv, x = nn.Conv3d(20, 20, 3, padding=1, groups=20, bias=False), torch.randn(2, 20, 2, 2, 4).bfloat16()
+    weights = torch.randn(x.shape)
+    (expected,) = torch.autograd.grad((depthwise(conv, x.float()) * weights).sum(), conv.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = depthwise(conv, x.contiguous(memory_format=layout))
+    (found,) = torch.autograd.grad((output.float() * weights).sum(), conv.weight)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.02 * float(expected.abs().max()))
+
+
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
 def test_pointwise_keeps_the_layout(last: bool, bias: bool) -> None:
