@@ -6,6 +6,7 @@ mypy checks every network of ours against `Network`; `nnunetv2_ext.testing.check
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.backbones.record import Shape, at_least, triple
@@ -153,3 +154,12 @@ class Entered(Protocol):
     @property
     def entry_shapes(self) -> Sequence[Shape]:
         """Sizes (z, y, x) of the entries' inputs in voxels, the patch first."""
+
+
+def fixed(x: Tensor) -> Tensor:
+    """An input (B, channels, z, y, x) of a network with entries, which torch.compile compiles for its size alone.
+
+    From the second size on, it would compile for any size, which the choice of the entry makes endless.
+    """
+    torch._dynamo.mark_static(x, [2, 3, 4])  # type: ignore[no-untyped-call]
+    return x

@@ -18,7 +18,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch._dynamo import OptimizedModule
 
-from nnunetv2_ext.architectures.contract import Entered
+from nnunetv2_ext.architectures.contract import Entered, fixed
 from nnunetv2_ext.architectures.layers.instance_norm import ChannelsLastInstanceNorm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 
@@ -266,6 +266,8 @@ class SlidingWindow(nnUNetPredictor):  # type: ignore[misc]
         alone = len(copies) == 1 < self.batch_size and self.device.type == "cpu"
         batch = [*copies, *copies] if alone else copies
         x = torch.stack([data[window].flip(axes) for window, axes in batch]).to(self.device)
+        if isinstance(self.network, OptimizedModule) and isinstance(self.bare_network, Entered):
+            fixed(x)
         try:
             logits = self.network(channels_last(x) if self.channels_last else x)
         except torch.OutOfMemoryError:

@@ -7,6 +7,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
+from nnunetv2_ext.architectures.contract import fixed
 from nnunetv2_ext.architectures.hierarchical import HierarchicalSegmentor
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.training.entries import ENTRIES, elements_of_entries, halving, topology_of_patch
@@ -92,7 +93,7 @@ class TrainerOfEntries(ExtTrainer):
         Crops hold foreground, where there is some, with the share at which the loader's patches must.
         """
         data, target = self.on_device(batch["data"]), self.on_device(batch["target"])
-        output = self.network(data)
+        output = self.network(fixed(data))
         loss = self.loss(output, target)
         logits, finest = (output[0], target[0]) if self.enable_deep_supervision else (output, target)
         if not self.network.training:
@@ -104,7 +105,7 @@ class TrainerOfEntries(ExtTrainer):
             if number == 1 or not weight:
                 continue
             image, labels = crops([data, finest], shape, self._centres(finest))
-            output = self.network(image)
+            output = self.network(fixed(image))
             loss = of_crop(output[0] if self.enable_deep_supervision else output, labels)
             total = total + weight * loss
             terms[f"entry_{number}"] = loss.detach()

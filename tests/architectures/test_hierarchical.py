@@ -194,6 +194,15 @@ def test_multiply_adds_and_parameters_at_128() -> None:
         assert _multiply_adds(rows[entry - 1][WHOLE]) == of_stages + of_heads
 
 
+def test_memory_at_128() -> None:
+    """Below that of PlainConvUNet, 555 million elements; a block keeps its residual steps' inputs and little else."""
+    network = on_meta(lambda: HierarchicalSegmentor(1, 2, spatial_shape=[128] * 3, deep_supervision=True, **PLANNED))
+    sizes = [network.compute_conv_feature_map_size(shape) for shape in network.entry_shapes]  # type: ignore[operator, union-attr]
+    assert sizes[0] < 555e6
+    assert sizes[1] < sizes[0] / 3
+    assert sizes[2] < sizes[1] / 3
+
+
 @pytest.mark.parametrize(("size", "entry"), [(128, 1), (64, 2), (32, 3), (96, 1), (160, 1), (32 * 8, 1)])
 def test_the_entry_of_a_cube(size: int, entry: int) -> None:
     """r = N - log2(V0 / s0) where the cube is one of the entries' (section 3 of the paper); s0 = W_N = 4, N = 6."""
@@ -249,7 +258,8 @@ def test_compiled() -> None:
     compiled = torch.compile(network, backend="aot_eager")
     for shape in network.entry_shapes:
         x = image(*shape)
-        torch.testing.assert_close(compiled(x), network(x), rtol=1e-9, atol=1e-10)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x), network(x), rtol=1e-9, atol=1e-10)
 
 
 @pytest.mark.parametrize(

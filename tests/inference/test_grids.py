@@ -10,6 +10,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 from torch._dynamo import OptimizedModule
+from torch._dynamo.testing import CompileCounterWithBackend
 
 from nnunetv2_ext.geometry.boxes import Box
 from nnunetv2_ext.inference.grids import size_for
@@ -43,7 +44,6 @@ class Foreground(WithEntries):
     """Label 1 where the image is above 0.5."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.seen += [tuple(x.shape[2:])] * len(x)
         return torch.cat([torch.zeros_like(x), x - 0.5, torch.full_like(x, -1)], 1) + 0 * self.numbers[0]
 
 
@@ -154,6 +154,17 @@ def test_a_box_is_predicted_as_nnunet_predicts_the_crop_in_windows_of_that_size(
     told = report(inside, properties(data.shape[1:]), window.plans_manager, roi, seconds=1, roi_seconds=None)
     assert told["window_voxels"] == [list(size)]
     assert told["windows_by_size"] == {" x ".join(map(str, size)): windows}
+
+
+def test_a_compiled_network_is_compiled_for_each_size() -> None:
+    counter, network = CompileCounterWithBackend("eager"), Foreground()
+    window = window_of(network)
+    window.network = torch.compile(window.network, backend=counter)
+    data = image((36, 100, 120))
+    for shape in ((2, 4, 4), (4, 8, 8), (4, 16, 16), (2, 4, 4)):
+        box = around_middle(shape).seen_from((9, 45, 45))
+        predict_inside(window, data, [box], properties(data.shape[1:]), window.plans_manager, ROI(growth=False))
+    assert counter.frame_count == 3
 
 
 def test_growth_changes_the_window() -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
-from nnunetv2_ext.architectures.layers.recompute import computed_again
+from nnunetv2_ext.architectures.layers.recompute import computed_again, recomputed
 
 # from so many outputs on, the CPU's own kernels are as quick
 _ENOUGH = 12
@@ -62,12 +62,10 @@ def depthwise(conv: nn.Conv3d, x: Tensor) -> Tensor:
 
     On the CPU its gradients are computed as convolutions forward, which are there many times faster than backward.
     """
-    if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
-        x = (
-            x.contiguous()
-        )  # in bfloat16, PyTorch's gradients of channels-last maps are wrong for some numbers of channels
-        return F.conv3d(x, conv.weight, conv.bias, padding="same", groups=conv.groups)
-    if x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+    in_half = x.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    if in_half:  # PyTorch's gradients of channels-last maps in bfloat16 are wrong for some numbers of channels
+        x = x.contiguous()
+    if in_half or x.device.type != "cpu" or torch.compiler.is_compiling() or not torch.is_grad_enabled():
         return F.conv3d(x, conv.weight, conv.bias, padding="same", groups=conv.groups)
     result: Tensor = _Depthwise.apply(x, conv.weight, conv.bias)
     return result
@@ -99,18 +97,20 @@ def feed_forward(up: nn.Conv3d, down: nn.Conv3d, x: Tensor) -> Tensor:
     return result
 
 
-def upsampled(spread: nn.ConvTranspose3d, mix: nn.Conv3d, x: Tensor) -> Tensor:
-    """`mix(spread(x))` of a transposed convolution on each channel, kernel = stride, and a 1x1x1 convolution.
+def upsampled(transposed: nn.ConvTranspose3d, mix: nn.Conv3d, x: Tensor) -> Tensor:
+    """`mix(transposed(x))` of a transposed convolution with bias on each channel, kernel = stride, and a 1x1x1
+    convolution with bias, keeping `x` alone for the backward pass.
 
     On the CPU one transposed convolution does both, since each result is that of a single voxel.
     """
     if x.device.type != "cpu":
-        return F.conv3d(spread(x), mix.weight, mix.bias)
-    assert spread.bias is not None
-    weight = rearrange(mix.weight, "o c 1 1 1 -> c o 1 1 1") * spread.weight
-    bias = mix.weight.flatten(1) @ spread.bias
-    stride = (spread.stride[0], spread.stride[1], spread.stride[2])
-    return F.conv_transpose3d(x, weight, bias if mix.bias is None else bias + mix.bias, stride)
+        return recomputed(lambda x: F.conv3d(transposed(x), mix.weight, mix.bias), x)
+    assert transposed.bias is not None
+    assert mix.bias is not None
+    weight = rearrange(mix.weight, "o c 1 1 1 -> c o 1 1 1") * transposed.weight
+    bias = mix.bias + mix.weight.flatten(1) @ transposed.bias
+    stride = (transposed.stride[0], transposed.stride[1], transposed.stride[2])
+    return F.conv_transpose3d(x, weight, bias, stride)
 
 
 class Pointwise(nn.Conv3d):
