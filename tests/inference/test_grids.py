@@ -18,7 +18,7 @@ from nnunetv2_ext.inference.roi import ROI, predict_inside, report
 from nnunetv2_ext.inference.windows import SlidingWindow
 from tests.inference.test_roi import background, cut, image, predictor, properties
 
-SIZES = [(8, 32, 32), (8, 16, 16), (4, 8, 8)]
+SIZES: list[tuple[int, ...]] = [(8, 32, 32), (8, 16, 16), (4, 8, 8)]
 LARGE = (40, 200, 200)
 MIDDLE = (18, 90, 90)
 
@@ -127,8 +127,9 @@ def test_a_box_is_predicted_as_nnunet_predicts_the_crop_in_windows_of_that_size(
 ) -> None:
     network = WithEntries()
     window = window_of(network, mirrored=mirrored, folds=folds)
-    if compiled:  # the wrapper alone
-        window.network = OptimizedModule(network, lambda model: model)
+    if compiled:
+        wrapper: Any = OptimizedModule
+        window.network = wrapper(network, lambda model: model)
     data, box, roi = image((36, 100, 120)), around_middle(shape), ROI(growth=False)
     box = box.seen_from((9, 45, 45))
     inside = predict_inside(window, data, [box], properties(data.shape[1:]), window.plans_manager, roi)
