@@ -50,8 +50,9 @@ def test_outputs_and_gradients(regions: Any, elements: int, monkeypatch: pytest.
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_backward_within_autocast(dtype: torch.dtype) -> None:
     """As a loop has it that leaves autocast only after the backward pass."""
-    given, rows = [tensor.detach().to(dtype).requires_grad_() for tensor in tensors()], relative_positions((2, 2, 3))
-    given[3] = given[3].detach().float().requires_grad_()  # parameters stay as they are
+    query, key, value, table = (tensor.detach().to(dtype).requires_grad_() for tensor in tensors())
+    table = table.detach().float().requires_grad_()  # parameters stay as they are
+    given, rows = (query, key, value, table), relative_positions(WINDOWS.window)
     with torch.autocast("cpu", torch.bfloat16):
         loss = attend_in_windows(*given, rows, WINDOWS.regions()).float().square().sum()
         within = torch.autograd.grad(loss, given, retain_graph=True)
