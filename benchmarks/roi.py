@@ -13,7 +13,7 @@ with labels in imagesTs and labelsTs.
 Every model predicts each unseen case on the whole image and inside each region, on the grid of the box; with the first
 region also on the grid of the image, and without growth. Ways in turns, in one process; seconds are of a whole case:
 reading, both preprocessings, both models, export; windows are not mirrored. A second table tells what the regions are
-worth by themselves: the IoU of their boxes, without margin, and the cases of which they miss a label.
+worth by themselves: the IoU of the box around all foreground, without margin, and the cases that they miss.
 """
 
 import argparse
@@ -244,7 +244,7 @@ def iou(one: Box, other: Box) -> float:
 def boxes_table(regions: Mapping[str, Predictor], cases: Sequence[Case]) -> list[dict[str, Any]]:
     """A row per region: the IoU of the box around all foreground that is predicted with that of the truth.
 
-    A detector writes boxes as labels, so that of two organs, one within the other's box, the inner one has no voxel left.
+    A detector writes boxes as labels, so that of an organ within another's box no voxel may be left.
     """
     rows = []
     for model, predictor in regions.items():
