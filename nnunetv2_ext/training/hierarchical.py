@@ -65,17 +65,23 @@ class TrainerOfEntries(ExtTrainer):
     @classmethod
     def check_plans(cls, plans: dict[str, Any], configuration: str) -> CheckedPlans:
         checked = super().check_plans(plans, configuration)
+        manager = PlansManager(plans).get_configuration(configuration)
+        with torch.device("meta"):
+            network: Any = cls.build_network(manager, 1, 2, True)
+        patch, first = list(manager.patch_size), list(network.entry_shapes[0])
+        if any(size < planned for size, planned in zip(patch, first, strict=True)):
+            raise InputError(
+                f"a patch of {patch} for {type(network).__name__} of spatial_shape {first}",
+                "the same or more voxels along every axis",
+                "set arch_kwargs.spatial_shape to the patch, or plan again with --patch-size",
+            )
         weights = checked.block["hierarchical"]["entry_weights"]
-        if weights is not None:
-            manager = PlansManager(plans).get_configuration(configuration)
-            with torch.device("meta"):
-                network: Any = cls.build_network(manager, 1, 2, True)
-            if len(weights) != (entries := len(network.entry_shapes)):
-                raise InputError(
-                    f"{len(weights)} numbers in training.hierarchical.entry_weights",
-                    f"{entries}, one per entry of {type(network).__name__}",
-                    "correct the plans, or set it to null",
-                )
+        if weights is not None and len(weights) != (entries := len(network.entry_shapes)):
+            raise InputError(
+                f"{len(weights)} numbers in training.hierarchical.entry_weights",
+                f"{entries}, one per entry of {type(network).__name__}",
+                "correct the plans, or set it to null",
+            )
         return checked
 
     def initialize(self) -> None:
