@@ -7,7 +7,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_ext.architectures.contract import fixed
+from nnunetv2_ext.architectures.contract import check_planned, fixed
 from nnunetv2_ext.architectures.hierarchical import HierarchicalSegmentor
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.training.entries import ENTRIES, elements_of_entries, halving, topology_of_patch
@@ -68,13 +68,8 @@ class TrainerOfEntries(ExtTrainer):
         manager = PlansManager(plans).get_configuration(configuration)
         with torch.device("meta"):
             network: Any = cls.build_network(manager, 1, 2, True)
-        patch, first = list(manager.patch_size), list(network.entry_shapes[0])
-        if any(size < planned for size, planned in zip(patch, first, strict=True)):
-            raise InputError(
-                f"a patch of {patch} for {type(network).__name__} of spatial_shape {first}",
-                "the same or more voxels along every axis",
-                "set arch_kwargs.spatial_shape to the patch, or plan again with --patch-size",
-            )
+        # crops of further entries are to fit into the patch
+        check_planned(type(network).__name__, manager.patch_size, network.entry_shapes[0])
         weights = checked.block["hierarchical"]["entry_weights"]
         if weights is not None and len(weights) != (entries := len(network.entry_shapes)):
             raise InputError(
