@@ -171,9 +171,16 @@ def check_block(block: Mapping[str, Any]) -> None:
     """Check a block alone, not knowing what it goes over: without a name, an optimizer's keys may be those of any.
 
     Raises:
-        InputError: as `resolve_block`.
+        InputError: as `resolve_block`, or keys of several methods, which no trainer takes.
     """
     _check_block(block, None)
+    groups = [f"'training.{group}'" for group in METHODS if group in block]
+    if len(groups) > 1:
+        raise InputError(
+            f"the keys {' and '.join(groups)} together",
+            "those of one method: each is its trainer's alone",
+            "drop the flags, or remove the keys, of the others",
+        )
 
 
 def resolve_block(block: Mapping[str, Any] | None, defaults: Mapping[str, Any] | None = None) -> dict[str, Any]:

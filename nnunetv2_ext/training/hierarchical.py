@@ -7,7 +7,7 @@ import torch
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 from torch import Tensor
 
-from nnunetv2_ext.architectures.contract import fixed
+from nnunetv2_ext.architectures.contract import check_planned, fixed
 from nnunetv2_ext.architectures.hierarchical import HierarchicalSegmentor
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.training.entries import ENTRIES, elements_of_entries, halving, topology_of_patch
@@ -65,17 +65,18 @@ class TrainerOfEntries(ExtTrainer):
     @classmethod
     def check_plans(cls, plans: dict[str, Any], configuration: str) -> CheckedPlans:
         checked = super().check_plans(plans, configuration)
+        manager = PlansManager(plans).get_configuration(configuration)
+        with torch.device("meta"):
+            network: Any = cls.build_network(manager, 1, 2, True)
+        # crops of further entries are to fit into the patch
+        check_planned(type(network).__name__, manager.patch_size, network.entry_shapes[0])
         weights = checked.block["hierarchical"]["entry_weights"]
-        if weights is not None:
-            manager = PlansManager(plans).get_configuration(configuration)
-            with torch.device("meta"):
-                network: Any = cls.build_network(manager, 1, 2, True)
-            if len(weights) != (entries := len(network.entry_shapes)):
-                raise InputError(
-                    f"{len(weights)} numbers in training.hierarchical.entry_weights",
-                    f"{entries}, one per entry of {type(network).__name__}",
-                    "correct the plans, or set it to null",
-                )
+        if weights is not None and len(weights) != (entries := len(network.entry_shapes)):
+            raise InputError(
+                f"{len(weights)} numbers in training.hierarchical.entry_weights",
+                f"{entries}, one per entry of {type(network).__name__}",
+                "correct the plans, or set it to null",
+            )
         return checked
 
     def initialize(self) -> None:

@@ -142,6 +142,7 @@ def test_a_null_block_is_filled(plans: Path) -> None:
         ("--epochs 0", "training.epochs = 0; expected a whole number from 1"),
         ("--lr -1", "training.optimizer.lr = -1.0"),
         ("--grad-clip 20", "training.grad_clip = 20.0; expected a number above 0, at most 12"),
+        ("--beta 2 --quantile 0.8", "'training.thin_thick' and 'training.detector' together; expected those of one"),
         ("-c 3d --epochs 5", "the configuration '3d'; expected one that our trainers train: 3d_fullres"),
         (
             "-c 2d --epochs 5",

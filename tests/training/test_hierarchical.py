@@ -100,6 +100,11 @@ def test_network(architecture: dict[str, Any], changes: dict[str, Any], expected
         (changed(), {"training": {"hierarchical": {"entry_weights": [0, 0, 0]}}}, "not all 0"),
         (changed(entries=1), {"training": {"hierarchical": {"entry_weights": [1, 0.5, 0.25]}}}, "expected 1, one per"),
         (changed(), {"patch_size": [8, 32, 36]}, r"a patch of \(8, 32, 36\) for HierarchicalSegmentor"),
+        (
+            changed(),
+            {"patch_size": [8, 32, 16]},
+            r"a patch of \(8, 32, 16\) .*the size \(8, 32, 32\) that it was built",
+        ),
         (changed(spatial_shape=[8, 32, 36]), {}, r"a patch of \(8, 32, 36\) for HierarchicalSegmentor"),
         (UNET, {"patch_size": [8, 34, 32]}, r"a patch of \(8, 34, 32\) for HierarchicalSegmentor"),
         (MNET, {"patch_size": [8, 34, 32]}, r"a patch of \[8, 34, 32\] at .* multiples of 4 .*plan with Hierarchical"),
