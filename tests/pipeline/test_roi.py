@@ -47,11 +47,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for variable in ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results"):
             (folder / variable).mkdir(exist_ok=True)
             patch.setenv(variable, str(folder / variable))
-        prepare(folder)
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def prepared(folder: Path) -> Iterator[Path]:
+    """The same with plans, preprocessed data and the trained fine model."""
+    prepare(folder)
+    with pytest.MonkeyPatch.context() as patch:
         patch.setenv("nnUNet_n_proc_DA", "0")  # of trainings; nnU-Net's planner wants threads
         train_fold(708, "3d_fullres", 1, trainer="nnUNetTrainer", plans="nnUNetPlans", training=BRIEF)
         yield folder
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def prepare(folder: Path) -> None:
@@ -85,7 +92,8 @@ def narrow(plans: Path, configuration: str, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("coarse", [COARSE, DETECTOR])
-def test_train_calibrate_predict(folder: Path, capsys: pytest.CaptureFixture[str], coarse: str) -> None:
+def test_train_calibrate_predict(prepared: Path, capsys: pytest.CaptureFixture[str], coarse: str) -> None:
+    folder = prepared
     preprocessed, results = (folder / part / NAME for part in ("nnUNet_preprocessed", "nnUNet_results"))
     trainer, plans_name, _ = coarse.split(":")
     fold = train_fold(708, "3d_roi", 0, trainer=trainer, plans=plans_name, training=BRIEF)
