@@ -333,8 +333,9 @@ def run(args: argparse.Namespace) -> int:
         about, measured = machine(args.device), measure(folder, args)
     facts = {"cases": measured["cases"], "rounds": args.rounds, "device": args.device}
     rows, boxes = measured["rows"], measured["boxes"]
-    print(f"{markdown_facts(facts)}\n{markdown_facts(about)}\n\n{table(rows)}\n")
-    print(f"{table(boxes)}\n\n{verdicts(rows, boxes)}")
+    print(f"{markdown_facts(facts)}\n{markdown_facts(about)}\n\n{table(rows)}")
+    if boxes:
+        print(f"\n{table(boxes)}\n\n{verdicts(rows, boxes)}")
     if args.json is not None:
         write_json(args.json, {"machine": about, **facts, **measured})
     return 0
@@ -353,7 +354,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         "-d", dest="dataset", type=int, metavar="ID", help="a data set of one's own (default: phantoms)"
     )
     parser.add_argument("--fine", nargs="+", default=[*FINE], metavar=name, help=f"default {listed(FINE)}")
-    parser.add_argument("--regions", nargs="*", default=[*REGIONS], metavar=name, help=f"default {listed(REGIONS)}")
+    parser.add_argument(
+        "--regions", nargs="*", default=[*REGIONS], metavar=name, help=f"none: whole images (default {listed(REGIONS)})"
+    )
     parser.add_argument("-f", dest="folds", nargs="+", default=["0"], help="of the regions (default 0)")
     parser.add_argument("--fine-folds", nargs="+", default=["0"], help="default 0")
     parser.add_argument("--margin", type=float, metavar="MM", help="of all regions (default: as calibrated)")

@@ -33,7 +33,7 @@ CASES = [
     ("PaRNetwork-UNETR", True),
     ("ConvFreeTransformer-block", False),
     ("ROIDetector-slabs", False),
-    ("HierarchicalSegmentor-plain", False),
+    ("HierarchicalSegmentor-checkpointed", False),
 ]
 IDS = [f"{name}{' frozen' * frozen}" for name, frozen in CASES]
 

@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks import roi
 from benchmarks.roi import FINE, REGIONS, Seen, Way, iou, main, row_of, values_of, verdicts, ways_of
 from nnunetv2_ext.geometry.boxes import Box
 
@@ -63,6 +65,20 @@ def test_labels_and_regions(tmp_path: Path) -> None:
     labels = {"background": 0, "organ": 1, "whole": [1, 2], "ignore": 3}
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
     assert values_of(tmp_path) == {"organ": [1], "whole": [1, 2]}
+
+
+@pytest.mark.parametrize("boxes", [[], [{"region": "DetectorPlans", "IoU, mean": 0.8, "misses": 0}]])
+def test_what_is_printed(
+    boxes: list[dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a region, there is one table."""
+    whole = {"a": [seen(10, 0.8)], "b": [seen(8, 0.9)]}
+    measured = {"cases": 2, "rows": [row_of(Way(WAY.fine), whole, whole)], "boxes": boxes}
+    monkeypatch.setattr(roi, "measure", lambda folder, args: measured)
+    (tmp_path / "nnUNet_raw" / "Dataset009_Own").mkdir(parents=True)
+    assert main(["--folder", str(tmp_path), "-d", "9", "--json", str(tmp_path / "roi.json")]) == 0
+    assert capsys.readouterr().out.count("\n| ---") == (3 if boxes else 1)
+    assert json.loads((tmp_path / "roi.json").read_text())["boxes"] == boxes
 
 
 @pytest.mark.parametrize(
