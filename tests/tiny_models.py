@@ -102,12 +102,14 @@ def write_model(
     description: Mapping[str, Any] = DESCRIPTION,
     of_plans: Mapping[str, Any] | None = None,
     folds: Sequence[int] = (0,),
+    drawn: str = "",
 ) -> Path:
     """A model folder as a training leaves it, its networks as they are before the first step.
 
     Args:
         root: the folder that nnUNet_results lies in.
         of_plans: by default `plans()`.
+        drawn: part of the names of the weights that are drawn so wide that logits tell classes apart.
     """
     content = {**plans(), **(of_plans or {}), "dataset_name": name}
     model = root / "nnUNet_results" / name / f"{trainer}__nnUNetPlans__{configuration}"
@@ -123,8 +125,8 @@ def write_model(
             enable_deep_supervision=True,
         )
         with torch.no_grad():
-            for parameter in network.parameters():
-                if parameter.ndim > 1:
+            for key, parameter in network.named_parameters():
+                if drawn in key and parameter.ndim > 1:
                     parameter.normal_(0, (2 / parameter[0].numel()) ** 0.5)
         checkpoint = {
             "network_weights": network.state_dict(),

@@ -39,6 +39,8 @@ class Kind(NamedTuple):
     image: Mapping[str, Any] = {}
     folds: Sequence[int] = (0,)
     mirroring: bool = True
+    drawn: str = ""
+    """See `write_model`."""
 
     @property
     def ending(self) -> str:
@@ -63,12 +65,14 @@ KINDS = {
         plans={"transpose": (2, 0, 1)}, image={"shape": (26, 28, 7), "spacing": (1.2, 0.9, 3.5)}
     ),
 }  # fmt: skip
-OURS = {
-    entry.name: Kind(trainer=entry.name, network=("nnunetv2_ext.architectures.MNet", MNET), mirroring=False)
-    if entry.name == "MNetTrainer"
-    else Kind(trainer=entry.name, mirroring=False)
-    for entry in TRAINERS
-}
+OURS = {entry.name: Kind(trainer=entry.name, mirroring=False) for entry in TRAINERS}
+OURS["MNetTrainer"] = OURS["MNetTrainer"]._replace(network=("nnunetv2_ext.architectures.MNet", MNET))
+# the other head's boxes, untrained, have no voxel
+OURS["DetectorTrainer"] = OURS["DetectorTrainer"]._replace(
+    network=("nnunetv2_ext.architectures.ROIDetector", {"head": "pooled"}), drawn="boxes."
+)
+# residual steps of weights drawn wide grow beyond half precision
+OURS["HierarchicalTrainer"] = OURS["HierarchicalTrainer"]._replace(drawn="seg_layers.")
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +169,7 @@ def model_of(folder: Path, kind: Kind, name: str = NAME) -> Path:
         description={**DESCRIPTION, **kind.description},
         of_plans=of_plans,
         folds=kind.folds,
+        drawn=kind.drawn,
     )
 
 
