@@ -308,6 +308,16 @@ def test_another_patch_is_refused(patch: tuple[int, ...]) -> None:
         ours(torch.zeros(1, 2, *patch))
 
 
+@pytest.mark.parametrize(("threads", "used"), [(1, True), (2, False)])
+def test_attention_in_pieces_is_for_one_thread(threads: int, used: bool) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        assert few_features.is_meant_for(torch.zeros(1)) is used
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_memory_counts_backbone_and_refiner() -> None:
     ours = network()
     backbone = ours.backbone.compute_conv_feature_map_size(PATCH)

@@ -18,8 +18,12 @@ _HARMLESS = 32
 
 
 def is_meant_for(x: Tensor) -> bool:
-    """Whether `self_attention` is to be used: on the CPU, but not in half precision or in compiled code."""
-    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
+    """Whether `self_attention` is to be used: by one thread of a CPU, but not in half precision or in compiled code.
+
+    Its products are too small for several threads, which take twice the time of one; the fused kernel shares its work.
+    """
+    alone = x.device.type == "cpu" and torch.get_num_threads() == 1
+    return alone and x.dtype in (torch.float32, torch.float64) and not torch.compiler.is_compiling()
 
 
 def self_attention(x: Tensor, to_qkv: nn.Linear, to_out: nn.Linear, heads: int) -> Tensor:
