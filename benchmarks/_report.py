@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.text import markdown_table
 
 Run = Callable[[argparse.Namespace], int]
 
@@ -50,6 +51,17 @@ def cpu_model(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
             if key.strip() == "model name" and value.strip():
                 return value.strip()
     return platform.processor() or platform.machine()
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows by the names of their columns as a Markdown table, numbers with three digits; a row may lack some."""
+    header = list(dict.fromkeys(key for row in rows for key in row))
+    return markdown_table(header, [[shown(row.get(key, "")) for key in header] for row in rows])
+
+
+def shown(value: Any) -> str:
+    """A value for a table, a float with three digits."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def markdown_facts(facts: dict[str, Any]) -> str:

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from benchmarks._commands import Cost
 from benchmarks._commands import run as run_command
-from benchmarks._report import exit_status, machine, markdown_facts
+from benchmarks._report import exit_status, machine, markdown_facts, table_of
 from nnunetv2_ext.cli.demo import DATASET, TITLES
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import check_output_file, write_json
@@ -141,12 +141,6 @@ def verdicts(compared: Sequence[Compared], cases: int) -> str:
     return markdown_table(["figure", "expected", "measured", "reached"], rows)
 
 
-def table_of_part(rows: Sequence[dict[str, Any]]) -> str:
-    """The rows of a part's own measurement, numbers with three digits."""
-    cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
-    return markdown_table([*rows[0]], cells)
-
-
 def make_demo(work: Path) -> Path:
     """A demo with short trainings, in a folder of the benchmark's."""
     print("a short demo is made first; give the folder of a finished one with --demo", file=sys.stderr, flush=True)
@@ -215,7 +209,7 @@ def compare_parts(args: argparse.Namespace, demo: Path | None, images: Path | No
 
         parts["export"] = export_table(rounds=args.rounds)
     for part, rows in parts.items():
-        print(f"{part}\n\n{table_of_part(rows)}\n")
+        print(f"{part}\n\n{table_of(rows)}\n")
     return parts
 
 

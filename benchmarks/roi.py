@@ -30,7 +30,7 @@ import SimpleITK as sitk
 import torch
 from tqdm import tqdm
 
-from benchmarks._report import exit_status, in_points, machine, markdown_facts
+from benchmarks._report import exit_status, in_points, machine, markdown_facts, shown, table_of
 from nnunetv2_ext.data.description import IGNORE
 from nnunetv2_ext.data.phantom import write_phantoms
 from nnunetv2_ext.errors import InputError
@@ -38,6 +38,7 @@ from nnunetv2_ext.evaluation.comparison import compare_pair
 from nnunetv2_ext.evaluation.scores import dice_scores
 from nnunetv2_ext.files import check_output_file, read_json, write_json
 from nnunetv2_ext.geometry.boxes import Box, bounding_box
+from nnunetv2_ext.inference.models import parse_models
 from nnunetv2_ext.inference.predictor import Predictor
 from nnunetv2_ext.inference.region import region_of_model
 from nnunetv2_ext.inference.roi import ROI
@@ -119,9 +120,10 @@ def ways_of(fine: Sequence[str], regions: Sequence[str]) -> list[Way]:
     return ways
 
 
-def folder_name(model: str) -> str:
-    """Of a model `TRAINER:PLANS:CONFIGURATION` among the results."""
-    return model.replace(":", "__")
+def trained(results: Path, name: str) -> Path:
+    """The folder of the model `TRAINER:PLANS:CONFIGURATION` among the results of a data set."""
+    (model,) = parse_models([name])
+    return results / model.folder_name
 
 
 def train(folder: Path, args: argparse.Namespace) -> None:
@@ -129,11 +131,11 @@ def train(folder: Path, args: argparse.Namespace) -> None:
     shell = Shell(folder)
     if not (folder / "nnUNet_raw" / PHANTOMS).is_dir():
         write_phantoms(folder / "nnUNet_raw" / PHANTOMS, training=24, test=8, field=FIELD)
-    preprocessed = folder / "nnUNet_preprocessed" / PHANTOMS
+    preprocessed, results = (folder / part / PHANTOMS for part in ("nnUNet_preprocessed", "nnUNet_results"))
     budget = {"epochs": args.epochs, "iterations_per_epoch": args.iterations}
     for model, flags in {**REGIONS, **FINE}.items():
-        trained = folder / "nnUNet_results" / PHANTOMS / folder_name(model)
-        if model not in (*args.fine, *args.regions) or (trained / "fold_0" / "validation" / "summary.json").is_file():
+        summary = trained(results, model) / "fold_0" / "validation" / "summary.json"
+        if model not in (*args.fine, *args.regions) or summary.is_file():
             continue
         trainer, plans, configuration = model.split(":")
         shell.run(f"nnunetv2_ext plan_and_preprocess -d 7 {flags} --no_pbar")
@@ -169,13 +171,13 @@ def predictors(results: Path, args: argparse.Namespace) -> tuple[dict[Way, Predi
     """The fine models every way, and the models of the regions."""
     options = Options(mirroring=False)
     common: dict[str, Any] = {"device": args.device, "options": options}
-    regions = {name: Predictor(results / folder_name(name), folds=args.folds, **common) for name in args.regions}
+    regions = {name: Predictor(trained(results, name), folds=args.folds, **common) for name in args.regions}
     made = {}
     for way in ways_of(args.fine, args.regions):
         region = None
         if way.region is not None and way.roi is not None:
             region = region_of_model(way.roi, regions[way.region], args.margin)
-        made[way] = Predictor(results / folder_name(way.fine), folds=args.fine_folds, region=region, **common)
+        made[way] = Predictor(trained(results, way.fine), folds=args.fine_folds, region=region, **common)
     return made, regions
 
 
@@ -280,23 +282,19 @@ def verdicts(rows: Sequence[Mapping[str, Any]], boxes: Sequence[Mapping[str, Any
     for row in boxes:
         reached = row["IoU, mean"] >= IOU and not row["misses"]
         checked.append((f"{row['region']}: IoU", f"at least {IOU}, no miss", row["IoU, mean"], reached))
-    cells = [[what, goal, _cell(value), "yes" if reached else "no"] for what, goal, value, reached in checked]
+    cells = [[what, goal, shown(value), "yes" if reached else "no"] for what, goal, value, reached in checked]
     return markdown_table(["figure", "expected", "measured", "reached"], cells)
 
 
-def _cell(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as a Markdown table, numbers with three digits."""
-    header = list(dict.fromkeys(key for row in rows for key in row))
-    return markdown_table(header, [[_cell(row.get(key, "")) for key in header] for row in rows])
-
-
 def measure(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
-    """The rows of both tables, from models that are there."""
-    (raw,) = sorted((folder / "nnUNet_raw").glob(f"Dataset{args.dataset:03d}_*"))
+    """The rows of both tables, from models that are there.
+
+    Raises:
+        InputError: no such data set.
+    """
+    raw = next((folder / "nnUNet_raw").glob(f"Dataset{args.dataset:03d}_*"), None)
+    if raw is None:
+        raise InputError(f"no data set {args.dataset} in {folder / 'nnUNet_raw'}", "one there", "correct -d")
     values, cases = values_of(raw), list(cases_of(raw))
     ways, regions = predictors(folder / "nnUNet_results" / raw.name, args)
     seen: dict[Way, dict[str, list[Seen]]] = {way: {} for way in ways}
@@ -328,14 +326,12 @@ def run(args: argparse.Namespace) -> int:
             folder.mkdir(parents=True, exist_ok=True)
             train(folder, args)
             args.dataset = 7
-        elif not list((folder / "nnUNet_raw").glob(f"Dataset{args.dataset:03d}_*")):
-            raise InputError(f"no data set {args.dataset} in {folder / 'nnUNet_raw'}", "one there", "correct -d")
         about, measured = machine(args.device), measure(folder, args)
     facts = {"cases": measured["cases"], "rounds": args.rounds, "device": args.device}
     rows, boxes = measured["rows"], measured["boxes"]
-    print(f"{markdown_facts(facts)}\n{markdown_facts(about)}\n\n{table(rows)}")
+    print(f"{markdown_facts(facts)}\n{markdown_facts(about)}\n\n{table_of(rows)}")
     if boxes:
-        print(f"\n{table(boxes)}\n\n{verdicts(rows, boxes)}")
+        print(f"\n{table_of(boxes)}\n\n{verdicts(rows, boxes)}")
     if args.json is not None:
         write_json(args.json, {"machine": about, **facts, **measured})
     return 0
