@@ -20,6 +20,7 @@ from nnunetv2_ext.architectures.backbones.record import cumulative, triple
 from nnunetv2_ext.architectures.contract import Shape, check_patch
 from nnunetv2_ext.architectures.layers.checkpointing import make_stages
 from nnunetv2_ext.architectures.layers.few_channels import Pointwise, upsampled
+from nnunetv2_ext.architectures.layers.heads import Heads
 from nnunetv2_ext.architectures.layers.slim_block import EXPANSION, SlimBlock
 from nnunetv2_ext.architectures.measure import kept_elements
 from nnunetv2_ext.errors import InputError, check_whole, is_whole
@@ -99,7 +100,7 @@ class HierarchicalSegmentor(nn.Module):
         below = list(zip(widths, widths[1:], self.strides[1:], strict=False))
         self.downs = nn.ModuleList(_Down(width, wider, stride) for width, wider, stride in below)
         self.ups = nn.ModuleList(_Up(wider, width, stride) for width, wider, stride in below)
-        self.heads = _Heads(widths[:entries], num_classes)
+        self.heads = Heads(widths[:entries], num_classes, bias=True)
         if activation_checkpointing:
             make_stages(self, STAGES)
 
@@ -202,14 +203,6 @@ class _Up(nn.Module):
         return upsampled(self.depth_wise, self.point_wise, x)
 
 
-class _Heads(nn.Module):
-    """The 1x1x1 convolutions to logits; `seg_layers` is the name that nnU-Net's -pretrained_weights leaves out."""
-
-    def __init__(self, channels: Sequence[int], num_classes: int):
-        super().__init__()
-        self.seg_layers = nn.ModuleList(Pointwise(width, num_classes, 1) for width in channels)
-
-
 def _block(channels: int, kernel: Shape, shape: Shape, tokens: int) -> SlimBlock:
     most = max(1, channels // HEAD_FEATURES)
     heads = next(number for number in range(most, 0, -1) if channels % number == 0)
@@ -237,19 +230,22 @@ def _shrunk(sizes: Sequence[int], step: Shape) -> Shape:
     return triple([size // by for size, by in zip(sizes, step, strict=True)])
 
 
-def _check_stages(strides: Any, kernel_sizes: Any) -> None:
-    def are_triples(value: Any) -> bool:
-        return isinstance(value, list | tuple) and all(
-            isinstance(one, list | tuple) and len(one) == 3 and all(map(is_whole, one)) for one in value
-        )
+def are_triples(value: Any) -> bool:
+    """Whether it is what plans of nnU-Net's U-Nets hold: three numbers for each stage."""
+    return isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 3 for one in value)
 
-    if not are_triples(strides) or not strides or tuple(strides[0]) != (1, 1, 1):
+
+def _check_stages(strides: Any, kernel_sizes: Any) -> None:
+    def are_whole(value: Any) -> bool:
+        return are_triples(value) and all(is_whole(number) for one in value for number in one)
+
+    if not are_whole(strides) or not strides or tuple(strides[0]) != (1, 1, 1):
         raise InputError(
             f"strides={strides!r}",
             "three whole numbers (z, y, x) per stage, those of the first [1, 1, 1]",
             "take the strides of a 3D configuration from plans of nnU-Net",
         )
-    if not are_triples(kernel_sizes) or len(kernel_sizes) != len(strides):
+    if not are_whole(kernel_sizes) or len(kernel_sizes) != len(strides):
         raise InputError(
             f"kernel_sizes={kernel_sizes!r}",
             f"three whole numbers (z, y, x) for each of the {len(strides)} stages",

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nnunetv2_ext.architectures.contract import Shape, three_axes
-from nnunetv2_ext.architectures.layers.few_channels import Pointwise
+from nnunetv2_ext.architectures.layers.heads import Heads
 from nnunetv2_ext.architectures.layers.instance_norm import instance_norm
 from nnunetv2_ext.architectures.layers.memory_format import channels_last
 from nnunetv2_ext.architectures.layers.recompute import RecomputedOnce, absolute, computed_again, max_pool
@@ -181,14 +181,6 @@ class _Block(nn.Module):
             return self.layer2.conv(F.leaky_relu_(normed, LEAK))
 
 
-class _Heads(nn.Module):
-    """The 1x1x1 convolutions to logits; `seg_layers` is the name that nnU-Net's -pretrained_weights leaves out."""
-
-    def __init__(self, channels: Sequence[int], num_classes: int):
-        super().__init__()
-        self.seg_layers = nn.ModuleList(Pointwise(width, num_classes, 1, bias=False) for width in channels)
-
-
 class MNet(nn.Module):
     """The mesh network of Dong et al. (IJCAI 2022, section 3).
 
@@ -247,7 +239,8 @@ class MNet(nn.Module):
             for stream in _streams(node):
                 block = _Block(channels, self.features_per_stage[_depth(node) - 1], stream)
                 self.blocks[self._block_name(node, stream)] = block
-        self.heads = _Heads([self.features_per_stage[_depth(node) - 1] for node in _OUTPUT_NODES], num_classes)
+        widths = [self.features_per_stage[_depth(node) - 1] for node in _OUTPUT_NODES]
+        self.heads = Heads(widths, num_classes, bias=False)
 
     @staticmethod
     def _block_name(node: Node, stream: str) -> str:

@@ -1,4 +1,4 @@
-"""State dicts in which segmentation heads have another name than in the module.
+"""Segmentation heads, under the name by which nnU-Net knows them, in the module or in its state dict alone.
 
 nnU-Net's `-pretrained_weights` leaves out keys that contain `.seg_layers.`: heads of other names need it, and heads
 that are to be taken over must not have it.
@@ -9,7 +9,21 @@ from typing import Any
 
 from torch import nn
 
+from nnunetv2_ext.architectures.layers.few_channels import Pointwise
+
 Pairs = Sequence[tuple[str, str]]
+
+
+class Heads(nn.Module):
+    """The 1x1x1 convolutions to logits, one for each output.
+
+    Args:
+        channels: of each output's features.
+    """
+
+    def __init__(self, channels: Sequence[int], num_classes: int, *, bias: bool):
+        super().__init__()
+        self.seg_layers = nn.ModuleList(Pointwise(width, num_classes, 1, bias=bias) for width in channels)
 
 
 def rename_in_state_dict(module: nn.Module, pairs: Pairs) -> None:
