@@ -12,7 +12,8 @@ import numpy as np
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.planning.options import Option
 from nnunetv2_ext.planning.planner import ExtPlanner
-from nnunetv2_ext.training.entries import ENTRIES, elements_of_entries, halving, topology
+from nnunetv2_ext.training.entries import ENTRIES, elements_of_entries, halving
+from nnunetv2_ext.training.topology import topology
 
 LEAST_ENTRY = 8
 """Voxels of the last entry in plane, at least: a window for an organ of half as many."""

@@ -59,7 +59,7 @@ def test_plans_are_trained(path: Path, nnunet_folders: Path) -> None:
     assert plans["made_by"]["version"] == path.parent.name
     planner: Any = planner_class(plans["made_by"]["planner"])
     trainer = find("trainer", planner.trainer).load()
-    block, outputs = trainer.check_plans({**plans, "continue_training": False}, planner.configurations[0])
+    block, outputs, _ = trainer.check_plans({**plans, "continue_training": False}, planner.configurations[0])
     planned = plans["configurations"][planner.configurations[0]]["training"]
     assert block == planned | {key: NNUNET_BLOCK[key] for key in block.keys() - planned.keys()}
     assert outputs >= 1

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from nnunetv2.experiment_planning.experiment_planners.network_topology import get_pool_and_conv_props
 
 from nnunetv2_ext.architectures.backbones import DEFAULT_BACKBONE
 from nnunetv2_ext.architectures.backbones.network import record_of
@@ -15,6 +14,7 @@ from nnunetv2_ext.memory import memory_gb
 from nnunetv2_ext.planning.options import Option, json_object
 from nnunetv2_ext.planning.planner import ExtPlanner
 from nnunetv2_ext.registry import find
+from nnunetv2_ext.training.topology import LEAST_EDGE, topology
 
 
 class PlannerOfBackbones(ExtPlanner):
@@ -50,13 +50,9 @@ class PlannerOfBackbones(ExtPlanner):
     def fitted_patch(self, patch_size: np.ndarray, spacing: np.ndarray) -> np.ndarray:
         larger = np.maximum(patch_size, self.min_patch).astype(int)
         if self.record.planned is not None:
-            larger = np.array(self._topology(larger, spacing)[3])
+            larger = np.array(topology(spacing.tolist(), larger.tolist(), self.UNet_featuremap_min_edge_length)[2])
         divisor, minimum = (np.array(rule) for rule in size_rule(self.record, self._kwargs(larger, spacing)))
         return np.maximum(np.ceil(larger / divisor) * divisor, minimum).astype(int)
-
-    def _topology(self, patch_size: np.ndarray, spacing: np.ndarray) -> Any:
-        """nnU-Net's pooling and kernels for a patch, and the patch rounded up to what they need."""
-        return get_pool_and_conv_props(spacing, patch_size, self.UNet_featuremap_min_edge_length, 999999)
 
     def _kwargs(self, patch_size: np.ndarray, spacing: np.ndarray) -> dict[str, Any]:
         """The backbone's own arguments."""
@@ -102,7 +98,7 @@ def planned_kwargs(
     record: Backbone,
     patch_size: Sequence[int] | np.ndarray,
     spacing: Sequence[float] | np.ndarray,
-    least_edge: int = 4,
+    least_edge: int = LEAST_EDGE,
     features: tuple[int, int] = (32, 320),
 ) -> dict[str, Any]:
     """A backbone's own arguments as they follow from patch and spacing.
@@ -114,11 +110,10 @@ def planned_kwargs(
         features: of its U-Nets, of the first stage and at most; both as nnU-Net's planner has them.
     """
     if record.planned is not None:
-        mm, patch = np.asarray(spacing, float), np.asarray(patch_size)
-        _, strides, kernel_sizes, _, _ = get_pool_and_conv_props(mm, patch, least_edge, 999999)
+        strides, kernel_sizes, _ = topology([*spacing], [*patch_size], least_edge)
         first, most = features
         widths = [min(first * 2**stage, most) for stage in range(len(strides))]
-        return record.planned([list(stride) for stride in strides], [list(kernel) for kernel in kernel_sizes], widths)
+        return record.planned(strides, kernel_sizes, widths)
     if record.planned_by_spacing is not None:
         return record.planned_by_spacing([float(mm) for mm in spacing])
     return {}

@@ -8,10 +8,11 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor
 
 from nnunetv2_ext.architectures.contract import check_planned, fixed
-from nnunetv2_ext.architectures.hierarchical import HierarchicalSegmentor
+from nnunetv2_ext.architectures.hierarchical import HierarchicalSegmentor, are_triples
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.training.entries import ENTRIES, elements_of_entries, halving, topology_of_patch
+from nnunetv2_ext.training.entries import ENTRIES, elements_of_entries, halving
 from nnunetv2_ext.training.step import Objective
+from nnunetv2_ext.training.topology import topology_of_patch
 from nnunetv2_ext.training.trainer import CheckedPlans, ExtTrainer
 
 
@@ -55,7 +56,7 @@ class TrainerOfEntries(ExtTrainer):
         patch = list(configuration.patch_size)
         planned = configuration.network_arch_init_kwargs
         planned = planned.get("backbone_kwargs", planned)
-        if all(_are_triples(planned.get(key)) for key in ("strides", "kernel_sizes")):
+        if all(are_triples(planned.get(key)) for key in ("strides", "kernel_sizes")):
             strides, kernels = planned["strides"], planned["kernel_sizes"]
         else:
             strides, kernels = topology_of_patch(configuration.spacing, patch)
@@ -65,11 +66,9 @@ class TrainerOfEntries(ExtTrainer):
     @classmethod
     def check_plans(cls, plans: dict[str, Any], configuration: str) -> CheckedPlans:
         checked = super().check_plans(plans, configuration)
-        manager = PlansManager(plans).get_configuration(configuration)
-        with torch.device("meta"):
-            network: Any = cls.build_network(manager, 1, 2, True)
+        network, patch_size = checked.network, PlansManager(plans).get_configuration(configuration).patch_size
         # crops of further entries are to fit into the patch
-        check_planned(type(network).__name__, manager.patch_size, network.entry_shapes[0])
+        check_planned(type(network).__name__, patch_size, network.entry_shapes[0])
         weights = checked.block["hierarchical"]["entry_weights"]
         if weights is not None and len(weights) != (entries := len(network.entry_shapes)):
             raise InputError(
@@ -128,8 +127,3 @@ class TrainerOfEntries(ExtTrainer):
                 voxels = foreground.any(0).nonzero()
             centres.append(voxels if voxels is not None and len(voxels) else None)
         return centres
-
-
-def _are_triples(value: Any) -> bool:
-    """Whether it is what plans of nnU-Net's U-Nets hold: three numbers for each stage."""
-    return isinstance(value, list | tuple) and all(isinstance(one, list | tuple) and len(one) == 3 for one in value)

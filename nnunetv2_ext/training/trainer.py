@@ -53,6 +53,8 @@ class CheckedPlans(NamedTuple):
     """The configuration's resolved training block."""
     outputs: int
     """Outputs of the network with deep supervision."""
+    network: Any
+    """Built on the meta device, of one channel and two classes."""
 
 
 class ExtTrainer(CheckpointTrainer):
@@ -76,7 +78,7 @@ class ExtTrainer(CheckpointTrainer):
         for variable in LEAST:
             check_processes(variable)
         self.resuming = bool(plans.get("continue_training", False))
-        self.block, outputs = self.check_plans(plans, configuration)
+        self.block, outputs, _ = self.check_plans(plans, configuration)
         if fold != "all":
             file = nnunet_folder("nnUNet_preprocessed") / plans["dataset_name"] / SPLITS
             check_number(int(fold), len(read_splits(file, RESTORE_SPLITS)) if file.is_file() else NNUNET_FOLDS)
@@ -159,7 +161,7 @@ class ExtTrainer(CheckpointTrainer):
                 f"{outputs}, one per output of {name}",
                 "correct the plans",
             )
-        return CheckedPlans(block, outputs)
+        return CheckedPlans(block, outputs, network)
 
     @classmethod
     def check_data(cls, plans_manager: PlansManager, configuration: ConfigurationManager, data: Path) -> str:
