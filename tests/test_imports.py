@@ -10,6 +10,7 @@ ROOMS = [
     "testing",
     "profiling",
     "doctor",
+    "audit",
     "report",
     "inference",
     "planning",
