@@ -219,6 +219,7 @@ REFERENCE = {
     **dict.fromkeys(("predict", "calibrate_roi", "ensemble"), "reference-prediction.md"),
     **dict.fromkeys(("evaluate", "compare", "look", "report"), "reference-evaluation.md"),
     **dict.fromkeys(("train", "jobs", "run"), "reference-jobs.md"),
+    "audit": "reference-audit.md",
     "container": "reference-container.md",
     "profile": "reference-profile.md",
 }

@@ -38,6 +38,7 @@ COMMANDS = {
     "compare": "models that were evaluated, paired by case: differences, intervals, tests",
     "look": "a picture of cases: images with their predictions, and labels where there are any",
     "report": "all of an evaluation in one HTML file, which needs no network",
+    "audit": "which labels of a data set are probably wrong, and which follow another style",
     "container": "a container of trained models, for a challenge or for a folder that is watched",
     "profile": "parameters, multiply-adds, memory and time of a network, module by module",
     "run": "the whole way of a data set: plan, train, find the best, predict, evaluate, report",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.find_best import check_same_cases
 from nnunetv2_ext.cli.options import add_processes, folds_of, number, processes, value_of
+from nnunetv2_ext.data.cases import REFERENCES
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
@@ -30,9 +31,6 @@ EXAMPLE = """examples:
 
 The same command again goes on where it was stopped. Exit status: 0 all cases are measured, 2 bad input.
 """
-
-REFERENCES = "gt_segmentations"
-"""The folder of the references of preprocessed data."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
 """The folds of a data set: splits_final.json, or nnU-Net's five where there is none."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,38 @@ def read_splits(file: Path, remedy: str) -> list[dict[str, list[str]]]:
     if not splits or not all(map(_is_split, splits)):
         raise InputError(f"{file}, which is no list of folds with train and val", "names of cases in each", remedy)
     return splits
+
+
+def default_splits(cases: Iterable[str]) -> list[dict[str, list[str]]]:
+    """The five folds that nnU-Net makes of a data set without splits_final.json.
+
+    Raises:
+        InputError: fewer than five cases.
+    """
+    from nnunetv2.utilities.crossval_split import generate_crossval_split
+
+    names = sorted(cases)
+    if len(names) < NNUNET_FOLDS:
+        raise InputError(counted(names, "case"), f"{NNUNET_FOLDS} or more for nnU-Net's folds", "add cases")
+    return [
+        {part: [str(case) for case in fold[part]] for part in ("train", "val")}
+        for fold in generate_crossval_split(names, seed=12345, n_splits=NNUNET_FOLDS)
+    ]
+
+
+def without(splits: list[dict[str, list[str]]], cases: Collection[str]) -> list[dict[str, list[str]]]:
+    """All folds, without some cases.
+
+    Raises:
+        InputError: a fold has no other ones left to train or to validate with.
+    """
+    kept = [{part: [case for case in fold[part] if case not in cases] for part in ("train", "val")} for fold in splits]
+    for number, (fold, before) in enumerate(zip(kept, splits, strict=True)):
+        for part, verb in (("train", "train"), ("val", "validate")):
+            if before[part] and not fold[part]:
+                got = f"fold {number} without a case to {verb} with, once {counted(cases, 'case')} are left out"
+                raise InputError(got, "at least one", f"write folds of the other cases by hand, as {SPLITS} has them")
+    return kept
 
 
 def _is_split(split: Any) -> bool:

@@ -1,0 +1,91 @@
+"""What is odd about a label, in a sentence: what, where, how much."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from nnunetv2_ext.audit.result import LabelScore
+from nnunetv2_ext.text import listed
+
+SIDES = (("left", "right"), ("back", "front"), ("head", "feet"))
+"""Of the patient, towards which the numbers of a shift are above 0, and below."""
+MIRRORINGS = ("from left to right", "from back to front", "from head to feet")
+BETTER = 0.6
+"""What a shift or a mirroring must leave of a disagreement, at the most, to be taken for its cause."""
+MUCH = 0.15
+"""Of a mask, or of Dice: less is not told."""
+
+
+def explain(score: LabelScore) -> str:
+    """What is odd about a label that is unlike its prediction, by what would mend it."""
+    name = score.label
+    if not score.voxels:
+        return f"{name} is missing, where the prediction has {volume(score.predicted, score)}"
+    if not score.predicted:
+        return f"{name} has {volume(score.voxels, score)}, where the prediction has none"
+    if score.empty_slices >= 2:
+        return f"{name} lacks {score.empty_slices} slices between slices that have it"
+    best = int(np.argmin(score.mirrored))
+    if score.mirrored[best] < min(BETTER * score.disagreement, score.moved - MUCH):
+        would = f"Dice {1 - score.mirrored[best]:.2f} if it were mirrored {MIRRORINGS[best]}"
+        return f"{name} would have {would} and laid upon the prediction"
+    if score.moved < BETTER * score.disagreement:
+        return f"{name} {_lies(score)}"
+    lacking, beyond = lacking_and_beyond(score)
+    if lacking > MUCH and beyond < lacking / 2:
+        return f"{name} lacks {lacking:.0%} of the prediction{_where(score, -1)}"
+    if beyond > MUCH and lacking < beyond / 2:
+        return f"{name} lies beyond the prediction with {beyond:.0%} of it{_where(score, 1)}"
+    return (
+        f"{name} lacks {lacking:.0%} of the prediction and lies beyond it with {beyond:.0%}{_within(score)}, "
+        "perhaps another case's label"
+    )
+
+
+def explain_size(score: LabelScore, usual: float) -> str:
+    """That a label is larger or smaller than its prediction.
+
+    Args:
+        usual: the median of `size` over the cases.
+    """
+    told = [f"{abs(math.expm1(size)):.0%} {'larger' if size > 0 else 'smaller'}" for size in (score.size, usual)]
+    return f"{score.label} is {told[0]} than the prediction; the others' median is {told[1]}"
+
+
+def lacking_and_beyond(score: LabelScore) -> tuple[float, float]:
+    """The share of the prediction that the label lacks, and that of the label which lies beyond the prediction."""
+    common = (1 - score.disagreement) * (score.voxels + score.predicted) / 2
+    lacking, beyond = (float(np.clip(1 - common / voxels, 0, 1)) for voxels in (score.predicted, score.voxels))
+    return lacking, beyond
+
+
+def volume(voxels: int, score: LabelScore) -> str:
+    """Of so many voxels: `1.2 ml`."""
+    return f"{voxels * score.voxel_volume:.3g} ml"
+
+
+def _lies(score: LabelScore) -> str:
+    """Where a label lies that a shift would mend."""
+    if any(map(math.isnan, score.shift)):
+        return f"lies beside the prediction{_within(score)}"
+    far = math.hypot(*score.shift)
+    return f"lies {far:.1f} mm further to the patient's {_way(score.shift)} than the prediction"
+
+
+def _way(shift: Sequence[float]) -> str:
+    """The sides to which a shift goes, the most first, without those to which it hardly goes."""
+    most = max(map(abs, shift))
+    axes = sorted(range(3), key=lambda axis: -abs(shift[axis]))
+    return listed((SIDES[axis][shift[axis] < 0] for axis in axes if abs(shift[axis]) > most / 2), separator=" and ")
+
+
+def _where(score: LabelScore, sign: int) -> str:
+    """On which side a label lacks something (-1) or has too much (1), or that it does so on all."""
+    if math.hypot(*score.shift) > 0.25 * score.distance:
+        return f", towards the patient's {_way([sign * one for one in score.shift])}"
+    return f", all around{_within(score)}"
+
+
+def _within(score: LabelScore) -> str:
+    return "" if math.isnan(score.distance) else f", 95 % of the surfaces within {score.distance:.1f} mm"
