@@ -11,15 +11,19 @@ from nnunetv2_ext.text import listed
 SIDES = (("left", "right"), ("back", "front"), ("head", "feet"))
 """Of the patient, towards which the numbers of a shift are above 0, and below."""
 MIRRORINGS = ("from left to right", "from back to front", "from head to feet")
-BETTER = 0.6
-"""What a shift or a mirroring must leave of a disagreement, at the most, to be taken for its cause."""
+CAUSE = 0.7
+"""Of what a disagreement is above the median, a shift or a mirroring must mend so much to be taken for its cause."""
 MUCH = 0.15
 """Of a mask, or of Dice: less is not told."""
 
 
-def explain(score: LabelScore) -> str:
-    """What is odd about a label that is unlike its prediction, by what would mend it."""
-    name = score.label
+def explain(score: LabelScore, usual: float) -> str:
+    """What is odd about a label that is unlike its prediction, by what would mend it.
+
+    Args:
+        usual: the median disagreement of this label over the cases.
+    """
+    name, mended = score.label, usual + (1 - CAUSE) * (score.disagreement - usual)
     if not score.voxels:
         return f"{name} is missing, where the prediction has {volume(score.predicted, score)}"
     if not score.predicted:
@@ -27,10 +31,10 @@ def explain(score: LabelScore) -> str:
     if score.empty_slices >= 2:
         return f"{name} lacks {score.empty_slices} slices between slices that have it"
     best = int(np.argmin(score.mirrored))
-    if score.mirrored[best] < min(BETTER * score.disagreement, score.moved - MUCH):
+    if score.mirrored[best] < min(mended, score.moved - MUCH):
         would = f"Dice {1 - score.mirrored[best]:.2f} if it were mirrored {MIRRORINGS[best]}"
         return f"{name} would have {would} and laid upon the prediction"
-    if score.moved < BETTER * score.disagreement:
+    if score.moved < mended:
         return f"{name} {_lies(score)}"
     lacking, beyond = lacking_and_beyond(score)
     if lacking > MUCH and beyond < lacking / 2:

@@ -47,7 +47,7 @@ def whole_folds(folder: Path, model: Model) -> tuple[list[str], list[str]]:
     number = len(read_splits(splits, f"restore {splits}")) if splits.is_file() else NNUNET_FOLDS
     faults = {str(fold): fault_of_fold(folder, model, fold) for fold in range(number)}
     whole = [fold for fold, fault in faults.items() if fault is None]
-    return whole, [fault.what for fault in faults.values() if fault is not None]
+    return whole, [fault.what.removeprefix(f"{model.folder_name}/") for fault in faults.values() if fault is not None]
 
 
 def most_validated(dataset: str) -> Model | None:
@@ -88,23 +88,23 @@ def find_validation(dataset: str, model: Model | None = None) -> Validation:
     folder = model_folder(str(chosen), dataset)
     folds, faults = whole_folds(results, chosen)
     if not folds:
-        raise InputError(listed(faults, separator="; "), "a fold that is trained and validated", remedy)
+        raise InputError(f"{chosen}: {listed(faults, separator='; ')}", "a fold that is trained and validated", remedy)
     description = folder / "dataset.json"
     labels = labels_of(read_json(description, "train the model again"), description)
     references = references_of(dataset, labels)
     predictions = validated(folder, folds, labels.ending)
-    notes = [f"Only folds {listed(folds)} are audited: {listed(faults, separator='; ')}."] * bool(faults)
+    of_folds = f"fold{'s' * (len(folds) != 1)} {listed(folds)}"
+    notes = [f"Audited are the cases of {of_folds} alone: {listed(faults, separator='; ')}."] * bool(faults)
     cases = [case for case in references if case in predictions]
     if beside := [case for case in predictions if case not in references]:
         notes.append(f"{counted(beside, 'prediction')} without a label in {REFERENCES}: not audited.")
     if lacking := [case for case in references if case not in predictions]:
         notes.append(f"{counted(lacking, 'case')} without a prediction of these folds: not audited.")
-    refuse_few(len(cases), f"cases of folds {listed(folds)} of {chosen}")
+    refuse_few(len(cases), f"cases of {of_folds} of {chosen}")
     check_headers(Pair(cases[0], references[cases[0]], predictions[cases[0]]))
     if changed := [case for case in cases if _is_older(predictions[case], references[case])]:
         notes.append(
-            f"{counted(changed, 'prediction')} older than the label: whether a network of the label as it was or of "
-            "another one made it, the times of the files do not tell."
+            f"{counted(changed, 'label')} newer than the prediction: the network was trained with the label as it was."
         )
     of_cases = [{case: files[case] for case in cases} for files in (references, predictions)]
     return Validation(chosen, tuple(folds), labels, *of_cases, tuple(notes))

@@ -14,8 +14,6 @@ from nnunetv2_ext.text import counted
 
 LEAST = 0.05
 """Of Dice by which a case is below the median, at least: where all are alike, little is not wrong."""
-SILHOUETTE, SHARE = 0.5, 0.05
-"""Of two clusters that are two styles: above, and of the smaller one at least."""
 NEAREST_TO_CERTAIN = 1e-3
 """Disagreements of 0 and 1 count as this far from them: the logit of these has no end."""
 
@@ -114,7 +112,7 @@ def _logit(values: np.ndarray) -> np.ndarray:
 def _sentence(worst: LabelScore, others: Sequence[LabelScore], medians: Mapping[str, float]) -> str:
     dice = f"(Dice {1 - worst.disagreement:.2f}; the others' median {1 - medians[worst.label]:.2f})"
     beside = f"; also {', '.join(f'{one.label} (Dice {1 - one.disagreement:.2f})' for one in others)}" * bool(others)
-    return f"{explain(worst)} {dice}{beside}"
+    return f"{explain(worst, medians[worst.label])} {dice}{beside}"
 
 
 def _styles(scores: Sequence[LabelScore], latents: LatentMap | None) -> dict[str, Verdict]:
@@ -127,10 +125,8 @@ def _styles(scores: Sequence[LabelScore], latents: LatentMap | None) -> dict[str
             if abs(far) > LIMIT and (score.case not in found or found[score.case].order < abs(far)):
                 sentence = explain_size(score, float(np.median(sizes)))
                 found[score.case] = Verdict(score.case, False, abs(far), label, sentence)
-    if latents is not None and latents.silhouette > SILHOUETTE:
-        smaller = [case for case, cluster in zip(latents.cases, latents.clusters, strict=True) if cluster]
-        if len(smaller) >= SHARE * len(latents.cases):
-            told = f"it lies in the smaller of two clusters of the map, with {counted(smaller, 'case')}"
-            for case in smaller:
-                found.setdefault(case, Verdict(case, False, 0.0, "", told))
+    smaller = [] if latents is None else [latents.cases[place] for place in np.flatnonzero(latents.clusters)]
+    told = f"it lies in the smaller of two clusters of the map, with {counted(smaller, 'case')}"
+    for case in smaller:
+        found.setdefault(case, Verdict(case, False, 0.0, "", told))
     return found

@@ -1,9 +1,9 @@
 """The whole audit of a data set: evidence, scores, verdicts, findings, report."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.audit.result import MAP, VALIDATION, Audit, Files, LabelScore, LatentMap
@@ -24,6 +24,9 @@ from nnunetv2_ext.files import nnunet_folder, raw_folder, read_json, read_plans,
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.text import listed
+
+if TYPE_CHECKING:
+    from nnunetv2_ext.audit.map import MapResult
 
 RECORD = "run.json"
 """Of the settings, in the output."""
@@ -172,8 +175,6 @@ def _from_validation(wishes: Wishes, output: Path, *, processes: int, overwrite:
 
 
 def _from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, progress: bool) -> Scored:
-    from nnunetv2_ext.audit.map import MapSettings, run_map
-
     data = nnunet_folder("nnUNet_preprocessed") / wishes.dataset
     description = data / "dataset.json"
     again = f"run nnunetv2_ext plan_and_preprocess -d {wishes.dataset}"
@@ -185,6 +186,9 @@ def _from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, 
         raise InputError(f"no preprocessed cases of {plans}:{configuration}", "cases to map", again)
     references = references_of(wishes.dataset, labels)
     refuse_few(len(references), f"cases of {wishes.dataset}")
+
+    from nnunetv2_ext.audit.map import MapSettings, run_map
+
     result = run_map(
         folder,
         read_plans(data / f"{plans}.json", again),
@@ -195,8 +199,9 @@ def _from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, 
         settings=MapSettings(**wishes.map_settings),
         device=wishes.device,
         progress=progress,
+        overwrite=overwrite,
     )
-    of_map = {case: references[case] for case in result.predictions}
+    of_map = {case: references[case] for case in result.predictions if case in references}
     scores, faults = score_cases(of_map, result.predictions, labels, processes=processes, progress=progress)
     return Scored(
         MAP,
@@ -204,11 +209,23 @@ def _from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, 
         labels,
         of_map,
         result.predictions,
-        scores,
+        _over_readings(scores, result),
         result.map,
         folder,
-        tuple(faults),
+        (*result.notes, *faults),
     )
+
+
+def _over_readings(scores: Sequence[LabelScore], result: "MapResult") -> list[LabelScore]:
+    """The scores with the disagreements and ranks of all readings in place of those of the last."""
+    rows = {case: row for row, case in enumerate(result.map.cases)}
+    columns = {label: column for column, label in enumerate(result.labels)}
+    disagreement, ranks = result.disagreement, result.ranks
+    places = [(rows[score.case], columns[score.label]) for score in scores]
+    return [
+        score._replace(disagreement=float(disagreement[place]), rank=float(ranks[place]))
+        for score, place in zip(scores, places, strict=True)
+    ]
 
 
 def _preprocessed(data: Path, model: Model | None, again: str) -> tuple[str, str]:
@@ -237,12 +254,13 @@ def _preprocessed(data: Path, model: Model | None, again: str) -> tuple[str, str
 
 def _data_folder(data: Path, plans: str, configuration: str) -> Path | None:
     """Where the cases of a configuration lie; None where they are not preprocessed."""
-    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
-
     try:
-        manager = PlansManager(read_plans(data / f"{plans}.json", ""))
-        folder = data / str(manager.get_configuration(configuration).data_identifier)
-    except (InputError, LookupError, ValueError, RuntimeError):
+        configurations = read_plans(data / f"{plans}.json", "")["configurations"]
+        planned = configurations[configuration]
+        while "data_identifier" not in planned:
+            planned = configurations[planned["inherits_from"]]
+        folder = data / planned["data_identifier"]
+    except (InputError, LookupError, TypeError):
         return None
     return folder if folder.is_dir() and any(folder.iterdir()) else None
 

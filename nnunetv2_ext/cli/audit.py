@@ -27,7 +27,8 @@ EXAMPLE = """examples:
 No label and no image is changed. Exit status: 0 the report is written, whatever it lists; 2 bad input.
 """
 MAP_NUMBERS = {
-    "voxels": "side of the block, in voxels, that each case is resampled to fit (default: 64)",
+    "voxels": "that a case has in it at the most, once it is resampled (default: 262144, as of 64 x 64 x 64)",
+    "channels": "of its network's finest level (default: 8)",
     "epochs": "at the most (default: 40)",
     "seed": "of its random numbers (default: 0)",
     "max_parameters": "of its hyper-network; more are refused (default: 30000000)",

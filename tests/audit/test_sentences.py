@@ -65,7 +65,7 @@ SCORE = LabelScore(
     ],
 )
 def test_each_cause_has_its_sentence(changes, sentence):
-    assert sentence in explain(SCORE._replace(**changes))
+    assert sentence in explain(SCORE._replace(**changes), 0.1)
 
 
 def test_a_mean_disagreement_beside_other_masks_gives_shares_from_0_to_1():
