@@ -106,8 +106,8 @@ def find_validation(dataset: str, model: Model | None = None) -> Validation:
         notes.append(
             f"{counted(changed, 'label')} newer than the prediction: the network was trained with the label as it was."
         )
-    of_cases = [{case: files[case] for case in cases} for files in (references, predictions)]
-    return Validation(chosen, tuple(folds), labels, *of_cases, tuple(notes))
+    label_files, predicted = ({case: files[case] for case in cases} for files in (references, predictions))
+    return Validation(chosen, tuple(folds), labels, label_files, predicted, tuple(notes))
 
 
 def references_of(dataset: str, labels: Labels) -> dict[str, Path]:

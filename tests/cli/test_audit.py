@@ -5,6 +5,7 @@ import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,7 @@ def test_without_a_trained_fold_the_map_is_the_source(data, capsys, monkeypatch)
     assert audit("-o", "out") == 2
     assert "no preprocessed 3D configuration" in capsys.readouterr().err
 
-    asked = {}
+    asked: dict[str, Any] = {}
 
     def run_map(folder, plans, configuration, description, labels, output, **settings):
         asked.update(settings, folder=folder, configuration=configuration, output=output)
