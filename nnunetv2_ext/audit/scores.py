@@ -14,8 +14,6 @@ from nnunetv2_ext.evaluation.segmentations import Labels, Masks, Pair, count, is
 from nnunetv2_ext.evaluation.surface import surface_distances
 from nnunetv2_ext.geometry.boxes import bounding_box, components
 
-LIMIT = 3.0
-"""Standard deviations beyond which a value is unlike the others."""
 MAD, MEAN = 1.4826, 1.2533
 """By which a median or a mean of distances becomes the standard deviation of a normal distribution."""
 
@@ -125,24 +123,19 @@ def _disagreement_aligned(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """How many standard deviations each value lies above the median, by measures that outliers hardly move.
+    """How many standard deviations each value lies above the median, by measures that few outliers do not move.
 
     The standard deviation is 1.4826 MAD, the median absolute deviation; where more than half of the values are alike,
-    1.2533 times the mean one (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993). Values beyond three of
-    them are left out of both measures, until none is: a quarter of all would else widen them. NaN stays NaN; where all
+    1.2533 times the mean one (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993). NaN stays NaN; where all
     are alike, 0.
     """
     given = np.asarray(values, float)
-    kept = given[~np.isnan(given)]
-    if not kept.size:
+    known = given[~np.isnan(given)]
+    if not known.size:
         return given
-    deviation = 1.0
-    while True:
-        apart = np.abs(kept - np.median(kept))
-        deviation = MAD * np.median(apart) or MEAN * apart.mean() or deviation
-        if (near := apart <= LIMIT * deviation).all():
-            return np.asarray((given - np.median(kept)) / deviation)
-        kept = kept[near]
+    apart = np.abs(known - np.median(known))
+    deviation = MAD * np.median(apart) or MEAN * apart.mean() or 1.0
+    return np.asarray((given - np.median(known)) / deviation)
 
 
 def ranked(scores: Iterable[LabelScore]) -> list[LabelScore]:

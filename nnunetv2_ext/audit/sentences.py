@@ -38,13 +38,11 @@ def explain(score: LabelScore, usual: float) -> str:
         return f"{name} {_lies(score)}"
     lacking, beyond = lacking_and_beyond(score)
     if lacking > MUCH and beyond < lacking / 2:
-        return f"{name} lacks {lacking:.0%} of the prediction{_where(score, -1)}"
+        return f"{name} lacks {_percent(lacking)} of the prediction{_where(score, -1)}"
     if beyond > MUCH and lacking < beyond / 2:
-        return f"{name} lies beyond the prediction with {beyond:.0%} of it{_where(score, 1)}"
-    return (
-        f"{name} lacks {lacking:.0%} of the prediction and lies beyond it with {beyond:.0%}{_within(score)}, "
-        "perhaps another case's label"
-    )
+        return f"{name} lies beyond the prediction with {_percent(beyond)} of it{_where(score, 1)}"
+    both = f"lacks {_percent(lacking)} of the prediction and lies beyond it with {_percent(beyond)}"
+    return f"{name} {both}{_within(score)}, perhaps another case's label"
 
 
 def explain_size(score: LabelScore, usual: float) -> str:
@@ -53,8 +51,15 @@ def explain_size(score: LabelScore, usual: float) -> str:
     Args:
         usual: the median of `size` over the cases.
     """
-    told = [f"{abs(math.expm1(size)):.0%} {'larger' if size > 0 else 'smaller'}" for size in (score.size, usual)]
-    return f"{score.label} is {told[0]} than the prediction; the others' median is {told[1]}"
+    return f"{score.label} is {_larger(score.size)} than the prediction (the others' median: {_larger(usual)})"
+
+
+def _larger(size: float) -> str:
+    return f"{_percent(abs(math.expm1(size)))} {'smaller' if size < 0 else 'larger'}"
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def lacking_and_beyond(score: LabelScore) -> tuple[float, float]:

@@ -89,7 +89,12 @@ def run_audit(
     from nnunetv2_ext.audit.report import write_audit
 
     chosen = source_of(wishes)
-    settings: dict[str, Any] = {"version": __version__, "data set": wishes.dataset, "source": chosen, "model": str(wishes.model or "")}
+    settings: dict[str, Any] = {
+        "version": __version__,
+        "data set": wishes.dataset,
+        "source": chosen,
+        "model": str(wishes.model or ""),
+    }
     if chosen == MAP:
         settings["map"] = dict(wishes.map_settings)
     if not overwrite:

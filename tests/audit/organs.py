@@ -18,7 +18,7 @@ LABELS = {"background": 0, "liver": 1, "spleen": 2}
 DESCRIPTION: dict[str, Any] = {"channel_names": {"0": "MRI"}, "labels": LABELS, "file_ending": ".nii.gz"}
 SHAPE, SPACING = (16, 28, 28), (3.0, 1.0, 2.0)
 """(Z, Y, X), of mm; X to the patient's left, Y to the back, Z to the head."""
-CASES = tuple(f"organ_{number:02}" for number in range(20))
+CASES = tuple(f"organ_{number:02}" for number in range(30))
 FOLDS = 5
 Change = Callable[[np.ndarray], np.ndarray]
 

@@ -46,19 +46,19 @@ SCORE = LabelScore(
         ),
         (
             {"voxels": 480, "disagreement": 0.36, "moved": 0.34, "shift": (0.0, 0.0, 5.0)},
-            "liver lacks 53% of the prediction, towards the patient's feet",
+            "liver lacks 53 % of the prediction, towards the patient's feet",
         ),
         (
             {"voxels": 480, "disagreement": 0.36, "moved": 0.34},
-            "liver lacks 53% of the prediction, all around, 95 % of the surfaces within 6.0 mm",
+            "liver lacks 53 % of the prediction, all around, 95 % of the surfaces within 6.0 mm",
         ),
         (
             {"predicted": 480, "disagreement": 0.36, "moved": 0.34, "shift": (0.0, 5.0, 1.0)},
-            "liver lies beyond the prediction with 53% of it, towards the patient's back",
+            "liver lies beyond the prediction with 53 % of it, towards the patient's back",
         ),
         (
             {"voxels": 900},
-            "liver lacks 52% of the prediction and lies beyond it with 47%, 95 % of the surfaces within 6.0 mm, "
+            "liver lacks 52 % of the prediction and lies beyond it with 47 %, 95 % of the surfaces within 6.0 mm, "
             "perhaps another case's label",
         ),
         ({"voxels": 900, "mirrored": (math.nan,) * 3, "moved": math.nan, "shift": (math.nan,) * 3}, "perhaps another"),
@@ -76,8 +76,8 @@ def test_a_mean_disagreement_beside_other_masks_gives_shares_from_0_to_1():
 @pytest.mark.parametrize(
     ("size", "usual", "told"),
     [
-        (math.log(1.4), math.log(0.9), "liver is 40% larger than the prediction; the others' median is 10% smaller"),
-        (math.log(0.5), 0.0, "liver is 50% smaller than the prediction; the others' median is 0% smaller"),
+        (math.log(1.4), math.log(0.9), "liver is 40 % larger than the prediction (the others' median: 10 % smaller)"),
+        (math.log(0.5), 0.0, "liver is 50 % smaller than the prediction (the others' median: 0 % larger)"),
     ],
 )
 def test_another_size(size, usual, told):

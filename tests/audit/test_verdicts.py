@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from nnunetv2_ext.audit.result import LabelScore, LatentMap
+from nnunetv2_ext.audit.styles import limit_of
 from nnunetv2_ext.audit.validation import find_validation, score_cases
-from nnunetv2_ext.audit.verdicts import evidence, judge, limit_of
+from nnunetv2_ext.audit.verdicts import evidence, judge
 from tests.audit import organs
 
 PLANTED = organs.CASES[3:9]
@@ -87,7 +88,7 @@ def test_every_case_has_its_evidence():
     found = evidence(scores_of(*CLEAN, 0.9, math.nan))
     assert len(found) == 32
     assert found["030"].order == max(one.order for one in found.values() if not math.isnan(one.order))
-    assert found["031"].worst is None
+    assert found["031"].labels == ()
 
 
 def test_the_limit_grows_with_the_labels():
@@ -114,7 +115,7 @@ def test_other_styles_by_size(disagreements, sizes, styles):
         assert {one.case for one in found} == {f"{number:03}" for number in range(22, 30)}
     else:
         assert [one.case for one in found] == styles
-    assert all("than the prediction; the others' median is" in one.sentence for one in found)
+    assert all("than the prediction (the others' median: " in one.sentence for one in found)
 
 
 @pytest.mark.parametrize("clustered", [0, 3])

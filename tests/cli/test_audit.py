@@ -50,7 +50,7 @@ def test_it_tells_what_is_wrong_and_changes_nothing(data, capsys):
     files = before(data)
     assert audit() == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"{DATASET}: 20 cases, by the validation of {MODEL}"
+    assert told[0] == f"{DATASET}: 30 cases, by the validation of {MODEL}"
     assert told[1] == "3 probably wrong, 0 of another style, 1 other finding"
     assert [line.split(": ")[:2] for line in told[2:5]] == [
         [f"  {case}", "probably wrong"] for case in ("organ_05", "organ_03", "organ_04")
@@ -99,9 +99,9 @@ def test_without_a_trained_fold_the_map_is_the_source(data, capsys, monkeypatch)
 
     def run_map(folder, plans, configuration, description, labels, output, **settings):
         asked.update(settings, folder=folder, configuration=configuration, output=output)
-        values = np.linspace(0.1, 0.12, 40).reshape(20, 2)
+        values = np.linspace(0.1, 0.12, 60).reshape(30, 2)
         values[7] = 0.9
-        latents = LatentMap(CASES, np.zeros((20, 2)), np.zeros(20, int), np.nan, np.ones(20))
+        latents = LatentMap(CASES, np.zeros((30, 2)), np.zeros(30, int), np.nan, np.ones(30))
         return SimpleNamespace(
             map=latents, labels=tuple(labels.of), disagreement=values, ranks=values, predictions=predictions, notes=()
         )
@@ -113,7 +113,7 @@ def test_without_a_trained_fold_the_map_is_the_source(data, capsys, monkeypatch)
     (folder / "organ_00.b2nd").touch()
     assert audit("-o", "out", "--epochs", "3") == 0
     told = capsys.readouterr().out
-    assert f"{DATASET}: 20 cases, by a map of MNetPlans:3d_fullres\n1 probably wrong" in told
+    assert f"{DATASET}: 30 cases, by a map of MNetPlans:3d_fullres\n1 probably wrong" in told
     assert "  organ_07: probably wrong: " in told
     assert "(Dice 0.10; the others' median 0.89)" in told
     assert (asked["folder"], asked["configuration"], asked["settings"]) == (folder, "3d_fullres", {"epochs": 3})
