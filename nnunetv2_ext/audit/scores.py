@@ -123,11 +123,10 @@ def _disagreement_aligned(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
-    """How many standard deviations each value lies above the median, by measures that few outliers do not move.
+    """How many standard deviations each value lies above the median, by a measure that few outliers do not move.
 
-    The standard deviation is 1.4826 MAD, the median absolute deviation; where more than half of the values are alike,
-    1.2533 times the mean one (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993). NaN stays NaN; where all
-    are alike, 0.
+    1.4826 MAD, the median absolute deviation; where more than half of the values are alike, 1.2533 times the mean one
+    (Iglewicz and Hoaglin, How to Detect and Handle Outliers, 1993). NaN stays NaN; where all are alike, 0.
     """
     given = np.asarray(values, float)
     known = given[~np.isnan(given)]
@@ -135,7 +134,7 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
         return given
     apart = np.abs(known - np.median(known))
     deviation = MAD * np.median(apart) or MEAN * apart.mean() or 1.0
-    return np.asarray((given - np.median(known)) / deviation)
+    return (given - np.median(known)) / deviation
 
 
 def ranked(scores: Iterable[LabelScore]) -> list[LabelScore]:
