@@ -1,6 +1,5 @@
 """Which labels follow another style: thicker or thinner than the predictions, or in another cluster of the map."""
 
-import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
@@ -13,8 +12,8 @@ from nnunetv2_ext.text import counted
 
 LIMIT = 3.0
 """Standard deviations beyond which a value is unlike the others."""
-SILHOUETTE = 0.7
-"""Two groups of sizes where it is above this; of one number, halves of a single bell curve have 0.57 already."""
+SILHOUETTES = {1: 0.7, 2: 0.5}
+"""Two groups of sizes where it is above this, by number of axes: along one, a bell curve has 0.57 already."""
 SHARE = 0.05
 """Of the cases, in the smaller group at least."""
 
@@ -22,9 +21,9 @@ SHARE = 0.05
 def styles_of(scores: Sequence[LabelScore], latents: LatentMap | None = None) -> list[Verdict]:
     """The cases of another style, each once.
 
-    By size: that of a label is beyond three standard deviations (robust; of several labels a little more), or the mean
-    size over the labels is in the smaller of two groups. Where a quarter of the cases is thicker, the deviations are so
-    wide that no size is beyond three of them, but the sizes fall into two groups. By the map: the smaller cluster.
+    By size: that of a label is beyond three standard deviations (robust; of several labels a little more), or the sizes
+    are those of the smaller of two groups. Where a quarter of the cases is thicker, the deviations are so wide that no
+    size is beyond three of them, but the sizes fall into two groups. By the map: the smaller cluster.
     """
     found: dict[str, Verdict] = {}
     furthest: dict[str, tuple[float, LabelScore, float]] = {}
@@ -66,23 +65,32 @@ def limit_of(labels: int) -> float:
 
 
 def _smaller_group(labels: dict[str, list[LabelScore]]) -> list[str]:
-    """The cases of the smaller of two groups by the mean size of their labels; none where there is one group.
+    """The cases of the smaller of two groups by the sizes of their labels; none where there is one group.
 
-    Each label's sizes count from their median.
+    Of the labels' robust z, the two axes of most variance. Groups are those of 2-means with a silhouette above
+    `SILHOUETTES`, if two normal distributions also tell the cases better than one (BIC): sizes that go together are no
+    groups.
     """
     from sklearn.cluster import KMeans
+    from sklearn.decomposition import PCA
     from sklearn.metrics import silhouette_score
+    from sklearn.mixture import GaussianMixture
 
-    of_cases: dict[str, list[float]] = {}
-    for of in labels.values():
-        usual = float(np.median([score.size for score in of]))
-        for score in of:
-            of_cases.setdefault(score.case, []).append(score.size - usual)
-    cases, means = list(of_cases), np.array([math.fsum(sizes) / len(sizes) for sizes in of_cases.values()])[:, None]
-    if len(np.unique(means)) < 3:
+    cases = {case: row for row, case in enumerate(dict.fromkeys(score.case for of in labels.values() for score in of))}
+    sizes = np.zeros((len(cases), len(labels)))  # a label that a case has not is as usual
+    for column, of in enumerate(labels.values()):
+        rows = [cases[score.case] for score in of]
+        sizes[rows, column] = robust_z([score.size for score in of])
+    if len(np.unique(sizes, axis=0)) < 3:
         return []
-    groups = KMeans(2, n_init=10, random_state=0).fit_predict(means)
+    axes = PCA(min(2, len(labels)), random_state=0).fit_transform(sizes)
+    groups = KMeans(2, n_init=10, random_state=0).fit_predict(axes)
     small = int(np.count_nonzero(groups) <= len(groups) / 2)
     group = [case for case, number in zip(cases, groups, strict=True) if number == small]
-    apart = silhouette_score(means, groups) > SILHOUETTE
-    return group if apart and len(group) >= SHARE * len(cases) else []
+    if len(group) < SHARE * len(cases) or silhouette_score(axes, groups) <= SILHOUETTES[axes.shape[1]]:
+        return []
+    one, two = (
+        GaussianMixture(number, covariance_type="tied", n_init=5, random_state=0).fit(axes).bic(axes)
+        for number in (1, 2)
+    )
+    return group if two < one else []

@@ -166,7 +166,8 @@ def summary(audit: "Audit") -> list[str]:
         told += [f"  {one.case}: {kind}: {one.sentence}" for one in verdicts[:SHOWN]]
         if len(verdicts) > SHOWN:
             told.append(f"  and {len(verdicts) - SHOWN} more")
-    told += [f"  {one.sentence}" for one in audit.findings[:SHOWN]]
+    for one in audit.findings[:SHOWN]:
+        told.append(f"  {listed(one.cases, shown=3)}: {one.sentence}" if one.cases else f"  {one.sentence}")
     if len(audit.findings) > SHOWN:
         told.append(f"  and {len(audit.findings) - SHOWN} more findings")
     return told

@@ -118,6 +118,28 @@ def test_other_styles_by_size(disagreements, sizes, styles):
     assert all("than the prediction (the others' median: " in one.sentence for one in found)
 
 
+RANDOM = np.random.default_rng(0)
+BELL, OTHER_BELL = RANDOM.normal(0, 0.1, (2, 60))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "listed"),
+    [
+        pytest.param(BELL, OTHER_BELL, 0, id="two bell curves"),
+        pytest.param(BELL, BELL + OTHER_BELL / 10, 0, id="that go together"),
+        pytest.param(BELL, None, 0, id="of one label"),
+        pytest.param(BELL + 0.4 * (np.arange(60) < 15), OTHER_BELL + 0.4 * (np.arange(60) < 15), 15, id="a quarter"),
+        pytest.param(BELL + 0.8 * (np.arange(60) < 20), None, 20, id="a third, of one label"),
+    ],
+)
+def test_groups_of_sizes(first, second, listed):
+    disagreements = tuple(0.1 + 0.02 * math.sin(number) for number in range(60))
+    scores = scores_of(*disagreements, sizes=tuple(first))
+    scores += [] if second is None else scores_of(*disagreements, label="spleen", sizes=tuple(second))
+    found = [one for one in judge(scores) if "lie apart" in one.sentence or one.order > 3]
+    assert {one.case for one in found} == {f"{number:03}" for number in range(listed)}
+
+
 @pytest.mark.parametrize("clustered", [0, 3])
 def test_other_styles_by_the_smaller_cluster_of_the_map(clustered):
     scores = scores_of(*CLEAN)

@@ -29,7 +29,7 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     def find_all(raw, labels, references, preprocessed, *, processes, progress) -> list[Finding]:
         assert list(raw.cases) == list(references) == list(CASES)
-        return [Finding(("organ_00",), "outside", "organ_00: liver lies outside the body.")]
+        return [Finding(("organ_00",), "outside", "liver lies outside the body.")]
 
     monkeypatch.setitem(sys.modules, "nnunetv2_ext.audit.report", SimpleNamespace(write_audit=write_audit))
     monkeypatch.setitem(sys.modules, "nnunetv2_ext.audit.findings", SimpleNamespace(find_all=find_all))
