@@ -16,8 +16,8 @@ from nnunetv2_ext.inference.models import parse_models
 from nnunetv2_ext.text import counted, listed
 
 if TYPE_CHECKING:
+    from nnunetv2_ext.audit.evidence import Wishes
     from nnunetv2_ext.audit.result import Audit
-    from nnunetv2_ext.audit.whole import Wishes
 
 EXAMPLE = """examples:
   nnunetv2_ext audit -d 42                                        by the folds' validation; without one, by a map
@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_processes(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace another audit in OUT, and FILE")
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress on stderr")
-    of_map = parser.add_argument_group("the map")
+    of_map = parser.add_argument_group("the map, which the numbers ask for")
     for name, meaning in MAP_NUMBERS.items():
         of_map.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=meaning)
     of_map.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="where it is trained")
@@ -117,7 +117,7 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
     Raises:
         InputError: no such data set, no model's name, or numbers that make no sense.
     """
-    from nnunetv2_ext.audit.whole import Wishes
+    from nnunetv2_ext.audit.evidence import Wishes
 
     counts = {}
     for flag in ("pictures", "viewer"):
@@ -135,7 +135,8 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
         given_flags = [f"--{name.replace('_', '-')}" for name in numbers] + ["-device"] * (args.device != "cpu")
         raise InputError(f"{listed(given_flags)} beside --from validation", "--from map", "leave one of both out")
     (model,) = parse_models([args.model]) if args.model else (None,)
-    return Wishes(dataset_name(args.dataset), args.source, model, numbers, args.device, **counts)
+    source = args.source or ("map" if numbers else None)
+    return Wishes(dataset_name(args.dataset), source, model, numbers, args.device, **counts)
 
 
 def _check_exclude(path: Path | None, dataset: str, overwrite: bool) -> None:
