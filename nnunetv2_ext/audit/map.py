@@ -1,0 +1,197 @@
+"""The map of a data set: its cases trained into latents, and what the map predicts for each of them."""
+
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+from tqdm import tqdm
+
+from nnunetv2_ext.architectures.hypersort import parameter_count
+from nnunetv2_ext.audit.blocks import Block, Blocks, Frame, read_blocks
+from nnunetv2_ext.audit.readings import Reading, Task, predictions
+from nnunetv2_ext.audit.result import LabelScore, LatentMap
+from nnunetv2_ext.audit.scores import score_case
+from nnunetv2_ext.audit.training import MapSettings, MapTraining
+from nnunetv2_ext.data.volumes import write_label_file
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.segmentations import Labels, Pair
+from nnunetv2_ext.files import unwritable
+from nnunetv2_ext.inference.export import Prediction, labels_of
+from nnunetv2_ext.inference.windows import SURE
+from nnunetv2_ext.locks import held
+
+FEWEST_CASES = 10
+CHECKPOINT, PREDICTIONS = "map.pth", "predictions"
+
+
+@dataclass(frozen=True)
+class MapResult:
+    """A finished map."""
+
+    map: LatentMap
+    labels: tuple[str, ...]
+    """Their names, in the order of the columns."""
+    readings: Sequence[Reading]
+    predictions: Mapping[str, Path]
+    """The label file that the map predicts for each case, on the grid of its label."""
+    notes: tuple[str, ...] = ()
+    """What a reader must know, a sentence each."""
+
+    @property
+    def disagreement(self) -> np.ndarray:
+        """The mean over the readings: (cases, labels); NaN where label and prediction were always empty."""
+        return _mean([reading.disagreement for reading in self.readings])
+
+    @property
+    def ranks(self) -> np.ndarray:
+        """The mean over the readings of the mean rank by disagreement and by rarity: (cases, labels)."""
+        return _mean([(ranks(one.disagreement) + ranks(one.rarity[:, None])) / 2 for one in self.readings])
+
+
+def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
+    """Over the first axis, of what is not NaN."""
+    stacked = np.stack(values)
+    known = (~np.isnan(stacked)).sum(axis=0)
+    return np.where(known, np.nansum(stacked, axis=0) / np.maximum(known, 1), np.nan)
+
+
+def ranks(values: np.ndarray) -> np.ndarray:
+    """The share of its column's values that are below each: (cases, columns); NaN stays."""
+    result = np.full(values.shape, np.nan)
+    for column in range(values.shape[1]):
+        known = ~np.isnan(values[:, column])
+        of_it = values[known, column]
+        result[known, column] = np.searchsorted(np.sort(of_it), of_it) / max(len(of_it), 1)
+    return result
+
+
+def run_map(
+    data: Path,
+    plans: Mapping[str, Any],
+    configuration: str,
+    dataset_json: Mapping[str, Any],
+    labels: Labels,
+    output: Path,
+    *,
+    settings: MapSettings,
+    device: str = "cpu",
+    progress: bool = False,
+    overwrite: bool = False,
+) -> MapResult:
+    """Train the map of a data set, or go on with one that was stopped, and write what it predicts.
+
+    Args:
+        data: folder of the configuration's data, in that of the preprocessed data set.
+        labels: of its dataset.json.
+        output: an existing folder for the checkpoint and the predictions.
+        overwrite: begin anew whatever is there.
+
+    Raises:
+        InputError: 2D data, fewer than ten cases, images with NaN, a hyper-network above `max_parameters`, or a
+            checkpoint of other data or settings.
+    """
+    manager = PlansManager(dict(plans))
+    planned, label_manager = manager.get_configuration(configuration), manager.get_label_manager(dict(dataset_json))
+    if len(planned.patch_size) != 3:
+        raise InputError(f"the configuration {configuration} of slices", "a 3D one", "choose one with -m")
+    blocks = read_blocks(data, planned.spacing, voxels=settings.voxels, progress=progress)
+    if len(blocks.of) < FEWEST_CASES:
+        what = f"{len(blocks.of)} preprocessed cases in {data}"
+        raise InputError(
+            what, f"at least {FEWEST_CASES}", "audit a larger data set, or preprocess the rest of this one"
+        )
+    task = task_of(labels, label_manager)
+    _check_size(blocks, task, settings)
+    with held(output, "map", "a map"):
+        if overwrite:
+            (output / CHECKPOINT).unlink(missing_ok=True)
+            shutil.rmtree(output / PREDICTIONS, ignore_errors=True)
+        try:
+            training = MapTraining(blocks, task, settings, output / CHECKPOINT, device=torch.device(device))
+            training.run(progress=progress)
+        except OSError as error:
+            raise unwritable(output, error) from None
+        last = training.readings[-1]
+        (output / PREDICTIONS).mkdir(exist_ok=True)
+        files = {}
+        predicted = predictions(training.network, blocks, last.clusters, training.device)
+        for block, logits in tqdm(predicted, desc="predictions", total=len(blocks.of), disable=not progress):
+            files[block.case] = output / PREDICTIONS / f"{block.case}{labels.ending}"
+            if not files[block.case].is_file():
+                whole = _on_grid(logits.cpu(), block, blocks.frame, regions=task.regions)
+                member = Prediction(whole, dict(block.properties), manager, planned)
+                _write(labels_of([member], label_manager), files[block.case], manager, block.properties)
+    where = last.clusters
+    found = LatentMap(blocks.cases, last.latents, where.of, where.silhouette, last.rarity)
+    return MapResult(found, tuple(labels.of), training.readings, files)
+
+
+def map_scores(result: MapResult, references: Path, labels: Labels) -> list[LabelScore]:
+    """The scores of all cases and labels: sizes and shapes against the predictions, the rest over all readings.
+
+    Args:
+        references: folder of the label files.
+
+    Raises:
+        InputError: as `score_case`.
+    """
+    scores = []
+    for row, (case, prediction) in enumerate(result.predictions.items()):
+        pair = Pair(case, references / prediction.name, prediction)
+        for score in score_case(pair, labels):
+            column = result.labels.index(score.label)
+            disagreement, rank = result.disagreement[row, column], result.ranks[row, column]
+            scores.append(score._replace(disagreement=float(disagreement), rank=float(rank)))
+    return scores
+
+
+def task_of(labels: Labels, label_manager: LabelManager) -> Task:
+    """What the network of a map is to learn, after nnU-Net's reading of the same dataset.json."""
+    order = tuple(label_manager.regions_class_order or ()) if label_manager.has_regions else ()
+    outputs = label_manager.all_regions if label_manager.has_regions else label_manager.all_labels
+    heads = [tuple(map(int, one)) if isinstance(one, tuple | list) else (int(one),) for one in outputs]
+    return Task(labels.values, heads, bool(label_manager.has_regions), order, labels.ignore)
+
+
+def _check_size(blocks: Blocks, task: Task, settings: MapSettings) -> None:
+    count = parameter_count(
+        len(blocks.of[0].image), len(task.heads), n_down=blocks.frame.levels, n_fix=1, features=settings.channels
+    )
+    if count > settings.max_parameters:
+        raise InputError(
+            f"a hyper-network of {count / 1e6:.1f} million parameters",
+            f"{settings.max_parameters / 1e6:.1f} million at the most",
+            "choose fewer --channels or --voxels, or a higher --max-parameters",
+        )
+
+
+def _on_grid(logits: torch.Tensor, block: Block, frame: Frame, *, regions: bool) -> torch.Tensor:
+    """Logits of a block in the preprocessed image, background around it: (heads, *block) -> (heads, *grid), half."""
+    whole = torch.full((len(logits), *block.grid), -SURE, dtype=torch.half)
+    if not regions:
+        whole[0] = SURE
+    inside = block.box.clipped(block.grid)
+    assert inside is not None
+    crop = F.interpolate(logits[None].float(), frame.crop, mode="trilinear")[0]
+    there, here = inside.slices, inside.seen_from(block.box.low).slices
+    whole[:, there[0], there[1], there[2]] = crop[:, here[0], here[1], here[2]].half()
+    return whole
+
+
+def _write(label: np.ndarray, path: Path, manager: PlansManager, properties: Mapping[str, Any]) -> None:
+    """A label file, whole or not at all; what its writer puts beside it comes first."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=".part_", dir=path.parent) as part:
+            write_label_file(manager.image_reader_writer_class(), label, Path(part, path.name), properties)
+            for written in sorted(Path(part).iterdir(), key=lambda one: one.name == path.name):
+                written.replace(path.parent / written.name)
+    except OSError as error:
+        raise unwritable(path, error) from None
