@@ -30,7 +30,7 @@ STRAYS = 0.02
 SMALLEST = 4
 """Voxels along an axis of the U-Net's deepest map."""
 MOST_LEVELS = 3
-FEWEST_VOXELS = 8**3
+FEWEST_CASES = 10
 _LARGEST = 3e4
 """Of an image's values, which half precision holds."""
 AGAIN = "preprocess the data set again"
@@ -101,10 +101,14 @@ def read_blocks(data: Path, spacing: Sequence[float], *, voxels: int, progress: 
         voxels: the most that a block may have.
 
     Raises:
-        InputError: images with values that are no finite numbers, or a file that cannot be read.
+        InputError: fewer than ten cases, images with values that are no finite numbers, or a file that cannot be read.
     """
-    dataset = infer_dataset_class(str(data))(str(data))
-    names = sorted(dataset.identifiers)
+    there = data.is_dir() and any(data.glob("*.pkl"))  # nnU-Net's look-up fails in an empty folder
+    dataset = infer_dataset_class(str(data))(str(data)) if there else None
+    names = sorted(dataset.identifiers) if there else []
+    if len(names) < FEWEST_CASES:
+        remedy = "take a larger data set, or preprocess the rest of this one"
+        raise InputError(f"{len(names)} preprocessed cases in {data}", f"at least {FEWEST_CASES}", remedy)
     boxes: dict[str, Box | None] = {}
     centres: dict[str, tuple[float, ...]] = {}
     shapes = []
@@ -144,9 +148,11 @@ def choose_frame(
 
 def _frame(wanted: np.ndarray, least: np.ndarray, factors: np.ndarray) -> Frame:
     """Of blocks as near to the `wanted` voxels as halving allows, each axis made smaller by a factor."""
-    levels = int(np.clip(math.floor(math.log2(max(wanted.min() / SMALLEST, 1))), 1, MOST_LEVELS))
-    step = 2**levels
-    sides = np.maximum(np.round(wanted / step), np.ceil(np.round(least / step, 6))) * step
+    for levels in range(MOST_LEVELS, 0, -1):
+        step = 2**levels
+        sides = np.maximum(np.round(wanted / step), np.ceil(np.round(least / step, 6))) * step
+        if sides.min() >= SMALLEST * step:
+            break
     sides = np.maximum(sides, SMALLEST * step)
     crop = np.maximum(np.round(sides * factors), sides)
     return Frame(tuple(map(int, crop)), tuple(map(int, sides)), levels)

@@ -11,6 +11,8 @@ SILHOUETTE = 0.5
 """Two clusters where the silhouette is above it."""
 SMALLEST_SHARE = 0.05
 """Of the cases, in the smaller cluster."""
+FEWEST = 5
+"""Cases in it; of fewer, in a small data set, none says whether they follow a style."""
 NEIGHBOURS = 5
 
 
@@ -32,12 +34,12 @@ def find_clusters(latents: np.ndarray) -> Clusters:
         latents: (cases, numbers of a latent).
     """
     of, silhouette = np.zeros(len(latents), int), float("nan")
-    if len(np.unique(latents, axis=0)) > 2:
+    if len(np.unique(latents, axis=0)) > 1:
         found = KMeans(2, n_init=10, random_state=0).fit_predict(latents)
         if np.count_nonzero(found) > len(found) / 2:
             found = 1 - found
         score = float(silhouette_score(latents, found))
-        if score > SILHOUETTE and np.count_nonzero(found) >= SMALLEST_SHARE * len(found):
+        if score > SILHOUETTE and np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST):
             of, silhouette = found.astype(int), score
     centres = np.stack([np.median(latents[of == number], axis=0) for number in range(of.max() + 1)])
     return Clusters(of, silhouette, centres)

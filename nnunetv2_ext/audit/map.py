@@ -1,7 +1,6 @@
 """The map of a data set: its cases trained into latents, and what the map predicts for each of them."""
 
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,26 +8,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 from tqdm import tqdm
 
 from nnunetv2_ext.architectures.hypersort import parameter_count
-from nnunetv2_ext.audit.blocks import Block, Blocks, Frame, read_blocks
+from nnunetv2_ext.audit.blocks import Blocks, read_blocks
+from nnunetv2_ext.audit.predicted import on_grid, write_label
 from nnunetv2_ext.audit.readings import Reading, Task, predictions
 from nnunetv2_ext.audit.result import LabelScore, LatentMap
 from nnunetv2_ext.audit.scores import score_case
-from nnunetv2_ext.audit.training import MapSettings, MapTraining
-from nnunetv2_ext.data.volumes import write_label_file
+from nnunetv2_ext.audit.training import READABLE, MapSettings, MapTraining
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.segmentations import Labels, Pair
 from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.inference.export import Prediction, labels_of
-from nnunetv2_ext.inference.windows import SURE
 from nnunetv2_ext.locks import held
 
-FEWEST_CASES = 10
 CHECKPOINT, PREDICTIONS = "map.pth", "predictions"
 
 
@@ -103,11 +99,6 @@ def run_map(
     if len(planned.patch_size) != 3:
         raise InputError(f"the configuration {configuration} of slices", "a 3D one", "choose one with -m")
     blocks = read_blocks(data, planned.spacing, voxels=settings.voxels, progress=progress)
-    if len(blocks.of) < FEWEST_CASES:
-        what = f"{len(blocks.of)} preprocessed cases in {data}"
-        raise InputError(
-            what, f"at least {FEWEST_CASES}", "audit a larger data set, or preprocess the rest of this one"
-        )
     task = task_of(labels, label_manager)
     _check_size(blocks, task, settings)
     with held(output, "map", "a map"):
@@ -126,12 +117,16 @@ def run_map(
         for block, logits in tqdm(predicted, desc="predictions", total=len(blocks.of), disable=not progress):
             files[block.case] = output / PREDICTIONS / f"{block.case}{labels.ending}"
             if not files[block.case].is_file():
-                whole = _on_grid(logits.cpu(), block, blocks.frame, regions=task.regions)
+                whole = on_grid(logits, block, blocks.frame, regions=task.regions)
                 member = Prediction(whole, dict(block.properties), manager, planned)
-                _write(labels_of([member], label_manager), files[block.case], manager, block.properties)
+                write_label(labels_of([member], label_manager), files[block.case], manager, block.properties)
     where = last.clusters
     found = LatentMap(blocks.cases, last.latents, where.of, where.silhouette, last.rarity)
-    return MapResult(found, tuple(labels.of), training.readings, files)
+    notes: tuple[str, ...] = ()
+    if last.dice < READABLE:
+        told = f"{last.dice:.2f} after {last.epoch} epochs, below {READABLE}"
+        notes = (f"The map has hardly learned what the labels are (mean Dice {told}): its list says little.",)
+    return MapResult(found, tuple(labels.of), training.readings, files, notes)
 
 
 def map_scores(result: MapResult, references: Path, labels: Labels) -> list[LabelScore]:
@@ -171,27 +166,3 @@ def _check_size(blocks: Blocks, task: Task, settings: MapSettings) -> None:
             f"{settings.max_parameters / 1e6:.1f} million at the most",
             "choose fewer --channels or --voxels, or a higher --max-parameters",
         )
-
-
-def _on_grid(logits: torch.Tensor, block: Block, frame: Frame, *, regions: bool) -> torch.Tensor:
-    """Logits of a block in the preprocessed image, background around it: (heads, *block) -> (heads, *grid), half."""
-    whole = torch.full((len(logits), *block.grid), -SURE, dtype=torch.half)
-    if not regions:
-        whole[0] = SURE
-    inside = block.box.clipped(block.grid)
-    assert inside is not None
-    crop = F.interpolate(logits[None].float(), frame.crop, mode="trilinear")[0]
-    there, here = inside.slices, inside.seen_from(block.box.low).slices
-    whole[:, there[0], there[1], there[2]] = crop[:, here[0], here[1], here[2]].half()
-    return whole
-
-
-def _write(label: np.ndarray, path: Path, manager: PlansManager, properties: Mapping[str, Any]) -> None:
-    """A label file, whole or not at all; what its writer puts beside it comes first."""
-    try:
-        with tempfile.TemporaryDirectory(prefix=".part_", dir=path.parent) as part:
-            write_label_file(manager.image_reader_writer_class(), label, Path(part, path.name), properties)
-            for written in sorted(Path(part).iterdir(), key=lambda one: one.name == path.name):
-                written.replace(path.parent / written.name)
-    except OSError as error:
-        raise unwritable(path, error) from None

@@ -128,6 +128,9 @@ class MapTraining:
                 optimizer.zero_grad()
             disagreement = self.task.overlaps(block, self.task.decided(logits.detach()))
             dice.append(1 - disagreement[~np.isnan(disagreement)])
+        if not np.isfinite(self.places).all():
+            what, remedy = "latents that are no finite numbers any more", "try another --seed or fewer --channels"
+            raise InputError(what, "a map that learns", remedy)
         values = np.concatenate(dice)
         return float(values.mean()) if values.size else math.nan
 

@@ -1,7 +1,7 @@
 """The loss of HyperSORT for one case: cross-entropy, soft Dice of every class, and the length of its latent.
 
-After Joutard et al., "HyperSORT: Self-Organising Robust Training with hyper-networks", MICCAI 2025. Regions, by sigmoid,
-and voxels that are ignored are ours.
+After Joutard et al., "HyperSORT: Self-Organising Robust Training with hyper-networks", MICCAI 2025. Regions,
+by sigmoid, and voxels that are ignored are ours.
 """
 
 import torch

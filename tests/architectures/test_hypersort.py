@@ -1,4 +1,4 @@
-"""HyperSORT against the published network's outputs, loss and gradients, and against a plain U-Net of the same tensors."""
+"""HyperSORT against the published network's outputs, loss and gradients, and a plain U-Net of the same tensors."""
 
 import re
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_published_outputs_loss_and_gradients(golden: Path) -> None:
 
 
 @pytest.mark.parametrize("sizes", [SMALL, {"n_down": 1, "n_fix": 3, "features": 3}], ids=str)
-def test_it_is_a_plain_unet_of_the_tensors_that_it_makes(sizes: dict[str, int]) -> None:
+def test_it_is_a_plain_unet_of_the_tensors_that_it_makes(sizes: dict[str, Any]) -> None:
     torch.manual_seed(0)
     network, plain = HyperSORT(2, 3, **sizes).double(), SmallUNet(2, 3, **sizes).double()
     latent, x = torch.randn(2, dtype=torch.float64), torch.randn(1, 2, 8, 12, 16, dtype=torch.float64)
@@ -75,7 +75,7 @@ def test_it_is_a_plain_unet_of_the_tensors_that_it_makes(sizes: dict[str, int]) 
     assert output.shape == (1, 3, 8, 12, 16)
     torch.testing.assert_close(output, plain(x), rtol=0, atol=1e-12)
     output.square().mean().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in network.parameters())
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in network.parameters())
 
 
 def test_parameters_start_as_five_times_the_tanh_of_the_unets() -> None:
@@ -92,7 +92,7 @@ def test_parameters_start_as_five_times_the_tanh_of_the_unets() -> None:
     [({}, 169.7), ({"n_down": 3, "n_fix": 1, "features": 8}, 23.8), ({"n_down": 2, "n_fix": 1, "features": 8}, 5.8)],
     ids=["published", "ours", "ours, small blocks"],
 )
-def test_parameters_are_counted_without_making_them(sizes: dict[str, int], millions: float) -> None:
+def test_parameters_are_counted_without_making_them(sizes: dict[str, Any], millions: float) -> None:
     count = parameter_count(1, 2, **sizes)
     assert round(count / 1e6, 1) == millions
     if count < 1e7:
