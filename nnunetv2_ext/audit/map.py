@@ -16,11 +16,10 @@ from nnunetv2_ext.architectures.hypersort import parameter_count
 from nnunetv2_ext.audit.blocks import Blocks, read_blocks
 from nnunetv2_ext.audit.predicted import on_grid, write_label
 from nnunetv2_ext.audit.readings import Reading, Task, predictions
-from nnunetv2_ext.audit.result import LabelScore, LatentMap
-from nnunetv2_ext.audit.scores import score_case
+from nnunetv2_ext.audit.result import LatentMap
 from nnunetv2_ext.audit.training import READABLE, MapSettings, MapTraining
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.evaluation.segmentations import Labels, Pair
+from nnunetv2_ext.evaluation.segmentations import Labels
 from nnunetv2_ext.files import unwritable
 from nnunetv2_ext.inference.export import Prediction, labels_of
 from nnunetv2_ext.locks import held
@@ -127,25 +126,6 @@ def run_map(
         told = f"{last.dice:.2f} after {last.epoch} epochs, below {READABLE}"
         notes = (f"The map has hardly learned what the labels are (mean Dice {told}): its list says little.",)
     return MapResult(found, tuple(labels.of), training.readings, files, notes)
-
-
-def map_scores(result: MapResult, references: Path, labels: Labels) -> list[LabelScore]:
-    """The scores of all cases and labels: sizes and shapes against the predictions, the rest over all readings.
-
-    Args:
-        references: folder of the label files.
-
-    Raises:
-        InputError: as `score_case`.
-    """
-    scores = []
-    for row, (case, prediction) in enumerate(result.predictions.items()):
-        pair = Pair(case, references / prediction.name, prediction)
-        for score in score_case(pair, labels):
-            column = result.labels.index(score.label)
-            disagreement, rank = result.disagreement[row, column], result.ranks[row, column]
-            scores.append(score._replace(disagreement=float(disagreement), rank=float(rank)))
-    return scores
 
 
 def task_of(labels: Labels, label_manager: LabelManager) -> Task:
