@@ -104,7 +104,7 @@ def read_blocks(data: Path, spacing: Sequence[float], *, voxels: int, progress: 
         InputError: fewer than ten cases, images with values that are no finite numbers, or a file that cannot be read.
     """
     there = data.is_dir() and any(data.glob("*.pkl"))  # nnU-Net's look-up fails in an empty folder
-    dataset = infer_dataset_class(str(data))(str(data)) if there else None
+    dataset: Any = infer_dataset_class(str(data))(str(data)) if there else None
     names = sorted(dataset.identifiers) if there else []
     if len(names) < FEWEST_CASES:
         remedy = "take a larger data set, or preprocess the rest of this one"
