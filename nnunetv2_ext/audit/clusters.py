@@ -1,0 +1,52 @@
+"""Where cases lie among each other: one cluster of latents or two, and how far each is from its neighbours."""
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.metrics import silhouette_score
+from sklearn.neighbors import NearestNeighbors
+
+SILHOUETTE = 0.5
+"""Two clusters where the silhouette is above it."""
+SMALLEST_SHARE = 0.05
+"""Of the cases, in the smaller cluster."""
+FEWEST = 5
+"""Cases in it; of fewer, in a small data set, none says whether they follow a style."""
+NEIGHBOURS = 5
+
+
+class Clusters(NamedTuple):
+    """Of all cases."""
+
+    of: np.ndarray
+    """(cases,) of int: 0 the larger cluster, 1 the smaller one; all 0 where there is one."""
+    silhouette: float
+    """Of two clusters; NaN where there is one."""
+    centres: np.ndarray
+    """(clusters, numbers of a latent): the median of each cluster's latents."""
+
+
+def find_clusters(latents: np.ndarray) -> Clusters:
+    """Two clusters (k-means), where they lie apart and the smaller is no handful of cases; else one.
+
+    Args:
+        latents: (cases, numbers of a latent).
+    """
+    of, silhouette = np.zeros(len(latents), int), float("nan")
+    if len(np.unique(latents, axis=0)) > 1:
+        found = KMeans(2, n_init=10, random_state=0).fit_predict(latents)
+        if np.count_nonzero(found) > len(found) / 2:
+            found = 1 - found
+        score = float(silhouette_score(latents, found))
+        if score > SILHOUETTE and np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST):
+            of, silhouette = found.astype(int), score
+    centres = np.stack([np.median(latents[of == number], axis=0) for number in range(of.max() + 1)])
+    return Clusters(of, silhouette, centres)
+
+
+def rarity_of(latents: np.ndarray) -> np.ndarray:
+    """The mean distance of each latent to the five nearest others: (cases, numbers of a latent) -> (cases,)."""
+    neighbours = min(NEIGHBOURS, len(latents) - 1)
+    distances, _ = NearestNeighbors(n_neighbors=neighbours).fit(latents).kneighbors()
+    return np.asarray(distances.mean(axis=1))

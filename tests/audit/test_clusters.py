@@ -1,0 +1,38 @@
+"""Clusters of latents, and how rare each is."""
+
+import numpy as np
+import pytest
+
+from nnunetv2_ext.audit.clusters import find_clusters, rarity_of
+
+
+def cloud(count: int, centre: tuple[float, float], seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(centre, 0.05, (count, 2))
+
+
+@pytest.mark.parametrize(
+    ("latents", "sizes"),
+    [
+        (cloud(40, (0, 0)), [40]),
+        (np.concatenate([cloud(10, (1, 1)), cloud(30, (0, 0), 1)]), [30, 10]),
+        (np.concatenate([cloud(1, (1, 1)), cloud(39, (0, 0), 1)]), [40]),  # a case alone is no style
+        (np.concatenate([cloud(4, (1, 1)), cloud(16, (0, 0), 1)]), [20]),
+        (np.zeros((20, 2)), [20]),
+        (np.repeat([[0.0, 0.0], [1.0, 1.0]], 10, axis=0), [10, 10]),
+    ],
+    ids=["one", "two", "a case alone", "four cases", "alike", "two places"],
+)
+def test_clusters(latents: np.ndarray, sizes: list[int]) -> None:
+    clusters = find_clusters(latents)
+    assert np.bincount(clusters.of).tolist() == sizes
+    assert np.isnan(clusters.silhouette) == (len(sizes) == 1)
+    for number, centre in enumerate(clusters.centres):
+        np.testing.assert_array_equal(centre, np.median(latents[clusters.of == number], axis=0))
+
+
+def test_rarity_is_the_mean_distance_to_the_five_nearest() -> None:
+    latents = np.array([[float(place), 0.0] for place in range(6)] + [[10.0, 0.0]])
+    rarity = rarity_of(latents)
+    assert rarity[0] == np.mean([1, 2, 3, 4, 5])
+    assert rarity[6] == np.mean([5, 6, 7, 8, 9])
+    assert rarity_of(latents[:3]).tolist() == [1.5, 1.0, 1.5]
