@@ -1,0 +1,114 @@
+"""Whether the preprocessed cases still hold the labels of the raw data."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from scipy import ndimage
+
+from nnunetv2_ext.audit.result import Finding
+from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.evaluation.segmentations import Labels, read_segmentation
+from nnunetv2_ext.files import file_state, read_plans
+from nnunetv2_ext.geometry.boxes import value_boxes
+from nnunetv2_ext.text import listed
+
+KIND = "preprocessed unlike raw"
+REACH = 2
+"""Voxels of the label map that resampling reaches by: linear interpolation by one, and rounding to the nearest."""
+LEAST = 0.01
+"""Share of a label that differs; with fewer voxels nothing is told."""
+AGAIN = "preprocess again, or a training learns the old label"
+
+
+def changed_since(case: str, raw: Path, reference: Path, labels: Labels) -> Finding | None:
+    """Compare a raw label file with the copy that preprocessing left in gt_segmentations.
+
+    Raises:
+        InputError: one of them cannot be read.
+    """
+    try:
+        if raw == reference or file_state(raw).digest == file_state(reference).digest:
+            return None
+    except OSError:  # reading tells why
+        pass
+    one, other = (read_segmentation(path, labels).values for path in (raw, reference))
+    if one.shape != other.shape:
+        sizes = " and ".join(listed(values.shape, separator=" x ") for values in (one, other))
+        return Finding((case,), KIND, f"the raw label map and its preprocessed copy have {sizes} voxels: {AGAIN}")
+    number = int(np.count_nonzero(one != other))
+    told = f"{number} voxels of the raw label map have changed since it was preprocessed: {AGAIN}"
+    return Finding((case,), KIND, told) if number else None
+
+
+class Preprocessed:
+    """The cases of a configuration, and how their axes lie.
+
+    Args:
+        folder: of the configuration's data, in that of the preprocessed data set.
+    """
+
+    def __init__(self, folder: Path):
+        self.data = infer_dataset_class(str(folder))(str(folder))
+        self.cases = frozenset(self.data.identifiers)
+        self.transpose = _transpose(folder)
+
+    def differing(self, case: str, label: Path, labels: Labels) -> Finding | None:
+        """Compare a case with its label map, as far as resampling leaves no doubt.
+
+        A preprocessed voxel has a label only where the map has it within two voxels, and must have it where the map has
+        nothing else within two.
+
+        Raises:
+            InputError: the label file cannot be read.
+        """
+        if self.transpose is None or case not in self.cases:
+            return None
+        _, stored, _, properties = self.data.load_case(case)
+        values = read_segmentation(label, labels).values.transpose(self.transpose)
+        crop = properties.get("bbox_used_for_cropping")
+        if crop is None or tuple(properties["shape_before_cropping"]) != values.shape:
+            sizes = listed(values.shape, separator=" x ")
+            told = f"the label map has {sizes} voxels, the image that was preprocessed other ones: {AGAIN}"
+            return None if crop is None else Finding((case,), KIND, told)
+        values = values[tuple(slice(first, last) for first, last in crop)]
+        return _compare(case, values, np.asarray(stored[0]), labels)
+
+
+def _compare(case: str, values: np.ndarray, stored: np.ndarray, labels: Labels) -> Finding | None:
+    """The label that differs most in place, as a share of its preprocessed voxels."""
+    size = zip(values.shape, stored.shape, strict=True)
+    places = np.ix_(*(((np.arange(new) + 0.5) * old / new).astype(int) for old, new in size))
+    same_grid = values.shape == stored.shape
+    names = {value: name for name, of_it in labels.values.items() for value in reversed(of_it)}
+    there = {value for value in value_boxes(values) if value and value in names}
+    worst, told = 0.0, ""
+    for value in sorted(there | {int(one) for one in np.unique(stored) if one in names}):
+        of_raw, of_stored = values == value, stored == value
+        may, must = of_raw, of_raw
+        if not same_grid:
+            may = ndimage.maximum_filter(of_raw, 2 * REACH + 1)
+            must = ndimage.minimum_filter(of_raw, 2 * REACH + 1, mode="nearest")
+        added = int(np.count_nonzero(of_stored & ~may[places]))
+        lacking = int(np.count_nonzero(must[places] & ~of_stored))
+        share = (added + lacking) / max(1, int(np.count_nonzero(of_stored | must[places])))
+        if share >= LEAST and share > worst:
+            worst = share
+            told = f"the preprocessed case has {added} voxels of {names[value]} that its label map has not, and lacks"
+            told = f"{told} {lacking} that it has ({share:.0%} of both)"
+    return Finding((case,), KIND, f"{told}: {AGAIN}") if told else None
+
+
+def _transpose(folder: Path) -> tuple[int, ...] | None:
+    """Which axis of the label maps each axis of the preprocessed cases is, as the plans beside tell it."""
+    for path in sorted(folder.parent.glob("*.json")):
+        try:
+            plans: Mapping[str, Any] = read_plans(path, "")
+        except (InputError, json.JSONDecodeError):  # dataset.json and others
+            continue
+        if folder.name in {of_it.get("data_identifier") for of_it in plans["configurations"].values()}:
+            return tuple(plans["transpose_forward"])
+    return None
