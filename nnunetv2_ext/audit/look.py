@@ -12,14 +12,16 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from scipy import ndimage
 
-from nnunetv2_ext.audit.scores import direction_of
+from nnunetv2_ext.audit.scores import centre, direction_of
 from nnunetv2_ext.evaluation.segmentations import Labels, read_segmentation
-from nnunetv2_ext.geometry.boxes import bounding_box, components
+from nnunetv2_ext.geometry.boxes import around_all, components, value_boxes
 
 CT_AIR = -500.0
 """Hounsfield units; body and table are above."""
 LOW = 0.1
 """Of the range from the 1st to the 99th percentile: below, an image that is no CT is background, or dark tissue."""
+SAMPLE = 1_000_000
+"""Voxels that percentiles are taken of."""
 LEAST_AIR = 0.05
 """An image with a smaller share of air outside the body has none: it is cut to the inside."""
 MOST_PARTS = 50
@@ -84,102 +86,106 @@ def look_at_case(
     Raises:
         InputError: a label file that cannot be read.
     """
-    segmentation = read_segmentation(label, labels)
-    values, spacing = segmentation.values, np.array(segmentation.spacing)
-    voxels = None
-    if images and reader is not None:
-        voxels = reader().read_images([str(path) for path in images])[0]
-    direction = direction_of(label, labels)
-    image_hash = "" if voxels is None else _hash(voxels)
+    values, spacing = read_segmentation(label, labels)
     label_hash = _hash(values.astype(np.int32)) if values.any() else ""
-    if voxels is not None and voxels.shape[1:] != values.shape:
-        voxels = None
-    if direction is not None:
-        affine = np.eye(4)
-        affine[:3, :3] = direction
-        turn = nibabel.orientations.io_orientation(affine)
-        values = nibabel.orientations.apply_orientation(values, turn)
-        spacing = spacing[np.argsort(turn[:, 0])]
-        if voxels is not None:
-            voxels = np.stack([nibabel.orientations.apply_orientation(channel, turn) for channel in voxels])
-    else:  # the slices last, as they are where the patient's axes are known
-        values, spacing = values.T, spacing[::-1]
-        voxels = None if voxels is None else voxels.transpose(0, 3, 2, 1)
-    air = np.zeros(values.shape, bool) if voxels is None else air_around(voxels, channels, values > 0)
+    direction = direction_of(label, labels)
+    air, image_hash = np.zeros(values.shape, bool), ""
+    if images and reader is not None:
+        image, _ = reader().read_images([str(path) for path in images])
+        image_hash = _hash(image)
+        if image.shape[1:] == values.shape:
+            slices = 0 if direction is None else int(np.argmax(np.abs(direction[2])))
+            air = air_around(image, channels, values > 0, axis=slices)
+    values, air, spacing = _turned(values, air, spacing, direction)
     ignored = values == labels.ignore if labels.ignore is not None else None
-    structures = {}
+    boxes, structures = value_boxes(values), {}
     for name, of_it in labels.values.items():
-        mask = np.isin(values, of_it)
-        if mask.any():
-            structures[name] = _structure(mask, spacing, air, ignored)
+        if (box := around_all(boxes[value] for value in of_it if value in boxes)) is not None:
+            inside = box.slices
+            left_open = None if ignored is None else ignored[inside]
+            mask = np.isin(values[inside], of_it)
+            structures[name] = _structure(mask, air[inside], left_open, np.array(box.low), np.array(spacing))
     return Look(image_hash, label_hash, direction is not None, structures)
+
+
+def _turned(
+    values: np.ndarray, air: np.ndarray, spacing: Sequence[float], direction: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray, list[float]]:
+    """Two volumes (Z, Y, X) and their spacing along the axes of the patient, or X, Y, Z where the file tells none."""
+    if direction is None:
+        return values.T, air.T, [*spacing[::-1]]
+    affine = np.eye(4)
+    affine[:3, :3] = direction
+    turn = nibabel.orientations.io_orientation(affine)
+    values, air = (nibabel.orientations.apply_orientation(one, turn) for one in (values, air))
+    return values, air, [spacing[axis] for axis in np.argsort(turn[:, 0])]
 
 
 def _hash(voxels: np.ndarray) -> str:
     digest = hashlib.blake2b(repr(voxels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(voxels))
+    digest.update(np.ascontiguousarray(voxels).data)
     return digest.hexdigest()
 
 
-def air_around(image: np.ndarray, channels: Sequence[str], wanted: np.ndarray) -> np.ndarray:
+def air_around(image: np.ndarray, channels: Sequence[str], wanted: np.ndarray, *, axis: int) -> np.ndarray:
     """The air around the body, as far as a label may lie in it.
 
     Air in every channel, below -500 HU in CT, else among the lowest tenth of the intensities, that reaches the border
     of its slice: lungs and bowel do not. Where an image is cut to the inside of the body, there is none.
 
     Args:
-        image: (channels, X, Y, slices).
+        image: (channels, Z, Y, X).
         channels: their names; CT is known by its own, as by nnU-Net.
-        wanted: (X, Y, slices), the voxels of all labels. Slices that have none of them in air are not looked at.
+        wanted: (Z, Y, X), the voxels of all labels. Slices that have none of them in air are not looked at.
+        axis: of the slices, from foot to head.
 
     Returns:
-        (X, Y, slices) of bool.
+        (Z, Y, X) of bool.
     """
-    low = np.ones(image.shape[1:], bool)
+    low = np.ones(wanted.shape, bool)
     for number, channel in enumerate(image):
         level = CT_AIR
         if number >= len(channels) or channels[number].lower() != "ct":
-            first, last = np.percentile(channel, [1, 99])
+            first, last = np.percentile(channel.ravel()[:: 1 + channel.size // SAMPLE], [1, 99])
             level = first + LOW * (last - first)
         low &= channel <= level
-    touched = np.flatnonzero((low & wanted).any(axis=(0, 1)))
     around = np.zeros_like(low)
+    low, wanted = (np.moveaxis(one, axis, 0) for one in (low, wanted))
+    touched = np.flatnonzero((low & wanted).any(axis=(1, 2)))
     if not len(touched):
         return around
     in_slice = np.zeros((3, 3, 3), bool)
-    in_slice[:, 1, 1] = in_slice[1, :, 1] = True
-    numbers, _ = ndimage.label(low[:, :, touched], structure=in_slice)
-    faces = (numbers[0], numbers[-1], numbers[:, 0], numbers[:, -1])
+    in_slice[1, :, 1] = in_slice[1, 1, :] = True
+    numbers, _ = ndimage.label(low[touched], structure=in_slice)
+    faces = (numbers[:, 0], numbers[:, -1], numbers[:, :, 0], numbers[:, :, -1])
     at_border = np.unique(np.concatenate([face.ravel() for face in faces]))
     found = np.isin(numbers, at_border[at_border > 0])
     if found.mean() >= LEAST_AIR:
-        around[:, :, touched] = found
+        np.moveaxis(around, axis, 0)[touched] = found
     return around
 
 
-def _structure(mask: np.ndarray, spacing: np.ndarray, air: np.ndarray, ignored: np.ndarray | None) -> Structure:
-    box = bounding_box(mask)
-    assert box is not None
-    inside, low = mask[box.slices], np.array(box.low)
-    voxels = int(np.count_nonzero(inside))
-    numbers, number = components(inside, 26)
+def _structure(
+    mask: np.ndarray, air: np.ndarray, ignored: np.ndarray | None, low: np.ndarray, spacing: np.ndarray
+) -> Structure:
+    """A label from what its box holds, whose first voxel is `low`."""
+    voxels = int(np.count_nonzero(mask))
+    numbers, number = components(mask, 26)
     parts = []
     if number <= MOST_PARTS:
         found = cc3d.statistics(numbers)
         for index in range(1, number + 1):
             corners = [[getattr(axis, end) for axis in found["bounding_boxes"][index]] for end in ("start", "stop")]
             first, last = (tuple(((low + corner) * spacing).tolist()) for corner in corners)
-            centre = tuple(((low + found["centroids"][index] + 0.5) * spacing).tolist())
-            parts.append(Part(int(found["voxel_counts"][index]), centre, first, last))
+            middle = tuple(((low + found["centroids"][index] + 0.5) * spacing).tolist())
+            parts.append(Part(int(found["voxel_counts"][index]), middle, first, last))
         parts.sort(key=lambda part: (-part.voxels, part.centre))
-    centre = (low + 0.5 + np.array([np.mean(places) for places in np.nonzero(inside)])) * spacing
-    left_open = None if ignored is None else ignored[box.slices]
     return Structure(
         voxels,
-        tuple(centre.tolist()),
+        tuple(((low + 0.5 + centre(mask)) * spacing).tolist()),
         tuple(parts),
-        tuple(_gaps(inside, axis, left_open) for axis in range(3)),
-        box.shape,
+        tuple(_gaps(mask, axis, ignored) for axis in range(3)),
+        mask.shape,
         np.count_nonzero(mask & air) / voxels,
     )
 

@@ -22,7 +22,7 @@ FEWEST = 5
 """Cases that a comparison with the rest needs."""
 OUTSIDE = 0.05
 """Share of a label in the air around the body, beyond what the upper quarter of the other cases has."""
-FAR = 0.5
+FAR = 0.25
 """Of the size of the label in the other cases."""
 BESIDE = 0.5
 """Of the usual distance between left and right: nearer, the sides of a pair are not told."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from scipy import ndimage
 
@@ -68,12 +69,14 @@ class Preprocessed:
         if self.transpose is None or case not in self.cases:
             return None
         _, stored, _, properties = self.data.load_case(case)
-        values = read_segmentation(label, labels).values.transpose(self.transpose)
         crop = properties.get("bbox_used_for_cropping")
-        if crop is None or tuple(properties["shape_before_cropping"]) != values.shape:
+        if crop is None:  # of a preprocessor that is not nnU-Net's own
+            return None
+        values = read_segmentation(label, labels).values.transpose(self.transpose)
+        if tuple(properties["shape_before_cropping"]) != values.shape:
             sizes = listed(values.shape, separator=" x ")
-            told = f"the label map has {sizes} voxels, the image that was preprocessed other ones: {AGAIN}"
-            return None if crop is None else Finding((case,), KIND, told)
+            told = f"the label map has {sizes} voxels, the image that was preprocessed has not: {AGAIN}"
+            return Finding((case,), KIND, told)
         values = values[tuple(slice(first, last) for first, last in crop)]
         return _compare(case, values, np.asarray(stored[0]), labels)
 
@@ -81,20 +84,25 @@ class Preprocessed:
 def _compare(case: str, values: np.ndarray, stored: np.ndarray, labels: Labels) -> Finding | None:
     """The label that differs most in place, as a share of its preprocessed voxels."""
     size = zip(values.shape, stored.shape, strict=True)
-    places = np.ix_(*(((np.arange(new) + 0.5) * old / new).astype(int) for old, new in size))
-    same_grid = values.shape == stored.shape
-    names = {value: name for name, of_it in labels.values.items() for value in reversed(of_it)}
-    there = {value for value in value_boxes(values) if value and value in names}
+    places = [((np.arange(new) + 0.5) * old / new).astype(int) for old, new in size]
+    reach = 0 if values.shape == stored.shape else REACH
+    names = {value: name for name, of_it in labels.values.items() for value in of_it}
+    boxes = value_boxes(values)
     worst, told = 0.0, ""
-    for value in sorted(there | {int(one) for one in np.unique(stored) if one in names}):
-        of_raw, of_stored = values == value, stored == value
-        may, must = of_raw, of_raw
-        if not same_grid:
-            may = ndimage.maximum_filter(of_raw, 2 * REACH + 1)
-            must = ndimage.minimum_filter(of_raw, 2 * REACH + 1, mode="nearest")
-        added = int(np.count_nonzero(of_stored & ~may[places]))
-        lacking = int(np.count_nonzero(must[places] & ~of_stored))
-        share = (added + lacking) / max(1, int(np.count_nonzero(of_stored | must[places])))
+    for value in sorted(names.keys() & (boxes.keys() | set(pd.unique(stored.ravel()).tolist())) - {0}):
+        number = int(np.count_nonzero(stored == value))
+        may = must = both = 0
+        box = boxes[value].grown([reach] * 3).clipped(values.shape) if value in boxes else None
+        if box is not None:
+            of_raw = values[box.slices] == value
+            inside = [np.flatnonzero((at >= low) & (at < high)) for at, low, high in zip(places, *box, strict=True)]
+            sampled = np.ix_(*(at[those] - low for at, those, low in zip(places, inside, box.low, strict=True)))
+            there = stored[np.ix_(*inside)] == value
+            may = int(np.count_nonzero(there & ndimage.maximum_filter(of_raw, 2 * reach + 1)[sampled]))
+            certain = ndimage.minimum_filter(of_raw, 2 * reach + 1)[sampled]
+            must, both = int(np.count_nonzero(certain)), int(np.count_nonzero(certain & there))
+        added, lacking = number - may, must - both
+        share = (added + lacking) / max(1, number + lacking)
         if share >= LEAST and share > worst:
             worst = share
             told = f"the preprocessed case has {added} voxels of {names[value]} that its label map has not, and lacks"
