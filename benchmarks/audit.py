@@ -8,13 +8,14 @@ For each seed three data sets of the same cases of --source: `planted`, with err
 the real commands: plan, train five folds for a minute each, audit from each source of evidence. What was planted stands
 in --folder/truth, where no command looks.
 
-AUROC is of the disagreement of a case's labels, as audit.csv tells it, for the planted errors; hits are the wrong ones
+AUROC is of the order in which the report lists cases, for the planted errors; hits are the wrong ones
 among the first ten; `wrong` is the share of the cases that are listed as probably wrong. Of the dilated cases AUROC is
 that of the size, and of the map's axis of most variance. With --gain a network is trained on the planted data set as it
 is, and again with the folds of --exclude; both predict cases that no data set holds, with labels as they came.
 """
 
 import argparse
+import math
 import shutil
 import sys
 import time
@@ -29,6 +30,9 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import _commands
 from benchmarks._planted import Truth, plant, read_truth
 from benchmarks._report import exit_status, in_points, machine, markdown_facts, shown, table_of
+from nnunetv2_ext.audit.result import LabelScore, LatentMap
+from nnunetv2_ext.audit.tables import WRONG
+from nnunetv2_ext.audit.verdicts import evidence
 from nnunetv2_ext.data.cases import find_cases
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import compare_pair
@@ -53,8 +57,8 @@ EXPECTED: dict[str, tuple[str, Callable[[float], bool]]] = {
 """What is to come of it, see docs/measured/audit.md."""
 BRIEF = {
     "val_iterations_per_epoch": 1,
-    "batch_size": 3,
-    "optimizer": {"name": "AdamW", "lr": 2e-3, "weight_decay": 1e-2},  # in so few steps nnU-Net's finds little
+    "batch_size": 2,
+    "optimizer": {"name": "AdamW", "lr": 3e-3, "weight_decay": 1e-2},  # in so few steps nnU-Net's finds little
     "scheduler": {"name": "poly"},
     "seed": 0,
 }
@@ -76,8 +80,8 @@ class Data(NamedTuple):
 class Figures(NamedTuple):
     """What an audit says of each case."""
 
-    disagreement: dict[str, float]
-    """The larger, the likelier it is wrong: the mean of the ranks of its labels."""
+    order: dict[str, float]
+    """By which the report lists them: the larger, the likelier it is wrong."""
     size: dict[str, float]
     """Above 0 where the label is the larger one: the mean over its labels."""
     axis: dict[str, float]
@@ -144,25 +148,38 @@ def audit(data: Data, source: str, shell: Shell) -> tuple[Figures, dict[str, flo
 
 
 def read_figures(output: Path) -> Figures:
-    """What the files of an audit say."""
-    table = pd.read_csv(output / "audit.csv")
+    """What audit.csv says, with the order that the report lists cases by."""
+    table = pd.read_csv(output / "audit.csv", dtype={"case": str, "label": str}, keep_default_na=False, na_values=[""])
+    scores = [
+        LabelScore(
+            row["case"],
+            row["label"],
+            voxels=row["voxels"],
+            predicted=row["predicted_voxels"],
+            voxel_volume=row["volume_ml"] / max(row["voxels"], 1),
+            disagreement=row["disagreement"],
+            size=row["size"],
+            rank=row["rank"],
+        )
+        for row in table.to_dict("records")
+    ]
     cases = table.groupby("case")
-    axis: dict[str, float] = {}
-    if {"latent 1", "latent 2"} <= {*table.columns}:
-        axis = main_axis(cases[["latent 1", "latent 2"]].first())
-    return Figures(
-        cases["rank"].mean().to_dict(),
-        cases["size"].mean().to_dict(),
-        axis,
-        {str(case) for case in table.loc[table["listed"] == "probably wrong", "case"]},
-    )
+    latents, axis = None, {}
+    if "latent_1" in table:
+        of_map = cases[["latent_1", "latent_2", "rarity", "cluster"]].first()
+        places, clusters = of_map[["latent_1", "latent_2"]].to_numpy(), of_map["cluster"].to_numpy(int)
+        latents = LatentMap(tuple(of_map.index), places, clusters, math.nan, of_map["rarity"].to_numpy())
+        axis = main_axis(of_map.index, places)
+    order = {case: -math.inf if math.isnan(of.order) else of.order for case, of in evidence(scores, latents).items()}
+    wrong = set(table.loc[table["listed_as"] == WRONG, "case"])
+    return Figures(order, cases["size"].mean().to_dict(), axis, wrong)
 
 
-def main_axis(latents: pd.DataFrame) -> dict[str, float]:
+def main_axis(cases: Sequence[str], latents: np.ndarray) -> dict[str, float]:
     """Each case's place along the axis of most variance of the latents (cases, 2)."""
-    centred = latents.to_numpy() - latents.to_numpy().mean(axis=0)
+    centred = latents - latents.mean(axis=0)
     _, _, axes = np.linalg.svd(centred, full_matrices=False)
-    return dict(zip(map(str, latents.index), (centred @ axes[0]).tolist(), strict=True))
+    return dict(zip(cases, (centred @ axes[0]).tolist(), strict=True))
 
 
 def auroc(values: Mapping[str, float], positive: Sequence[str], *, two_sided: bool = False) -> float:
@@ -176,12 +193,12 @@ def row_of(truths: Mapping[str, Truth], figures: Mapping[str, Figures]) -> dict[
     """The figures of a seed and a source, by data set."""
     planted, clean, dilated = (figures[kind] for kind in KINDS)
     wrong, thick = truths["planted"].wrong, truths["dilated"].dilated
-    first = sorted(planted.disagreement, key=lambda case: -planted.disagreement[case])[:FIRST]
+    first = sorted(planted.order, key=lambda case: -planted.order[case])[:FIRST]
     missed = sorted({kind for case, kind in wrong.items() if case not in planted.wrong})
     row = {
-        "AUROC": auroc(planted.disagreement, list(wrong)),
+        "AUROC": auroc(planted.order, list(wrong)),
         "hits": len(set(first) & set(wrong)),
-        "wrong, clean": len(clean.wrong) / len(clean.disagreement),
+        "wrong, clean": len(clean.wrong) / len(clean.order),
         "AUROC of size": auroc(dilated.size, thick),
         "wrong, dilated": len(dilated.wrong & set(thick)) / len(thick),
         "listed, right and in vain": f"{len(planted.wrong & set(wrong))}, {len(planted.wrong - set(wrong))}",
@@ -313,8 +330,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dilated", type=float, default=0.25, help="share of the cases (default 0.25)")
     parser.add_argument("--spacing", type=float, nargs=3, default=[1.5] * 3, metavar="MM", help="default 1.5 1.5 1.5")
     parser.add_argument("--patch", type=int, nargs=3, default=[24, 40, 32], help="default 24 40 32")
-    parser.add_argument("--epochs", type=int, default=6, help="of a fold (default 6)")
-    parser.add_argument("--iterations", type=int, default=50, help="of an epoch (default 50)")
+    parser.add_argument("--epochs", type=int, default=5, help="of a fold (default 5)")
+    parser.add_argument("--iterations", type=int, default=80, help="of an epoch (default 80)")
     parser.add_argument("--gain", action="store_true", help="train without the listed cases too")
     parser.add_argument("--gain-epochs", type=int, default=10, help="default 10")
     parser.add_argument("--unseen", type=int, default=40, help="cases that --gain is scored on (default 40)")

@@ -110,15 +110,15 @@ def look_at_case(
 
 def _turned(
     values: np.ndarray, air: np.ndarray, spacing: Sequence[float], direction: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, list[float]]:
+) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Two volumes (Z, Y, X) and their spacing along the axes of the patient, or X, Y, Z where the file tells none."""
     if direction is None:
-        return values.T, air.T, [*spacing[::-1]]
+        return values.T, air.T, tuple(spacing[::-1])
     affine = np.eye(4)
     affine[:3, :3] = direction
     turn = nibabel.orientations.io_orientation(affine)
     values, air = (nibabel.orientations.apply_orientation(one, turn) for one in (values, air))
-    return values, air, [spacing[axis] for axis in np.argsort(turn[:, 0])]
+    return values, air, tuple(spacing[axis] for axis in np.argsort(turn[:, 0]))
 
 
 def _hash(voxels: np.ndarray) -> str:
