@@ -16,7 +16,6 @@ from nnunetv2_ext.data.volumes import Grid, read_grid
 from nnunetv2_ext.data.voxels import known_voxels, look_at_all, voxel_faults
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.segmentations import Labels, is_volume
-from nnunetv2_ext.text import listed
 
 RAW = "raw data"
 SAME_IMAGE, SAME_LABEL = "same image", "same label"
@@ -131,8 +130,8 @@ def twins(looks: Mapping[str, Look]) -> Iterator[Finding]:
             same = len({looks[case].label for case in cases}) == 1
             told = "and the same label" if same else "with different labels"
             folds = "one may train while another validates"
-            yield Finding(tuple(cases), SAME_IMAGE, f"{listed(cases)} hold the same image {told}: {folds}")
+            yield Finding(tuple(cases), SAME_IMAGE, f"they hold the same image {told}: {folds}")
     for cases in labels.values():
         if len(cases) > 1 and len({looks[case].image for case in cases}) == len(cases):
-            told = f"{listed(cases)} hold the same label map, and different images: all but one have another's"
+            told = "they hold the same label map, and different images: all but one have another's"
             yield Finding(tuple(cases), SAME_LABEL, told)

@@ -14,7 +14,7 @@ import SimpleITK as sitk
 from nnunetv2_ext.audit.look import Look, Part, Structure
 from nnunetv2_ext.audit.result import Finding
 from nnunetv2_ext.data.volumes import Grid
-from nnunetv2_ext.text import counted, listed
+from nnunetv2_ext.text import listed
 
 RARE = 0.05
 """Share of the cases: what more of them do is no exception."""
@@ -51,6 +51,7 @@ def is_rare(number: int, cases: int) -> bool:
 
 def outside_the_body(looks: Looks) -> Iterator[Finding]:
     """Labels in the air around the body, where those of the other cases are not."""
+    told = defaultdict(list)
     for label, structures in cases_by_label(looks).items():
         shares = {case: structure.outside for case, structure in structures.items()}
         for case, share in shares.items():
@@ -58,23 +59,32 @@ def outside_the_body(looks: Looks) -> Iterator[Finding]:
             usual = float(np.quantile(others, 0.75)) if others else 0.0
             if share >= usual + OUTSIDE:
                 than = f" (of the other cases, {usual:.0%} or less in three of four)" if usual else ""
-                told = f"{share:.0%} of {label} lies in the air outside of the body{than}"
-                yield Finding((case,), "outside the body", told)
+                told[case].append(f"{share:.0%} of {label} lies in the air outside of the body{than}")
+    yield from _of_each(told, "outside the body")
 
 
 def empty_slices(looks: Looks) -> Iterator[Finding]:
     """Slices without a label between two that show the same part of it."""
+    told = defaultdict(list)
     for label, structures in cases_by_label(looks).items():
         having = [case for case, structure in structures.items() if max(structure.gaps)]
-        if not having or len(having) > max(1.0, len(structures) / 2):  # annotated so throughout
+        if len(having) > max(1.0, len(structures) / 2):  # annotated so throughout
             continue
         for case in having:
             of_it = structures[case]
             axis = int(np.argmax(of_it.gaps))
-            names = BODY if looks[case].placed else FILE
-            along = f"from {names[axis]}" if looks[case].placed else f"along the {names[axis]}"
-            told = f"{of_it.gaps[axis]} of the {of_it.slices[axis]} slices of {label} {along} are empty"
-            yield Finding((case,), "empty slices", f"{told}, between slices that have it")
+            along = f"from {BODY[axis]}" if looks[case].placed else f"along the {FILE[axis]}"
+            between = ", between slices that have it" * (case not in told)
+            told[case].append(
+                f"{of_it.gaps[axis]} of the {of_it.slices[axis]} slices of {label} {along} are empty{between}"
+            )
+    yield from _of_each(told, "empty slices")
+
+
+def _of_each(told: Mapping[str, Sequence[str]], kind: str) -> Iterator[Finding]:
+    """One finding of each case, of all its labels."""
+    for case, of_labels in told.items():
+        yield Finding((case,), kind, "; ".join(of_labels))
 
 
 def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
@@ -169,8 +179,8 @@ def _orientations(grids: Mapping[str, Grid]) -> Iterator[Finding]:
     common = Counter(letters.values()).most_common()
     for other, _ in common[1:]:
         cases = tuple(case for case, of_it in letters.items() if of_it == other)
-        told = f"the axes of {counted(cases, 'image')} run towards {other}, those of {common[0][1]} others towards "
-        yield Finding(cases, "orientation", f"{told}{common[0][0]}: nnU-Net sees them turned or mirrored")
+        told = f"the axes run towards {other}, those of {common[0][1]} other cases towards {common[0][0]}"
+        yield Finding(cases, "orientation", f"{told}: nnU-Net sees the image turned or mirrored")
 
 
 def _spacings(grids: Mapping[str, Grid]) -> Iterator[Finding]:

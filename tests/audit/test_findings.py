@@ -135,7 +135,7 @@ def unnamed(labels: np.ndarray) -> None:
             lambda data: shutil.copyfile(data.label(2), data.label(5)),
             (2, 5),
             "same label",
-            ["phantom_002, phantom_005", "different images"],
+            ["the same label map, and different images"],
             id="a label twice",
         ),
         pytest.param(
@@ -170,7 +170,7 @@ def unnamed(labels: np.ndarray) -> None:
             lambda data: data.move(3, mirrored),
             (3,),
             "orientation",
-            ["run towards RPS, those of 7 others towards LPS"],
+            ["run towards RPS, those of 7 other cases towards LPS"],
             id="orientation",
         ),
         pytest.param(
