@@ -62,6 +62,8 @@ BRIEF = {
     "scheduler": {"name": "poly"},
     "seed": 0,
 }
+NARROW = [8, 12, 16, 20, 24]
+"""Features of MNet, a quarter of its own."""
 PLAN = """-pl BackbonePlanner --backbone-kwargs '{"features_per_stage": [8, 16, 32, 64], "n_stages": 4}'"""
 
 
@@ -122,10 +124,13 @@ def train(data: Data, shell: Shell, args: argparse.Namespace) -> None:
             shell.run(f"nnUNetv2_train {data.number} 3d_fullres {fold} {trained}")
 
 
-def write_block(plans: Path, block: Mapping[str, Any]) -> None:
-    """Put keys into the training block of the plans."""
+def write_block(plans: Path, block: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> None:
+    """Put keys into the training block of the plans, and among the arguments of the network."""
     content = read_json(plans, "plan again")
-    content["configurations"]["3d_fullres"]["training"].update(block)
+    configuration = content["configurations"]["3d_fullres"]
+    configuration["training"].update(block)
+    if network is not None:
+        configuration["architecture"]["arch_kwargs"].update(network)
     write_json(plans, content)
 
 
@@ -263,7 +268,7 @@ def gained(data: Data, way: str, plans: str, folder: Path, shell: Shell, args: a
     named = f"-pl MNetPlanner -overwrite_plans_name {plans} -overwrite_target_spacing {spacing} --patch-size {patch}"
     shell.run(f"nnunetv2_ext plan_and_preprocess -d {data.number} {named} -c 3d_fullres --no_pbar")
     budget = {"epochs": args.gain_epochs, "iterations_per_epoch": args.iterations}
-    write_block(preprocessed / f"{plans}.json", {**BRIEF, **budget})
+    write_block(preprocessed / f"{plans}.json", {**BRIEF, **budget}, {"features_per_stage": NARROW})
     splits, kept = preprocessed / "splits_final.json", folder / "splits_as_they_were.json"
     if not kept.is_file():
         shutil.copyfile(splits, kept)
@@ -333,7 +338,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--epochs", type=int, default=5, help="of a fold (default 5)")
     parser.add_argument("--iterations", type=int, default=80, help="of an epoch (default 80)")
     parser.add_argument("--gain", action="store_true", help="train without the listed cases too")
-    parser.add_argument("--gain-epochs", type=int, default=10, help="default 10")
+    parser.add_argument("--gain-epochs", type=int, default=6, help="default 6")
     parser.add_argument("--unseen", type=int, default=40, help="cases that --gain is scored on (default 40)")
     parser.add_argument("-device", default="cpu", help="default cpu")
     parser.add_argument("--json", type=Path, help="file for the same figures")

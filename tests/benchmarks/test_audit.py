@@ -151,10 +151,13 @@ def test_names_and_numbers_of_data_sets() -> None:
 
 def test_a_block_goes_into_the_plans(tmp_path: Path) -> None:
     plans = tmp_path / "Plans.json"
-    plans.write_text(json.dumps({"configurations": {"3d_fullres": {"training": {"epochs": 1000, "loss": {}}}}}))
+    planned = {"training": {"epochs": 1000, "loss": {}}, "architecture": {"arch_kwargs": {"merge": "difference"}}}
+    plans.write_text(json.dumps({"configurations": {"3d_fullres": planned}}))
     write_block(plans, {"epochs": 5})
-    content = json.loads(plans.read_text())
-    assert content["configurations"]["3d_fullres"]["training"] == {"epochs": 5, "loss": {}}
+    write_block(plans, {}, {"features_per_stage": [8]})
+    written = json.loads(plans.read_text())["configurations"]["3d_fullres"]
+    assert written["training"] == {"epochs": 5, "loss": {}}
+    assert written["architecture"]["arch_kwargs"] == {"merge": "difference", "features_per_stage": [8]}
 
 
 @pytest.mark.parametrize(
