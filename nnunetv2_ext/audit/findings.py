@@ -57,7 +57,7 @@ def find_all(
     Returns:
         In the order of `KINDS`, within a kind by case.
     """
-    findings, unusable = _raw_faults(raw, preprocessed, processes) if raw is not None else ([], set())
+    findings, unusable = _raw_faults(raw, preprocessed, processes, progress) if raw is not None else ([], set())
     cases = {} if raw is None else raw.cases
     label_files = {**references, **{case: of_it.label for case, of_it in cases.items()}}
     names = sorted(case for case, path in label_files.items() if path not in unusable)
@@ -87,10 +87,10 @@ def find_all(
     return sorted(findings, key=lambda one: (list(KINDS).index(one.kind), one.cases))
 
 
-def _raw_faults(raw: Raw, preprocessed: Path | None, processes: int) -> tuple[list[Finding], set[Path]]:
+def _raw_faults(raw: Raw, preprocessed: Path | None, processes: int, progress: bool) -> tuple[list[Finding], set[Path]]:
     """What the raw data set's own examination tells, and the files that cannot be read."""
     known = {} if preprocessed is None else known_voxels(raw, preprocessed.parent)
-    seen = look_at_all(raw, known, processes=processes, progress=False) if raw.reader is not None else {}
+    seen = look_at_all(raw, known, processes=processes, progress=progress) if raw.reader is not None else {}
     faults = [*raw.faults, *(voxel_faults(raw, seen) if seen else [])]
     told = [Finding((), RAW, f"{fault.got}; expected {fault.expected}; {fault.remedy}") for fault in faults]
     return told, raw.unusable | {path for path, one in seen.items() if one.damaged}

@@ -24,6 +24,8 @@ OUTSIDE = 0.05
 """Share of a label in the air around the body, beyond what the upper quarter of the other cases has."""
 FAR = 0.25
 """Of the size of the label in the other cases."""
+ALIKE = 0.5
+"""Of the voxels of the largest part: another one with more is as good a place to look at the others from."""
 BESIDE = 0.5
 """Of the usual distance between left and right: nearer, the sides of a pair are not told."""
 OTHER_SPACING = 1.5
@@ -127,16 +129,16 @@ def swapped_sides(looks: Looks, labels: Sequence[str]) -> Iterator[Finding]:
 
 
 def far_parts(looks: Looks) -> Iterator[Finding]:
-    """Parts of a label where the other cases have nothing of it, seen from its largest part."""
+    """Parts of a label where the other cases have nothing of it, seen from its largest parts."""
     for label, structures in cases_by_label(looks).items():
         within = {case: one for case, one in structures.items() if one.parts}
         if len(within) <= FEWEST:
             continue
-        boxes = {case: _boxes_from_main(one) for case, one in within.items()}
-        size = float(np.median([np.linalg.norm(np.ptp(of_it, axis=(0, 1))) for of_it in boxes.values()]))
+        boxes = {case: _boxes(one) for case, one in within.items()}
+        size = float(np.median([np.linalg.norm(np.ptp(of_it[0], axis=(0, 1))) for of_it in boxes.values()]))
         far: dict[str, tuple[float, Part]] = {}
         for case, one in within.items():
-            others = np.concatenate([of_it for name, of_it in boxes.items() if name != case])
+            others = np.concatenate([of_it.reshape(-1, 2, 3) for name, of_it in boxes.items() if name != case])
             for part in one.parts[1:]:
                 place = np.subtract(part.centre, one.parts[0].centre)
                 beyond = np.maximum(np.maximum(others[:, 0] - place, place - others[:, 1]), 0)
@@ -151,9 +153,14 @@ def far_parts(looks: Looks) -> Iterator[Finding]:
                 yield Finding((case,), "far away", f"{told} has it{way}")
 
 
-def _boxes_from_main(structure: Structure) -> np.ndarray:
-    """The boxes of all parts (parts, 2 corners, 3) in mm from the centre of the largest one."""
-    return np.array([[part.low, part.high] for part in structure.parts]) - structure.parts[0].centre
+def _boxes(structure: Structure) -> np.ndarray:
+    """The boxes of all parts (references, parts, 2 corners, 3) in mm from the centres of the largest one and its like.
+
+    Of two kidneys either may be the larger one.
+    """
+    corners = np.array([[part.low, part.high] for part in structure.parts])
+    references = np.array([part.centre for part in structure.parts if part.voxels >= ALIKE * structure.parts[0].voxels])
+    return corners - references[:, None, None]
 
 
 def _way(millimetres: np.ndarray) -> str:

@@ -15,7 +15,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.segmentations import Labels, read_segmentation
 from nnunetv2_ext.files import file_state, read_plans
 from nnunetv2_ext.geometry.boxes import value_boxes
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import listed, one_line
 
 KIND = "preprocessed unlike raw"
 REACH = 2
@@ -68,7 +68,12 @@ class Preprocessed:
         """
         if self.transpose is None or case not in self.cases:
             return None
-        _, stored, _, properties = self.data.load_case(case)
+        try:
+            _, opened, _, properties = self.data.load_case(case)
+            stored = np.asarray(opened[0])
+        except Exception as error:  # of damaged files anything
+            told = f"the preprocessed case cannot be read ({one_line(error, last=True)}): preprocess again"
+            return Finding((case,), KIND, told)
         crop = properties.get("bbox_used_for_cropping")
         if crop is None:  # of a preprocessor that is not nnU-Net's own
             return None
@@ -78,7 +83,7 @@ class Preprocessed:
             told = f"the label map has {sizes} voxels, the image that was preprocessed has not: {AGAIN}"
             return Finding((case,), KIND, told)
         values = values[tuple(slice(first, last) for first, last in crop)]
-        return _compare(case, values, np.asarray(stored[0]), labels)
+        return _compare(case, values, stored, labels)
 
 
 def _compare(case: str, values: np.ndarray, stored: np.ndarray, labels: Labels) -> Finding | None:

@@ -227,6 +227,25 @@ def test_what_most_cases_do_is_no_finding(dataset: Dataset) -> None:
     assert not [one for one in dataset.findings() if one.kind == "empty slices"]
 
 
+def test_slices_that_are_ignored_are_not_empty(dataset: Dataset) -> None:
+    """Annotated on every second slice by intent: the others are to be ignored."""
+    description = json.loads((dataset.folder / "dataset.json").read_text())
+    (dataset.folder / "dataset.json").write_text(json.dumps(description | {"labels": LABELS | {"ignore": 5}}))
+    dataset.change(3, lambda labels: labels[1::2].fill(5))
+    assert dataset.findings() == []
+
+
+def test_regions_are_looked_at_as_a_whole(dataset: Dataset) -> None:
+    """The kidneys as a region are on every slice, one of them on every second."""
+    description = json.loads((dataset.folder / "dataset.json").read_text())
+    regions = {"background": 0, "kidneys": [2, 4], "kidney": 4, "rest": [1, 3]}
+    changed = description | {"labels": regions, "regions_class_order": [2, 4, 1]}
+    (dataset.folder / "dataset.json").write_text(json.dumps(changed))
+    dataset.change(3, lambda labels: np.putmask(labels[1::2], labels[1::2] == 4, 2))
+    (found,) = dataset.findings()
+    assert "slices of kidney from foot to head are empty" in found.sentence
+
+
 def test_without_raw_data_labels_alone_are_looked_at(dataset: Dataset) -> None:
     dataset.change(3, every_second)
     raw = examine(dataset.folder, processes=1)
@@ -273,6 +292,13 @@ def stored(dataset: Dataset) -> Iterator[tuple[Dataset, dict[str, Path], Path]]:
 def test_preprocessed_labels_agree(stored: tuple[Dataset, dict[str, Path], Path]) -> None:
     dataset, references, data = stored
     assert dataset.findings(references=references, preprocessed=data) == []
+
+
+def test_a_preprocessed_case_that_is_cut_off(stored: tuple[Dataset, dict[str, Path], Path]) -> None:
+    dataset, references, data = stored
+    (data / "phantom_002_seg.b2nd").write_bytes(b"")
+    (found,) = dataset.findings(references=references, preprocessed=data)
+    assert found.cases == ("phantom_002",) and "cannot be read" in found.sentence
 
 
 def test_a_label_changed_after_preprocessing(stored: tuple[Dataset, dict[str, Path], Path]) -> None:
