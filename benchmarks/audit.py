@@ -121,7 +121,8 @@ def train(data: Data, shell: Shell, args: argparse.Namespace) -> None:
         if not (model / f"fold_{fold}" / "validation" / "summary.json").is_file():
             print(f"training {data.name}, fold {fold}", file=sys.stderr, flush=True)
             trained = f"-tr BackboneTrainer -p BackbonePlans -device {args.device}"
-            shell.run(f"nnUNetv2_train {data.number} 3d_fullres {fold} {trained}")
+            command = f"nnUNetv2_train {data.number} 3d_fullres {fold} {trained}"
+            _commands.run(shell, command, output=model / f"fold_{fold}", ending=".pth")
 
 
 def write_block(plans: Path, block: Mapping[str, Any], network: Mapping[str, Any] | None = None) -> None:
@@ -276,7 +277,8 @@ def gained(data: Data, way: str, plans: str, folder: Path, shell: Shell, args: a
     shutil.copyfile(kept if way == "as it is" else excluded, splits)
     print(f"training MNet on {data.name} {way}", file=sys.stderr, flush=True)
     try:
-        shell.run(f"nnUNetv2_train {data.number} 3d_fullres 0 -tr MNetTrainer -p {plans} -device {args.device}")
+        command = f"nnUNetv2_train {data.number} 3d_fullres 0 -tr MNetTrainer -p {plans} -device {args.device}"
+        _commands.run(shell, command, output=output, ending=".pth")
     finally:
         shutil.copyfile(kept, splits)
     model = f"-d {data.number} -tr MNetTrainer -p {plans} -c 3d_fullres -f 0 -device {args.device}"
