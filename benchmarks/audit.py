@@ -30,7 +30,7 @@ from sklearn.metrics import roc_auc_score
 from benchmarks import _commands
 from benchmarks._planted import Truth, plant, read_truth
 from benchmarks._report import exit_status, in_points, machine, markdown_facts, shown, table_of
-from nnunetv2_ext.audit.result import LabelScore, LatentMap
+from nnunetv2_ext.audit.result import LabelScore
 from nnunetv2_ext.audit.tables import WRONG
 from nnunetv2_ext.audit.verdicts import evidence
 from nnunetv2_ext.data.cases import find_cases
@@ -170,13 +170,11 @@ def read_figures(output: Path) -> Figures:
         for row in table.to_dict("records")
     ]
     cases = table.groupby("case")
-    latents, axis = None, {}
+    axis = {}
     if "latent_1" in table:
-        of_map = cases[["latent_1", "latent_2", "rarity", "cluster"]].first()
-        places, clusters = of_map[["latent_1", "latent_2"]].to_numpy(), of_map["cluster"].to_numpy(int)
-        latents = LatentMap(tuple(of_map.index), places, clusters, math.nan, of_map["rarity"].to_numpy())
-        axis = main_axis(of_map.index, places)
-    order = {case: -math.inf if math.isnan(of.order) else of.order for case, of in evidence(scores, latents).items()}
+        latents = cases[["latent_1", "latent_2"]].first()
+        axis = main_axis(latents.index, latents.to_numpy())
+    order = {case: -math.inf if math.isnan(of.order) else of.order for case, of in evidence(scores).items()}
     wrong = set(table.loc[table["listed_as"] == WRONG, "case"])
     return Figures(order, cases["size"].mean().to_dict(), axis, wrong)
 

@@ -133,7 +133,7 @@ def test_figures_come_from_the_table_of_an_audit(mapped: bool, tmp_path: Path) -
             "volume_ml": 1.0,
             "size": float(number) if label == "one" else math.nan,
         }
-        | ({"rarity": 1.0, "cluster": 0, "latent_1": float(number), "latent_2": 0.0} if mapped else {})
+        | ({"latent_1": float(number), "latent_2": 0.0} if mapped else {})
         for number in range(12)
         for label in ("one", "two")
     ]
