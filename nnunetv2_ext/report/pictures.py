@@ -68,9 +68,15 @@ def planes(
 
 
 def _png(figure: Figure) -> str:
-    drawn, small = io.BytesIO(), io.BytesIO()
+    drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    with Image.open(drawn) as picture:
+    return address(drawn.getvalue())
+
+
+def address(png: bytes) -> str:
+    """The address of a PNG that stands in the page, of few colours so that it is small."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
         colours = picture.convert("RGB").quantize(96, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         colours.save(small, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()
