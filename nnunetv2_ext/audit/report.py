@@ -1,29 +1,28 @@
 """An audit as files: a table, a text, pictures, a map, and one page that holds all of it and loads nothing."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 from markupsafe import Markup
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.audit.chart import map_chart
+from nnunetv2_ext.audit.markdown import PICTURE_OF_MAP, lists
 from nnunetv2_ext.audit.pictures import FOLDER, cases_to_show, overlaid, read_shown, save_picture, viewed_case
-from nnunetv2_ext.audit.result import MAP, VALIDATION, Audit
-from nnunetv2_ext.audit.tables import COLUMNS, WRONG, page_rows, table
+from nnunetv2_ext.audit.result import VALIDATION, Audit
+from nnunetv2_ext.audit.tables import COLUMNS, page_rows, table
+from nnunetv2_ext.audit.told import PAGE, RUN, about, counts_of, summary
 from nnunetv2_ext.files import unwritable, write_beside, write_json
 from nnunetv2_ext.report.charts import box_chart, is_wide
 from nnunetv2_ext.report.html import render, viewed, write_page
 from nnunetv2_ext.report.tables import NONE, rounded
 from nnunetv2_ext.text import listed
 
-TABLE, TEXT, PAGE, PICTURE_OF_MAP, RUN = "audit.csv", "audit.md", "audit.html", "map.png", "run.json"
-"""What is written into the folder of an audit, `RUN` last."""
-SOURCES = {VALIDATION: "held-out predictions of {model}", MAP: "a map of all cases, of the data of {model}"}
+TABLE, TEXT = "audit.csv", "audit.md"
+"""Beside the page, the pictures and `RUN`."""
 
 
 class _Pictured(NamedTuple):
@@ -66,7 +65,7 @@ def write_audit(audit: Audit, output: Path, *, pictures: int, viewer: int) -> li
             chart, png = map_chart(audit.map, audit.verdicts)
             _write(output / PICTURE_OF_MAP, png)
         there = {one.case for one in shown if one.address}
-        _write(output / TEXT, _text(audit, there).encode(errors="backslashreplace"))
+        _write(output / TEXT, lists(audit, there).encode(errors="backslashreplace"))
         content = _content(audit, shown, chart) | viewed([viewed_case(audit, one) for one in views if one is not None])
         write_page(render("audit.html", content, package=__package__), output / PAGE)
         write_json(output / RUN, _run(audit))
@@ -101,37 +100,14 @@ def _pictured(audit: Audit, chosen: Mapping[str, tuple[str, str]], output: Path)
     return pictures
 
 
-def _counts(audit: Audit) -> dict[str, int]:
-    """How many cases, how many of them listed, and how many findings."""
-    wrong = sum(verdict.wrong for verdict in audit.verdicts)
-    return {
-        "cases": len(audit.files),
-        "probably_wrong": wrong,
-        "other_style": len(audit.verdicts) - wrong,
-        "findings": len(audit.findings),
-    }
-
-
-def summary(audit: Audit) -> str:
-    """How much is listed, in a sentence."""
-    cases, wrong, style, findings = _counts(audit).values()
-    found = f"{findings} finding{'s' * (findings != 1)} that need{'s' * (findings == 1)} no model"
-    return f"{cases} case{'s' * (cases != 1)}: {wrong} {WRONG}, {style} of another style, {found}."
-
-
-def _about(audit: Audit) -> str:
-    labels = f"label{'s' * (len(audit.labels.of) != 1)} {listed(audit.labels.of, shown=12)}"
-    return f"{len(audit.files)} cases · {labels} · by {SOURCES[audit.source].format(model=audit.model)}"
-
-
 def _content(audit: Audit, shown: Sequence[_Pictured], chart: str) -> dict[str, Any]:
     """All that the page's template asks for, the viewer aside."""
     return {
         "title": f"Label audit: {audit.dataset}",
         "note": "",
         "lacking": audit.notes,
-        "about": _about(audit),
-        "counts": summary(audit),
+        "about": about(audit),
+        "counts": summary(counts_of(audit)),
         "wrong": [verdict for verdict in audit.verdicts if verdict.wrong],
         "other": [verdict for verdict in audit.verdicts if not verdict.wrong],
         "findings": [(one.kind, listed(one.cases, shown=5) or NONE, one.sentence) for one in audit.findings],
@@ -167,38 +143,4 @@ def _boxes(audit: Audit) -> list[tuple[str, str, bool, Markup]]:
 def _run(audit: Audit) -> dict[str, Any]:
     versions = {"nnunetv2_ext": __version__, **{name: metadata.version(name) for name in ("nnunetv2", "torch")}}
     about = {"dataset": audit.dataset, "source": audit.source, "model": audit.model}
-    return about | _counts(audit) | {"notes": [*audit.notes], "settings": audit.settings or {}, "versions": versions}
-
-
-def _text(audit: Audit, pictured: set[str]) -> str:
-    """The lists in Markdown.
-
-    Args:
-        pictured: the cases that have a picture.
-    """
-    lines = [f"# Label audit: {_plain(audit.dataset)}", "", f"{_plain(_about(audit))}.", "", summary(audit)]
-    for note in audit.notes:
-        lines += ["", f"> {_plain(note)}"]
-    rank = 0
-    for title, wrong in (("Probably wrong", True), ("Other style", False)):
-        lines += ["", f"## {title}", ""]
-        of_list = [verdict for verdict in audit.verdicts if verdict.wrong is wrong]
-        for verdict in of_list:
-            rank += 1
-            label = f" ({_plain(verdict.label)})" if verdict.label else ""
-            picture = f" ([picture]({FOLDER}/{quote(verdict.case)}.png))" if verdict.case in pictured else ""
-            lines.append(f"{rank}. **{_plain(verdict.case)}**{label}: {_plain(verdict.sentence)}{picture}")
-        lines += ["No case is."] * (not of_list)
-    lines += ["", "## Findings that need no model", ""]
-    for one in audit.findings:
-        cases = f" **{_plain(listed(one.cases, shown=5))}**" if one.cases else ""
-        lines.append(f"- {_plain(one.kind)}{cases}: {_plain(one.sentence)}")
-    lines += ["There is none."] * (not audit.findings)
-    if audit.map is not None:
-        lines += ["", "## Map", "", f"![Map of all cases]({PICTURE_OF_MAP})"]
-    return "\n".join([*lines, ""])
-
-
-def _plain(text: str) -> str:
-    """A text in one line, in which Markdown sees no sign of its own; an underscore within a word is none."""
-    return re.sub(r"([\\`*\[\]<>|~$]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(text.split()))
+    return about | counts_of(audit) | {"notes": [*audit.notes], "settings": audit.settings or {}, "versions": versions}
