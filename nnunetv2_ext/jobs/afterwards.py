@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
+from nnunetv2_ext.audit import FEWEST
 from nnunetv2_ext.files import changed, nnunet_folder
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.inference.record import RECORD
@@ -19,8 +20,6 @@ BEST, PREDICTIONS, EVALUATION, PAGE, AUDIT = "best.json", "predictions", "evalua
 """What the steps write into their folder."""
 VALIDATION = "validation/summary.json"
 """Of a fold."""
-FEWEST = 10
-"""Cases that an audit needs."""
 
 
 class Wishes(NamedTuple):
