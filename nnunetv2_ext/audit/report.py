@@ -13,7 +13,7 @@ from nnunetv2_ext.audit.chart import map_chart
 from nnunetv2_ext.audit.markdown import PICTURE_OF_MAP, lists
 from nnunetv2_ext.audit.pictures import FOLDER, cases_to_show, overlaid, read_shown, save_picture, viewed_case
 from nnunetv2_ext.audit.result import VALIDATION, Audit
-from nnunetv2_ext.audit.tables import COLUMNS, page_rows, table
+from nnunetv2_ext.audit.tables import COLUMNS, IN_PAGE, page_rows, table
 from nnunetv2_ext.audit.told import PAGE, RUN, about, counts_of, summary
 from nnunetv2_ext.files import unwritable, write_beside, write_json
 from nnunetv2_ext.report.charts import box_chart, is_wide
@@ -116,7 +116,7 @@ def _content(audit: Audit, shown: Sequence[_Pictured], chart: str) -> dict[str, 
         "anchors": {one.case: one.anchor for one in shown},
         "map": Markup(chart),
         "boxes": _boxes(audit),
-        "columns": [(column.heading, column.meaning) for column in COLUMNS],
+        "columns": [(column.heading, column.meaning) for column in IN_PAGE],
         "rows": page_rows(audit),
         "settings": [*(audit.settings or {}).items()],
     }

@@ -37,7 +37,11 @@ class LabelScore(NamedTuple):
     components: int = 0
     """Of the label, touching by corners too."""
     empty_slices: int = 0
-    """Without the label, between slices that have it."""
+    """Without the label, but with the prediction, between slices that have it; of the axis that has most of them."""
+    moved: float = math.nan
+    """The disagreement once the label is shifted onto the prediction's centre."""
+    mirrored: tuple[float, float, float] = (math.nan, math.nan, math.nan)
+    """Likewise, once it is mirrored from left to right, from back to front, or from head to foot too."""
     rank: float = math.nan
     """The share of the data set's values of this label that are below its disagreement; of the map, the mean over its
     readings of the mean rank by disagreement and by rarity."""

@@ -18,30 +18,35 @@ class Column(NamedTuple):
 
     name: str
     """In audit.csv."""
-    heading: str
-    """In the page, with the unit."""
-    digits: int
-    """Behind the point, in the page."""
     value: Callable[[LabelScore], float]
     meaning: str
+    heading: str = ""
+    """In the page, with the unit; none: it is not there."""
+    digits: int = 0
+    """Behind the point, in the page."""
 
 
 COLUMNS = (
-    Column("disagreement", "1 - Dice", 3, lambda of: of.disagreement, "of label and prediction"),
-    Column("rank", "rank", 2, lambda of: of.rank, "the share of the cases that disagree less in this label"),
-    Column("voxels", "voxels", 0, lambda of: of.voxels, "of the label"),
-    Column("predicted_voxels", "predicted voxels", 0, lambda of: of.predicted, "of the prediction"),
-    Column("volume_ml", "ml", 2, lambda of: of.voxels * of.voxel_volume, "of the label"),
-    Column("predicted_ml", "predicted ml", 2, lambda of: of.predicted * of.voxel_volume, "of the prediction"),
-    Column("size", "size", 2, lambda of: of.size, "ln((voxels + 1) / (predicted + 1)), above 0: larger"),
-    Column("hd95_mm", "HD95 (mm)", 1, lambda of: of.distance, "95 % percentile of the distances of both surfaces"),
-    Column("left_mm", "left (mm)", 1, lambda of: of.shift[0], "of the prediction lies the label, for the patient"),
-    Column("back_mm", "back (mm)", 1, lambda of: of.shift[1], "of the prediction, nearer to the patient's back"),
-    Column("head_mm", "head (mm)", 1, lambda of: of.shift[2], "of the prediction, nearer to the patient's head"),
-    Column("components", "components", 0, lambda of: of.components, "parts of the label that do not touch"),
-    Column("empty_slices", "empty slices", 0, lambda of: of.empty_slices, "between those that have the label"),
+    Column("disagreement", lambda of: of.disagreement, "1 - Dice; of a map, the mean over its readings", "1 - Dice", 3),
+    Column("rank", lambda of: of.rank, "share of the cases that disagree less; of a map, half by rarity", "rank", 2),
+    Column("voxels", lambda of: of.voxels, "of the label", "voxels"),
+    Column("predicted_voxels", lambda of: of.predicted, "of the prediction", "predicted voxels"),
+    Column("volume_ml", lambda of: of.voxels * of.voxel_volume, "of the label", "ml", 2),
+    Column("predicted_ml", lambda of: of.predicted * of.voxel_volume, "of the prediction", "predicted ml", 2),
+    Column("size", lambda of: of.size, "ln((voxels + 1) / (predicted + 1)): above 0 the label is larger", "size", 2),
+    Column("hd95_mm", lambda of: of.distance, "95 % percentile of the surfaces' distances", "HD95 (mm)", 1),
+    Column("left_mm", lambda of: of.shift[0], "the label's centre from the prediction's, to the left", "left (mm)", 1),
+    Column("back_mm", lambda of: of.shift[1], "likewise, to the patient's back", "back (mm)", 1),
+    Column("head_mm", lambda of: of.shift[2], "likewise, to the head", "head (mm)", 1),
+    Column("components", lambda of: of.components, "of the label, touching by corners too", "components"),
+    Column("empty_slices", lambda of: of.empty_slices, "predicted, between slices with the label", "empty slices"),
+    Column("moved", lambda of: of.moved, "1 - Dice once the label is laid upon the prediction's centre"),
+    Column("mirrored_left_right", lambda of: of.mirrored[0], "likewise, once it is mirrored from left to right too"),
+    Column("mirrored_back_front", lambda of: of.mirrored[1], "likewise, from back to front"),
+    Column("mirrored_head_feet", lambda of: of.mirrored[2], "likewise, from head to feet"),
 )
 """Beside case, label and as what the case is listed; NaN is left empty."""
+IN_PAGE = tuple(column for column in COLUMNS if column.heading)
 OF_MAP = {
     "rarity": "mean distance to the five nearest latents",
     "cluster": "of the latents, 0 the largest",
@@ -88,6 +93,6 @@ def page_rows(audit: Audit) -> list[tuple[str, str, str, list[tuple[str, str]]]]
     """Case, label, as what it is listed, and its cells, each a value and a note, as a page's table has them."""
     listed = listed_as(audit)
     return [
-        (of.case, of.label, listed.get(of.case, ""), [(rounded(one.value(of), one.digits), "") for one in COLUMNS])
+        (of.case, of.label, listed.get(of.case, ""), [(rounded(one.value(of), one.digits), "") for one in IN_PAGE])
         for of in audit.scores
     ]
