@@ -27,7 +27,9 @@ class Column(NamedTuple):
 
 
 COLUMNS = (
-    Column("disagreement", lambda of: of.disagreement, "1 - Dice; of a map, the mean over its readings", "1 - Dice", 3),
+    Column(
+        "disagreement", lambda of: of.disagreement, "1 - Dice; of a map, the mean over its readings", "disagreement", 3
+    ),
     Column("rank", lambda of: of.rank, "share of the cases that disagree less; of a map, half by rarity", "rank", 2),
     Column("voxels", lambda of: of.voxels, "of the label", "voxels"),
     Column("predicted_voxels", lambda of: of.predicted, "of the prediction", "predicted voxels"),
@@ -73,7 +75,7 @@ def table(audit: Audit) -> str:
         values = [column.value(of) for column in COLUMNS]
         if places is not None:
             values += places.get(of.case, [math.nan] * len(of_map))
-        writer.writerow([of.case, of.label, listed.get(of.case, ""), *map(_exact, values)])
+        writer.writerow([of.case, of.label, listed.get(of.case, ""), *map(_digits, values)])
     return text.getvalue()
 
 
@@ -85,8 +87,9 @@ def _places(of: LatentMap) -> dict[str, list[float]]:
     }
 
 
-def _exact(value: float) -> str:
-    return "" if math.isnan(value) else repr(value) if isinstance(value, int) else repr(float(value))
+def _digits(value: float) -> str:
+    """A number as the CSV has it."""
+    return "" if math.isnan(value) else f"{value:.9g}"
 
 
 def page_rows(audit: Audit) -> list[tuple[str, str, str, list[tuple[str, str]]]]:

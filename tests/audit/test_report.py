@@ -89,7 +89,7 @@ def test_the_table_holds_every_case_and_label(audit: Audit, output: Path) -> Non
     first = rows[0]
     assert (first["disagreement"], first["volume_ml"], first["predicted_ml"]) == ("0.6", "0.45", "0.5")
     assert (first["hd95_mm"], first["left_mm"]) == ("", "")
-    assert [rows[-1][name] for name in ("rarity", "cluster", "latent_1", "latent_2")] == ["1.0", "1", "3.0", "0.0"]
+    assert [rows[-1][name] for name in ("rarity", "cluster", "latent_1", "latent_2")] == ["1", "1", "3", "0"]
 
 
 def test_the_run_tells_settings_and_counts(output: Path) -> None:
