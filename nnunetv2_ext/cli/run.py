@@ -227,13 +227,23 @@ def go(way: "WholeRun", how: "How", *, wait: bool = True, told: Sequence[str] = 
     for sentence in trainings.told:
         if not (plans.names and sentence.endswith("already")):  # by the job that went before
             print(sentence, flush=True)
-    if not (wait and trainings.names):
+    if not (wait and trainings.names and watch([way.dataset], trainings.names)):
         return 0
-    status = watch([way.dataset], [name for name in trainings.names if name != "audit"])
-    if status == 0 and "audit" in trainings.names and watch([way.dataset], ["audit"]):
-        jobs = f"nnunetv2_ext jobs -d {dataset_number(way.dataset)}"
-        print(f"The audit of the labels has not finished, which nothing else depends on: {jobs} tells why.")
-    return status
+    if _unfinished(way.dataset, trainings.names) != ["audit"]:
+        return 1
+    jobs = f"nnunetv2_ext jobs -d {dataset_number(way.dataset)}"
+    print(f"The audit of the labels has not finished, on which nothing else depends: {jobs} tells why.")
+    return 0
+
+
+def _unfinished(dataset: str, names: Sequence[str]) -> list[str]:
+    """Those of some jobs that have not finished."""
+    from nnunetv2_ext.jobs.engine import standing
+    from nnunetv2_ext.jobs.record import FINISHED, jobs_folder, read_jobs
+
+    folder = jobs_folder(dataset)
+    seen = standing(folder, read_jobs(folder))
+    return [name for name in names if name not in seen or seen[name].state != FINISHED]
 
 
 def tell_results(way: "WholeRun") -> None:

@@ -116,17 +116,15 @@ def test_a_failed_audit_stops_nothing(
     failing: tuple[str, ...],
 ) -> None:
     monkeypatch.setattr("nnunetv2_ext.jobs.checks.Trainable.validated_together", lambda one, folds: 10)
-    waited: list[list[str]] = []
 
     def watch(datasets: Sequence[str], names: Sequence[str]) -> int:
-        waited.append([*names])
-        return int(any(name in failing for name in names))
+        engine.states |= {name: Seen(FAILED if name in failing else FINISHED) for name in names}
+        return int(bool(failing))
 
     monkeypatch.setattr(jobs, "watch", watch)
     status = main(["run", "-d", "901", "--preset", "full", "-m", OURS, "-f", "0", "-o", "out"])
     assert [job.name for job in engine.submitted][-1] == "audit"
     assert status == ("evaluate" in failing)
-    assert "audit" not in waited[0] and waited[1:] == [["audit"]] * (status == 0)
     told = capsys.readouterr().out
     assert ("The audit of the labels has not finished" in told) == (failing == ("audit",))
 
