@@ -209,7 +209,7 @@ def _draw(raw: Path, args: argparse.Namespace) -> None:
 
 def _way(output: Path, args: argparse.Namespace, note: str) -> "WholeRun":
     """What the preset quick does, with this length."""
-    from nnunetv2_ext.jobs.graph import Wishes
+    from nnunetv2_ext.jobs.afterwards import Wishes
     from nnunetv2_ext.jobs.whole_run import PRESETS, WholeRun
 
     models = tuple(parse_models(PRESETS["quick"].models))
@@ -267,7 +267,7 @@ def _write_table(way: "WholeRun", baseline: Mapping[str, float], notes: Sequence
     from nnunetv2_ext.evaluation.means import means_table
     from nnunetv2_ext.evaluation.scores import Score, Scores, read_scores
     from nnunetv2_ext.evaluation.segmentations import labels_of
-    from nnunetv2_ext.jobs.graph import EVALUATION, PREDICTIONS
+    from nnunetv2_ext.jobs.afterwards import EVALUATION, PREDICTIONS
     from nnunetv2_ext.report.cases import choose, draw, find_cases
 
     raw, report, model = nnunet_folder("nnUNet_raw") / DATASET, way.output, way.models[0]

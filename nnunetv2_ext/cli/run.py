@@ -26,7 +26,8 @@ EXAMPLE = """examples:
 
 The same command again goes on where it was. Ctrl-C ends the waiting, not the jobs, which go on without a terminal:
 nnunetv2_ext jobs -d 42 shows them, and --cancel ends them. Under SLURM, what follows the plans is submitted by this
-command when they are there. Exit status: 0 all is done, 1 a job has not finished, 2 bad input.
+command when they are there. Exit status: 0 all is done, 1 a job other than the audit has not finished, 2 bad
+input.
 """
 
 
@@ -114,7 +115,7 @@ def _overview(way: "WholeRun", how: "How") -> list[str]:
         plans = f", {model.plans} are to be made" * (model.plans in lacking)
         told.append(f"  {model}: {told_length(way, model)}{plans}")
     predict = "predict, " if way.images is not None else ""
-    told.append(f"then find_best, {predict}evaluate and report, into {way.output}")
+    told.append(f"then find_best, {predict}evaluate, report and audit, into {way.output}")
     if lacking and how.engine == "local":
         told.append(f"{listed(lacking)} first, then a job submits the rest; all goes on without this terminal")
     elif lacking:
@@ -162,7 +163,7 @@ def _way(args: argparse.Namespace) -> "WholeRun":
     Raises:
         InputError: an unknown preset, models or folds that are none, numbers or paths that make no sense.
     """
-    from nnunetv2_ext.jobs.graph import Wishes
+    from nnunetv2_ext.jobs.afterwards import Wishes
     from nnunetv2_ext.jobs.whole_run import PRESETS, WholeRun
 
     if args.preset not in PRESETS:
@@ -204,7 +205,7 @@ def go(way: "WholeRun", how: "How", *, wait: bool = True, told: Sequence[str] = 
         rest: the command that submits what follows the plans, for a job; none: only this process does.
 
     Returns:
-        0, or 1 where a job is not well; says which, and why.
+        0, or 1 where a job is not well, the audit aside; says which, and why.
 
     Raises:
         InputError: a request that cannot be done, of which nothing is submitted.
@@ -226,17 +227,36 @@ def go(way: "WholeRun", how: "How", *, wait: bool = True, told: Sequence[str] = 
     for sentence in trainings.told:
         if not (plans.names and sentence.endswith("already")):  # by the job that went before
             print(sentence, flush=True)
-    return watch([way.dataset], trainings.names) if wait and trainings.names else 0
+    if not (wait and trainings.names and watch([way.dataset], trainings.names)):
+        return 0
+    if _unfinished(way.dataset, trainings.names) != ["audit"]:
+        return 1
+    jobs = f"nnunetv2_ext jobs -d {dataset_number(way.dataset)}"
+    print(f"The audit of the labels has not finished, on which nothing else depends: {jobs} tells why.")
+    return 0
+
+
+def _unfinished(dataset: str, names: Sequence[str]) -> list[str]:
+    """Those of some jobs that have not finished."""
+    from nnunetv2_ext.jobs.engine import standing
+    from nnunetv2_ext.jobs.record import FINISHED, jobs_folder, read_jobs
+
+    folder = jobs_folder(dataset)
+    seen = standing(folder, read_jobs(folder))
+    return [name for name in names if name not in seen or seen[name].state != FINISHED]
 
 
 def tell_results(way: "WholeRun") -> None:
-    """Print the means of the evaluation, what is best, and where the page is, which tells the rest."""
+    """Print the means of the evaluation, what is best, what the audit found, and where the pages are, with the rest."""
+    from nnunetv2_ext.audit.told import told_of
     from nnunetv2_ext.evaluation.means import few_means
     from nnunetv2_ext.evaluation.scores import read_scores
-    from nnunetv2_ext.jobs.graph import BEST, EVALUATION, PAGE
+    from nnunetv2_ext.jobs.afterwards import AUDIT, BEST, EVALUATION, PAGE
 
     print("", few_means(read_scores(way.output / EVALUATION)), "", sep="\n")
     if (best := way.output / BEST).is_file():
         print(f"Best by the validations: {listed(read_found(best).models, separator=' + ')}")
         print(f"  nnunetv2_ext predict -m {shlex.quote(str(best))} -i IMAGES -o LABELS")
+    if told := told_of(way.output / AUDIT):
+        print(told)
     print(f"Open the report: python -m webbrowser {shlex.quote((way.output / PAGE).as_uri())}")

@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--wait", action="store_true", help="wait for the end of the jobs; Ctrl-C does not end them")
     add_places(parser)
     then = parser.add_argument_group("after the trainings")
-    then.add_argument("--then", nargs="+", metavar="STEP", help="some of find_best, predict, evaluate, report")
+    then.add_argument("--then", nargs="+", metavar="STEP", help="some of find_best, predict, evaluate, report, audit")
     then.add_argument(
         "-i", dest="images", type=Path, metavar="IMAGES", help="folder of images to predict (default: imagesTs)"
     )
@@ -200,7 +200,7 @@ def _steps(args: argparse.Namespace) -> list[str]:
     Raises:
         InputError: an unknown step, or flags of none.
     """
-    from nnunetv2_ext.jobs.graph import STEPS
+    from nnunetv2_ext.jobs.afterwards import STEPS
 
     steps = list(dict.fromkeys(args.then or ()))
     if unknown := [step for step in steps if step not in STEPS]:

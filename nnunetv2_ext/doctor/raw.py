@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from nnunetv2_ext.audit import FEWEST
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import dataset_name, raw_folder
@@ -54,4 +55,5 @@ def check_raw(subject: Subject) -> Iterator[Check]:
         what = f"the voxels of {counted(unread, 'file')} have not been read since the files last changed"
         yield Check(WARN, what, "run this with --deep, which reads them")
     if not any(fault.fatal or fault.doubtful for fault in faults):
-        yield Check(OK, f"{len(raw.cases)} cases in {folder}")
+        wrong = f"; nnunetv2_ext audit -d {subject.dataset} tells which of their labels are probably wrong"
+        yield Check(OK, f"{len(raw.cases)} cases in {folder}{wrong * (not faults and len(raw.cases) >= FEWEST)}")

@@ -56,6 +56,13 @@ class Trainable(NamedTuple):
             return self.cases
         return frozenset(self.folds[int(fold)]["val"])
 
+    def validated_together(self, folds: Sequence[str]) -> int:
+        """How many cases the numbered ones of some folds validate, which were not trained with them."""
+        numbered = [fold for fold in dict.fromkeys(folds) if fold != "all"]
+        if self.folds is None:  # nnU-Net will make them, as equal as may be, larger ones first
+            return sum((len(self.cases) + NNUNET_FOLDS - 1 - int(fold)) // NNUNET_FOLDS for fold in numbered)
+        return len(frozenset[str]().union(*map(self.validated_by, numbered)))
+
 
 def check(dataset: str, model: Model, folds: Sequence[str], device: str | None = None) -> Trainable:
     """See whether folds of a model can be trained, without reading voxels.

@@ -6,7 +6,7 @@ from typing import NamedTuple, Protocol
 
 from nnunetv2_ext.jobs.record import BLOCKED, CANCELLED, FAILED, TIMED_OUT, WAITING, Job, Resources, damage
 
-_WAY = ("plan_", "submit_", "preprocess_", "", "find_best", "predict", "evaluate", "report")
+_WAY = ("plan_", "submit_", "preprocess_", "", "find_best", "predict", "evaluate", "report", "audit")
 """How the names of jobs begin, in the order in which they run."""
 
 

@@ -1,7 +1,7 @@
-"""From a request to jobs: preprocessing, trainings, and what comes after them, each with the jobs that it needs."""
+"""From a request to jobs: preprocessing and trainings, each with the jobs that it needs."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -10,21 +10,15 @@ from typing import NamedTuple
 from nnunetv2_ext import external_trainer_folders
 from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, changed, dataset_number, nnunet_folder, unwritable, write_beside
+from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_number, nnunet_folder, unwritable, write_beside
 from nnunetv2_ext.inference.models import Model
-from nnunetv2_ext.inference.record import RECORD
 from nnunetv2_ext.inference.trained import fault_of_fold
 from nnunetv2_ext.jobs.checks import Trainable, check, check_disk, refuse_trained_elsewhere
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.queue import cores
 from nnunetv2_ext.jobs.record import RUNNING, WAITING, Job, Resources
 from nnunetv2_ext.text import listed
-from nnunetv2_ext.weights.files import FINAL
 
-STEPS = ("find_best", "predict", "evaluate", "report")
-"""What can come after trainings, in this order."""
-BEST, PREDICTIONS, EVALUATION, PAGE = "best.json", "predictions", "evaluation", "report.html"
-"""What the steps write into their folder."""
 _PASSED_ON = ("nnUNet_", "OMP_", "MKL_", "TORCHINDUCTOR_")
 """Variables of the submitting shell that a job runs with begin so."""
 
@@ -40,24 +34,10 @@ class Request(NamedTuple):
     """Names of the jobs that end the request, submitted here or under way: what comes after needs them."""
     cases: frozenset[str] = frozenset()
     """Of the preprocessed data, there or to be made."""
+    validated: int = 0
+    """Cases that the numbered folds of its first model validate."""
     reads: Mapping[str, tuple[Path, ...]] = MappingProxyType({})
     """Files and folders that no other of the jobs writes, by the name of the job that reads them."""
-
-
-class Wishes(NamedTuple):
-    """What may be different about the steps after trainings."""
-
-    titles: Mapping[Model, str] = MappingProxyType({})
-    """What tables call a model, where not TRAINER:PLANS:CONFIG."""
-    labels: Path | None = None
-    """Of the images; None for those beside them."""
-    title: str | None = None
-    """Heading of the report."""
-    note: str | None = None
-    """Below it."""
-
-
-AS_USUAL = Wishes()
 
 
 class How(NamedTuple):
@@ -138,7 +118,8 @@ def trainings(
         planned.last += planned.train(model, folds)
     check_disk(planned.sizes)
     last = tuple(dict.fromkeys(planned.last))
-    return Request(tuple(planned.jobs.values()), tuple(planned.told), last, frozenset(planned.cases))
+    validated = planned.validated[models[0]]
+    return Request(tuple(planned.jobs.values()), tuple(planned.told), last, frozenset(planned.cases), validated)
 
 
 @dataclass
@@ -152,6 +133,8 @@ class _Planned:
     told: list[str] = field(default_factory=list)
     last: list[str] = field(default_factory=list)
     cases: set[str] = field(default_factory=set)
+    validated: dict[Model, int] = field(default_factory=dict)
+    """Cases that the folds of a model validate."""
     sizes: dict[Path, int] = field(default_factory=dict)
     """The folders of folds that are to be trained, with the bytes that they will hold."""
 
@@ -163,6 +146,7 @@ class _Planned:
                 validates one of them is validated again.
         """
         one = check(self.dataset, model, folds, self.how.device)
+        self.validated.setdefault(model, one.validated_together(folds))
         results = nnunet_folder("nnUNet_results") / self.dataset
         needs: list[str] | None = None
         names = []
@@ -264,133 +248,3 @@ def write_splits(dataset: str, cases: Iterable[str]) -> None:
         write_beside(lambda part: save_json(splits, str(part)), file)
     except OSError as error:
         raise unwritable(file, error) from None
-
-
-def afterwards(
-    dataset: str,
-    models: Sequence[Model],
-    folds: Sequence[str],
-    steps: Sequence[str],
-    output: Path,
-    how: How,
-    *,
-    after: Sequence[str] = (),
-    images: Path | None = None,
-    wishes: Wishes = AS_USUAL,
-) -> Request:
-    """The jobs of our own commands that come after trainings, in the order of `STEPS`; nothing is written.
-
-    `find_best` writes OUTPUT/best.json. `predict` writes below OUTPUT/predictions, into a folder for each model and one
-    for their ensemble, or, of more than two, for what `find_best` has chosen; `evaluate` into OUTPUT/evaluation, of
-    these where there are labels of the images, else of the validations; `report` writes OUTPUT/report.html.
-
-    Args:
-        steps: some of `STEPS`.
-        after: the jobs that train the models, as far as they are not done: `last` of what `trainings` gives.
-        images: to predict; None where there are none.
-    """
-    output = output.resolve()
-    following = _Following(dataset, models, folds, output, how, wishes)
-    if "find_best" in steps:
-        following.find_best(after)
-    predicted: dict[str, Path] = {}
-    if "predict" in steps and images is not None:
-        predicted = following.predict(images.resolve(), after)
-    elif "predict" in steps:
-        following.told.append(f"predict is left out: no images, neither given with -i nor in imagesTs of {dataset}")
-    if "evaluate" in steps:
-        following.evaluate(images, predicted, after)
-    if "report" in steps:
-        following.report()
-    jobs = tuple(following.jobs.values())
-    return Request(jobs, tuple(following.told), tuple(following.jobs), reads=following.reads)
-
-
-@dataclass
-class _Following:
-    """The jobs after trainings, as they gather."""
-
-    dataset: str
-    models: Sequence[Model]
-    folds: Sequence[str]
-    output: Path
-    how: How
-    wishes: Wishes
-    jobs: dict[str, Job] = field(default_factory=dict)
-    told: list[str] = field(default_factory=list)
-    reads: dict[str, tuple[Path, ...]] = field(default_factory=dict)
-
-    def find_best(self, after: Sequence[str]) -> None:
-        """nnU-Net's search, over the numbered folds."""
-        if "all" in self.folds:
-            self.told.append("find_best is left out: a fold `all` validates the cases that it was trained with")
-            return
-        command = [*self._of_models, "-f", *self.folds, *self.how.device_flags]
-        self._add("find_best", ["find_best", *command, "-o", str(self.output / BEST)], after, self._validations)
-
-    def predict(self, images: Path, after: Sequence[str]) -> dict[str, Path]:
-        """Each model, and of several their ensemble; returns the folders of the predictions by name."""
-        folders, models = {}, self._of_folds(FINAL)
-        trained = max(map(changed, models), default=0.0)
-        for title, name, flags, needs in self._predictors(after):
-            folder = folders[title] = self.output / PREDICTIONS / name
-            command = [*flags, "-i", str(images), "-o", str(folder), "--disable_progress_bar", *self.how.device_flags]
-            # those of an earlier training of these folds
-            command += ["--overwrite"] * bool(folder.is_dir() and (after or trained > changed(folder / RECORD)))
-            self._add(f"predict_{name}", ["predict", *command], needs, [images, *models])
-        return folders
-
-    def _predictors(self, after: Sequence[str]) -> Iterator[tuple[str, str, list[str], Sequence[str]]]:
-        """Title, name of the folder, flags and needs of all that predict the images."""
-        for model in self.models:
-            title, flags = self.wishes.titles.get(model, str(model)), ["-d", self.dataset, "-m", str(model), "-f"]
-            yield title, model.folder_name, [*flags, *self.folds], after
-        if len(self.models) > 2 and "find_best" in self.jobs:  # of two there is one ensemble
-            yield "best", "best", ["-m", str(self.output / BEST)], ["find_best"]
-        elif len(self.models) > 1:
-            yield "ensemble", "ensemble", [*self._of_models, "-f", *self.folds], after
-
-    def evaluate(self, images: Path | None, predicted: Mapping[str, Path], after: Sequence[str]) -> None:
-        """The predictions where there are labels of the images; else the validations of the models."""
-        labels = self.wishes.labels
-        if labels is None and images is not None:
-            labels = images.with_name(images.name.replace("images", "labels"))
-        if predicted and labels is not None and labels != images and labels.is_dir() and any(labels.iterdir()):
-            command = ["-r", str(labels.resolve()), "-p", *map(str, predicted.values()), "--names", *predicted]
-            needs, reads = [name for name in self.jobs if name.startswith("predict_")], [labels]
-        else:
-            if predicted:
-                self.told.append(f"evaluate measures the validations: no labels beside {images}")
-            command, needs, reads = [*self._of_models, "-f", *self.folds], [*after], self._validations
-        place = str(self.output / EVALUATION)
-        flags = ["-o", place, "--overwrite", "--disable_progress_bar"]
-        self._add("evaluate", ["evaluate", *command, *flags], needs, reads)
-
-    def report(self) -> None:
-        """The page of the evaluation."""
-        evaluation = self.output / EVALUATION
-        needs = [name for name in self.jobs if name == "evaluate"]
-        if not needs and not (evaluation / "metrics.csv").is_file():
-            self.told.append(f"report is left out: no evaluation in {evaluation}, and evaluate is not asked for")
-            return
-        about = ["--title", self.wishes.title] if self.wishes.title else []
-        about += ["--note", self.wishes.note] if self.wishes.note else []
-        self._add("report", ["report", str(evaluation), "-o", str(self.output / PAGE), *about], needs)
-
-    @property
-    def _of_models(self) -> list[str]:
-        return ["-d", self.dataset, "-m", *map(str, self.models)]
-
-    def _of_folds(self, name: str) -> list[Path]:
-        """That file of every fold of every model."""
-        results = nnunet_folder("nnUNet_results") / self.dataset
-        return [results / model.folder_name / f"fold_{fold}" / name for model in self.models for fold in self.folds]
-
-    @property
-    def _validations(self) -> list[Path]:
-        return self._of_folds("validation/summary.json")
-
-    def _add(self, name: str, command: Sequence[str], needs: Iterable[str], reads: Iterable[Path] = ()) -> None:
-        """A job of one of our commands, whose first word is the step."""
-        self.jobs[name] = self.how.job(name, ("nnunetv2_ext", *command), needs, on_gpu=command[0] == "predict")
-        self.reads[name] = tuple(reads)

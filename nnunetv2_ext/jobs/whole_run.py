@@ -8,20 +8,10 @@ from typing import Any, NamedTuple
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import changed, nnunet_folder, read_json, unwritable, why_not_writable, write_json
 from nnunetv2_ext.inference.models import Model
+from nnunetv2_ext.jobs.afterwards import AS_USUAL, STEPS, Wishes, afterwards
 from nnunetv2_ext.jobs.checks import refuse_no_nnunet, refuse_unknown_trainers
 from nnunetv2_ext.jobs.engine import Seen, engines, standing
-from nnunetv2_ext.jobs.graph import (
-    AS_USUAL,
-    STEPS,
-    How,
-    Request,
-    Wishes,
-    afterwards,
-    refuse_other_engine,
-    trainings,
-    under_way,
-    write_splits,
-)
+from nnunetv2_ext.jobs.graph import How, Request, refuse_other_engine, trainings, under_way, write_splits
 from nnunetv2_ext.jobs.lengths import SETTINGS, check_lengths, length, of_nnunet
 from nnunetv2_ext.jobs.record import FINISHED, Job, jobs_folder, read_jobs, state_or_none
 from nnunetv2_ext.registry import planner_of
@@ -219,10 +209,11 @@ def submit_trainings(way: WholeRun, how: How, steps: Sequence[str] = STEPS, *, r
         how,
         after=wanted.last,
         images=way.images,
+        validated=wanted.validated,
         wishes=way.wishes,
     )
     jobs, told, last = (getattr(wanted, name) + getattr(after, name) for name in ("jobs", "told", "last"))
-    return _submit(way, how, known, seen, Request(jobs, told, last, wanted.cases, after.reads), run=run)
+    return _submit(way, how, known, seen, Request(jobs, told, last, wanted.cases, reads=after.reads), run=run)
 
 
 def _known(way: WholeRun, how: How) -> tuple[dict[str, Job], dict[str, Seen]]:

@@ -113,6 +113,12 @@ def read_case(files: Files) -> Read:
     return Read(image, prediction, truth[0] if truth else None, (spacing[0], spacing[1], spacing[2]))
 
 
+def read_black(files: Files) -> Read:
+    """A case whose image cannot be read, with a black one; as `read_case` otherwise."""
+    of = read_case(files._replace(image=files.prediction))
+    return of._replace(image=np.zeros_like(of.image))
+
+
 def _opened(files: Files) -> list[Volume]:
     """The volumes of a case, image first, on one grid; where a file leaves its place in doubt, size and spacing count.
 
@@ -257,15 +263,21 @@ def draw(
     """
     read = {name: read_case(cases[name]) for name in chosen}
     drawn = all_labels(labels, set[int]().union(*(case.values() for case in read.values())))
-    shown = [_shown(name, chosen[name], case, labels, drawn) for name, case in read.items()]
+    shown = [described(name, chosen[name], case, labels, drawn) for name, case in read.items()]
     try:
         save_cases(shown, drawn, path, heading=heading, note=note, window=window)
     except OSError as error:
         raise unwritable(path, error) from None
 
 
-def _shown(name: str, rank: str, case: Read, labels: Labels, drawn: Mapping[str, Label]) -> Shown:
-    """A case with its title: name, Dice where there is a truth, volumes."""
+def described(
+    name: str, rank: str, case: Read, labels: Labels, drawn: Mapping[str, Label], *, word: str = "truth"
+) -> Shown:
+    """A case with its title: name, Dice where there is a truth, volumes.
+
+    Args:
+        word: what the title calls the truth.
+    """
     scores = dice(case.truth, case.prediction, labels)
     lines = [rank] * bool(rank) + [name, ""]
     if any(not math.isnan(value) for value in scores.values()):
@@ -280,7 +292,7 @@ def _shown(name: str, rank: str, case: Read, labels: Labels, drawn: Mapping[str,
     told = set(sorted(there, key=weights.__getitem__)[:LABELS_TOLD])
     for label in [label for label in there if label in told]:
         score = f" {scores[label]:.2f}," if label in scores else ""
-        truth = f" (truth {_digits(volumes[label][1])})" if case.truth is not None else ""
+        truth = f" ({word} {_digits(volumes[label][1])})" if case.truth is not None else ""
         lines.append(f"{label}:{score} {_digits(volumes[label][0])} ml{truth}")
     if more := len(there) - len(told):
         lines.append(f"and {more} {'better' if case.truth is not None else 'smaller'} ones")

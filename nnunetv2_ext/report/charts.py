@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -49,7 +50,7 @@ def letter(number: int) -> str:
 
 
 @contextmanager
-def _style(alt: str) -> Iterator[None]:
+def chart_style(alt: str) -> Iterator[None]:
     """The style of charts, whatever a training in the same process has left behind: nnU-Net's scales all fonts."""
     with style.context("default"), matplotlib.rc_context(STYLE | {"svg.hashsalt": alt}):
         yield
@@ -61,7 +62,7 @@ def curves_chart(folds: Sequence[Fold], alt: str) -> str:
     Args:
         alt: what it shows, for those who do not see it.
     """
-    with _style(alt):
+    with chart_style(alt):
         figure = Figure((9.2, 2.6))
         FigureCanvasAgg(figure)
         losses, dice = figure.subplots(1, 2)
@@ -87,7 +88,7 @@ def curves_chart(folds: Sequence[Fold], alt: str) -> str:
         figure.subplots_adjust(0.05, 0.18, 0.96, 0.9, wspace=0.22)
         _name_ends(losses, {fold.name: fold.curves.get("train_losses", ()) for fold in folds})
         _name_ends(dice, {fold.name: fold.curves.get("ema_fg_dice", ()) for fold in folds})
-        return _svg(figure, alt)
+        return svg_of(figure, alt)
 
 
 def _name_ends(axes: Axes, curves: Mapping[str, Sequence[float]]) -> None:
@@ -131,7 +132,7 @@ def box_chart(
         zero: whether the axis begins at 0.
     """
     models = max(map(len, values.values()))
-    with _style(alt):
+    with chart_style(alt):
         wide = is_wide(len(values), models)
         size = (9.4, 3.1) if wide else (4.6, 2.5)
         figure = Figure(size)
@@ -181,7 +182,7 @@ def box_chart(
         figure.subplots_adjust(
             (0.8 if wide else 0.53) / size[0], (1.1 if wide else 0.43) / size[1], 0.99, 1 - 0.11 / size[1]
         )
-        return _svg(figure, alt)
+        return svg_of(figure, alt)
 
 
 def _reach(values: Mapping[str, Sequence[tuple[Sequence[float], Sequence[float]]]]) -> float:
@@ -236,14 +237,20 @@ def _points(axes: Axes, place: float, values: Sequence[float]) -> None:
     line.get_path().should_simplify = False
 
 
-def _svg(figure: Figure, alt: str) -> str:
-    """The element alone: no prologue, metadata, names that nothing uses, nor digits that no eye sees."""
+def svg_of(figure: Figure, alt: str, titles: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The element alone: no prologue, metadata, names that nothing uses, nor digits that no eye sees.
+
+    Args:
+        titles: what a browser shows where the mouse is over an artist, by the artist's gid.
+    """
     stream = io.StringIO()
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(stream, format="svg", transparent=True, metadata=nothing)
     text = stream.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->", "", text, flags=re.DOTALL)
+    for gid, title in titles.items():
+        text = text.replace(f' <g id="{gid}">', f' <g class="titled"><title>{_escaped(title)}</title>', 1)
     text = re.sub(r' <g id="[^"]*"', " <g", text)
     text = re.sub(
         r'(?<= )(d|x|y|transform|points)="[^"]*"',

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from nnunetv2_ext.data.sources import find_volumes
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.scores import Scores, nan_mean
 from nnunetv2_ext.evaluation.summary import Summary
-from nnunetv2_ext.report.cases import Files, Read, median_place, read_case
+from nnunetv2_ext.report.cases import Files, Read, median_place, read_black, read_case
 from nnunetv2_ext.report.charts import letter
 from nnunetv2_ext.report.pictures import around, planes
 from nnunetv2_ext.report.tables import metric_of, number
@@ -138,8 +136,7 @@ def _read(
                 try:
                     of = read_case(Files(_image(summary, case, images), prediction, reference))
                 except InputError as error:
-                    of = read_case(Files(reference, prediction, reference))
-                    of = of._replace(image=np.zeros_like(of.image))
+                    of = read_black(Files(reference, prediction, reference))
                     notes[f"{case} is shown without its image: {error}"] = None
             except InputError as error:
                 notes[f"No picture of {case} by {model}: {error}"] = None

@@ -37,13 +37,17 @@ TITLE_LETTERS = 38
 
 @dataclass(frozen=True)
 class Shown:
-    """A case to show. Arrays are (slices, rows, columns) on one grid; `spacing` in mm in the same order."""
+    """A case to show. Arrays are (slices, rows, columns) on one grid; `spacing` in mm in the same order.
+
+    `place` holds the indices of its planes; None: those where its labels are largest.
+    """
 
     title: str
     image: np.ndarray
     truth: np.ndarray | None
     prediction: np.ndarray
     spacing: Spacing
+    place: tuple[int, int, int] | None = None
 
 
 class Style(NamedTuple):
@@ -78,11 +82,13 @@ def save_cases(
     heading: str = "",
     note: str = "",
     window: tuple[float, float] | None = None,
+    words: tuple[str, str] = ("truth", "prediction"),
 ) -> None:
     """Write a PNG with one row per case: axial, coronal and sagittal plane, each as image, truth and prediction.
 
-    Planes go through where the labels of the truth are largest, or those of the prediction where there is no truth;
-    small labels count as much as large ones. Where no case has a truth, its column is left out.
+    Unless a case tells its place, planes go through where the labels of the truth are largest, or those of the
+    prediction where there is no truth; small labels count as much as large ones. Where no case has a truth, its column
+    is left out.
 
     Args:
         cases: what to show, top to bottom; its `title` stands beside the row.
@@ -91,14 +97,13 @@ def save_cases(
         heading: a line above everything.
         note: a smaller line below the heading.
         window: intensities shown as black and white; by default the 1st and 99.5th percentile of each image.
+        words: what stands above truth and prediction.
 
     Raises:
         OSError: the file cannot be written; what was there before stays.
     """
     styles = label_styles(labels)
-    columns = (
-        ("image", "truth", "prediction") if any(case.truth is not None for case in cases) else ("image", "prediction")
-    )
+    columns = ("image", *words) if any(case.truth is not None for case in cases) else ("image", words[1])
     shapes = [np.multiply(case.image.shape, case.spacing) for case in cases]
     widths = [max(shape[axis] for shape in shapes) for axis in (2, 2, 1)]
     heights = [max(shape[1], shape[0]) for shape in shapes]
@@ -122,15 +127,15 @@ def save_cases(
         figure.text(EDGE / width, (top - row / 2) / height, title, va="center", fontsize=10, linespacing=1.5)
         shades = window or window_of(case.image)
         left = margin_left
-        through = telling_place(case.truth, case.prediction, labels)
+        through = case.place or telling_place(case.truth, case.prediction, labels)
+        overlays = {"image": None, words[0]: case.truth, words[1]: case.prediction}
         for plane, in_mm in enumerate(widths):
             wide = in_mm * inches
             group = left
             for column in columns:
-                overlay = {"image": None, "truth": case.truth, "prediction": case.prediction}[column]
-                if column != "truth" or case.truth is not None:
+                if column != words[0] or case.truth is not None:
                     axes = figure.add_axes((left / width, (top - row) / height, wide / width, row / height))
-                    _draw(axes, case, plane, through[plane], overlay, styles.values(), shades)
+                    _draw(axes, case, plane, through[plane], overlays[column], styles.values(), shades)
                 if case is cases[0]:
                     figure.text((left + wide / 2) / width, (top + 0.07) / height, column, ha="center", fontsize=9)
                 left += wide + GAP

@@ -3,15 +3,11 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timezone
-from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
-from nnunetv2_ext import __version__
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import (
     LEVEL,
@@ -28,9 +24,10 @@ from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import FILE as SCORES
 from nnunetv2_ext.evaluation.scores import Scores, read_scores
 from nnunetv2_ext.evaluation.summary import Summary, read_summaries
-from nnunetv2_ext.files import check_output_file, unwritable, write_beside
+from nnunetv2_ext.files import check_output_file
 from nnunetv2_ext.report.charts import HATCHES, box_chart, curves_chart, is_wide, letter
 from nnunetv2_ext.report.chosen import choose_few, picture_case, rank_cases, rank_metric, view_case, worst_median_best
+from nnunetv2_ext.report.html import render, viewed, write_page
 from nnunetv2_ext.report.models import Trained, describe_model, model_folders
 from nnunetv2_ext.report.tables import (
     NONE,
@@ -45,8 +42,7 @@ from nnunetv2_ext.report.tables import (
     weakest,
     with_unit,
 )
-from nnunetv2_ext.report.viewer import CSP, HOW_TO_ADD, Viewer, viewer
-from nnunetv2_ext.text import counted, listed, shortened
+from nnunetv2_ext.text import counted, listed
 
 GLANCE = ("Dice", "HD95", "NSD")
 """The metrics that stand beside the names of the models, over all labels."""
@@ -92,8 +88,6 @@ def write_report(
     content = {
         "note": note,
         "title": title or _title(evaluations, trained),
-        "made": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
-        "versions": [f"nnunetv2_ext {__version__}", f"nnunetv2 {metadata.version('nnunetv2')}"],
         "scores": scores,
         "settings": _settings(summaries, scores),
         "models": [_model(scores, summaries, order) for order in range(len(scores.models))],
@@ -117,38 +111,13 @@ def write_report(
     chosen = worst_median_best(ranked, cases) if summaries else []
     shown = [picture_case(scores, summaries, one, images) for one in chosen]
     views = [view_case(summaries, one, images) for one in choose_few(ranked, viewer_cases)]
-    known = [view for view in views if view is not None]
-    parts = viewer(known)
-    content |= {
-        "shown": shown,
-        "viewer": parts and Viewer(Markup(parts.head), Markup(parts.body), parts.licence),
-        "how_to_add_viewer": HOW_TO_ADD if known and parts is None else "",
-        "lacking": lacking,
-    }
-    page = render(content)
-    try:
-        # a name of bytes that are no text is shown by them
-        write_beside(lambda beside: beside.write_text(page, encoding="utf-8", errors="backslashreplace"), output)
-    except OSError as error:
-        raise unwritable(output, error) from None
+    content |= {"shown": shown, "lacking": lacking, **viewed([view for view in views if view is not None])}
+    write_page(render("page.html", content), output)
     return [
         *lacking,
         *(fault for one in trained for fault in one.faults),
         *(note for one in shown for note in one.notes),
     ]
-
-
-def render(content: Mapping[str, Any]) -> str:
-    """The page; every text in it is escaped but what is Markup."""
-    files = resources.files(__package__)
-    page, style, script = (files.joinpath(f"page.{kind}").read_text(encoding="utf-8") for kind in ("html", "css", "js"))
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters["short"] = lambda name: shortened(name, 60)
-    return environment.from_string(page).render(
-        style=Markup(style), script=Markup(script), policy=CSP, letter=letter, colours=COLOURS, **content
-    )
 
 
 def _read(evaluations: Sequence[Path]) -> tuple[Scores, dict[str, Summary], list[str]]:

@@ -32,22 +32,28 @@ def around(masks: Sequence[np.ndarray | None], spacing: Spacing) -> tuple[slice,
 
 
 def planes(
-    case: Read, labels: Mapping[str, Sequence[int]], box: tuple[slice, ...], window: tuple[float, float] | None = None
+    case: Read,
+    labels: Mapping[str, Sequence[int]],
+    box: tuple[slice, ...],
+    window: tuple[float, float] | None = None,
+    *,
+    place: tuple[int, int, int] | None = None,
 ) -> str:
     """Axial, coronal and sagittal plane side by side, as the address of a PNG that stands in the page.
 
-    Planes go through where the reference's labels are largest, or those of the prediction where it has none; small
-    labels count as much as large ones.
+    Unless a place is given, planes go through where the reference's labels are largest, or those of the prediction
+    where it has none; small labels count as much as large ones.
 
     Args:
         labels: the values of each label or region by name.
         box: what is shown of the volumes, see `around`.
         window: intensities shown as black and white; by default the 1st and 99.5th percentile of the image.
+        place: the indices of the planes in the box.
     """
     styles = label_styles(labels).values()
     image, prediction = case.image[box], case.prediction[box]
     reference = np.zeros_like(prediction) if case.truth is None else case.truth[box]
-    through = telling_place(reference, prediction, labels)
+    through = place or telling_place(reference, prediction, labels)
     shades = window or window_of(image)
     high, deep, wide = (size * step for size, step in zip(image.shape, case.spacing, strict=True))
     panels = ((wide, deep), (wide, high), (deep, high))  # mm
@@ -68,9 +74,15 @@ def planes(
 
 
 def _png(figure: Figure) -> str:
-    drawn, small = io.BytesIO(), io.BytesIO()
+    drawn = io.BytesIO()
     figure.savefig(drawn, format="png")
-    with Image.open(drawn) as picture:
+    return address(drawn.getvalue())
+
+
+def address(png: bytes) -> str:
+    """The address of a PNG that stands in the page, of few colours so that it is small."""
+    small = io.BytesIO()
+    with Image.open(io.BytesIO(png)) as picture:
         colours = picture.convert("RGB").quantize(96, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         colours.save(small, format="png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(small.getvalue()).decode()

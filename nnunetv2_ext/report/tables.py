@@ -33,7 +33,13 @@ def number(value: float, metric: str) -> str:
     if math.isnan(value):
         return NONE
     unit = metric_of(metric).unit
-    digits = 3 if not unit else 2 if unit == "mm" or abs(value) < 100 else 0
+    return rounded(value, 3 if not unit else 2 if unit == "mm" or abs(value) < 100 else 0)
+
+
+def rounded(value: float, digits: int) -> str:
+    """A value with so many digits behind the point, and no minus before zero."""
+    if math.isnan(value):
+        return NONE
     text = f"{value:.{digits}f}"
     return text.replace("-", "\N{MINUS SIGN}") if float(text) else text.removeprefix("-")
 

@@ -107,6 +107,28 @@ def test_the_steps_after_trainings(prepared: Prepared, engine: FakeEngine, capsy
     assert set(by_name["evaluate"].needs) == {*predicted, "predict_ensemble"}
 
 
+@pytest.mark.parametrize("failing", [(), ("audit",), ("evaluate",)])
+def test_a_failed_audit_stops_nothing(
+    prepared: Prepared,
+    engine: FakeEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failing: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr("nnunetv2_ext.jobs.checks.Trainable.validated_together", lambda one, folds: 10)
+
+    def watch(datasets: Sequence[str], names: Sequence[str]) -> int:
+        engine.states |= {name: Seen(FAILED if name in failing else FINISHED) for name in names}
+        return int(bool(failing))
+
+    monkeypatch.setattr(jobs, "watch", watch)
+    status = main(["run", "-d", "901", "--preset", "full", "-m", OURS, "-f", "0", "-o", "out"])
+    assert [job.name for job in engine.submitted][-1] == "audit"
+    assert status == ("evaluate" in failing)
+    told = capsys.readouterr().out
+    assert ("The audit of the labels has not finished" in told) == (failing == ("audit",))
+
+
 def test_the_best_of_three_is_looked_up(prepared: Prepared, engine: FakeEngine) -> None:
     (prepared.raw / "imagesTs").mkdir()
     (prepared.raw / "imagesTs" / "new_0000.nii.gz").touch()
@@ -228,7 +250,7 @@ def test_what_is_told_before(prepared: Prepared, engine: FakeEngine, capsys: pyt
     assert f"{OURS}: 20 epochs of 50 iterations, as {file.name} says, not as published" in told
     assert "-m MNetTrainer:MNet2Plans:3d_fullres makes new plans for that" in told
     assert f"{stock}: as long as nnU-Net's trainers do" in told
-    assert f"then find_best, evaluate and report, into {Path('out').resolve()}" in told
+    assert f"then find_best, evaluate, report and audit, into {Path('out').resolve()}" in told
     assert {seen.state for seen in engine.states.values()} == {"waiting"}
 
 

@@ -52,6 +52,21 @@ def test_the_command_tells_raw_faults_also_where_nothing_is_preprocessed(
     assert '-> write "numTraining": 5' in out
 
 
+@pytest.mark.parametrize(
+    ("fewest", "broken", "pointed"),
+    [(5, None, True), (6, None, False), (5, next(name for name in BROKEN if not BROKEN[name].fatal), False)],
+)
+def test_data_that_nothing_is_wrong_with_are_to_be_audited(
+    data: RawDataset, monkeypatch: pytest.MonkeyPatch, fewest: int, broken: str | None, pointed: bool
+) -> None:
+    monkeypatch.setattr(doctor_raw, "FEWEST", fewest)
+    if broken:
+        BROKEN[broken].change(data)
+    last = checks_of()[-1]
+    assert last.status == OK
+    assert last.what.endswith("nnunetv2_ext audit -d 901 tells which of their labels are probably wrong") == pointed
+
+
 def preprocessed(data: RawDataset) -> Path:
     folder = data.folder.parents[1] / "nnUNet_preprocessed" / NAME
     folder.mkdir()

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from nnunetv2_ext.inference.models import Model
-from nnunetv2_ext.jobs.graph import How, afterwards, trainings
+from nnunetv2_ext.jobs.afterwards import afterwards
+from nnunetv2_ext.jobs.graph import How, job_name, trainings
 from nnunetv2_ext.jobs.record import Resources
 from tests.doctor.conftest import DATASET, Prepared
 from tests.jobs.test_graph import CPU, OURS, STOCK, by_name, empty, finish
@@ -116,6 +117,26 @@ def test_steps_that_cannot_run_are_told(
     for job in wanted.jobs:
         if job.name == "evaluate":  # of the validations
             assert job.command[1:5] == ("evaluate", "-d", DATASET, "-m")
+
+
+def test_labels_are_audited_by_the_first_model(prepared: Prepared) -> None:
+    trained = [job_name(model, fold) for model in (OURS, STOCK) for fold in ("0", "1", "all")]
+    wanted = after(prepared, [OURS, STOCK], ("evaluate", "audit"), "0/1/all", after=trained, validated=10)
+    jobs = by_name(wanted.jobs)
+    place = prepared.results.parent / "out" / "audit"
+    assert " ".join(jobs["audit"].command) == (
+        f"nnunetv2_ext audit -d {DATASET} --from validation -m {OURS} -o {place} --overwrite --disable_progress_bar"
+    )
+    assert jobs["audit"].needs == tuple(trained[:2]), "fold `all` validates what it was trained with"
+    assert not any("audit" in job.needs for job in wanted.jobs), "no other job waits for it"
+    folder = prepared.results / OURS.folder_name
+    assert wanted.reads["audit"] == tuple(folder / f"fold_{fold}/validation/summary.json" for fold in ("0", "1", "all"))
+
+
+def test_too_few_cases_are_not_audited(prepared: Prepared) -> None:
+    wanted = after(prepared, [OURS], ("evaluate", "audit"), after=DONE, validated=9)
+    assert [job.name for job in wanted.jobs] == ["evaluate"]
+    assert "audit is left out: it needs 10 cases" in wanted.told[0] and "there are 9" in wanted.told[0]
 
 
 def test_images_of_no_labels_are_predicted_and_the_validations_measured(prepared: Prepared, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.inference.models import Model
+from nnunetv2_ext.jobs.checks import Trainable
 from nnunetv2_ext.jobs.engine import Seen
 from nnunetv2_ext.jobs.folds import command_now
 from nnunetv2_ext.jobs.graph import How, trainings, write_splits
@@ -94,6 +95,25 @@ def test_a_whole_fold_gets_no_job(prepared: Prepared) -> None:
     wanted = trainings(DATASET, [OURS], ["0", "1", "2"], {}, CPU)
     assert [job.name[-6:] for job in wanted.jobs] == ["fold_1", "fold_2"]
     assert wanted.told == ("MNetTrainer:MNetPlans:3d_fullres, fold 0: trained and validated already",)
+
+
+@pytest.mark.parametrize(
+    ("folds", "cases", "split", "validated"),
+    [
+        (["0", "1"], 12, None, 6),  # nnU-Net's five folds of 12: 3, 3, 2, 2, 2
+        (["0", "4", "0", "all"], 12, None, 5),
+        (["0", "1", "2", "3", "4"], 12, None, 12),
+        (["all"], 12, None, 0),
+        (["0", "1"], 4, [["a"], ["a", "b"], ["c"]], 2),
+    ],
+)
+def test_cases_that_folds_validate_together(
+    folds: list[str], cases: int, split: list[list[str]] | None, validated: int
+) -> None:
+    names = frozenset(f"case_{number}" for number in range(cases))
+    of_folds = None if split is None else tuple({"train": ["d"], "val": val} for val in split)
+    one = Trainable(OURS, Path(), True, names, of_folds, None, 0)
+    assert one.validated_together(folds) == validated
 
 
 def retrained(fold: Path) -> None:

@@ -18,7 +18,7 @@ from nnunetv2_ext.evaluation.comparison import compare, comparison_notes
 from nnunetv2_ext.evaluation.metrics import METRICS, Settings
 from nnunetv2_ext.evaluation.palette import COLOURS
 from nnunetv2_ext.evaluation.scores import Scores, read_scores, write_scores
-from nnunetv2_ext.report import page as page_module
+from nnunetv2_ext.report import html
 from nnunetv2_ext.report.cases import Read
 from nnunetv2_ext.report.page import write_report
 from nnunetv2_ext.report.pictures import planes
@@ -362,7 +362,7 @@ def test_the_viewer_or_how_to_add_it(tmp_path, monkeypatch, installed):
         seen.extend(cases)
         return Viewer("<style></style>", "<p id='body'>&amp;</p>", "<licence>") if installed else None
 
-    monkeypatch.setattr(page_module, "viewer", viewer)
+    monkeypatch.setattr(html, "viewer", viewer)
     evaluation = write_evaluation(tmp_path, {"ours": [boxes(shift) for shift in (2, 0, 3, 1)]})
     write_report([evaluation], tmp_path / "page.html", cases=0, viewer_cases=3)
     page = Page((tmp_path / "page.html").read_text(encoding="utf-8"))
