@@ -15,6 +15,7 @@ from typing import Any
 
 from nnunetv2_ext.architectures.backbones import BACKBONES
 from nnunetv2_ext.architectures.backbones.record import Backbone, Shape, size_rule, strides_argument
+from nnunetv2_ext.audit.tables import COLUMNS, OF_MAP, STYLE, WRONG
 from nnunetv2_ext.block import PRESETS, all_settings
 from nnunetv2_ext.cli import COMMANDS
 from nnunetv2_ext.cli.options import meaning_and_default
@@ -174,6 +175,15 @@ def known_shapes() -> str:
     return unaligned(["masks", "spacing, mm", "HD", "HD95", "ASSD", "NSD at 1 mm"], rows)
 
 
+def audit_columns() -> str:
+    """One row for each column of audit.csv."""
+    rows = [["`case`, `label`", "names; regions count as labels"]]
+    rows.append(["`listed_as`", f"{WRONG}, {STYLE}, or empty: of the case"])
+    rows += [[f"`{column.name}`", column.meaning] for column in COLUMNS]
+    rows += [[f"`{name}`", f"of a map: {meaning}"] for name, meaning in OF_MAP.items()]
+    return unaligned(["column", "meaning"], rows)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "backbones": backbones,
     "origin": origin,
@@ -185,6 +195,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **{f"keys of {group}": partial(keys, group) for group in METHODS},
     "presets": presets,
     "flags of the training block": block_flags,
+    "columns of audit.csv": audit_columns,
     **{f"flags of {command}": partial(flags, command) for command in COMMANDS},
 }
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from nnunetv2_ext.audit import FEWEST
 from nnunetv2_ext.audit.result import LabelScore
 from nnunetv2_ext.audit.scores import ranked, score_case
 from nnunetv2_ext.data.cases import REFERENCES
@@ -16,9 +17,6 @@ from nnunetv2_ext.files import nnunet_folder, read_json
 from nnunetv2_ext.inference.models import Model, model_folder, parse_models
 from nnunetv2_ext.inference.trained import fault_of_fold
 from nnunetv2_ext.text import counted, listed
-
-FEWEST = 10
-"""Cases that an audit needs: of fewer, none can be told to be unlike the others."""
 
 
 class Validation(NamedTuple):

@@ -7,6 +7,7 @@ from typing import Any
 from nnunetv2_ext import __version__
 from nnunetv2_ext.audit.evidence import Scored, Wishes, from_map, from_validation, source_of
 from nnunetv2_ext.audit.result import MAP, VALIDATION, Audit, Files
+from nnunetv2_ext.audit.told import RUN
 from nnunetv2_ext.audit.validation import references_of
 from nnunetv2_ext.audit.verdicts import judge
 from nnunetv2_ext.data.raw import Raw, examine
@@ -15,9 +16,6 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, raw_folder, read_json, unwritable, write_json
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.text import listed
-
-RECORD = "run.json"
-"""Of the settings, in the output."""
 
 
 def run_audit(
@@ -90,9 +88,9 @@ def _refuse_other(output: Path, settings: Mapping[str, Any]) -> None:
     remedy = "choose another -o, or replace it with --overwrite"
     if output.exists() and not output.is_dir():
         raise InputError(f"-o {output}, a file", "a folder", "choose another name")
-    if not (output / RECORD).is_file():
+    if not (output / RUN).is_file():
         return
-    there = read_json(output / RECORD, remedy).get("settings")
+    there = read_json(output / RUN, remedy).get("settings")
     differing = [key for key in settings if not isinstance(there, dict) or there.get(key) != settings[key]]
     if differing:
         raise InputError(f"an audit in {output} with another {listed(differing)}", "the same audit", remedy)
