@@ -13,6 +13,8 @@ from nnunetv2_ext.audit.styles import LIMIT, by_label, limit_of, styles_of
 
 OF_ONE = 2
 """By which the limit is higher for the worst label than for all together: its values have a heavier tail."""
+CERTAIN = 1e-3
+"""Disagreements nearer to 0 and 1 count as this far from them: the logit of these has no end."""
 LEAST = 0.05
 """Of Dice by which a label is below the median, at least: where all are alike, little is not wrong."""
 
@@ -49,10 +51,12 @@ def judge(scores: Sequence[LabelScore], latents: LatentMap | None = None) -> lis
 def evidence(scores: Sequence[LabelScore]) -> dict[str, Evidence]:
     """How far each case is from the others, by what speaks for an error: its disagreements.
 
-    A label counts by the robust z of its disagreement among all cases. Wrong is a case whose mean z over its labels is
-    beyond median + 3 x 1.4826 MAD of these means: most errors concern the whole label map, while clean cases too have
-    one label here and there that disagrees much. An error of one label among many hardly moves their mean; so the
-    largest z of a case counts too, with twice the limit.
+    A label counts by the robust z, among all cases, of the logit of its disagreement. Disagreements themselves are
+    skewed: median + 3 x 1.4826 MAD of them lists 3 % of clean cases and more.
+
+    Wrong is a case whose mean z over its labels is beyond median + 3 x 1.4826 MAD of these means: most errors concern
+    the whole label map, while clean cases too have one label here and there that disagrees much. An error of one label
+    among many hardly moves their mean; so the largest z of a case counts too, with twice the limit.
     """
     labels = by_label(scores)
     cases = {score.case: row for row, score in enumerate({score.case: score for score in scores}.values())}
@@ -60,7 +64,7 @@ def evidence(scores: Sequence[LabelScore]) -> dict[str, Evidence]:
     for column, of in enumerate(labels.values()):
         rows = [cases[score.case] for score in of]
         values = np.array([score.disagreement for score in of])
-        z[rows, column], above[rows, column] = robust_z(values), values - _median(values)
+        z[rows, column], above[rows, column] = robust_z(_logit(values)), values - _median(values)
     known = ~np.isnan(z)
     counted = known.any(axis=1)
     of_all, of_worst = (np.full(len(cases), math.nan) for _ in range(2))
@@ -77,6 +81,11 @@ def evidence(scores: Sequence[LabelScore]) -> dict[str, Evidence]:
         names = list(labels)
         found[case] = Evidence(float(orders[row]), wrong, tuple(given[case, names[place]] for place in told))
     return found
+
+
+def _logit(values: np.ndarray) -> np.ndarray:
+    inside = np.clip(values, CERTAIN, 1 - CERTAIN)
+    return np.asarray(np.log(inside / (1 - inside)))
 
 
 def _median(values: Sequence[float] | np.ndarray) -> float:

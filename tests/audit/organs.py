@@ -40,7 +40,7 @@ def prediction_of(case: str) -> np.ndarray:
     random = np.random.default_rng(100 + CASES.index(case))
     label = label_of(case)
     surface = (label > 0) & ~ndimage.binary_erosion(label > 0)
-    return np.where(surface & (random.random(SHAPE) < random.uniform(0.1, 0.4)), 0, label).astype(np.uint8)
+    return np.where(surface & (random.random(SHAPE) < random.uniform(0.15, 0.3)), 0, label).astype(np.uint8)
 
 
 def _half(label: np.ndarray) -> np.ndarray:
