@@ -15,6 +15,7 @@ from typing import Any
 
 from nnunetv2_ext.architectures.backbones import BACKBONES
 from nnunetv2_ext.architectures.backbones.record import Backbone, Shape, size_rule, strides_argument
+from nnunetv2_ext.audit.findings import KINDS
 from nnunetv2_ext.audit.tables import COLUMNS, OF_MAP, STYLE, WRONG
 from nnunetv2_ext.block import PRESETS, all_settings
 from nnunetv2_ext.cli import COMMANDS
@@ -184,6 +185,11 @@ def audit_columns() -> str:
     return unaligned(["column", "meaning"], rows)
 
 
+def kinds_of_findings() -> str:
+    """One row for each kind of finding that needs no model."""
+    return unaligned(["finding", "what it is"], [[kind, meaning] for kind, meaning in KINDS.items()])
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "backbones": backbones,
     "origin": origin,
@@ -196,6 +202,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "presets": presets,
     "flags of the training block": block_flags,
     "columns of audit.csv": audit_columns,
+    "kinds of findings": kinds_of_findings,
     **{f"flags of {command}": partial(flags, command) for command in COMMANDS},
 }
 
