@@ -71,7 +71,7 @@ class Reading(NamedTuple):
     rarity: np.ndarray
     """(cases,): mean distance to the five nearest latents."""
     disagreement: np.ndarray
-    """(cases, labels): 1 - Dice of the label and the prediction with its cluster's centre."""
+    """(cases, labels): 1 - Dice of the label and the prediction with the centre of its cluster, see `OWN_CENTRE`."""
 
     def to_tensors(self) -> dict[str, Any]:
         """For a checkpoint; the rest follows from the latents."""

@@ -30,6 +30,15 @@ def test_clusters(latents: np.ndarray, sizes: list[int]) -> None:
         np.testing.assert_array_equal(centre, np.median(latents[clusters.of == number], axis=0))
 
 
+def test_a_small_cluster_is_measured_by_the_others_centre() -> None:
+    for size, own in ((14, False), (15, True)):
+        latents = np.concatenate([cloud(size, (1, 1)), cloud(100 - size, (0, 0), 1)])
+        clusters = find_clusters(latents)
+        assert np.bincount(clusters.of).tolist() == [100 - size, size]
+        larger, smaller = np.median(latents[size:], axis=0), np.median(latents[:size], axis=0)
+        np.testing.assert_array_equal(clusters.centres, [larger, smaller if own else larger])
+
+
 def test_rarity_is_the_mean_distance_to_the_five_nearest() -> None:
     latents = np.array([[float(place), 0.0] for place in range(6)] + [[10.0, 0.0]])
     rarity = rarity_of(latents)
