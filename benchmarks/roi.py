@@ -70,7 +70,7 @@ BRIEF = {
     "batch_size": 3,
     "oversample_foreground": 0.5,
     "optimizer": {"name": "AdamW", "lr": 1e-3, "weight_decay": 1e-2},  # in so few steps nnU-Net's finds nothing
-    "scheduler": {"name": "poly"},
+    "scheduler": {"name": "warmup_poly", "warmup_iterations": 20},
 }
 # what is to come of it, see docs/measured/roi.md
 TIME, DICE, INSIDE, WORST, SHARE, IOU = 0.5, -0.5, 0.999, 0.99, 1 / 3, 0.7

@@ -112,7 +112,7 @@ def test_a_step_is_the_same(name: str) -> None:
     like(name, plain, again)
 
 
-@pytest.mark.parametrize("name", ["PlainConvUNet", "VNet", "MNet", "ConvFree"])
+@pytest.mark.parametrize("name", ["PlainConvUNet", "SegResNet", "MNet", "ConvFree"])
 def test_pickles_and_copies_are_checkpointed_themselves(name: str) -> None:
     plain, again = (built(name, one).double().train() for one in (False, True))
     for other in (pickle.loads(pickle.dumps(again)), copy.deepcopy(again)):
