@@ -1,6 +1,6 @@
 """Which labels follow another style: thicker or thinner than the predictions, or in another cluster of the map."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 
 import numpy as np
@@ -8,7 +8,6 @@ import numpy as np
 from nnunetv2_ext.audit.result import LabelScore, LatentMap, Verdict
 from nnunetv2_ext.audit.scores import robust_z
 from nnunetv2_ext.audit.sentences import explain_size
-from nnunetv2_ext.text import counted
 
 LIMIT = 3.0
 """Standard deviations beyond which a value is unlike the others."""
@@ -44,10 +43,26 @@ def styles_of(scores: Sequence[LabelScore], latents: LatentMap | None = None) ->
         told = f"{explain_size(score, usual)}, one of {len(thick)} cases that lie apart in this"
         found.setdefault(case, Verdict(case, False, far, score.label, told))
     smaller = [] if latents is None else [latents.cases[place] for place in np.flatnonzero(latents.clusters)]
-    told = f"it lies in the smaller of two clusters of the map, with {counted(smaller, 'case')}"
+    told = f"it lies in the smaller of two clusters of the map, {len(smaller)} cases{_unlike(smaller, labels)}"
     for case in smaller:
         found.setdefault(case, Verdict(case, False, 0.0, "", told))
     return list(found.values())
+
+
+def _unlike(smaller: Sequence[str], labels: Mapping[str, list[LabelScore]]) -> str:
+    """How the labels of the smaller cluster differ from the others', in words: the one whose volume differs most."""
+    few, shares = set(smaller), {}
+    for label, of in labels.items():
+        ours, others = (
+            [one.voxels * one.voxel_volume for one in of if (one.case in few) is kind] for kind in (True, False)
+        )
+        if ours and others:
+            shares[label] = float(np.median(ours) / np.median(others) - 1)
+    if not shares:
+        return ""
+    label, share = max(shares.items(), key=lambda item: abs(item[1]))
+    told = f"{100 * abs(share):.0f} % {'larger' if share > 0 else 'smaller'}"
+    return f", whose {label} is {told} than that of the others (medians)"
 
 
 def by_label(scores: Sequence[LabelScore]) -> dict[str, list[LabelScore]]:

@@ -143,9 +143,12 @@ def test_groups_of_sizes(first, second, listed):
 @pytest.mark.parametrize("clustered", [0, 3])
 def test_other_styles_by_the_smaller_cluster_of_the_map(clustered):
     scores = scores_of(*CLEAN)
+    larger = [score._replace(voxels=3 * score.voxels // 2) for score in scores[:clustered]]
+    scores = [*larger, *scores[clustered:]]
     cases = tuple(score.case for score in scores)
     clusters = np.array([int(number < clustered) for number in range(30)])
     latents = LatentMap(cases, np.zeros((30, 2)), clusters, 0.7 if clustered else math.nan, np.ones(30))
     found = judge(scores, latents)
     assert [one.case for one in found] == list(cases[:clustered])
     assert not any(one.wrong for one in found)
+    assert all("50 % larger than that of the others" in one.sentence for one in found)
