@@ -18,6 +18,7 @@ from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from torch import Tensor
 from tqdm import tqdm
 
+from nnunetv2_ext.audit import FEWEST
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.boxes import Box, bounding_box
 
@@ -30,7 +31,6 @@ STRAYS = 0.02
 SMALLEST = 4
 """Voxels along an axis of the U-Net's deepest map."""
 MOST_LEVELS = 3
-FEWEST_CASES = 10
 _LARGEST = 3e4
 """Of an image's values, which half precision holds."""
 AGAIN = "preprocess the data set again"
@@ -106,9 +106,9 @@ def read_blocks(data: Path, spacing: Sequence[float], *, voxels: int, progress: 
     there = data.is_dir() and any(data.glob("*.pkl"))  # nnU-Net's look-up fails in an empty folder
     dataset: Any = infer_dataset_class(str(data))(str(data)) if there else None
     names = sorted(dataset.identifiers) if there else []
-    if len(names) < FEWEST_CASES:
+    if len(names) < FEWEST:
         remedy = "take a larger data set, or preprocess the rest of this one"
-        raise InputError(f"{len(names)} preprocessed cases in {data}", f"at least {FEWEST_CASES}", remedy)
+        raise InputError(f"{len(names)} preprocessed cases in {data}", f"at least {FEWEST}", remedy)
     boxes: dict[str, Box | None] = {}
     centres: dict[str, tuple[float, ...]] = {}
     shapes = []

@@ -1,4 +1,4 @@
-"""Where cases lie among each other: one cluster of latents or two, and how far each is from its neighbours."""
+"""Where cases lie among each other: in one cluster or two, and how far each is from its neighbours."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from sklearn.metrics import silhouette_score
 from sklearn.neighbors import NearestNeighbors
 
 SILHOUETTE = 0.5
-"""Two clusters where the silhouette is above it."""
+"""Two clusters of latents where the silhouette is above it."""
 SMALLEST_SHARE = 0.05
 """Of the cases, in the smaller cluster."""
 FEWEST = 5
@@ -37,18 +37,31 @@ def find_clusters(latents: np.ndarray) -> Clusters:
     Args:
         latents: (cases, numbers of a latent).
     """
-    of, silhouette = np.zeros(len(latents), int), float("nan")
-    if len(np.unique(latents, axis=0)) > 1:
-        found = KMeans(2, n_init=10, random_state=0).fit_predict(latents)
-        if np.count_nonzero(found) > len(found) / 2:
-            found = 1 - found
-        score = float(silhouette_score(latents, found))
-        if score > SILHOUETTE and np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST):
-            of, silhouette = found.astype(int), score
+    of, silhouette = two_means(latents)
+    if not silhouette > SILHOUETTE:
+        of, silhouette = np.zeros(len(latents), int), float("nan")
     centres = np.stack([np.median(latents[of == number], axis=0) for number in range(of.max() + 1)])
     if np.count_nonzero(of) < OWN_CENTRE * len(of):
         centres[1:] = centres[0]
     return Clusters(of, silhouette, centres)
+
+
+def two_means(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """The two clusters of k-means, where the smaller is no handful of cases; else one.
+
+    Args:
+        points: (cases, numbers of each).
+
+    Returns:
+        The cluster of each case, 0 for the larger one, and the silhouette, NaN of one cluster.
+    """
+    if len(np.unique(points, axis=0)) > 1:
+        found = KMeans(2, n_init=10, random_state=0).fit_predict(points).astype(int)
+        if np.count_nonzero(found) > len(found) / 2:
+            found = 1 - found
+        if np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST):
+            return found, float(silhouette_score(points, found))
+    return np.zeros(len(points), int), float("nan")
 
 
 def rarity_of(latents: np.ndarray) -> np.ndarray:

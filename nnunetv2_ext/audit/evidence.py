@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from nnunetv2_ext.audit.result import MAP, VALIDATION, LabelScore, LatentMap
 from nnunetv2_ext.audit.validation import (
     find_validation,
+    lacking,
     most_validated,
     references_of,
     refuse_few,
@@ -129,6 +130,7 @@ def from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, p
         overwrite=overwrite,
     )
     of_map = {case: references[case] for case in result.predictions if case in references}
+    notes = lacking(references, result.predictions, "of the map")
     scores, faults = score_cases(of_map, result.predictions, labels, processes=processes, progress=progress)
     return Scored(
         MAP,
@@ -139,7 +141,7 @@ def from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, p
         _over_readings(scores, result),
         result.map,
         folder,
-        (*result.notes, *faults),
+        (*notes, *result.notes, *faults),
     )
 
 

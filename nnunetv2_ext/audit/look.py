@@ -2,7 +2,6 @@
 
 import hashlib
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +11,7 @@ import numpy as np
 from nnunetv2.imageio.base_reader_writer import BaseReaderWriter
 from scipy import ndimage
 
-from nnunetv2_ext.audit.scores import centre, direction_of
+from nnunetv2_ext.audit.scores import centre, direction_of, gaps
 from nnunetv2_ext.evaluation.segmentations import Labels, read_segmentation
 from nnunetv2_ext.geometry.boxes import around_all, components, value_boxes
 
@@ -26,10 +25,6 @@ LEAST_AIR = 0.05
 """An image with a smaller share of air outside the body has none: it is cut to the inside."""
 MOST_PARTS = 50
 """The largest parts of a label; one of more is scattered, and nothing is far from it."""
-MOST_GAP = 5
-"""Empty slices in a row; where more are missing, the label is taken for two structures."""
-OVERLAP = 0.5
-"""Of the smaller one of the two slices around a gap: by less, they show two structures."""
 
 
 class Part(NamedTuple):
@@ -87,7 +82,7 @@ def look_at_case(
         InputError: a label file that cannot be read.
     """
     values, spacing = read_segmentation(label, labels)
-    label_hash = _hash(values.astype(np.int32)) if values.any() else ""
+    label_hash = _hash(values.astype(np.int32)) if np.any((values != 0) & (values != labels.ignore)) else ""
     direction = direction_of(label, labels)
     air, image_hash = np.zeros(values.shape, bool), ""
     if images and reader is not None:
@@ -184,23 +179,7 @@ def _structure(
         voxels,
         tuple(((low + 0.5 + centre(mask)) * spacing).tolist()),
         tuple(parts),
-        tuple(_gaps(mask, axis, ignored) for axis in range(3)),
+        tuple(sum(map(len, gaps(mask, axis, ignored))) for axis in range(3)),
         mask.shape,
         np.count_nonzero(mask & air) / voxels,
     )
-
-
-def _gaps(mask: np.ndarray, axis: int, ignored: np.ndarray | None) -> int:
-    """Slices that are empty between two that show the same structure, and hold nothing that is ignored."""
-    slices = np.moveaxis(mask, axis, 0)
-    labelled = slices.any(axis=(1, 2))
-    if ignored is not None:
-        labelled |= np.moveaxis(ignored, axis, 0).any(axis=(1, 2))
-    there = np.flatnonzero(labelled)
-    gaps = 0
-    for before, after in pairwise(there.tolist()):
-        one, other = slices[before], slices[after]
-        least = min(np.count_nonzero(one), np.count_nonzero(other))
-        if 1 < after - before <= MOST_GAP + 1 and np.count_nonzero(one & other) >= max(1, OVERLAP * least):
-            gaps += after - before - 1
-    return gaps

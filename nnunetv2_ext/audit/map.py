@@ -17,6 +17,7 @@ from nnunetv2_ext.audit.blocks import Blocks, read_blocks
 from nnunetv2_ext.audit.predicted import on_grid, write_label
 from nnunetv2_ext.audit.readings import Reading, Task, predictions
 from nnunetv2_ext.audit.result import LatentMap
+from nnunetv2_ext.audit.scores import ranks
 from nnunetv2_ext.audit.training import READABLE, MapSettings, MapTraining
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.segmentations import Labels
@@ -48,7 +49,12 @@ class MapResult:
     @property
     def ranks(self) -> np.ndarray:
         """The mean over the readings of the mean rank by disagreement and by rarity: (cases, labels)."""
-        return _mean([(ranks(one.disagreement) + ranks(one.rarity[:, None])) / 2 for one in self.readings])
+        return _mean(
+            [
+                (np.apply_along_axis(ranks, 0, one.disagreement) + ranks(one.rarity)[:, None]) / 2
+                for one in self.readings
+            ]
+        )
 
 
 def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
@@ -56,16 +62,6 @@ def _mean(values: Sequence[np.ndarray]) -> np.ndarray:
     stacked = np.stack(values)
     known = (~np.isnan(stacked)).sum(axis=0)
     return np.where(known, np.nansum(stacked, axis=0) / np.maximum(known, 1), np.nan)
-
-
-def ranks(values: np.ndarray) -> np.ndarray:
-    """The share of its column's values that are below each: (cases, columns); NaN stays."""
-    result = np.full(values.shape, np.nan)
-    for column in range(values.shape[1]):
-        known = ~np.isnan(values[:, column])
-        of_it = values[known, column]
-        result[known, column] = np.searchsorted(np.sort(of_it), of_it) / max(len(of_it), 1)
-    return result
 
 
 def run_map(
@@ -123,7 +119,7 @@ def run_map(
     found = LatentMap(blocks.cases, last.latents, where.of, where.silhouette, last.rarity)
     notes: tuple[str, ...] = ()
     if last.dice < READABLE:
-        told = f"{last.dice:.2f} after {last.epoch} epochs, below {READABLE}"
+        told = f"{last.dice:.2f} after {last.epoch} epoch{'s' * (last.epoch != 1)}, below {READABLE}"
         notes = (f"The map has hardly learned what the labels are (mean Dice {told}): its list says little.",)
     return MapResult(found, tuple(labels.of), training.readings, files, notes)
 

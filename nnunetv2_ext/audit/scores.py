@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,10 @@ from nnunetv2_ext.geometry.boxes import bounding_box, components
 
 MAD, MEAN = 1.4826, 1.2533
 """By which a median or a mean of distances becomes the standard deviation of a normal distribution."""
+MOST_GAP = 5
+"""Empty slices in a row; where more are missing, the label is taken for two structures."""
+OVERLAP = 0.5
+"""Of the smaller one of the two slices around a gap: by less, they show two structures."""
 
 
 def score_case(pair: Pair, labels: Labels) -> list[LabelScore]:
@@ -99,12 +104,33 @@ def centre(mask: np.ndarray) -> tuple[float, ...]:
 
 
 def _empty_slices(of: Masks, axis: int) -> int:
-    """Slices along an axis that the prediction has and the label has not, between slices that have it."""
+    """Slices along an axis in the label's gaps, of those that the prediction fills.
+
+    What a shift bares between two of a pair, kidneys for instance, it fills in part.
+    """
     others = tuple(other for other in range(3) if other != axis)
-    labelled, predicted = (np.asarray(mask.any(axis=others)) for mask in (of.reference, of.prediction))
-    there = np.flatnonzero(labelled)
-    between = slice(there[0], there[-1] + 1)
-    return int(np.count_nonzero(predicted[between] & ~labelled[between]))
+    predicted = np.asarray(of.prediction.any(axis=others))
+    return sum(len(gap) for gap in gaps(of.reference, axis) if predicted[gap].all())
+
+
+def gaps(mask: np.ndarray, axis: int, ignored: np.ndarray | None = None) -> list[range]:
+    """The slices along an axis that are empty between two that show the same structure.
+
+    Args:
+        ignored: of the mask's shape; a slice that holds some of it is not empty.
+    """
+    slices = np.moveaxis(mask, axis, 0)
+    filled = slices.any(axis=(1, 2))
+    if ignored is not None:
+        filled |= np.moveaxis(ignored, axis, 0).any(axis=(1, 2))
+    found = []
+    for before, after in pairwise(np.flatnonzero(filled).tolist()):
+        if 1 < after - before <= MOST_GAP + 1:
+            one, other = slices[before], slices[after]
+            least = min(np.count_nonzero(one), np.count_nonzero(other))
+            if np.count_nonzero(one & other) >= max(1, OVERLAP * least):
+                found.append(range(before + 1, after))
+    return found
 
 
 def _disagreement_aligned(one: np.ndarray, other: np.ndarray) -> float:
@@ -138,18 +164,21 @@ def robust_z(values: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def ranked(scores: Iterable[LabelScore]) -> list[LabelScore]:
-    """The scores with their ranks: the share of the values of their label that are below; NaN where a value is."""
+    """The scores with their ranks among those of their label."""
     given = list(scores)
-    sorted_values: dict[str, np.ndarray] = {}
-    for label in {score.label for score in given}:
-        values = np.array([score.disagreement for score in given if score.label == label])
-        sorted_values[label] = np.sort(values[~np.isnan(values)])
-    return [
-        score
-        if math.isnan(score.disagreement)
-        else score._replace(
-            rank=float(np.searchsorted(sorted_values[score.label], score.disagreement))
-            / len(sorted_values[score.label])
-        )
-        for score in given
-    ]
+    places: dict[str, list[int]] = {}
+    for place, score in enumerate(given):
+        places.setdefault(score.label, []).append(place)
+    for of in places.values():
+        for place, rank in zip(of, ranks([given[place].disagreement for place in of]).tolist(), strict=True):
+            given[place] = given[place]._replace(rank=rank)
+    return given
+
+
+def ranks(values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """The share of some values that are below each; NaN stays, and is below none."""
+    given = np.asarray(values, float)
+    known = ~np.isnan(given)
+    found = np.full(given.shape, np.nan)
+    found[known] = np.searchsorted(np.sort(given[known]), given[known]) / max(int(known.sum()), 1)
+    return found

@@ -5,16 +5,17 @@ from statistics import NormalDist
 
 import numpy as np
 
+from nnunetv2_ext.audit import clusters
 from nnunetv2_ext.audit.result import LabelScore, LatentMap, Verdict
 from nnunetv2_ext.audit.scores import robust_z
 from nnunetv2_ext.audit.sentences import explain_size
 
 LIMIT = 3.0
 """Standard deviations beyond which a value is unlike the others."""
-SILHOUETTES = {1: 0.7, 2: 0.5}
-"""Two groups of sizes where it is above this, by number of axes: along one, a bell curve has 0.57 already."""
-SHARE = 0.05
-"""Of the cases, in the smaller group at least."""
+LEAST = 0.05
+"""Of its size by which a label is larger or smaller than usual, at least: where all are alike, little is no style."""
+SILHOUETTE = 0.7
+"""Two groups of sizes along one axis where it is above this: a bell curve has 0.57, evenly spread sizes 0.66."""
 
 
 def styles_of(scores: Sequence[LabelScore], latents: LatentMap | None = None) -> list[Verdict]:
@@ -35,7 +36,7 @@ def styles_of(scores: Sequence[LabelScore], latents: LatentMap | None = None) ->
             if score.case not in furthest or furthest[score.case][0] < far:
                 furthest[score.case] = (far, score, usual)
     for case, (far, score, usual) in furthest.items():
-        if far > limit:
+        if far > limit and abs(score.size - usual) > LEAST:
             found[case] = Verdict(case, False, far, score.label, explain_size(score, usual))
     thick = _smaller_group(labels)
     for case in thick:
@@ -83,12 +84,10 @@ def _smaller_group(labels: dict[str, list[LabelScore]]) -> list[str]:
     """The cases of the smaller of two groups by the sizes of their labels; none where there is one group.
 
     Of the labels' robust z, the two axes of most variance. Groups are those of 2-means with a silhouette above
-    `SILHOUETTES`, if two normal distributions also tell the cases better than one (BIC): sizes that go together are no
-    groups.
+    `SILHOUETTE`, and above less where the second axis has a share of the variance, down to that of clusters, if two
+    normal distributions also tell the cases better than one (BIC): sizes that go together are no groups.
     """
-    from sklearn.cluster import KMeans
     from sklearn.decomposition import PCA
-    from sklearn.metrics import silhouette_score
     from sklearn.mixture import GaussianMixture
 
     cases = {case: row for row, case in enumerate(dict.fromkeys(score.case for of in labels.values() for score in of))}
@@ -98,14 +97,14 @@ def _smaller_group(labels: dict[str, list[LabelScore]]) -> list[str]:
         sizes[rows, column] = robust_z([score.size for score in of])
     if len(np.unique(sizes, axis=0)) < 3:
         return []
-    axes = PCA(min(2, len(labels)), random_state=0).fit_transform(sizes)
-    groups = KMeans(2, n_init=10, random_state=0).fit_predict(axes)
-    small = int(np.count_nonzero(groups) <= len(groups) / 2)
-    group = [case for case, number in zip(cases, groups, strict=True) if number == small]
-    if len(group) < SHARE * len(cases) or silhouette_score(axes, groups) <= SILHOUETTES[axes.shape[1]]:
+    main = PCA(min(2, len(labels)), random_state=0)
+    axes = main.fit_transform(sizes)
+    second = float((main.explained_variance_[1:] / main.explained_variance_[0]).sum())
+    groups, silhouette = clusters.two_means(axes)
+    if not silhouette > max(SILHOUETTE - second, clusters.SILHOUETTE):
         return []
     one, two = (
         GaussianMixture(number, covariance_type="tied", n_init=5, random_state=0).fit(axes).bic(axes)
         for number in (1, 2)
     )
-    return group if two < one else []
+    return [case for case, group in zip(cases, groups, strict=True) if group] if two < one else []

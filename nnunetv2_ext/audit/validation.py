@@ -1,6 +1,6 @@
 """The evidence that a cross-validation leaves: each case's held-out prediction beside its label."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,8 +74,8 @@ def find_validation(dataset: str, model: Model | None = None) -> Validation:
         model: None for the one with most folds.
 
     Raises:
-        InputError: no fold that is trained and validated, no labels of the preprocessed cases, fewer than ten cases,
-            or pictures of two dimensions.
+        InputError: no fold that is trained and validated, no labels of the preprocessed cases, or fewer than ten
+            cases.
     """
     chosen = model or most_validated(dataset)
     results = nnunet_folder("nnUNet_results") / dataset
@@ -94,12 +94,8 @@ def find_validation(dataset: str, model: Model | None = None) -> Validation:
     of_folds = f"fold{'s' * (len(folds) != 1)} {listed(folds)}"
     notes = [f"Audited are the cases of {of_folds} alone: {listed(faults, separator='; ')}."] * bool(faults)
     cases = [case for case in references if case in predictions]
-    if beside := [case for case in predictions if case not in references]:
-        notes.append(f"{counted(beside, 'prediction')} without a label in {REFERENCES}: not audited.")
-    if lacking := [case for case in references if case not in predictions]:
-        notes.append(f"{counted(lacking, 'case')} without a prediction of these folds: not audited.")
+    notes += lacking(references, predictions, "of these folds")
     refuse_few(len(cases), f"cases of {of_folds} of {chosen}")
-    check_headers(Pair(cases[0], references[cases[0]], predictions[cases[0]]))
     if changed := [case for case in cases if _is_older(predictions[case], references[case])]:
         notes.append(
             f"{counted(changed, 'label')} newer than the prediction: the network was trained with the label as it was."
@@ -122,6 +118,20 @@ def references_of(dataset: str, labels: Labels) -> dict[str, Path]:
         remedy = f"run nnunetv2_ext plan_and_preprocess -d {dataset}, or nnUNetv2_preprocess"
         raise InputError(f"no folder {folder}", "the labels of the preprocessed cases", remedy)
     return files_in(folder, labels.ending)
+
+
+def lacking(references: Collection[str], predictions: Collection[str], where: str) -> list[str]:
+    """A sentence each for the cases that have no label, and for those that have no prediction.
+
+    Args:
+        where: the predictions are, in words.
+    """
+    told = []
+    if beside := [case for case in predictions if case not in references]:
+        told.append(f"{counted(beside, 'prediction')} without a label in {REFERENCES}: not audited.")
+    if unpredicted := [case for case in references if case not in predictions]:
+        told.append(f"{counted(unpredicted, 'case')} without a prediction {where}: not audited.")
+    return told
 
 
 def refuse_few(number: int, what: str) -> None:

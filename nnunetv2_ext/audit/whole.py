@@ -39,6 +39,7 @@ def run_audit(
     from nnunetv2_ext.audit.findings import find_all
     from nnunetv2_ext.audit.report import write_audit
 
+    refuse_data(output, "-o", wishes.dataset)
     chosen = source_of(wishes)
     settings: dict[str, Any] = {
         "version": __version__,
@@ -77,6 +78,22 @@ def run_audit(
             return audit, write_audit(audit, output, pictures=wishes.pictures, viewer=wishes.viewer)
     except OSError as error:
         raise unwritable(output, error) from None
+
+
+def refuse_data(path: Path, flag: str, dataset: str) -> None:
+    """Refuse to write among the images and labels of a data set, of which nothing is changed.
+
+    Args:
+        path: to write to.
+        flag: that gives it.
+
+    Raises:
+        InputError: it lies in the folder of the raw or of the preprocessed data set.
+    """
+    folders = {"raw": raw_folder(dataset), "preprocessed": nnunet_folder("nnUNet_preprocessed") / dataset}
+    for kind, folder in folders.items():
+        if folder is not None and path.resolve().is_relative_to(folder.resolve()):
+            raise InputError(f"{flag} {path} in the {kind} data set", "a place elsewhere", "choose another one")
 
 
 def _refuse_other(output: Path, settings: Mapping[str, Any]) -> None:

@@ -103,8 +103,11 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     if args.exclude is not None:
         left_out = write_exclusion(audit, args.exclude)
         own = nnunet_folder("nnUNet_preprocessed") / wishes.dataset / "splits_final.json"
-        print(f"{args.exclude}: the folds without {counted(left_out, 'case')}; to train with them:", file=words)
-        print(f"  cp {shlex.quote(str(args.exclude))} {shlex.quote(str(own))}", file=words)
+        if left_out:
+            print(f"{args.exclude}: the folds without {counted(left_out, 'case')}; to train with them:", file=words)
+            print(f"  cp {shlex.quote(str(args.exclude))} {shlex.quote(str(own))}", file=words)
+        else:
+            print(f"{args.exclude}: the folds as they are, since no case is probably wrong", file=words)
     print(
         f"Open the report: python -m webbrowser {shlex.quote((output.resolve() / 'audit.html').as_uri())}", file=words
     )
@@ -143,27 +146,26 @@ def _check_exclude(path: Path | None, dataset: str, overwrite: bool) -> None:
     """Refuse a file for the folds that would replace another one, before the work is done.
 
     Raises:
-        InputError: it lies in the preprocessed data set, or is there already.
+        InputError: it lies in the data set, or is there already.
     """
     if path is None:
         return
     check_output_file(path, "--exclude")
-    preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
-    if path.resolve().is_relative_to(preprocessed.resolve()):
-        remedy = "write it elsewhere, look at it, and copy it there"
-        raise InputError(f"--exclude {path} in the preprocessed data set", "a file elsewhere", remedy)
+    from nnunetv2_ext.audit.whole import refuse_data
+
+    refuse_data(path, "--exclude", dataset)
     if path.exists() and not overwrite:
         raise InputError(f"--exclude {path}, which is there", "a new file", "choose another name, or --overwrite")
 
 
 def summary(audit: "Audit") -> list[str]:
     """What an audit found, in a few lines."""
-    wrong, styles = ([one for one in audit.verdicts if one.wrong is kind] for kind in (True, False))
-    source = "the validation" if audit.source == "validation" else "a map"
-    told = [f"{audit.dataset}: {len(audit.files)} cases, by {source} of {audit.model}"]
-    told += audit.notes
-    told.append(f"{len(wrong)} probably wrong, {len(styles)} of another style, {counted_findings(audit)}")
-    for kind, verdicts in (("probably wrong", wrong), ("other style", styles)):
+    from nnunetv2_ext.audit import told as words
+    from nnunetv2_ext.audit.tables import STYLE, WRONG
+
+    told = [f"{audit.dataset}: {words.about(audit)}", *audit.notes, words.summary(words.counts_of(audit))]
+    for kind, is_wrong in ((WRONG, True), (STYLE, False)):
+        verdicts = [one for one in audit.verdicts if one.wrong is is_wrong]
         told += [f"  {one.case}: {kind}: {one.sentence}" for one in verdicts[:SHOWN]]
         if len(verdicts) > SHOWN:
             told.append(f"  and {len(verdicts) - SHOWN} more")
@@ -172,8 +174,3 @@ def summary(audit: "Audit") -> list[str]:
     if len(audit.findings) > SHOWN:
         told.append(f"  and {len(audit.findings) - SHOWN} more findings")
     return told
-
-
-def counted_findings(audit: "Audit") -> str:
-    number = len(audit.findings)
-    return f"{number} other finding{'s' * (number != 1)}"

@@ -199,7 +199,7 @@ def read_segmentation(path: Path, labels: Labels) -> Voxels:
         raise InputError(
             f"the label value {listed(odd, shown=5)} in {path}",
             f"those of {labels.told}: {listed(sorted(labels.known))}",
-            "correct the file, or name its labels in a dataset.json and give that with -djfile",
+            "correct the file, or the dataset.json that names its labels",
         )
     return Voxels(values, tuple(map(float, spacing)))
 

@@ -220,6 +220,14 @@ def test_empty_labels_are_no_twins(dataset: Dataset) -> None:
     assert dataset.findings() == []
 
 
+def test_label_maps_that_are_ignored_throughout_are_no_twins(dataset: Dataset) -> None:
+    description = json.loads((dataset.folder / "dataset.json").read_text())
+    (dataset.folder / "dataset.json").write_text(json.dumps(description | {"labels": LABELS | {"ignore": 5}}))
+    for number in (2, 5):
+        dataset.change(number, lambda labels: labels.fill(5))
+    assert dataset.findings() == []
+
+
 def test_what_most_cases_do_is_no_finding(dataset: Dataset) -> None:
     """Half of the cases annotated on every second slice: a habit."""
     for number in range(CASES // 2 + 1):

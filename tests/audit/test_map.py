@@ -11,7 +11,10 @@ import torch
 
 from nnunetv2_ext.audit import map as module
 from nnunetv2_ext.audit.blocks import Block
-from nnunetv2_ext.audit.map import CHECKPOINT, MapResult, ranks, run_map
+from nnunetv2_ext.audit.clusters import find_clusters
+from nnunetv2_ext.audit.map import CHECKPOINT, MapResult, run_map
+from nnunetv2_ext.audit.readings import Reading
+from nnunetv2_ext.audit.result import LatentMap
 from nnunetv2_ext.audit.training import MapSettings, MapTraining
 from nnunetv2_ext.data.volumes import read_labels
 from nnunetv2_ext.errors import InputError
@@ -146,6 +149,13 @@ def test_refused(small: Preprocessed, tmp_path: Path) -> None:
     assert not (tmp_path / CHECKPOINT).exists()
 
 
-def test_ranks() -> None:
-    values = np.array([[0.1, np.nan], [0.3, 0.5], [0.2, 0.5], [0.3, np.nan]])
-    np.testing.assert_allclose(ranks(values), [[0, np.nan], [0.5, 0], [0.25, 0], [0.5, np.nan]])
+def test_ranks_are_the_means_of_disagreement_and_rarity_over_the_readings() -> None:
+    latents, nan = np.zeros((3, 2)), np.nan
+    values = [([[0.1, nan], [0.3, 0.5], [0.2, 0.5]], [3.0, 1, 2]), ([[0.1, 0.1], [0.3, 0.5], [0.2, 0.5]], [1.0, 2, 3])]
+    readings = [
+        Reading(1, 0.9, latents, find_clusters(latents), np.array(rarity), np.array(disagreement))
+        for disagreement, rarity in values
+    ]
+    where = LatentMap(("a", "b", "c"), latents, np.zeros(3, int), nan, np.zeros(3))
+    found = MapResult(where, ("liver", "spleen"), readings, {})
+    np.testing.assert_allclose(found.ranks, [[1 / 6, 0], [5 / 12, 1 / 6], [5 / 12, 1 / 3]])

@@ -26,6 +26,8 @@ def box(low: tuple[int, int, int], high: tuple[int, int, int]) -> np.ndarray:
 WHOLE = box((4, 4, 4), (8, 8, 8))
 EVERY_SECOND = WHOLE.copy()
 EVERY_SECOND[:, 5::2] = False
+BESIDE = box((4, 4, 0), (8, 8, 4)) | box((4, 4, 7), (8, 8, 11))
+"""Two of a pair."""
 SLOPE = WHOLE & (np.add.outer(np.arange(12), np.arange(12)) < 13)[:, :, None]
 
 
@@ -56,6 +58,9 @@ SLOPE = WHOLE & (np.add.outer(np.arange(12), np.arange(12)) < 13)[:, :, None]
             WHOLE,
             {"disagreement": 1 / 3, "empty_slices": 1, "components": 2, "voxels": 32, "predicted": 64},
             id="every second slice",
+        ),
+        pytest.param(
+            np.roll(BESIDE, 1, 2), BESIDE, {"empty_slices": 0, "components": 2, "moved": 0}, id="a pair moved"
         ),
         pytest.param(np.flip(SLOPE, 1), SLOPE, {"moved": 3 / 13, "mirrored": (3 / 13, 0, 4 / 13)}, id="back to front"),
         pytest.param(

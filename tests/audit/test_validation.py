@@ -124,6 +124,15 @@ def test_cases_that_cannot_be_scored_are_told_and_the_others_scored(data):
         assert told in note
 
 
+def test_a_first_case_on_another_grid_is_told_and_the_others_scored(data):
+    path = fold(data, 0) / "validation" / "organ_00.nii.gz"
+    write_volume(label_of("organ_00")[:, :-4], replace(read_grid(path), size=(28, 24, 16)), path)
+    found = find_validation(DATASET)
+    scores, notes = score_cases(found.references, found.predictions, found.labels)
+    assert {score.case for score in scores} == set(CASES[1:])
+    assert notes[0].startswith("organ_00 is not audited: got the prediction")
+
+
 def test_fewer_than_ten_scored_cases_are_refused(data):
     found = find_validation(DATASET)
     for case in CASES[:21]:

@@ -106,13 +106,15 @@ SIZES = tuple(0.05 * math.sin(number) for number in range(30))
         pytest.param(CLEAN, SIZES, [], id="alike"),
         pytest.param(CLEAN, (*SIZES[:-2], 0.3, -0.5), ["029", "028"], id="one larger, one smaller"),
         pytest.param(CLEAN, (*SIZES[:-8], *(0.35 + size for size in SIZES[-8:])), list("12345678"), id="a quarter"),
+        pytest.param(CLEAN, (*SIZES[:-4], *(0.35 + size for size in SIZES[-4:])), list("6789"), id="four, beyond all"),
+        pytest.param(CLEAN, tuple(size / 20 for size in (*SIZES[:-1], 0.8)), [], id="all alike but by 4 %"),
         pytest.param((*CLEAN[:-1], 0.8), (*SIZES[:-1], 0.5), [], id="wrong"),
     ],
 )
 def test_other_styles_by_size(disagreements, sizes, styles):
     found = [one for one in judge(scores_of(*disagreements, sizes=sizes)) if not one.wrong]
-    if len(styles) == 8:
-        assert {one.case for one in found} == {f"{number:03}" for number in range(22, 30)}
+    if len(styles) in (4, 8):
+        assert {one.case for one in found} == {f"{number:03}" for number in range(30 - len(styles), 30)}
     else:
         assert [one.case for one in found] == styles
     assert all("than the prediction (the others' median: " in one.sentence for one in found)
@@ -120,6 +122,7 @@ def test_other_styles_by_size(disagreements, sizes, styles):
 
 RANDOM = np.random.default_rng(0)
 BELL, OTHER_BELL = RANDOM.normal(0, 0.1, (2, 60))
+EVEN = np.linspace(-0.17, 0.17, 60)
 
 
 @pytest.mark.parametrize(
@@ -127,6 +130,7 @@ BELL, OTHER_BELL = RANDOM.normal(0, 0.1, (2, 60))
     [
         pytest.param(BELL, OTHER_BELL, 0, id="two bell curves"),
         pytest.param(BELL, BELL + OTHER_BELL / 10, 0, id="that go together"),
+        pytest.param(EVEN, EVEN + OTHER_BELL / 10, 0, id="evenly spread, that go together"),
         pytest.param(BELL, None, 0, id="of one label"),
         pytest.param(BELL + 0.4 * (np.arange(60) < 15), OTHER_BELL + 0.4 * (np.arange(60) < 15), 15, id="a quarter"),
         pytest.param(BELL + 0.8 * (np.arange(60) < 20), None, 20, id="a third, of one label"),

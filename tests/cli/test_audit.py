@@ -50,8 +50,8 @@ def test_it_tells_what_is_wrong_and_changes_nothing(data, capsys):
     files = before(data)
     assert audit() == 0
     told = capsys.readouterr().out.splitlines()
-    assert told[0] == f"{DATASET}: 30 cases, by the validation of {MODEL}"
-    assert told[1] == "3 probably wrong, 0 of another style, 1 other finding"
+    assert told[0] == f"{DATASET}: 30 cases · labels liver, spleen · by held-out predictions of {MODEL}"
+    assert told[1] == "30 cases: 3 probably wrong, 0 of another style, 1 finding that needs no model."
     assert [line.split(": ")[:2] for line in told[2:5]] == [
         [f"  {case}", "probably wrong"] for case in ("organ_05", "organ_03", "organ_04")
     ]
@@ -75,6 +75,16 @@ def test_folds_without_the_wrong_cases(data, capsys, own):
         assert fold == {part: [case for case in of_all[part] if case not in WRONG] for part in ("train", "val")}
     assert f"cp splits.json {file}" in capsys.readouterr().out
     assert file.is_file() == own
+
+
+def test_without_a_wrong_case_the_folds_stay_as_they_are(data, capsys):
+    for case in WRONG:
+        for folder in ("raw/{}/labelsTr", "preprocessed/{}/gt_segmentations"):
+            path = data / folder.format(DATASET) / f"{case}.nii.gz"
+            shutil.copy(next((data / "results").rglob(path.name)), path)
+    assert audit("--exclude", "splits.json") == 0
+    assert "splits.json: the folds as they are, since no case is probably wrong" in capsys.readouterr().out
+    assert json.loads((data / "splits.json").read_text()) == default_splits(CASES)
 
 
 def test_the_same_audit_again_and_another_one(data, capsys):
@@ -113,7 +123,7 @@ def test_without_a_trained_fold_the_map_is_the_source(data, capsys, monkeypatch)
     (folder / "organ_00.b2nd").touch()
     assert audit("-o", "out", "--epochs", "3") == 0
     told = capsys.readouterr().out
-    assert f"{DATASET}: 30 cases, by a map of MNetPlans:3d_fullres\n1 probably wrong" in told
+    assert "by a map of all cases, of the data of MNetPlans:3d_fullres\n30 cases: 1 probably wrong" in told
     assert "  organ_07: probably wrong: " in told
     assert "(Dice 0.10; the others' median 0.89)" in told
     assert (asked["folder"], asked["configuration"], asked["settings"]) == (folder, "3d_fullres", {"epochs": 3})
@@ -134,6 +144,9 @@ def test_without_a_trained_fold_the_map_is_the_source(data, capsys, monkeypatch)
         (["--exclude", "file"], "--exclude file, which is there"),
         (["--exclude", "nowhere/splits.json"], "--exclude nowhere/splits.json"),
         (["--exclude", f"preprocessed/{DATASET}/splits_final.json", "--overwrite"], "in the preprocessed data set"),
+        (["--exclude", f"raw/{DATASET}/labelsTr/organ_00.nii.gz", "--overwrite"], "in the raw data set"),
+        (["-o", f"raw/{DATASET}/imagesTr"], "in the raw data set"),
+        (["-o", f"preprocessed/{DATASET}/audit"], "in the preprocessed data set"),
     ],
 )
 def test_bad_input_ends_in_one_sentence(data, capsys, flags, told):
