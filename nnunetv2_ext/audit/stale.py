@@ -1,6 +1,5 @@
 """Whether the preprocessed cases still hold the labels of the raw data."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -120,8 +119,9 @@ def _transpose(folder: Path) -> tuple[int, ...] | None:
     for path in sorted(folder.parent.glob("*.json")):
         try:
             plans: Mapping[str, Any] = read_plans(path, "")
-        except (InputError, json.JSONDecodeError):  # dataset.json and others
+        except InputError:  # dataset.json and others
             continue
         if folder.name in {of_it.get("data_identifier") for of_it in plans["configurations"].values()}:
-            return tuple(plans["transpose_forward"])
+            forward = plans.get("transpose_forward")
+            return tuple(forward) if isinstance(forward, list) else None
     return None

@@ -58,8 +58,7 @@ def run_audit(
                 scored = from_validation(wishes, processes=processes, progress=progress)
             else:
                 scored = from_map(wishes, output, processes=processes, overwrite=overwrite, progress=progress)
-            folder = raw_folder(wishes.dataset)
-            raw = None if folder is None else examine(folder, processes=processes)
+            raw, notes = _raw_of(wishes.dataset, processes)
             audit = Audit(
                 wishes.dataset,
                 chosen,
@@ -72,7 +71,7 @@ def run_audit(
                     raw, scored.labels, scored.references, scored.preprocessed, processes=processes, progress=progress
                 ),
                 scored.latents,
-                scored.notes,
+                (*scored.notes, *notes),
                 settings,
             )
             return audit, write_audit(audit, output, pictures=wishes.pictures, viewer=wishes.viewer)
@@ -111,6 +110,17 @@ def _refuse_other(output: Path, settings: Mapping[str, Any]) -> None:
     differing = [key for key in settings if not isinstance(there, dict) or there.get(key) != settings[key]]
     if differing:
         raise InputError(f"an audit in {output} with another {listed(differing)}", "the same audit", remedy)
+
+
+def _raw_of(dataset: str, processes: int) -> tuple[Raw | None, list[str]]:
+    """The raw data set, None where there is none that can be looked at, and a sentence of why."""
+    folder = raw_folder(dataset)
+    if folder is None:
+        return None, []
+    try:
+        return examine(folder, processes=processes), []
+    except InputError as error:
+        return None, [f"The raw data set is not looked at: {error}."]
 
 
 def _files(scored: Scored, raw: Raw | None) -> dict[str, Files]:

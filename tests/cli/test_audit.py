@@ -28,7 +28,8 @@ def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return ["The report lacks a picture."]
 
     def find_all(raw, labels, references, preprocessed, *, processes, progress) -> list[Finding]:
-        assert list(raw.cases) == list(references) == list(CASES)
+        assert raw is None or list(raw.cases) == list(references)
+        assert list(references) == list(CASES)
         return [Finding(("organ_00",), "outside", "liver lies outside the body.")]
 
     monkeypatch.setitem(sys.modules, "nnunetv2_ext.audit.report", SimpleNamespace(write_audit=write_audit))
@@ -75,6 +76,14 @@ def test_folds_without_the_wrong_cases(data, capsys, own):
         assert fold == {part: [case for case in of_all[part] if case not in WRONG] for part in ("train", "val")}
     assert f"cp splits.json {file}" in capsys.readouterr().out
     assert file.is_file() == own
+
+
+def test_raw_data_that_are_none_are_noted(data, capsys):
+    (data / "raw" / DATASET / "dataset.json").unlink()
+    assert audit() == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].startswith("The raw data set is not looked at: got no file")
+    assert told[2].startswith("30 cases: 3 probably wrong")
 
 
 def test_without_a_wrong_case_the_folds_stay_as_they_are(data, capsys):
