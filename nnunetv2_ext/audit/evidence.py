@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from nnunetv2_ext.audit.result import MAP, VALIDATION, LabelScore, LatentMap
 from nnunetv2_ext.audit.validation import (
     find_validation,
@@ -149,12 +151,16 @@ def _over_readings(scores: Sequence[LabelScore], result: "MapResult") -> list[La
     """The scores with the disagreements and ranks of all readings in place of those of the last."""
     rows = {case: row for row, case in enumerate(result.map.cases)}
     columns = {label: column for column, label in enumerate(result.labels)}
-    disagreement, ranks = result.disagreement, result.ranks
-    places = [(rows[score.case], columns[score.label]) for score in scores]
-    return [
-        score._replace(disagreement=float(disagreement[place]), rank=float(ranks[place]))
-        for score, place in zip(scores, places, strict=True)
-    ]
+    found = []
+    for score in scores:
+        place = rows[score.case], columns[score.label]
+        disagreement, rank = float(result.disagreement[place]), float(result.ranks[place])
+        # what a shift or a mirroring mends of the last prediction's disagreement, it is to mend of their mean
+        share = disagreement / score.disagreement if score.disagreement else 1.0
+        moved, left, back, head = np.minimum(1.0, share * np.array([score.moved, *score.mirrored])).tolist()
+        mirrored = (left, back, head)
+        found.append(score._replace(disagreement=disagreement, rank=rank, moved=moved, mirrored=mirrored))
+    return found
 
 
 def _preprocessed(data: Path, model: Model | None, again: str) -> tuple[str, str]:

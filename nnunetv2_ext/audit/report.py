@@ -88,6 +88,8 @@ def _pictured(audit: Audit, chosen: Mapping[str, tuple[str, str]], output: Path)
             told.setdefault(case, []).append(finding.sentence)
     dice = {(of.case, of.label): 1 - of.disagreement for of in audit.scores}
     pictures = []
+    for path in (output / FOLDER).glob("*.png"):  # of an audit before
+        path.unlink()
     for number, (case, (rank, label)) in enumerate(chosen.items(), start=1):
         shown, note = read_shown(audit, case, rank, label)
         source = ""

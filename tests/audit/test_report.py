@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -103,6 +104,12 @@ def test_the_same_audit_gives_the_same_files(audit: Audit, output: Path, tmp_pat
     write_audit(audit, tmp_path, pictures=3, viewer=0)
     for name in ("audit.csv", "audit.md", "run.json", "map.png"):
         assert (tmp_path / name).read_bytes() == (output / name).read_bytes(), name
+
+
+def test_pictures_of_an_audit_before_are_gone(audit: Audit, tmp_path: Path) -> None:
+    write_audit(audit, tmp_path, pictures=3, viewer=0)
+    write_audit(replace(audit, verdicts=audit.verdicts[:1], findings=()), tmp_path, pictures=3, viewer=0)
+    assert [path.name for path in (tmp_path / "cases").iterdir()] == [f"{WORST}.png"]
 
 
 def test_names_are_on_the_map_where_the_mouse_is(output: Path) -> None:
