@@ -34,6 +34,7 @@ from nnunetv2_ext.audit.result import LabelScore
 from nnunetv2_ext.audit.tables import WRONG
 from nnunetv2_ext.audit.verdicts import evidence
 from nnunetv2_ext.data.cases import find_cases
+from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import compare_pair
 from nnunetv2_ext.evaluation.scores import dice_scores, read_dice
@@ -268,7 +269,7 @@ def gained(data: Data, way: str, plans: str, folder: Path, shell: Shell, args: a
     shell.run(f"nnunetv2_ext plan_and_preprocess -d {data.number} {named} -c 3d_fullres --no_pbar")
     budget = {"epochs": args.gain_epochs, "iterations_per_epoch": args.iterations}
     write_block(preprocessed / f"{plans}.json", {**BRIEF, **budget}, {"features_per_stage": NARROW})
-    splits, kept = preprocessed / "splits_final.json", folder / "splits_as_they_were.json"
+    splits, kept = preprocessed / SPLITS, folder / "splits_as_they_were.json"
     if not kept.is_file():
         shutil.copyfile(splits, kept)
     excluded = shell.folder / "audits" / f"{data.name}_validation_splits.json"

@@ -33,10 +33,11 @@ from tqdm import tqdm
 from benchmarks._report import exit_status, in_points, machine, markdown_facts, shown, table_of
 from nnunetv2_ext.data.description import IGNORE
 from nnunetv2_ext.data.phantom import write_phantoms
+from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.comparison import compare_pair
 from nnunetv2_ext.evaluation.scores import dice_scores
-from nnunetv2_ext.files import check_output_file, read_json, write_json
+from nnunetv2_ext.files import REFERENCES, check_output_file, read_json, write_json
 from nnunetv2_ext.geometry.boxes import Box, bounding_box
 from nnunetv2_ext.inference.models import parse_models
 from nnunetv2_ext.inference.predictor import Predictor
@@ -139,8 +140,8 @@ def train(folder: Path, args: argparse.Namespace) -> None:
             continue
         trainer, plans, configuration = model.split(":")
         shell.run(f"nnunetv2_ext plan_and_preprocess -d 7 {flags} --no_pbar")
-        names = sorted(path.name.partition(".")[0] for path in (preprocessed / "gt_segmentations").iterdir())
-        write_json(preprocessed / "splits_final.json", [{"train": names[HELD_OUT:], "val": names[:HELD_OUT]}])
+        names = sorted(path.name.partition(".")[0] for path in (preprocessed / REFERENCES).iterdir())
+        write_json(preprocessed / SPLITS, [{"train": names[HELD_OUT:], "val": names[:HELD_OUT]}])
         content = read_json(preprocessed / f"{plans}.json", "plan again")
         block = content["configurations"][configuration]["training"]
         content["configurations"][configuration]["training"] = {**block, **BRIEF, **budget}

@@ -17,6 +17,8 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import listed, one_line
 
 FOLDER_VARIABLES = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results")
+REFERENCES = "gt_segmentations"
+"""The folder of the labels of preprocessed cases, copies of the raw ones, in that of the preprocessed data set."""
 
 
 def nnunet_folder(variable: str) -> Path:

@@ -1,6 +1,8 @@
 """Words and tables for messages, reports and docs."""
 
+import shlex
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
 
 
 def listed(items: Iterable[object], *, shown: int | None = None, separator: str = ", ") -> str:
@@ -13,6 +15,11 @@ def listed(items: Iterable[object], *, shown: int | None = None, separator: str 
 def counted(names: Collection[object], noun: str, *, shown: int = 3) -> str:
     """How many, and the first of them: `7 cases (a, b, c and 4 more)`."""
     return f"{len(names)} {noun}{'s' * (len(names) != 1)} ({listed(names, shown=shown)})"
+
+
+def browser_command(page: Path) -> str:
+    """The command that opens a page."""
+    return f"python -m webbrowser {shlex.quote(page.resolve().as_uri())}"
 
 
 def told_apart(*values: float, digits: int = 3) -> list[str]:

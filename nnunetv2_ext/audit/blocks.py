@@ -113,7 +113,7 @@ def read_blocks(data: Path, spacing: Sequence[float], *, voxels: int, progress: 
     centres: dict[str, tuple[float, ...]] = {}
     shapes = []
     for name in tqdm(names, desc="labels", disable=not progress):
-        label = _read_label(dataset, name, data)
+        _, label, _ = _read_case(dataset, name, data)
         shapes.append(label.shape)
         boxes[name] = bounding_box(label > 0)
         centres[name] = _centre(label, boxes[name])
@@ -158,13 +158,17 @@ def _frame(wanted: np.ndarray, least: np.ndarray, factors: np.ndarray) -> Frame:
     return Frame(tuple(map(int, crop)), tuple(map(int, sides)), levels)
 
 
-def _read_label(dataset: Any, name: str, data: Path) -> np.ndarray:
-    """The label map of a preprocessed case; what nnU-Net left out as empty, -1, is background."""
+def _read_case(dataset: Any, name: str, data: Path) -> tuple[Any, np.ndarray, Mapping[str, Any]]:
+    """The image of a preprocessed case, of which slices are read, its label map, and nnU-Net's properties.
+
+    What nnU-Net left out as empty, -1 in the label map, is background.
+    """
     try:
-        label = np.asarray(dataset.load_case(name)[1][0])
+        image, labels, _, properties = dataset.load_case(name)
+        label = np.asarray(labels[0])
     except Exception as error:  # of a damaged file anything
         raise InputError(f"the unreadable case {name} in {data} ({error})", "a preprocessed case", AGAIN) from None
-    return np.maximum(label, 0)
+    return image, np.maximum(label, 0), properties
 
 
 def _centre(label: np.ndarray, box: Box | None) -> tuple[float, ...]:
@@ -182,8 +186,7 @@ def _centre(label: np.ndarray, box: Box | None) -> tuple[float, ...]:
 
 
 def _read_block(dataset: Any, name: str, data: Path, frame: Frame, centre: Sequence[float]) -> Block:
-    label = _read_label(dataset, name, data)
-    image, _, _, properties = dataset.load_case(name)
+    image, label, properties = _read_case(dataset, name, data)
     box = frame.place(centre, label.shape)
     inside = box.clipped(label.shape)
     assert inside is not None

@@ -151,10 +151,11 @@ def _over_readings(scores: Sequence[LabelScore], result: "MapResult") -> list[La
     """The scores with the disagreements and ranks of all readings in place of those of the last."""
     rows = {case: row for row, case in enumerate(result.map.cases)}
     columns = {label: column for column, label in enumerate(result.labels)}
+    disagreements, ranks = result.disagreement, result.ranks
     found = []
     for score in scores:
         place = rows[score.case], columns[score.label]
-        disagreement, rank = float(result.disagreement[place]), float(result.ranks[place])
+        disagreement, rank = float(disagreements[place]), float(ranks[place])
         # what a shift or a mirroring mends of the last prediction's disagreement, it is to mend of their mean
         share = disagreement / score.disagreement if score.disagreement else 1.0
         moved, left, back, head = np.minimum(1.0, share * np.array([score.moved, *score.mirrored])).tolist()

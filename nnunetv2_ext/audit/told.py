@@ -1,6 +1,5 @@
 """How much an audit lists, in words and numbers."""
 
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -8,7 +7,7 @@ from nnunetv2_ext.audit.result import MAP, VALIDATION, Audit
 from nnunetv2_ext.audit.tables import WRONG
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_json
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import browser_command, listed
 
 PAGE, RUN = "audit.html", "run.json"
 """Files of an audit: its page, and what it was asked for and found in numbers, which is written last."""
@@ -31,8 +30,7 @@ def told_of(output: Path) -> str:
         told = summary(run)
     except (InputError, KeyError):
         return ""
-    page = shlex.quote((output.resolve() / PAGE).as_uri())
-    return f"Audit of the labels: {told}\n  python -m webbrowser {page}"
+    return f"Audit of the labels: {told}\n  {browser_command(output / PAGE)}"
 
 
 def summary(counts: Mapping[str, int]) -> str:

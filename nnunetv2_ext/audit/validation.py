@@ -7,13 +7,12 @@ from typing import NamedTuple
 from nnunetv2_ext.audit import FEWEST
 from nnunetv2_ext.audit.result import LabelScore
 from nnunetv2_ext.audit.scores import ranked, score_case
-from nnunetv2_ext.data.cases import REFERENCES
 from nnunetv2_ext.data.dataset import for_each
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, read_splits
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.folder import files_in, validated
 from nnunetv2_ext.evaluation.segmentations import Labels, Pair, check_headers, labels_of
-from nnunetv2_ext.files import nnunet_folder, read_json
+from nnunetv2_ext.files import REFERENCES, nnunet_folder, read_json
 from nnunetv2_ext.inference.models import Model, model_folder, parse_models
 from nnunetv2_ext.inference.trained import fault_of_fold
 from nnunetv2_ext.text import counted, listed

@@ -9,11 +9,12 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_ext.cli.options import add_processes, number, processes, value_of
+from nnunetv2_ext.cli.options import add_processes, cases_at_once, number, value_of
+from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder
 from nnunetv2_ext.inference.models import parse_models
-from nnunetv2_ext.text import counted, listed
+from nnunetv2_ext.text import browser_command, counted, listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.audit.evidence import Wishes
@@ -82,19 +83,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, words: Any) -> int:
-    at_once = processes(args)
-    if at_once < 1:
-        raise InputError(f"-np {at_once}", "1 or more cases at the same time", "correct it")
+    at_once = min(cases_at_once(args), os.cpu_count() or 1)  # threads that compute
     wishes = _wishes(args)
     _check_exclude(args.exclude, wishes.dataset, args.overwrite)
     output = args.output or Path(f"{wishes.dataset}_audit")
 
+    from nnunetv2_ext.audit.told import PAGE
     from nnunetv2_ext.audit.whole import run_audit, write_exclusion
 
     audit, lacking = run_audit(
         wishes,
         output,
-        processes=min(at_once, os.cpu_count() or 1),  # threads that compute
+        processes=at_once,
         overwrite=args.overwrite,
         progress=not args.disable_progress_bar and sys.stderr is not None,
     )
@@ -102,15 +102,13 @@ def _run(args: argparse.Namespace, words: Any) -> int:
         print(line, file=words)
     if args.exclude is not None:
         left_out = write_exclusion(audit, args.exclude)
-        own = nnunet_folder("nnUNet_preprocessed") / wishes.dataset / "splits_final.json"
+        own = nnunet_folder("nnUNet_preprocessed") / wishes.dataset / SPLITS
         if left_out:
             print(f"{args.exclude}: the folds without {counted(left_out, 'case')}; to train with them:", file=words)
             print(f"  cp {shlex.quote(str(args.exclude))} {shlex.quote(str(own))}", file=words)
         else:
             print(f"{args.exclude}: the folds as they are, since no case is probably wrong", file=words)
-    print(
-        f"Open the report: python -m webbrowser {shlex.quote((output.resolve() / 'audit.html').as_uri())}", file=words
-    )
+    print(f"Open the report: {browser_command(output / PAGE)}", file=words)
     return 0
 
 

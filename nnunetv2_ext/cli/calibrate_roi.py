@@ -3,9 +3,9 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from nnunetv2_ext.cli.options import add_processes, processes
+from nnunetv2_ext.cli.options import add_processes, cases_at_once
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, nnunet_folder
+from nnunetv2_ext.files import REFERENCES, dataset_name, nnunet_folder
 from nnunetv2_ext.inference.models import model_folder, parse_models
 from nnunetv2_ext.text import counted, listed, markdown_table
 
@@ -31,13 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     folds = _folds(args.folds)
-    asked = processes(args)
-    if asked < 1:
-        raise InputError(f"-np {asked}", "1 or more", "correct it")
+    at_once = cases_at_once(args)
     (model,) = parse_models([args.model])
     dataset = dataset_name(args.dataset)
     folder = model_folder(args.model, dataset)
-    references = nnunet_folder("nnUNet_preprocessed") / dataset / "gt_segmentations"
+    references = nnunet_folder("nnUNet_preprocessed") / dataset / REFERENCES
 
     train = f"nnUNetv2_train {dataset} {model.configuration} {{fold}} -tr {model.trainer} -p {model.plans}"
     if not references.is_dir():
@@ -46,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
     from nnunetv2_ext.inference.calibration import FEW, calibrate, record
 
-    calibration = calibrate(folder, references, folds, commands=train, processes=asked, strict=args.strict)
+    calibration = calibrate(folder, references, folds, commands=train, processes=at_once, strict=args.strict)
     _tell(calibration)
     if calibration.fails:
         print(

@@ -17,7 +17,7 @@ from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, read_json, unwri
 from nnunetv2_ext.inference.models import parse_models
 from nnunetv2_ext.locks import ended_in_order, held
 from nnunetv2_ext.planning.options import flag_of
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import browser_command, listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.jobs.graph import How
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         return status
     page = output / REPORT / "report.html"
     print(f"Total {(time.monotonic() - start) / 60:.1f} min. Tables, picture and report: {page.parent}")
-    print(f"Open the report: python -m webbrowser {shlex.quote(page.as_uri())}")
+    print(f"Open the report: {browser_command(page)}")
     return 0
 
 

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.find_best import check_same_cases
-from nnunetv2_ext.cli.options import add_processes, folds_of, number, processes, value_of
-from nnunetv2_ext.data.cases import REFERENCES
+from nnunetv2_ext.cli.options import add_processes, cases_at_once, folds_of, number, value_of
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, file_state, nnunet_folder, raw_folder, read_json
+from nnunetv2_ext.files import REFERENCES, dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
 from nnunetv2_ext.inference.trained import as_script, fault_of_fold
 from nnunetv2_ext.text import listed
@@ -89,16 +88,13 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     from nnunetv2_ext.evaluation.folder import evaluate
     from nnunetv2_ext.evaluation.means import means_table
 
-    at_once = processes(args)
-    if at_once < 1:
-        raise InputError(f"-np {at_once}", "1 or more cases at the same time", "correct it")
+    at_once = min(cases_at_once(args), os.cpu_count() or 1)  # threads that compute
     settings = _settings(args)
     evaluation = _of_models(args, settings) if _names_models(args) else _of_folders(args, settings)
     if unknown := [name for name in settings.tolerances if name not in evaluation.labels.of]:
         got = f"--tolerance of {listed(unknown)}"
         raise InputError(got, f"labels of {evaluation.labels.told}: {listed(evaluation.labels.of)}", "correct it")
     progress = not args.disable_progress_bar and sys.stderr is not None
-    at_once = min(at_once, os.cpu_count() or 1)  # threads that compute
     scores = evaluate(evaluation, args.output, processes=at_once, overwrite=args.overwrite, progress=progress)
     print(means_table(scores), file=words)
     files = "metrics.csv and summary.json" if len(scores.models) == 1 else "metrics.csv, and summary.json of each model"

@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.data.splits import NNUNET_FOLDS
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder, read_plans, unwritable, write_json
+from nnunetv2_ext.files import (
+    REFERENCES,
+    check_output_file,
+    dataset_name,
+    nnunet_folder,
+    read_plans,
+    unwritable,
+    write_json,
+)
 from nnunetv2_ext.inference.models import Found, Model, parse_models
 from nnunetv2_ext.inference.trained import Fault, as_script, description_of, fault_of_fold, reference_voxels
 from nnunetv2_ext.text import counted, listed, markdown_table, told_apart
@@ -178,9 +186,9 @@ def check_models(
     dataset = dataset_folder.name
     preprocessed = nnunet_folder("nnUNet_preprocessed") / dataset
     faults = []
-    if not (preprocessed / "gt_segmentations").is_dir():
+    if not (preprocessed / REFERENCES).is_dir():
         command = f"nnUNetv2_preprocess -d {dataset} -plans_name {models[0].plans} -c {models[0].configuration}"
-        faults.append(Fault(f"no folder {preprocessed / 'gt_segmentations'}", command))
+        faults.append(Fault(f"no folder {preprocessed / REFERENCES}", command))
     trainings, lacking = [], []
     for model in models:
         plans = preprocessed / f"{model.plans}.json"

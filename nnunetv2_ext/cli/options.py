@@ -124,3 +124,15 @@ def processes(args: argparse.Namespace) -> int:
 
     asked = number(args.processes, int, "-np")
     return default_num_processes if asked is None else asked
+
+
+def cases_at_once(args: argparse.Namespace) -> int:
+    """The value of -np as a number of cases.
+
+    Raises:
+        InputError: no whole number above 0.
+    """
+    asked = processes(args)
+    if asked < 1:
+        raise InputError(f"-np {asked}", "1 or more cases at the same time", "correct it")
+    return asked

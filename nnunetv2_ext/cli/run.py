@@ -12,7 +12,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, dataset_number, nnunet_folder
 from nnunetv2_ext.inference.models import parse_models, read_found
 from nnunetv2_ext.locks import ended_in_order
-from nnunetv2_ext.text import listed
+from nnunetv2_ext.text import browser_command, listed
 
 if TYPE_CHECKING:
     from nnunetv2_ext.jobs.graph import How
@@ -259,4 +259,4 @@ def tell_results(way: "WholeRun") -> None:
         print(f"  nnunetv2_ext predict -m {shlex.quote(str(best))} -i IMAGES -o LABELS")
     if told := told_of(way.output / AUDIT):
         print(told)
-    print(f"Open the report: python -m webbrowser {shlex.quote((way.output / PAGE).as_uri())}")
+    print(f"Open the report: {browser_command(way.output / PAGE)}")

@@ -12,8 +12,6 @@ from nnunetv2_ext.data.description import ENDINGS, Fault
 from nnunetv2_ext.text import counted
 
 IMAGES, LABELS = "imagesTr", "labelsTr"
-REFERENCES = "gt_segmentations"
-"""The folder of the labels, copied beside the preprocessed data."""
 
 
 @dataclass(frozen=True)

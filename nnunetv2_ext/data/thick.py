@@ -26,6 +26,7 @@ from nnunetv2.utilities.utils import (
 from nnunetv2_ext.data.dataset import for_each, write_dataset_json
 from nnunetv2_ext.data.label_counts import LabelCount, added, count_labels
 from nnunetv2_ext.data.nifti import TWO_PLACES
+from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.data.volumes import (
     TOLERANCE,
     VOLUME_ENDINGS,
@@ -158,7 +159,7 @@ def make_thick(
 
     dataset_json = read_json(source / "dataset.json", "check that nnUNet_raw holds the source data set")
     cases = _cases(source, dataset_json)
-    splits = source / "splits_final.json"
+    splits = source / SPLITS
     if splits.exists():
         read_json(splits, "restore or remove it", kind=list)
 

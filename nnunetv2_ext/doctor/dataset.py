@@ -17,7 +17,15 @@ from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_s
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, check_complete, unreadable
 from nnunetv2_ext.doctor.examination import FAIL, OK, WARN, Check, Subject
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_name, dataset_number, nnunet_folder, raw_folder, read_json
+from nnunetv2_ext.files import (
+    FOLDER_VARIABLES,
+    REFERENCES,
+    dataset_name,
+    dataset_number,
+    nnunet_folder,
+    raw_folder,
+    read_json,
+)
 from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import counted
 
@@ -213,7 +221,7 @@ def check_data(subject: Subject) -> Iterator[Check]:
     if not sound:
         return
     if not sources:
-        reference, ending = subject.found["folder"] / "gt_segmentations", dataset_json["file_ending"]
+        reference, ending = subject.found["folder"] / REFERENCES, dataset_json["file_ending"]
         labelled = {path.name.removesuffix(ending) for path in reference.glob(f"*{ending}")}
         if lacking := sorted(labelled - cases):
             yield Check(FAIL, f"{counted(lacking, 'case')} not preprocessed in {folder}", _files_again(subject))
@@ -274,7 +282,7 @@ def check_references(subject: Subject) -> Iterator[Check]:
     """The validation that ends a training compares with gt_segmentations, copies of the labels."""
     from nnunetv2_ext.planning.record import is_copy
 
-    folder, sources = subject.found["folder"] / "gt_segmentations", _sources(subject)
+    folder, sources = subject.found["folder"] / REFERENCES, _sources(subject)
     ending = subject.found["dataset_json"]["file_ending"]
     files = {case: folder / f"{case}{ending}" for case in sorted(subject.found["cases"])}
     lacking = [case for case, file in files.items() if not file.is_file()]

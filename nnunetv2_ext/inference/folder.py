@@ -20,7 +20,7 @@ from nnunetv2.imageio.tif_reader_writer import Tiff3DIO
 
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS, read_grid, read_volume, write_label_file
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FileState, file_state, unwritable, write_json
+from nnunetv2_ext.files import REFERENCES, FileState, file_state, unwritable, write_json
 from nnunetv2_ext.inference.export import write_probabilities
 from nnunetv2_ext.inference.images import check_channels, find_images
 from nnunetv2_ext.inference.predictor import Case, Predictor
@@ -31,7 +31,7 @@ from nnunetv2_ext.resident_memory import highest_from_now
 from nnunetv2_ext.text import counted, one_line
 
 FOLDERS_OF_NNUNET = {
-    **dict.fromkeys(("imagesTr", "imagesTs", "gt_segmentations"), "a data set"),
+    **dict.fromkeys(("imagesTr", "imagesTs", REFERENCES), "a data set"),
     "fold_*": "a trained model",
     "Dataset[0-9]*": "data sets",
 }

@@ -12,7 +12,7 @@ from nnunetv2_ext.doctor.examination import DATA, FAIL, OK, Check, Examination, 
 from nnunetv2_ext.doctor.installation import check_commands
 from nnunetv2_ext.doctor.training import TRAINING, check_trainer
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import FOLDER_VARIABLES, nnunet_folder, raw_folder, read_plans
+from nnunetv2_ext.files import FOLDER_VARIABLES, REFERENCES, nnunet_folder, raw_folder, read_plans
 from nnunetv2_ext.inference.models import Model
 from nnunetv2_ext.locks import held
 from nnunetv2_ext.planning.record import find_sources, other_cases
@@ -166,7 +166,7 @@ def _lost(folder: Path, name: str, description: dict[str, Any]) -> str:
         if remedy != "preprocess again":
             raise
         return str(got)
-    references, ending = folder.parent / "gt_segmentations", description["file_ending"]
+    references, ending = folder.parent / REFERENCES, description["file_ending"]
     lacking = [case for case in cases if not (references / f"{case}{ending}").is_file()]
     if lacking:
         return f"{counted(lacking, 'case')} without a reference in {references}"

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from nnunetv2_ext import external_trainer_folders
-from nnunetv2_ext.data.splits import SPLITS
+from nnunetv2_ext.data.splits import SPLITS, default_splits
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import FOLDER_VARIABLES, dataset_number, nnunet_folder, unwritable, write_beside
 from nnunetv2_ext.inference.models import Model
@@ -235,15 +235,14 @@ def write_splits(dataset: str, cases: Iterable[str]) -> None:
         cases: all that are or will be preprocessed.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: fewer than five cases, or the file cannot be written.
     """
     file = nnunet_folder("nnUNet_preprocessed") / dataset / SPLITS
     if file.is_file():
         return
     from batchgenerators.utilities.file_and_folder_operations import save_json
-    from nnunetv2.utilities.crossval_split import generate_crossval_split
 
-    splits = generate_crossval_split(sorted(cases), seed=12345, n_splits=5)
+    splits = default_splits(cases)
     try:
         write_beside(lambda part: save_json(splits, str(part)), file)
     except OSError as error:

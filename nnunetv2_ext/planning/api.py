@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from nnunetv2_ext.data.volumes import VOLUME_ENDINGS
 from nnunetv2_ext.errors import InputError
-from nnunetv2_ext.files import dataset_name, dataset_number, nnunet_folder, read_json
+from nnunetv2_ext.files import REFERENCES, dataset_name, dataset_number, nnunet_folder, read_json
 from nnunetv2_ext.locks import held
 from nnunetv2_ext.planning.guards import (
     check_raw,
@@ -216,7 +216,7 @@ def _preprocess(
             tqdm.write(f"{name}: the cases in {data} are preprocessed anew: {fault.told}")
         making[data] = settings(manager.plans, manager.get_configuration(name).configuration)
         wanted.append(name)
-    _remove_old_references(folder / "gt_segmentations", sources, dataset_json["file_ending"])
+    _remove_old_references(folder / REFERENCES, sources, dataset_json["file_ending"])
     with recording(folder, sources, making, progress=progress):
         # with no configuration left, nnU-Net still copies the ground truth
         api.preprocess_dataset(

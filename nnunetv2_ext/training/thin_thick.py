@@ -22,7 +22,7 @@ from nnunetv2_ext.data.preprocessed import find_sidecar, read_slabs
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.evaluation.slabs import THIN_TRUTH, summarize_slabs, summarize_thin
 from nnunetv2_ext.evaluation.terms import save_terms
-from nnunetv2_ext.files import raw_folder
+from nnunetv2_ext.files import REFERENCES, raw_folder
 from nnunetv2_ext.geometry.patches import slabs_per_patch
 from nnunetv2_ext.losses.thin_thick import TERMS, ThinThickLoss, mark_ignored, slab_features, slab_logits, take
 from nnunetv2_ext.memory import passes
@@ -284,7 +284,7 @@ class TrainerOfSlabs(TrainerOfBackbones):
             "ignore_label": manager.ignore_label,
         }
         sidecar = find_sidecar(preprocessed, self.plans_manager.dataset_name)
-        slabs = summarize_slabs(preprocessed / "gt_segmentations", folder, sidecar, **common)
+        slabs = summarize_slabs(preprocessed / REFERENCES, folder, sidecar, **common)
         self.print_to_log_file(f"Mean validation Dice of slabs: {slabs}", also_print_to_console=True)
         raw = raw_folder(self.plans_manager.dataset_name)
         if raw is None or not (truth := raw / THIN_TRUTH).is_dir():

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from nnunetv2_ext.data.cases import REFERENCES
 from nnunetv2_ext.data.volumes import Grid, read_grid, read_labels, write_volume
+from nnunetv2_ext.files import REFERENCES
 
 DATASET = "Dataset902_Organs"
 MODEL = "MNetTrainer:MNetPlans:3d_fullres"

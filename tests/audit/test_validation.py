@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from nnunetv2_ext.audit.validation import find_validation, most_validated, score_cases
-from nnunetv2_ext.data.cases import REFERENCES
 from nnunetv2_ext.data.volumes import read_grid, write_volume
 from nnunetv2_ext.errors import InputError
+from nnunetv2_ext.files import REFERENCES
 from nnunetv2_ext.inference.models import parse_models
 from tests.audit.organs import CASES, DATASET, MODEL, changed_label, label_of, write_validated
 
