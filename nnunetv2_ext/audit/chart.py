@@ -16,8 +16,8 @@ from nnunetv2_ext.audit.tables import STYLE, WRONG
 from nnunetv2_ext.report.charts import INK, chart_style, svg_of
 
 
-class Look(NamedTuple):
-    """Of points, told apart without colour too."""
+class PointStyle(NamedTuple):
+    """How points are drawn, told apart without colour too."""
 
     marker: Literal["D", "s", "o"]
     size: float
@@ -38,9 +38,13 @@ class Look(NamedTuple):
         )
 
 
-LOOKS = {WRONG: Look("D", 6.5, "#d55e00"), STYLE: Look("s", 6, "#56b4e9"), "": Look("o", 5, "#c9ccd0")}
+POINTS = {
+    WRONG: PointStyle("D", 6.5, "#d55e00"),
+    STYLE: PointStyle("s", 6, "#56b4e9"),
+    "": PointStyle("o", 5, "#c9ccd0"),
+}
 """By as what a case is listed."""
-SMALLER = Look("o", 5, "none")
+SMALLER = PointStyle("o", 5, "none")
 """Of unlisted cases of the smaller clusters."""
 NUMBERED = 30
 """Listed cases that have a number beside their point, at most."""
@@ -67,8 +71,8 @@ def map_chart(of: LatentMap, verdicts: Sequence[Verdict]) -> tuple[str, bytes]:
             case = of.cases[at]
             known = ranks.get(case)
             listed = "" if known is None else WRONG if known[1].wrong else STYLE
-            look = SMALLER if not listed and of.clusters[at] else LOOKS[listed]
-            point = axes.add_line(look.draw(*np.reshape(of.latents[at], (2, 1))))
+            points = SMALLER if not listed and of.clusters[at] else POINTS[listed]
+            point = axes.add_line(points.draw(*np.reshape(of.latents[at], (2, 1))))
             point.set_gid(f"case-{at}")
             titles[f"case-{at}"] = case if known is None else f"{known[0]}. {case}: {listed}"
         axes.margins(0.06)
@@ -119,10 +123,10 @@ def _explain(figure: Figure, of: LatentMap, wrong: int, style: int) -> None:
     plain = len(of.cases) - wrong - style
     smaller = "" if math.isnan(of.silhouette) else f" (silhouette of the two clusters {of.silhouette:.2f})"
     entries = [
-        (LOOKS[WRONG], f"{WRONG} ({wrong})", wrong),
-        (LOOKS[STYLE], f"{STYLE} ({style})", style),
-        (LOOKS[""], f"not listed ({plain})", plain),
+        (POINTS[WRONG], f"{WRONG} ({wrong})", wrong),
+        (POINTS[STYLE], f"{STYLE} ({style})", style),
+        (POINTS[""], f"not listed ({plain})", plain),
         (SMALLER, f"not listed, smaller cluster{smaller}", of.clusters.any()),
     ]
-    handles = [look.draw((), (), label) for look, label, there in entries if there]
+    handles = [points.draw((), (), label) for points, label, there in entries if there]
     figure.legend(handles=handles, loc="lower center", ncols=4, frameon=False, fontsize=9)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Wishes:
+class AuditRequest:
     """What an audit is asked for."""
 
     dataset: str
@@ -61,27 +61,27 @@ class Scored(NamedTuple):
     notes: tuple[str, ...]
 
 
-def source_of(wishes: Wishes) -> str:
+def source_of(request: AuditRequest) -> str:
     """The source of evidence: what is asked for, else validation where a fold has one."""
-    if wishes.source is not None:
-        return wishes.source
-    results = nnunet_folder("nnUNet_results") / wishes.dataset
-    if wishes.model is not None:
-        return VALIDATION if whole_folds(results, wishes.model)[0] else MAP
-    return VALIDATION if most_validated(wishes.dataset) is not None else MAP
+    if request.source is not None:
+        return request.source
+    results = nnunet_folder("nnUNet_results") / request.dataset
+    if request.model is not None:
+        return VALIDATION if whole_folds(results, request.model)[0] else MAP
+    return VALIDATION if most_validated(request.dataset) is not None else MAP
 
 
-def from_validation(wishes: Wishes, *, processes: int, progress: bool) -> Scored:
+def from_validation(request: AuditRequest, *, processes: int, progress: bool) -> Scored:
     """The scores of the held-out predictions of a model.
 
     Raises:
         InputError: as `find_validation` and `score_cases`.
     """
-    found = find_validation(wishes.dataset, wishes.model)
+    found = find_validation(request.dataset, request.model)
     scores, faults = score_cases(
         found.references, found.predictions, found.labels, processes=processes, progress=progress
     )
-    data = nnunet_folder("nnUNet_preprocessed") / wishes.dataset
+    data = nnunet_folder("nnUNet_preprocessed") / request.dataset
     return Scored(
         VALIDATION,
         str(found.model),
@@ -95,7 +95,7 @@ def from_validation(wishes: Wishes, *, processes: int, progress: bool) -> Scored
     )
 
 
-def from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, progress: bool) -> Scored:
+def from_map(request: AuditRequest, output: Path, *, processes: int, overwrite: bool, progress: bool) -> Scored:
     """The scores of a map, which is made where it is not there.
 
     Args:
@@ -105,17 +105,17 @@ def from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, p
     Raises:
         InputError: no preprocessed 3D cases; as `run_map` and `score_cases`.
     """
-    data = nnunet_folder("nnUNet_preprocessed") / wishes.dataset
+    data = nnunet_folder("nnUNet_preprocessed") / request.dataset
     description = data / "dataset.json"
-    again = f"run nnunetv2_ext plan_and_preprocess -d {wishes.dataset}"
+    again = f"run nnunetv2_ext plan_and_preprocess -d {request.dataset}"
     content = read_json(description, again)
     labels = labels_of(content, description)
-    plans, configuration = _preprocessed(data, wishes.model, again)
+    plans, configuration = _preprocessed(data, request.model, again)
     folder = _data_folder(data, plans, configuration)
     if folder is None:
         raise InputError(f"no preprocessed cases of {plans}:{configuration}", "cases to map", again)
-    references = references_of(wishes.dataset, labels)
-    refuse_few(len(references), f"cases of {wishes.dataset}")
+    references = references_of(request.dataset, labels)
+    refuse_few(len(references), f"cases of {request.dataset}")
 
     from nnunetv2_ext.audit.map import MapSettings, run_map
 
@@ -126,8 +126,8 @@ def from_map(wishes: Wishes, output: Path, *, processes: int, overwrite: bool, p
         content,
         labels,
         output,
-        settings=MapSettings(**wishes.map_settings),
-        device=wishes.device,
+        settings=MapSettings(**request.map_settings),
+        device=request.device,
         progress=progress,
         overwrite=overwrite,
     )

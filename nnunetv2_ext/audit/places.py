@@ -12,7 +12,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from nnunetv2_ext.audit.look import Look, Part, Structure
-from nnunetv2_ext.audit.result import Finding
+from nnunetv2_ext.audit.result import ACROSS, SIDES, Finding
 from nnunetv2_ext.data.volumes import Grid
 from nnunetv2_ext.text import listed
 
@@ -30,9 +30,8 @@ BESIDE = 0.5
 """Of the usual distance between left and right: nearer, the sides of a pair are not told."""
 OTHER_SPACING = 1.5
 """Times the median, or as many times smaller."""
-BODY = ("left to right", "front to back", "foot to head")
 FILE = ("first axis", "second axis", "third axis")
-SIDES = {"left": "right", "l": "r", "lt": "rt", "lft": "rgt", "links": "rechts"}
+PAIRS = {"left": "right", "l": "r", "lt": "rt", "lft": "rgt", "links": "rechts"}
 
 Looks = Mapping[str, Look]
 
@@ -75,7 +74,7 @@ def empty_slices(looks: Looks) -> Iterator[Finding]:
         for case in having:
             of_it = structures[case]
             axis = int(np.argmax(of_it.gaps))
-            along = f"from {BODY[axis]}" if looks[case].placed else f"along the {FILE[axis]}"
+            along = ACROSS[axis] if looks[case].placed else f"along the {FILE[axis]}"
             between = ", between slices that have it" * (case not in told)
             told[case].append(
                 f"{of_it.gaps[axis]} of the {of_it.slices[axis]} slices of {label} {along} are empty{between}"
@@ -95,8 +94,8 @@ def pairs(labels: Sequence[str]) -> list[tuple[str, str]]:
     found = []
     for name, label in by_name.items():
         for word in re.finditer("[^_]+", name):
-            if word[0] in SIDES:
-                other = by_name.get(name[: word.start()] + SIDES[word[0]] + name[word.end() :])
+            if word[0] in PAIRS:
+                other = by_name.get(name[: word.start()] + PAIRS[word[0]] + name[word.end() :])
                 if other is not None:
                     found.append((label, other))
     return found
@@ -166,10 +165,8 @@ def _boxes(structure: Structure) -> np.ndarray:
 def _way(millimetres: np.ndarray) -> str:
     """The longest way from the largest part, in words."""
     axis = int(np.argmax(np.abs(millimetres)))
-    ways = (("right", "left"), ("front", "back"), ("foot", "head"))
-    word = ways[axis][int(millimetres[axis] > 0)]
-    where = "the patient's " + word if axis == 0 else f"the {word}"
-    return f", {abs(millimetres[axis]):.0f} mm towards {where} of its largest part"
+    side = SIDES[axis][int(millimetres[axis] < 0)]
+    return f", {abs(millimetres[axis]):.0f} mm towards the patient's {side} from its largest part"
 
 
 def other_grids(grids: Mapping[str, Grid]) -> Iterator[Finding]:

@@ -12,6 +12,10 @@ from nnunetv2_ext.evaluation.segmentations import Labels
 
 VALIDATION, MAP = "validation", "map"
 """The sources of evidence: the folds' held-out predictions, or a map of all cases."""
+SIDES = (("left", "right"), ("back", "front"), ("head", "feet"))
+"""Of the patient, towards which millimetres along each axis are above 0, and below."""
+ACROSS = tuple(f"from {side} to {other}" for side, other in SIDES)
+"""The patient, along each axis."""
 
 
 class LabelScore(NamedTuple):
@@ -41,7 +45,7 @@ class LabelScore(NamedTuple):
     moved: float = math.nan
     """The disagreement once the label is shifted onto the prediction's centre."""
     mirrored: tuple[float, float, float] = (math.nan, math.nan, math.nan)
-    """Likewise, once it is mirrored from left to right, from back to front, or from head to foot too."""
+    """Likewise, once it is mirrored from left to right, from back to front, or from head to feet too."""
     rank: float = math.nan
     """The share of the data set's values of this label that are below its disagreement; of the map, the mean over its
     readings of the mean rank by disagreement and by rarity."""

@@ -5,12 +5,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nnunetv2_ext.audit.result import LabelScore
+from nnunetv2_ext.audit.result import ACROSS, SIDES, LabelScore
 from nnunetv2_ext.text import listed
 
-SIDES = (("left", "right"), ("back", "front"), ("head", "feet"))
-"""Of the patient, towards which the numbers of a shift are above 0, and below."""
-MIRRORINGS = ("from left to right", "from back to front", "from head to feet")
 CAUSE = 0.7
 """Of what a disagreement is above the median, a shift or a mirroring must mend so much to be taken for its cause."""
 MUCH = 0.15
@@ -32,7 +29,7 @@ def explain(score: LabelScore, usual: float) -> str:
         return f"{name} lacks {score.empty_slices} slices between slices that have it"
     best = int(np.argmin(score.mirrored))
     if score.mirrored[best] < min(mended, score.moved - MUCH):
-        would = f"Dice {1 - score.mirrored[best]:.2f} if it were mirrored {MIRRORINGS[best]}"
+        would = f"Dice {1 - score.mirrored[best]:.2f} if it were mirrored {ACROSS[best]}"
         return f"{name} would have {would} and laid upon the prediction"
     if score.moved < mended:
         return f"{name} {_lies(score)}"

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nnunetv2_ext import __version__
-from nnunetv2_ext.audit.evidence import Scored, Wishes, from_map, from_validation, source_of
+from nnunetv2_ext.audit.evidence import AuditRequest, Scored, from_map, from_validation, source_of
 from nnunetv2_ext.audit.result import MAP, VALIDATION, Audit, Files
 from nnunetv2_ext.audit.told import RUN
 from nnunetv2_ext.audit.validation import references_of
@@ -19,7 +19,7 @@ from nnunetv2_ext.text import listed
 
 
 def run_audit(
-    wishes: Wishes, output: Path, *, processes: int = 1, overwrite: bool = False, progress: bool = False
+    request: AuditRequest, output: Path, *, processes: int = 1, overwrite: bool = False, progress: bool = False
 ) -> tuple[Audit, list[str]]:
     """Audit a data set, and write the report.
 
@@ -39,28 +39,28 @@ def run_audit(
     from nnunetv2_ext.audit.findings import find_all
     from nnunetv2_ext.audit.report import write_audit
 
-    refuse_data(output, "-o", wishes.dataset)
-    chosen = source_of(wishes)
+    refuse_data(output, "-o", request.dataset)
+    chosen = source_of(request)
     settings: dict[str, Any] = {
         "version": __version__,
-        "data set": wishes.dataset,
+        "data set": request.dataset,
         "source": chosen,
-        "model": str(wishes.model or ""),
+        "model": str(request.model or ""),
     }
     if chosen == MAP:
-        settings["map"] = dict(wishes.map_settings)
+        settings["map"] = dict(request.map_settings)
     if not overwrite:
         _refuse_other(output, settings)
     try:
         output.mkdir(parents=True, exist_ok=True)
         with held(output, "audit", "an audit"), ended_in_order():
             if chosen == VALIDATION:
-                scored = from_validation(wishes, processes=processes, progress=progress)
+                scored = from_validation(request, processes=processes, progress=progress)
             else:
-                scored = from_map(wishes, output, processes=processes, overwrite=overwrite, progress=progress)
-            raw, notes = _raw_of(wishes.dataset, processes)
+                scored = from_map(request, output, processes=processes, overwrite=overwrite, progress=progress)
+            raw, notes = _raw_of(request.dataset, processes)
             audit = Audit(
-                wishes.dataset,
+                request.dataset,
                 chosen,
                 scored.model,
                 scored.labels,
@@ -74,7 +74,7 @@ def run_audit(
                 (*scored.notes, *notes),
                 settings,
             )
-            return audit, write_audit(audit, output, pictures=wishes.pictures, viewer=wishes.viewer)
+            return audit, write_audit(audit, output, pictures=request.pictures, viewer=request.viewer)
     except OSError as error:
         raise unwritable(output, error) from None
 
@@ -108,6 +108,11 @@ def _refuse_other(output: Path, settings: Mapping[str, Any]) -> None:
         return
     there = read_json(output / RUN, remedy).get("settings")
     differing = [key for key in settings if not isinstance(there, dict) or there.get(key) != settings[key]]
+    before = there.get("map") if isinstance(there, dict) else None
+    if "map" in differing and isinstance(before, dict):
+        now = settings["map"]
+        numbers = [f"--{name}".replace("_", "-") for name in {**before, **now} if before.get(name) != now.get(name)]
+        differing[differing.index("map")] = f"map ({listed(numbers)})"
     if differing:
         raise InputError(f"an audit in {output} with another {listed(differing)}", "the same audit", remedy)
 
@@ -129,6 +134,16 @@ def _files(scored: Scored, raw: Raw | None) -> dict[str, Files]:
     return {case: Files(images.get(case), scored.references[case], scored.predictions[case]) for case in audited}
 
 
+def own_splits(dataset: str) -> list[dict[str, list[str]]] | None:
+    """The folds of a data set's own file; None where it has none.
+
+    Raises:
+        InputError: a damaged file.
+    """
+    own = nnunet_folder("nnUNet_preprocessed") / dataset / SPLITS
+    return read_splits(own, f"restore {own}") if own.is_file() else None
+
+
 def write_exclusion(audit: Audit, path: Path) -> list[str]:
     """Write folds without the cases that are probably wrong, in the shape of splits_final.json.
 
@@ -140,11 +155,8 @@ def write_exclusion(audit: Audit, path: Path) -> list[str]:
     Raises:
         InputError: a fold has no other cases, or the file cannot be written.
     """
-    data = nnunet_folder("nnUNet_preprocessed") / audit.dataset
-    own = data / SPLITS
-    if own.is_file():
-        splits = read_splits(own, f"restore {own}")
-    else:
+    splits = own_splits(audit.dataset)
+    if splits is None:
         splits = default_splits(references_of(audit.dataset, audit.labels))
     wrong = [verdict.case for verdict in audit.verdicts if verdict.wrong]
     try:

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nnunetv2_ext.cli.options import add_processes, cases_at_once, number, value_of
+from nnunetv2_ext.cli.options import add_processes, number, processes, value_of
 from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder
@@ -17,7 +17,7 @@ from nnunetv2_ext.inference.models import parse_models
 from nnunetv2_ext.text import browser_command, counted, listed
 
 if TYPE_CHECKING:
-    from nnunetv2_ext.audit.evidence import Wishes
+    from nnunetv2_ext.audit.evidence import AuditRequest
     from nnunetv2_ext.audit.result import Audit
 
 EXAMPLE = """examples:
@@ -83,16 +83,16 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace, words: Any) -> int:
-    at_once = min(cases_at_once(args), os.cpu_count() or 1)  # threads that compute
-    wishes = _wishes(args)
-    _check_exclude(args.exclude, wishes.dataset, args.overwrite)
-    output = args.output or Path(f"{wishes.dataset}_audit")
+    at_once = min(processes(args), os.cpu_count() or 1)  # threads that compute
+    request = _request(args)
+    _check_exclude(args.exclude, request.dataset, args.overwrite)
+    output = args.output or Path(f"{request.dataset}_audit")
 
     from nnunetv2_ext.audit.told import PAGE
     from nnunetv2_ext.audit.whole import run_audit, write_exclusion
 
     audit, lacking = run_audit(
-        wishes,
+        request,
         output,
         processes=at_once,
         overwrite=args.overwrite,
@@ -102,7 +102,7 @@ def _run(args: argparse.Namespace, words: Any) -> int:
         print(line, file=words)
     if args.exclude is not None:
         left_out = write_exclusion(audit, args.exclude)
-        own = nnunet_folder("nnUNet_preprocessed") / wishes.dataset / SPLITS
+        own = nnunet_folder("nnUNet_preprocessed") / request.dataset / SPLITS
         if left_out:
             print(f"{args.exclude}: the folds without {counted(left_out, 'case')}; to train with them:", file=words)
             print(f"  cp {shlex.quote(str(args.exclude))} {shlex.quote(str(own))}", file=words)
@@ -112,13 +112,13 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     return 0
 
 
-def _wishes(args: argparse.Namespace) -> "Wishes":
+def _request(args: argparse.Namespace) -> "AuditRequest":
     """What the flags ask for.
 
     Raises:
         InputError: no such data set, no model's name, or numbers that make no sense.
     """
-    from nnunetv2_ext.audit.evidence import Wishes
+    from nnunetv2_ext.audit.evidence import AuditRequest
 
     counts = {}
     for flag in ("pictures", "viewer"):
@@ -137,21 +137,22 @@ def _wishes(args: argparse.Namespace) -> "Wishes":
         raise InputError(f"{listed(given_flags)} beside --from validation", "--from map", "leave one of both out")
     (model,) = parse_models([args.model]) if args.model else (None,)
     source = args.source or ("map" if numbers else None)
-    return Wishes(dataset_name(args.dataset), source, model, numbers, args.device, **counts)
+    return AuditRequest(dataset_name(args.dataset), source, model, numbers, args.device, **counts)
 
 
 def _check_exclude(path: Path | None, dataset: str, overwrite: bool) -> None:
     """Refuse a file for the folds that would replace another one, before the work is done.
 
     Raises:
-        InputError: it lies in the data set, or is there already.
+        InputError: it lies in the data set, or is there already; or the data set's own folds are damaged.
     """
     if path is None:
         return
     check_output_file(path, "--exclude")
-    from nnunetv2_ext.audit.whole import refuse_data
+    from nnunetv2_ext.audit.whole import own_splits, refuse_data
 
     refuse_data(path, "--exclude", dataset)
+    own_splits(dataset)
     if path.exists() and not overwrite:
         raise InputError(f"--exclude {path}, which is there", "a new file", "choose another name, or --overwrite")
 

@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from nnunetv2_ext.cli.options import add_processes, cases_at_once
+from nnunetv2_ext.cli.options import add_processes, processes
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import REFERENCES, dataset_name, nnunet_folder
 from nnunetv2_ext.inference.models import model_folder, parse_models
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     folds = _folds(args.folds)
-    at_once = cases_at_once(args)
+    at_once = processes(args)
     (model,) = parse_models([args.model])
     dataset = dataset_name(args.dataset)
     folder = model_folder(args.model, dataset)

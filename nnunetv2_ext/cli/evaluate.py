@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2_ext.cli.find_best import check_same_cases
-from nnunetv2_ext.cli.options import add_processes, cases_at_once, folds_of, number, value_of
+from nnunetv2_ext.cli.options import add_processes, folds_of, number, processes, value_of
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import REFERENCES, dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace, words: Any) -> int:
     from nnunetv2_ext.evaluation.folder import evaluate
     from nnunetv2_ext.evaluation.means import means_table
 
-    at_once = min(cases_at_once(args), os.cpu_count() or 1)  # threads that compute
+    at_once = min(processes(args), os.cpu_count() or 1)  # threads that compute
     settings = _settings(args)
     evaluation = _of_models(args, settings) if _names_models(args) else _of_folders(args, settings)
     if unknown := [name for name in settings.tolerances if name not in evaluation.labels.of]:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nnunetv2_ext.cli.options import add_processes, processes
 from nnunetv2_ext.data.splits import NNUNET_FOLDS
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import (
@@ -46,9 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=["cpu", "cuda", "mps"],
         help="in the commands of missing trainings (default: nnU-Net's, cuda)",
     )
-    parser.add_argument(
-        "-np", dest="processes", type=int, metavar="N", help="processes (default: nnUNet_def_n_proc, or 8)"
-    )
+    add_processes(parser, "processes")
     parser.add_argument(
         "-o", dest="output", type=Path, metavar="FILE", help="write what is best, .json, which predict takes as -m FILE"
     )
@@ -56,8 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Check that all is there, then hand over to nnU-Net, which prints how to predict; last a table."""
-    if args.processes is not None and args.processes < 1:
-        raise InputError(f"-np {args.processes}", "1 or more processes", "correct it")
+    at_once = processes(args)
     if min(args.folds) < 0:
         raise InputError(f"-f {listed(args.folds, separator=' ')}", "folds from 0 on", "correct it")
     if args.output is not None and args.output.suffix != ".json":
@@ -73,14 +71,13 @@ def run(args: argparse.Namespace) -> int:
     device = f" -device {args.device}" if args.device else ""
     check_models(results / dataset, models, folds, ensembling=ensembling, flags=device)
 
-    from nnunetv2.configuration import default_num_processes
     from nnunetv2.evaluation.find_best_configuration import find_best_configuration
 
     found = find_best_configuration(
         dataset,
         [{"plans": m.plans, "configuration": m.configuration, "trainer": m.trainer} for m in models],
         allow_ensembling=ensembling,
-        num_processes=args.processes or default_num_processes,
+        num_processes=at_once,
         overwrite=not args.no_overwrite,
         folds=folds,
     )

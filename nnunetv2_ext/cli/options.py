@@ -107,32 +107,22 @@ def _shortened(path: str) -> str:
     return path if len(path) <= 100 else f"{path[:50]}...{path[-40:]}"
 
 
-def add_processes(parser: argparse.ArgumentParser) -> None:
+def add_processes(parser: argparse.ArgumentParser, counted: str = "cases at the same time") -> None:
     """The option -np; see `processes`."""
-    parser.add_argument(
-        "-np", dest="processes", metavar="N", help="cases at the same time (default: nnUNet_def_n_proc, or 8)"
-    )
+    parser.add_argument("-np", dest="processes", metavar="N", help=f"{counted} (default: nnUNet_def_n_proc, or 8)")
 
 
 def processes(args: argparse.Namespace) -> int:
     """The value of -np, by default nnU-Net's.
 
     Raises:
-        InputError: no whole number.
+        InputError: no whole number above 0.
     """
     from nnunetv2.configuration import default_num_processes
 
     asked = number(args.processes, int, "-np")
-    return default_num_processes if asked is None else asked
-
-
-def cases_at_once(args: argparse.Namespace) -> int:
-    """The value of -np as a number of cases.
-
-    Raises:
-        InputError: no whole number above 0.
-    """
-    asked = processes(args)
+    if asked is None:
+        return default_num_processes
     if asked < 1:
-        raise InputError(f"-np {asked}", "1 or more cases at the same time", "correct it")
+        raise InputError(f"-np {asked}", "1 or more", "correct it")
     return asked

@@ -57,8 +57,6 @@ def ensemble_folders(
         InputError: members that do not agree or do not hold the same cases, weights that fit none, or an output that is
             one of the folders, in use, full, or holds other predictions.
     """
-    if processes < 1:
-        raise InputError(f"-np {processes}", "1 or more", "correct it")
     _check_folders(folders, output)
     shares = checked_weights(weights, len(folders))
     members = [_member(folder) for folder in folders]

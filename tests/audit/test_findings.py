@@ -149,7 +149,7 @@ def unnamed(labels: np.ndarray) -> None:
             lambda data: data.change(3, every_second),
             (3,),
             "empty slices",
-            ["slices of liver from foot to head are empty"],
+            ["slices of liver from head to feet are empty"],
             id="every second slice",
         ),
         pytest.param(
@@ -184,7 +184,7 @@ def unnamed(labels: np.ndarray) -> None:
             lambda data: data.change(3, far_away),
             (3,),
             "far away",
-            ["a part of liver (8 voxels) lies", "towards the patient's left of its largest part"],
+            ["a part of liver (8 voxels) lies", "towards the patient's left from its largest part"],
             id="far away",
         ),
         pytest.param(
@@ -251,7 +251,7 @@ def test_regions_are_looked_at_as_a_whole(dataset: Dataset) -> None:
     (dataset.folder / "dataset.json").write_text(json.dumps(changed))
     dataset.change(3, lambda labels: np.putmask(labels[1::2], labels[1::2] == 4, 2))
     (found,) = dataset.findings()
-    assert "slices of kidney from foot to head are empty" in found.sentence
+    assert "slices of kidney from head to feet are empty" in found.sentence
 
 
 def test_without_raw_data_labels_alone_are_looked_at(dataset: Dataset) -> None:

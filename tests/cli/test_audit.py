@@ -78,6 +78,13 @@ def test_folds_without_the_wrong_cases(data, capsys, own):
     assert file.is_file() == own
 
 
+def test_damaged_folds_are_told_before_the_work(data, capsys):
+    (data / "preprocessed" / DATASET / "splits_final.json").write_text("[{}]")
+    assert audit("--exclude", "splits.json") == 2
+    assert "splits_final.json, which is no list of folds" in capsys.readouterr().err
+    assert not (data / f"{DATASET}_audit").exists()
+
+
 def test_raw_data_that_are_none_are_noted(data, capsys):
     (data / "raw" / DATASET / "dataset.json").unlink()
     assert audit() == 0
@@ -136,6 +143,8 @@ def test_without_a_trained_fold_the_map_is_the_source(data, capsys, monkeypatch)
     assert "  organ_07: probably wrong: " in told
     assert "(Dice 0.10; the others' median 0.89)" in told
     assert (asked["folder"], asked["configuration"], asked["settings"]) == (folder, "3d_fullres", {"epochs": 3})
+    assert audit("-o", "out", "--epochs", "3", "--max-parameters", "9") == 2
+    assert "an audit in out with another map (--max-parameters); expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
