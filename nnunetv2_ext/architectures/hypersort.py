@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nnunetv2_ext.architectures.layers.halves import HalvedConv3d
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.errors import InputError, check_whole
 
 LATENT = 2
@@ -145,6 +146,6 @@ def parameter_count(
     input_channels: int, num_classes: int, *, latent: int = LATENT, hidden: Sequence[int] = HIDDEN, **sizes: int
 ) -> int:
     """How many parameters a `HyperSORT` of these arguments would have; nothing is allocated."""
-    with torch.device("meta"):
+    with without_values():
         network = HyperSORT(input_channels, num_classes, latent=latent, hidden=hidden, **sizes)
     return sum(parameter.numel() for parameter in network.parameters())

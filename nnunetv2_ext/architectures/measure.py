@@ -60,6 +60,26 @@ def kept_elements(network: nn.Module, input_shape: Sequence[int]) -> float:
 
 
 @contextmanager
+def without_values() -> Iterator[None]:
+    """Networks that are built within have shapes and no values: no memory, and no time to draw initial weights.
+
+    On PyTorch's meta device, where drawing from a normal distribution, of which nothing is left, would take nnU-Net's
+    U-Nets as long as all the rest of their construction.
+    """
+    with torch.device("meta"), _NothingDrawn():
+        yield
+
+
+class _NothingDrawn(TorchFunctionMode):
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func is Tensor.normal_ and args[0].is_meta:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+@contextmanager
 def watch_kept(network: nn.Module, on_kept: Callable[[int], object], known: Iterable[Tensor] = ()) -> Iterator[None]:
     """Call `on_kept` with the bytes of every storage that autograd saves, each once, when it is saved first.
 

@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from monai.networks.blocks import MLPBlock, PatchEmbed, UnetOutBlock, UnetrBasicBlock, UnetrUpBlock
@@ -25,6 +24,7 @@ from nnunetv2_ext.architectures.layers.experts import SoftMixture
 from nnunetv2_ext.architectures.layers.recompute import recomputed
 from nnunetv2_ext.architectures.layers.window_blocks import WindowAttention
 from nnunetv2_ext.architectures.layers.windows import ShiftedWindows
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.architectures.swin_unetr import merging_class
 from nnunetv2_ext.errors import InputError, check_per_level, check_whole, is_whole
 
@@ -229,7 +229,7 @@ def mixed_tokens(kwargs: Mapping[str, Any], patch: Sequence[int]) -> tuple[int, 
         kwargs: arguments of `SwinSMT`.
         patch: (z, y, x) in voxels.
     """
-    with torch.device("meta"):
+    with without_values():
         network = SwinSMT(1, 1, **kwargs)
     largest = products = 0
     for number, stage in enumerate(network.swinViT.stages(), 1):

@@ -304,10 +304,10 @@ def _epochs_and_changes(file: Path, subject: Subject) -> tuple[int, list[str]]:
 
 def check_network(subject: Subject) -> Iterator[Check]:
     """The trainer builds its network, on torch's meta device, and the patch suits it; sets `network`."""
-    import torch
     from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 
     from nnunetv2_ext.architectures.contract import Supervised
+    from nnunetv2_ext.architectures.measure import without_values
 
     trainer, manager = subject.found["trainer"], deepcopy(subject.found["plans_manager"])
     configuration = deepcopy(subject.found["configuration"])
@@ -319,7 +319,7 @@ def check_network(subject: Subject) -> Iterator[Check]:
     classes = manager.get_label_manager(dataset_json).num_segmentation_heads
     patch = tuple(configuration.patch_size)
     try:
-        with torch.device("meta"), redirect_stdout(io.StringIO()):
+        with without_values(), redirect_stdout(io.StringIO()):
             network = trainer.build_network_architecture(manager, configuration, channels, classes, True)
         sizes = network.deep_supervision_shapes(patch) if isinstance(network, Supervised) else []
         if configuration.network_arch_init_kwargs.get("n_stages") == 1:

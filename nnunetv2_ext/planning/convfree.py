@@ -6,9 +6,9 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import torch
 
 from nnunetv2_ext.architectures.convfree import SIZES, ConvFreeTransformer
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.geometry.tokens import token_size_for, window_for
 from nnunetv2_ext.memory import weights_gb
@@ -38,7 +38,7 @@ class PlannerOfTokens(ExtPlanner):
         if self.size not in SIZES:
             raise InputError(f"the size '{self.size}'", f"one of {', '.join(SIZES)}", "correct --size")
         token = (8, 8, 8) if self.token_size is None else self.token_size
-        with torch.device("meta"):  # the network refuses what it cannot take
+        with without_values():  # the network refuses what it cannot take
             ConvFreeTransformer(
                 1,
                 2,

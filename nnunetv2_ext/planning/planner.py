@@ -7,11 +7,11 @@ from copy import deepcopy
 from typing import Any, ClassVar
 
 import numpy as np
-import torch
 from nnunetv2.experiment_planning.experiment_planners.default_experiment_planner import ExperimentPlanner
 
 from nnunetv2_ext import __version__
 from nnunetv2_ext.architectures.contract import Freezable
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.block import check_block, merge_blocks, resolve_block
 from nnunetv2_ext.data.description import channel_names
 from nnunetv2_ext.errors import InputError
@@ -163,7 +163,7 @@ class ExtPlanner(PatchSearch):
 
     def _built(self, input_channels: int, output_channels: int, kwargs: Mapping[str, Any]) -> Any:
         """The network, without values."""
-        with torch.device("meta"), warnings.catch_warnings():
+        with without_values(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # initialising what has no values
             return find("architecture", self.architecture).load()(input_channels, output_channels, **kwargs)
 

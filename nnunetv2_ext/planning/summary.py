@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 from nnunetv2.utilities.label_handling.label_handling import determine_num_input_channels
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from nnunetv2_ext.architectures.contract import Measured
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.block import differences, merge_blocks, planned_block
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import read_plans
@@ -98,7 +98,7 @@ def _memory(
     of_it = manager.get_configuration(configuration)
     patch = list(of_it.patch_size)
     try:
-        with torch.device("meta"), warnings.catch_warnings():
+        with without_values(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # initialising what has no values
             network = get_network_from_plans(
                 of_it.network_arch_class_name,

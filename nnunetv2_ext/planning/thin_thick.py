@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
-from nnunetv2_ext.architectures.measure import thick_slices
+from nnunetv2_ext.architectures.measure import thick_slices, without_values
 from nnunetv2_ext.block import method_defaults
 from nnunetv2_ext.data.sidecar import read_sidecar, refuse_thin_annotations, write_sidecar
 from nnunetv2_ext.errors import InputError
@@ -182,7 +181,7 @@ class PlannerOfSlabs(ExtPlanner):
         path, kwargs = find("architecture", self.architecture).path, self.architecture_kwargs(patch_size, spacing)
         key = json.dumps([[int(size) for size in patch_size], slabs, kwargs])
         if key not in self._thick_slices:  # nnU-Net asks again for every spacing of 3d_lowres that it tries
-            with torch.device("meta"):
+            with without_values():
                 network = get_network_from_plans(path, kwargs, [], 1, 2, allow_init=False, deep_supervision=True)
             self._thick_slices[key] = thick_slices(network, patch_size, slabs)
         slices = self._thick_slices[key]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nnunetv2_ext.architectures.measure import watch_kept
+from nnunetv2_ext.architectures.measure import watch_kept, without_values
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import one_line
 
@@ -106,7 +106,7 @@ def with_those_below(values: Mapping[str, Any], name: str) -> Any:
 
 def on_meta(build: Callable[[], nn.Module]) -> nn.Module:
     """The network that `build` makes, on the meta device."""
-    with torch.device("meta"):
+    with without_values():
         return build()
 
 

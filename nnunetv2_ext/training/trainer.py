@@ -16,6 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import nn
 
 from nnunetv2_ext.architectures.contract import Freezable, Network
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.block import named_defaults, resolve_block
 from nnunetv2_ext.data.splits import NNUNET_FOLDS, SPLITS, check_number, check_split, read_splits
 from nnunetv2_ext.errors import InputError
@@ -137,7 +138,7 @@ class ExtTrainer(CheckpointTrainer):
             raise InputError("no value of nnUNet_results", "a folder for the models", "run export nnUNet_results=...")
         block = resolve_block(manager.configuration.get("training"), cls.published_block)
         try:
-            with torch.device("meta"):
+            with without_values():
                 network = cls.build_network(manager, 1, 2, True)
         except TypeError as error:  # a key or a type that the constructor does not know
             planned = manager.network_arch_class_name if cls.is_planned(manager) else cls.network_class.__name__
@@ -263,7 +264,7 @@ class ExtTrainer(CheckpointTrainer):
         """What the network of the plans would take in the place of ours, for the log."""
         manager = self.configuration_manager
         try:
-            with torch.device("meta"):
+            with without_values():
                 planned = nnUNetTrainer.build_network_architecture(
                     self.plans_manager, manager, self.num_input_channels, self.label_manager.num_segmentation_heads
                 )

@@ -8,7 +8,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from nnunetv2_ext.architectures.backbones import find_backbone
 from nnunetv2_ext.architectures.backbones.network import record_of
 from nnunetv2_ext.architectures.backbones.record import Backbone, Kwargs, Shape, size_rule, triple
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.architectures.par import PaRNetwork
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import counted
@@ -123,7 +123,7 @@ def start_of_backbone(
     if broken := not_finite(published):
         what = f"{file} with weights that are no finite numbers: {counted(broken, 'tensor')}"
         raise InputError(what, "a trained network", "download or copy it again")
-    with torch.device("meta"):
+    with without_values():
         counts = _counts(published, target)
         if fresh_heads and target.num_classes is not None:
             counts["classes"] = target.num_classes

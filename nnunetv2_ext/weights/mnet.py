@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.architectures.mnet import MNet
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.text import counted, listed
@@ -34,7 +34,7 @@ def convert_published_state_dict(state_dict: Mapping[str, Tensor]) -> dict[str, 
     Raises:
         InputError: keys are missing or unexpected; the message names the first of them.
     """
-    with torch.device("meta"):
+    with without_values():
         names = {_published_name(name): name for name in MNet(1, 1).state_dict()}
     missing, unexpected = sorted(names.keys() - state_dict.keys()), sorted(state_dict.keys() - names.keys())
     if missing or unexpected:
@@ -88,7 +88,7 @@ def convert_mnet(
     features = tuple(channels(f"{node}.CB2d.conv1.conv.weight", 0) for node in nodes)
     # node (2, 2) merges two streams of depth 2; concatenating doubles its input, difference and sum do not
     concatenates = channels("down22.CB2d.conv1.conv.weight", 1) == 2 * features[1]
-    with torch.device("meta"):
+    with without_values():
         network = MNet(
             found["input channels"],
             found["classes"],

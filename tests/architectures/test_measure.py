@@ -4,10 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
+from dynamic_network_architectures.initialization.weight_init import InitWeights_He
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from nnunetv2_ext.architectures.measure import kept_elements
+from nnunetv2_ext.architectures.measure import kept_elements, without_values
 
 
 class Attention(nn.Module):
@@ -84,3 +85,23 @@ def test_half_of_it_is_nnunets_count() -> None:
     half = kept_elements(network, (1, 1, *patch)) / 2
     assert half / network.compute_conv_feature_map_size(patch) == pytest.approx(1, abs=0.03)
     assert kept_elements(network, (2, 1, *patch)) == pytest.approx(4 * half, rel=1e-3)
+
+
+def test_without_values_nothing_is_drawn() -> None:
+    def build() -> nn.Module:
+        options: dict = {"n_stages": 2, "features_per_stage": [4, 8], "kernel_sizes": 3, "strides": [1, 2]}
+        blocks: dict = {"n_conv_per_stage": 1, "n_conv_per_stage_decoder": 1}
+        unet = PlainConvUNet(1, conv_op=nn.Conv3d, num_classes=2, **options, **blocks)
+        unet.apply(InitWeights_He(1e-2))
+        return unet
+
+    before = torch.get_rng_state()
+    with without_values():
+        network = build()
+        real = nn.init.normal_(torch.zeros(100, device="cpu"))
+    assert all(parameter.is_meta for parameter in network.parameters())
+    shapes = {name: tensor.shape for name, tensor in build().state_dict().items()}
+    assert {name: tensor.shape for name, tensor in network.state_dict().items()} == shapes
+    assert real.std() > 0.5
+    torch.set_rng_state(before)
+    assert torch.equal(real, nn.init.normal_(torch.zeros(100)))

@@ -309,7 +309,7 @@ REFUSED = {
     "id taken": (taken, [], "output id 42, which .*nnUNet_results/Dataset042_Other has"),
     "no id": (nothing, ["-d", "Dataset042"], "output data set 'Dataset042'.*0 to 999"),
     "name": (nothing, ["--name", "../x"], "name '../x'; expected what follows DatasetXXX_"),
-    "no processes": (nothing, ["-np", "0"], "0 processes; expected 1 or more"),
+    "no processes": (nothing, ["-np", "0"], "got -np 0; expected 1 or more"),
 }
 
 

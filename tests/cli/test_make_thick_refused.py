@@ -180,7 +180,7 @@ REFUSED = {
     "name with slash": (nothing, [*F4, "--name", "../x"], "name '../x'; expected what follows DatasetXXX_"),
     "name empty": (nothing, [*F4, "--name", ""], "name ''; expected"),
     "name with id": (nothing, [*F4, "--name", "Dataset104_A"], "name 'Dataset104_A'; expected"),
-    "no processes": (nothing, [*F4, "-np", "0"], "0 processes; expected 1 or more"),
+    "no processes": (nothing, [*F4, "-np", "0"], "got -np 0; expected 1 or more"),
     "source missing": (nothing, [*F4, "-d", "77"], "no data set 77; expected one folder Dataset077_"),
     "source not in raw": (only_preprocessed, [*F4, "-d", "9"], "no file .*Dataset009_Gone/dataset.json.*nnUNet_raw"),
     "source unset": (unset, F4, "no value of nnUNet_raw.*export nnUNet_raw="),

@@ -10,9 +10,9 @@ import blosc2
 import nibabel
 import numpy as np
 import pytest
-import torch
 from nnunetv2.utilities.get_network_from_plans import get_network_from_plans
 
+from nnunetv2_ext.architectures.measure import without_values
 from nnunetv2_ext.doctor.examination import FAIL, Check, Examination, Subject, examine
 from nnunetv2_ext.doctor.training import TRAINING
 from nnunetv2_ext.planning.api import plan_and_preprocess
@@ -79,7 +79,7 @@ class Described:
 def network_of(configuration: dict[str, Any]) -> Any:
     """What nnU-Net builds from the plans for one channel and three classes, without memory for its weights."""
     architecture = configuration["architecture"]
-    with torch.device("meta"):
+    with without_values():
         return get_network_from_plans(
             architecture["network_class_name"],
             architecture["arch_kwargs"],
