@@ -1,7 +1,9 @@
 """A data set of small organs, validated in folds by predictions that are nearly right, with errors to plant in it."""
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ SHAPE, SPACING = (16, 28, 28), (3.0, 1.0, 2.0)
 """(Z, Y, X), of mm; X to the patient's left, Y to the back, Z to the head."""
 CASES = tuple(f"organ_{number:02}" for number in range(30))
 FOLDS = 5
+GRID = Grid(SHAPE[::-1], SPACING[::-1], (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
 Change = Callable[[np.ndarray], np.ndarray]
 
 
@@ -84,6 +87,19 @@ PLANTED: dict[str, Change] = {
 """The six kinds of errors."""
 
 
+@cache
+def _files_of(case: str) -> tuple[bytes, bytes, bytes]:
+    """Image, label and prediction, which are compressed once."""
+    image = label_of(case) * 100.0 + np.random.default_rng(CASES.index(case)).normal(300, 20, SHAPE)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "volume.nii.gz")
+        found = []
+        for voxels in (image.astype(np.float32), label_of(case), prediction_of(case)):
+            write_volume(voxels, GRID, path)
+            found.append(path.read_bytes())
+    return found[0], found[1], found[2]
+
+
 def write_validated(
     folder: Path, monkeypatch: pytest.MonkeyPatch, changed: Mapping[str, Change] | None = None, model: str = MODEL
 ) -> Path:
@@ -99,20 +115,20 @@ def write_validated(
         monkeypatch.setenv(f"nnUNet_{variable}", str(folder / variable))
     raw, preprocessed = folder / "raw" / DATASET, folder / "preprocessed" / DATASET
     trained = folder / "results" / DATASET / model.replace(":", "__")
-    grid = Grid(SHAPE[::-1], SPACING[::-1], (0.0, 0.0, 0.0), (1.0, 0, 0, 0, 1.0, 0, 0, 0, 1.0))
     for path in (raw / "imagesTr", raw / "labelsTr", preprocessed / REFERENCES):
         path.mkdir(exist_ok=True)
     for case in CASES:
-        label = changed.get(case, np.copy)(label_of(case))
-        image = label_of(case) * 100.0 + np.random.default_rng(CASES.index(case)).normal(300, 20, SHAPE)
+        image, label, prediction = _files_of(case)
         validation = trained / f"fold_{CASES.index(case) % FOLDS}" / "validation"
         if not validation.is_dir():
             validation.mkdir(parents=True)
             (validation.parent / "checkpoint_final.pth").touch()  # before its predictions
-        write_volume(image.astype(np.float32), grid, raw / "imagesTr" / f"{case}_0000.nii.gz")
-        for path in (raw / "labelsTr", preprocessed / REFERENCES):
-            write_volume(label, grid, path / f"{case}.nii.gz")
-        write_volume(prediction_of(case), grid, validation / f"{case}.nii.gz")
+        (raw / "imagesTr" / f"{case}_0000.nii.gz").write_bytes(image)
+        for path in (raw / "labelsTr" / f"{case}.nii.gz", preprocessed / REFERENCES / f"{case}.nii.gz"):
+            path.write_bytes(label)
+            if case in changed:
+                changed_label(path, changed[case])
+        (validation / f"{case}.nii.gz").write_bytes(prediction)  # made of the label
     for path in trained.glob("fold_*/validation"):
         metrics = [{"metrics": {"1": {"n_ref": 1}, "2": {"n_ref": 1}}}]
         (path / "summary.json").write_text(json.dumps({"metric_per_case": metrics}))
