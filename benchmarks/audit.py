@@ -8,10 +8,11 @@ For each seed three data sets of the same cases of --source: `planted`, with err
 the real commands: plan, train five folds for a minute each, audit from each source of evidence. What was planted stands
 in --folder/truth, where no command looks.
 
-AUROC is of the order in which the report lists cases, for the planted errors; hits are the wrong ones
-among the first ten; `wrong` is the share of the cases that are listed as probably wrong. Of the dilated cases AUROC is
-that of the size, and of the map's axis of most variance. With --gain a network is trained on the planted data set as it
-is, and again with the folds of --exclude; both predict cases that no data set holds, with labels as they came.
+AUROC is of the order in which the report lists cases, for the planted errors; hits are the wrong ones among the first
+ten; `wrong` and `other style` are the shares of the cases that are listed so. Of the dilated cases AUROC is that of the
+size from a validation, and of the map's axis of most variance from a map. With --gain a network is trained on the
+planted data set as it is, and again with the folds of --exclude; both predict cases that no data set holds, with labels
+as they came.
 """
 
 import argparse
@@ -31,7 +32,7 @@ from benchmarks import _commands
 from benchmarks._planted import Truth, plant, read_truth
 from benchmarks._report import exit_status, in_points, machine, markdown_facts, shown, table_of
 from nnunetv2_ext.audit.result import LabelScore
-from nnunetv2_ext.audit.tables import WRONG
+from nnunetv2_ext.audit.tables import STYLE, WRONG
 from nnunetv2_ext.audit.verdicts import evidence
 from nnunetv2_ext.data.cases import find_cases
 from nnunetv2_ext.data.splits import SPLITS
@@ -91,6 +92,8 @@ class Figures(NamedTuple):
     """Along the map's axis of most variance; none of a validation."""
     wrong: set[str]
     """Listed as such."""
+    style: set[str]
+    """Listed as of another style."""
 
 
 def data_of(seed: int) -> list[Data]:
@@ -176,8 +179,8 @@ def read_figures(output: Path) -> Figures:
         latents = cases[["latent_1", "latent_2"]].first()
         axis = main_axis(latents.index, latents.to_numpy())
     order = {case: -math.inf if math.isnan(of.order) else of.order for case, of in evidence(scores).items()}
-    wrong = set(table.loc[table["listed_as"] == WRONG, "case"])
-    return Figures(order, cases["size"].mean().to_dict(), axis, wrong)
+    wrong, style = (set(table.loc[table["listed_as"] == kind, "case"]) for kind in (WRONG, STYLE))
+    return Figures(order, cases["size"].mean().to_dict(), axis, wrong, style)
 
 
 def main_axis(cases: Sequence[str], latents: np.ndarray) -> dict[str, float]:
@@ -204,13 +207,15 @@ def row_of(truths: Mapping[str, Truth], figures: Mapping[str, Figures]) -> dict[
         "AUROC": auroc(planted.order, list(wrong)),
         "hits": len(set(first) & set(wrong)),
         "wrong, clean": len(clean.wrong) / len(clean.order),
-        "AUROC of size": auroc(dilated.size, thick),
         "wrong, dilated": len(dilated.wrong & set(thick)) / len(thick),
+        "other style, dilated": len(dilated.style & set(thick)) / len(thick),
         "listed, right and in vain": f"{len(planted.wrong & set(wrong))}, {len(planted.wrong - set(wrong))}",
         "not listed": ", ".join(missed),
     }
     if dilated.axis:
         row["AUROC of the main axis"] = auroc(dilated.axis, thick, two_sided=True)
+    else:
+        row["AUROC of size"] = auroc(dilated.size, thick)
     return row
 
 

@@ -82,7 +82,9 @@ CASES = [f"case_{number:02d}" for number in range(20)]
 
 
 def figures(order: Mapping[str, float], wrong: set[str], size: Mapping[str, float] | None = None) -> Figures:
-    return Figures({**dict.fromkeys(CASES, 0.0), **order}, dict(size or dict.fromkeys(CASES, 0.0)), {}, wrong)
+    return Figures(
+        {**dict.fromkeys(CASES, 0.0), **order}, dict(size or dict.fromkeys(CASES, 0.0)), {}, wrong, {"case_02"}
+    )
 
 
 def test_a_row_tells_what_was_found() -> None:
@@ -98,13 +100,14 @@ def test_a_row_tells_what_was_found() -> None:
     }
     row = row_of(truths, found)
     assert row["AUROC"] == pytest.approx(0.5) and row["hits"] == 1
-    assert row["wrong, clean"] == 0.05 and row["wrong, dilated"] == 0.2
+    assert (row["wrong, clean"], row["wrong, dilated"], row["other style, dilated"]) == (0.05, 0.2, 0.2)
     assert row["AUROC of size"] == 1 and "AUROC of the main axis" not in row
     assert row["listed, right and in vain"] == "1, 1" and row["not listed"] == "eroded twice"
     told = verdicts([{"seed": 3, "from": "validation", **row}]).splitlines()[2:]
     assert [line.split("|")[-2].strip() for line in told] == ["no", "no", "no", "yes", "no"]
     mapped = found["dilated"]._replace(axis=found["dilated"].size)
-    assert row_of(truths, {**found, "dilated": mapped})["AUROC of the main axis"] == 1
+    by_map = row_of(truths, {**found, "dilated": mapped})
+    assert by_map["AUROC of the main axis"] == 1 and "AUROC of size" not in by_map
 
 
 def test_an_axis_has_no_sign() -> None:
