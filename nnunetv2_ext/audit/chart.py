@@ -64,7 +64,7 @@ def map_chart(of: LatentMap, verdicts: Sequence[Verdict]) -> tuple[str, bytes]:
     with chart_style(alt):
         figure = Figure((9.2, 5.2), dpi=110)
         FigureCanvasAgg(figure)
-        axes = figure.add_axes((0.07, 0.16, 0.91, 0.81))
+        axes = figure.add_axes((0.09, 0.16, 0.89, 0.81))
         titles = {}
         order = sorted(range(len(of.cases)), key=lambda at: of.cases[at] in ranks)  # listed ones on top
         for at in order:

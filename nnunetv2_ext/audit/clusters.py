@@ -4,11 +4,15 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
+from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 
 SILHOUETTE = 0.5
-"""Two clusters of latents where the silhouette is above it."""
+"""Of two clusters in a plane: above it they lie apart."""
+STRETCHED = 0.7
+"""Likewise along one axis, where a bell curve has 0.57 and evenly spread points have 0.66."""
 SMALLEST_SHARE = 0.05
 """Of the cases, in the smaller cluster."""
 FEWEST = 5
@@ -32,36 +36,49 @@ class Clusters(NamedTuple):
 
 
 def find_clusters(latents: np.ndarray) -> Clusters:
-    """Two clusters (k-means), where they lie apart and the smaller is no handful of cases; else one.
+    """Two clusters where the cases form two, see `two_groups`, else one.
 
     Args:
         latents: (cases, numbers of a latent).
     """
-    of, silhouette = two_means(latents)
-    if not silhouette > SILHOUETTE:
-        of, silhouette = np.zeros(len(latents), int), float("nan")
+    of, silhouette = two_groups(latents)
     centres = np.stack([np.median(latents[of == number], axis=0) for number in range(of.max() + 1)])
     if np.count_nonzero(of) < OWN_CENTRE * len(of):
         centres[1:] = centres[0]
     return Clusters(of, silhouette, centres)
 
 
-def two_means(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The two clusters of k-means, where the smaller is no handful of cases; else one.
+def two_groups(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """The two groups of 2-means along the two axes of most variance, where the points form two; else one.
+
+    They do where the smaller is no handful of cases, where the silhouette is above `STRETCHED`, and above less the more
+    of the variance the second axis has, down to `SILHOUETTE`, and where two normal distributions tell the points better
+    than one (BIC): halves of one stretched cloud are no groups.
 
     Args:
         points: (cases, numbers of each).
 
     Returns:
-        The cluster of each case, 0 for the larger one, and the silhouette, NaN of one cluster.
+        The group of each case, 0 for the larger one, and the silhouette, NaN of one group.
     """
     if len(np.unique(points, axis=0)) > 1:
-        found = KMeans(2, n_init=10, random_state=0).fit_predict(points).astype(int)
+        main = PCA(min(2, points.shape[1]), random_state=0)
+        axes = main.fit_transform(points)
+        found = KMeans(2, n_init=10, random_state=0).fit_predict(axes).astype(int)
         if np.count_nonzero(found) > len(found) / 2:
             found = 1 - found
         if np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST):
-            return found, float(silhouette_score(points, found))
+            second = float((main.explained_variance_[1:] / main.explained_variance_[0]).sum())
+            silhouette = float(silhouette_score(axes, found))
+            if silhouette > max(STRETCHED - second, SILHOUETTE) and _bic(axes, 2) < _bic(axes, 1):
+                return found, silhouette
     return np.zeros(len(points), int), float("nan")
+
+
+def _bic(points: np.ndarray, normals: int) -> float:
+    """Bayesian information criterion of so many normal distributions: the lower, the better they tell the points."""
+    spread = points / points.std(axis=0).max()  # beside which the covariances' 1e-6 is nothing
+    return float(GaussianMixture(normals, covariance_type="tied", n_init=5, random_state=0).fit(spread).bic(spread))
 
 
 def rarity_of(latents: np.ndarray) -> np.ndarray:

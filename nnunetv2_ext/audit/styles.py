@@ -5,7 +5,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from nnunetv2_ext.audit import clusters
+from nnunetv2_ext.audit.clusters import two_groups
 from nnunetv2_ext.audit.result import LabelScore, LatentMap, Verdict
 from nnunetv2_ext.audit.scores import robust_z
 from nnunetv2_ext.audit.sentences import explain_size
@@ -14,8 +14,6 @@ LIMIT = 3.0
 """Standard deviations beyond which a value is unlike the others."""
 LEAST = 0.05
 """Of its size by which a label is larger or smaller than usual, at least: where all are alike, little is no style."""
-SILHOUETTE = 0.7
-"""Two groups of sizes along one axis where it is above this: a bell curve has 0.57, evenly spread sizes 0.66."""
 
 
 def styles_of(scores: Sequence[LabelScore], latents: LatentMap | None = None) -> list[Verdict]:
@@ -81,15 +79,7 @@ def limit_of(labels: int) -> float:
 
 
 def _smaller_group(labels: dict[str, list[LabelScore]]) -> list[str]:
-    """The cases of the smaller of two groups by the sizes of their labels; none where there is one group.
-
-    Of the labels' robust z, the two axes of most variance. Groups are those of 2-means with a silhouette above
-    `SILHOUETTE`, and above less where the second axis has a share of the variance, down to that of clusters, if two
-    normal distributions also tell the cases better than one (BIC): sizes that go together are no groups.
-    """
-    from sklearn.decomposition import PCA
-    from sklearn.mixture import GaussianMixture
-
+    """The cases of the smaller of two groups by the robust z of their labels' sizes; none where there is one group."""
     cases = {case: row for row, case in enumerate(dict.fromkeys(score.case for of in labels.values() for score in of))}
     sizes = np.zeros((len(cases), len(labels)))  # a label that a case has not is as usual
     for column, of in enumerate(labels.values()):
@@ -97,14 +87,5 @@ def _smaller_group(labels: dict[str, list[LabelScore]]) -> list[str]:
         sizes[rows, column] = robust_z([score.size for score in of])
     if len(np.unique(sizes, axis=0)) < 3:
         return []
-    main = PCA(min(2, len(labels)), random_state=0)
-    axes = main.fit_transform(sizes)
-    second = float((main.explained_variance_[1:] / main.explained_variance_[0]).sum())
-    groups, silhouette = clusters.two_means(axes)
-    if not silhouette > max(SILHOUETTE - second, clusters.SILHOUETTE):
-        return []
-    one, two = (
-        GaussianMixture(number, covariance_type="tied", n_init=5, random_state=0).fit(axes).bic(axes)
-        for number in (1, 2)
-    )
-    return [case for case, group in zip(cases, groups, strict=True) if group] if two < one else []
+    groups, _ = two_groups(sizes)
+    return [case for case, group in zip(cases, groups, strict=True) if group]

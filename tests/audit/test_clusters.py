@@ -30,6 +30,17 @@ def test_clusters(latents: np.ndarray, sizes: list[int]) -> None:
         np.testing.assert_array_equal(centre, np.median(latents[clusters.of == number], axis=0))
 
 
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("shape", ["bell", "even"])
+def test_halves_of_a_stretched_cloud_are_no_clusters(shape: str, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    along = random.normal(0, 1, 100) if shape == "bell" else random.uniform(-2, 2, 100)
+    latents = np.stack([along, random.normal(0, 0.1, 100)], axis=1)
+    assert not find_clusters(latents).of.any()
+    latents[:25, 0] = latents[:, 0].max() + random.normal(4, 0.5, 25)
+    assert np.flatnonzero(find_clusters(latents).of).tolist() == [*range(25)]
+
+
 def test_a_small_cluster_is_measured_by_the_others_centre() -> None:
     for size, own in ((14, False), (15, True)):
         latents = np.concatenate([cloud(size, (1, 1)), cloud(100 - size, (0, 0), 1)])
