@@ -13,6 +13,10 @@ SILHOUETTE = 0.5
 """Of two clusters in a plane: above it they lie apart."""
 STRETCHED = 0.7
 """Likewise along one axis, where a bell curve has 0.57 and evenly spread points have 0.66."""
+EVIDENCE = 4
+"""By which the BIC of two normal distributions is lower than that of one, so that there are two."""
+APART = 2.5
+"""Standard deviations between their centres."""
 SMALLEST_SHARE = 0.05
 """Of the cases, in the smaller cluster."""
 FEWEST = 5
@@ -70,15 +74,42 @@ def two_groups(points: np.ndarray) -> tuple[np.ndarray, float]:
         if np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST):
             second = float((main.explained_variance_[1:] / main.explained_variance_[0]).sum())
             silhouette = float(silhouette_score(axes, found))
-            if silhouette > max(STRETCHED - second, SILHOUETTE) and _bic(axes, 2) < _bic(axes, 1):
+            if silhouette > max(STRETCHED - second, SILHOUETTE) and _is_told_by_two(axes):
                 return found, silhouette
     return np.zeros(len(points), int), float("nan")
 
 
-def _bic(points: np.ndarray, normals: int) -> float:
-    """Bayesian information criterion of so many normal distributions: the lower, the better they tell the points."""
-    spread = points / points.std(axis=0).max()  # beside which the covariances' 1e-6 is nothing
-    return float(GaussianMixture(normals, covariance_type="tied", n_init=5, random_state=0).fit(spread).bic(spread))
+def _is_told_by_two(points: np.ndarray) -> bool:
+    spread = points / points.std(axis=0).max()
+    return bool(_normals(spread, 2).bic(spread) < _normals(spread, 1).bic(spread))
+
+
+def two_normals(values: np.ndarray) -> np.ndarray:
+    """The two groups of values of which two normal distributions tell more than one; else one.
+
+    They do where the smaller group is no handful of cases, where their BIC is lower by `EVIDENCE`, and where their
+    centres are `APART` standard deviations apart.
+
+    Args:
+        values: (cases,), not all alike.
+
+    Returns:
+        (cases,) of int: 0 the larger group, 1 the smaller one; all 0 where there is one.
+    """
+    points = values[:, None] / values.std()
+    one, two = _normals(points, 1), _normals(points, 2)
+    found = two.predict(points).astype(int)
+    if np.count_nonzero(found) > len(found) / 2:
+        found = 1 - found
+    apart = np.ptp(two.means_) / np.sqrt(two.covariances_.item())
+    enough = np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST)
+    told = enough and apart >= APART and one.bic(points) - two.bic(points) >= EVIDENCE
+    return found if told else np.zeros(len(points), int)
+
+
+def _normals(points: np.ndarray, number: int) -> GaussianMixture:
+    """So many normal distributions of one width, of points that are no longer than a few units."""
+    return GaussianMixture(number, covariance_type="tied", n_init=5, random_state=0).fit(points)
 
 
 def rarity_of(latents: np.ndarray) -> np.ndarray:

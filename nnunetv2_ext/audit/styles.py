@@ -5,7 +5,7 @@ from statistics import NormalDist
 
 import numpy as np
 
-from nnunetv2_ext.audit.clusters import two_groups
+from nnunetv2_ext.audit.clusters import two_normals
 from nnunetv2_ext.audit.result import LabelScore, LatentMap, Verdict
 from nnunetv2_ext.audit.scores import robust_z
 from nnunetv2_ext.audit.sentences import explain_size
@@ -79,13 +79,13 @@ def limit_of(labels: int) -> float:
 
 
 def _smaller_group(labels: dict[str, list[LabelScore]]) -> list[str]:
-    """The cases of the smaller of two groups by the robust z of their labels' sizes; none where there is one group."""
+    """The cases of the smaller of two groups by the mean robust z of their labels' sizes; none where there is one."""
     cases = {case: row for row, case in enumerate(dict.fromkeys(score.case for of in labels.values() for score in of))}
     sizes = np.zeros((len(cases), len(labels)))  # a label that a case has not is as usual
     for column, of in enumerate(labels.values()):
         rows = [cases[score.case] for score in of]
         sizes[rows, column] = robust_z([score.size for score in of])
-    if len(np.unique(sizes, axis=0)) < 3:
+    means = sizes.mean(axis=1)
+    if len(np.unique(means)) < 3:
         return []
-    groups, _ = two_groups(sizes)
-    return [case for case, group in zip(cases, groups, strict=True) if group]
+    return [case for case, group in zip(cases, two_normals(means), strict=True) if group]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from nnunetv2_ext.audit.clusters import find_clusters, rarity_of
+from nnunetv2_ext.audit.clusters import find_clusters, rarity_of, two_normals
 
 
 def cloud(count: int, centre: tuple[float, float], seed: int = 0) -> np.ndarray:
@@ -48,6 +48,19 @@ def test_a_small_cluster_is_measured_by_the_others_centre() -> None:
         assert np.bincount(clusters.of).tolist() == [100 - size, size]
         larger, smaller = np.median(latents[size:], axis=0), np.median(latents[:size], axis=0)
         np.testing.assert_array_equal(clusters.centres, [larger, smaller if own else larger])
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(
+    ("count", "shift", "is_group"), [(25, 0, False), (25, 1.5, False), (25, 4, True), (6, 6, True), (4, 6, False)]
+)
+def test_two_normal_distributions(count: int, shift: float, is_group: bool, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    values = random.normal(0, 1, 100)
+    values[:count] = random.normal(shift, 1, count)
+    for scaled in (values, 1e-3 * values, -values):
+        found = set(np.flatnonzero(two_normals(scaled)).tolist())
+        assert len(found ^ set(range(count))) <= 2 if is_group else not found  # bell curves overlap
 
 
 def test_rarity_is_the_mean_distance_to_the_five_nearest() -> None:
