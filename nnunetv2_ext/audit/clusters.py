@@ -68,15 +68,23 @@ def two_groups(points: np.ndarray) -> tuple[np.ndarray, float]:
     if len(np.unique(points, axis=0)) > 1:
         main = PCA(min(2, points.shape[1]), random_state=0)
         axes = main.fit_transform(points)
-        found = KMeans(2, n_init=10, random_state=0).fit_predict(axes).astype(int)
-        if np.count_nonzero(found) > len(found) / 2:
-            found = 1 - found
-        if np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST):
+        found = _larger_first(KMeans(2, n_init=10, random_state=0).fit_predict(axes))
+        if _is_no_handful(found):
             second = float((main.explained_variance_[1:] / main.explained_variance_[0]).sum())
             silhouette = float(silhouette_score(axes, found))
             if silhouette > max(STRETCHED - second, SILHOUETTE) and _is_told_by_two(axes):
                 return found, silhouette
     return np.zeros(len(points), int), float("nan")
+
+
+def _larger_first(groups: np.ndarray) -> np.ndarray:
+    """Two groups with the number 0 for the larger one."""
+    groups = groups.astype(int)
+    return 1 - groups if np.count_nonzero(groups) > len(groups) / 2 else groups
+
+
+def _is_no_handful(groups: np.ndarray) -> bool:
+    return bool(np.count_nonzero(groups) >= max(SMALLEST_SHARE * len(groups), FEWEST))
 
 
 def _is_told_by_two(points: np.ndarray) -> bool:
@@ -98,13 +106,10 @@ def two_normals(values: np.ndarray) -> np.ndarray:
     """
     points = values[:, None] / values.std()
     one, two = _normals(points, 1), _normals(points, 2)
-    found = two.predict(points).astype(int)
-    if np.count_nonzero(found) > len(found) / 2:
-        found = 1 - found
+    found = _larger_first(two.predict(points))
     apart = np.ptp(two.means_) / np.sqrt(two.covariances_.item())
-    enough = np.count_nonzero(found) >= max(SMALLEST_SHARE * len(found), FEWEST)
-    told = enough and apart >= APART and one.bic(points) - two.bic(points) >= EVIDENCE
-    return found if told else np.zeros(len(points), int)
+    told = apart >= APART and one.bic(points) - two.bic(points) >= EVIDENCE
+    return found if told and _is_no_handful(found) else np.zeros(len(points), int)
 
 
 def _normals(points: np.ndarray, number: int) -> GaussianMixture:
