@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 from sklearn.cluster import KMeans
-from sklearn.decomposition import PCA
 from sklearn.metrics import silhouette_score
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
@@ -35,46 +34,32 @@ class Clusters(NamedTuple):
     silhouette: float
     """Of two clusters; NaN where there is one."""
     centres: np.ndarray
-    """(clusters, numbers of a latent): the median of each cluster's latents, of a small cluster that of the larger one,
+    """(clusters, 2): the median of each cluster's latents, of a small cluster that of the larger one,
     see `OWN_CENTRE`."""
 
 
 def find_clusters(latents: np.ndarray) -> Clusters:
-    """Two clusters where the cases form two, see `two_groups`, else one.
+    """The two clusters of 2-means, where the cases form two; else one.
+
+    They do where the smaller is no handful of cases, where the silhouette is above `STRETCHED`, and above less the more
+    of the variance the second axis has, down to `SILHOUETTE`, and where two normal distributions tell the latents
+    better than one (BIC): halves of one stretched cloud are no clusters.
 
     Args:
-        latents: (cases, numbers of a latent).
+        latents: (cases, 2).
     """
-    of, silhouette = two_groups(latents)
+    of, silhouette = np.zeros(len(latents), int), float("nan")
+    if len(np.unique(latents, axis=0)) > 1:
+        found = _larger_first(KMeans(2, n_init=10, random_state=0).fit_predict(latents))
+        if _is_no_handful(found):
+            second, first = np.linalg.eigvalsh(np.cov(latents.T))
+            apart = float(silhouette_score(latents, found))
+            if apart > max(STRETCHED - second / first, SILHOUETTE) and _two_normals(latents).gain > 0:
+                of, silhouette = found, apart
     centres = np.stack([np.median(latents[of == number], axis=0) for number in range(of.max() + 1)])
     if np.count_nonzero(of) < OWN_CENTRE * len(of):
         centres[1:] = centres[0]
     return Clusters(of, silhouette, centres)
-
-
-def two_groups(points: np.ndarray) -> tuple[np.ndarray, float]:
-    """The two groups of 2-means along the two axes of most variance, where the points form two; else one.
-
-    They do where the smaller is no handful of cases, where the silhouette is above `STRETCHED`, and above less the more
-    of the variance the second axis has, down to `SILHOUETTE`, and where two normal distributions tell the points better
-    than one (BIC): halves of one stretched cloud are no groups.
-
-    Args:
-        points: (cases, numbers of each).
-
-    Returns:
-        The group of each case, 0 for the larger one, and the silhouette, NaN of one group.
-    """
-    if len(np.unique(points, axis=0)) > 1:
-        main = PCA(min(2, points.shape[1]), random_state=0)
-        axes = main.fit_transform(points)
-        found = _larger_first(KMeans(2, n_init=10, random_state=0).fit_predict(axes))
-        if _is_no_handful(found):
-            second = float((main.explained_variance_[1:] / main.explained_variance_[0]).sum())
-            silhouette = float(silhouette_score(axes, found))
-            if silhouette > max(STRETCHED - second, SILHOUETTE) and _is_told_by_two(axes):
-                return found, silhouette
-    return np.zeros(len(points), int), float("nan")
 
 
 def _larger_first(groups: np.ndarray) -> np.ndarray:
@@ -85,11 +70,6 @@ def _larger_first(groups: np.ndarray) -> np.ndarray:
 
 def _is_no_handful(groups: np.ndarray) -> bool:
     return bool(np.count_nonzero(groups) >= max(SMALLEST_SHARE * len(groups), FEWEST))
-
-
-def _is_told_by_two(points: np.ndarray) -> bool:
-    spread = points / points.std(axis=0).max()
-    return bool(_normals(spread, 2).bic(spread) < _normals(spread, 1).bic(spread))
 
 
 def two_normals(values: np.ndarray) -> np.ndarray:
@@ -104,17 +84,30 @@ def two_normals(values: np.ndarray) -> np.ndarray:
     Returns:
         (cases,) of int: 0 the larger group, 1 the smaller one; all 0 where there is one.
     """
-    points = values[:, None] / values.std()
-    one, two = _normals(points, 1), _normals(points, 2)
-    found = _larger_first(two.predict(points))
-    apart = np.ptp(two.means_) / np.sqrt(two.covariances_.item())
-    told = apart >= APART and one.bic(points) - two.bic(points) >= EVIDENCE
-    return found if told and _is_no_handful(found) else np.zeros(len(points), int)
+    told = _two_normals(values[:, None])
+    found = _larger_first(told.groups)
+    if told.apart >= APART and told.gain >= EVIDENCE and _is_no_handful(found):
+        return found
+    return np.zeros(len(found), int)
 
 
-def _normals(points: np.ndarray, number: int) -> GaussianMixture:
-    """So many normal distributions of one width, of points that are no longer than a few units."""
-    return GaussianMixture(number, covariance_type="tied", n_init=5, random_state=0).fit(points)
+class _TwoNormals(NamedTuple):
+    """Two normal distributions of one width."""
+
+    groups: np.ndarray
+    apart: float
+    """Standard deviations, of the first axis, between their centres."""
+    gain: float
+    """By which their BIC is lower than that of one."""
+
+
+def _two_normals(points: np.ndarray) -> _TwoNormals:
+    scaled = points / points.std(axis=0).max()  # beside which the 1e-6 added to covariances is nothing
+    one, two = (
+        GaussianMixture(number, covariance_type="tied", n_init=5, random_state=0).fit(scaled) for number in (1, 2)
+    )
+    apart = np.ptp(two.means_[:, 0]) / np.sqrt(two.covariances_[0, 0])
+    return _TwoNormals(two.predict(scaled), float(apart), float(one.bic(scaled) - two.bic(scaled)))
 
 
 def rarity_of(latents: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ from nnunetv2_ext.data.splits import SPLITS, default_splits, read_splits, withou
 from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import nnunet_folder, raw_folder, read_json, unwritable, write_json
 from nnunetv2_ext.locks import ended_in_order, held
+from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import listed
 
 
@@ -111,7 +112,7 @@ def _refuse_other(output: Path, settings: Mapping[str, Any]) -> None:
     before = there.get("map") if isinstance(there, dict) else None
     if "map" in differing and isinstance(before, dict):
         now = settings["map"]
-        numbers = [f"--{name}".replace("_", "-") for name in {**before, **now} if before.get(name) != now.get(name)]
+        numbers = [flag_of(name) for name in {**before, **now} if before.get(name) != now.get(name)]
         differing[differing.index("map")] = f"map ({listed(numbers)})"
     if differing:
         raise InputError(f"an audit in {output} with another {listed(differing)}", "the same audit", remedy)

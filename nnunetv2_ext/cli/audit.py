@@ -14,6 +14,7 @@ from nnunetv2_ext.data.splits import SPLITS
 from nnunetv2_ext.errors import InputError, is_whole
 from nnunetv2_ext.files import check_output_file, dataset_name, nnunet_folder
 from nnunetv2_ext.inference.models import parse_models
+from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import browser_command, counted, listed
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disable_progress_bar", action="store_true", help="no progress on stderr")
     of_map = parser.add_argument_group("the map, which the numbers ask for")
     for name, meaning in MAP_NUMBERS.items():
-        of_map.add_argument(f"--{name.replace('_', '-')}", metavar="N", help=meaning)
+        of_map.add_argument(flag_of(name), metavar="N", help=meaning)
     of_map.add_argument("-device", choices=("cpu", "cuda", "mps"), default="cpu", help="where it is trained")
 
 
@@ -127,13 +128,13 @@ def _request(args: argparse.Namespace) -> "AuditRequest":
             raise InputError(f"--{flag} {counts[flag]}", "0 or more", "correct it")
     numbers = {}
     for name in MAP_NUMBERS:
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if (given := number(getattr(args, name), int, flag)) is not None:
             if not is_whole(given, least=0 if name == "seed" else 1):
                 raise InputError(f"{flag} {given}", "a larger whole number", "correct it")
             numbers[name] = given
     if args.source == "validation" and (numbers or args.device != "cpu"):
-        given_flags = [f"--{name.replace('_', '-')}" for name in numbers] + ["-device"] * (args.device != "cpu")
+        given_flags = [flag_of(name) for name in numbers] + ["-device"] * (args.device != "cpu")
         raise InputError(f"{listed(given_flags)} beside --from validation", "--from map", "leave one of both out")
     (model,) = parse_models([args.model]) if args.model else (None,)
     source = args.source or ("map" if numbers else None)

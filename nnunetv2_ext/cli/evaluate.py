@@ -15,6 +15,7 @@ from nnunetv2_ext.errors import InputError
 from nnunetv2_ext.files import REFERENCES, dataset_name, file_state, nnunet_folder, raw_folder, read_json
 from nnunetv2_ext.inference.models import model_folder, parse_models
 from nnunetv2_ext.inference.trained import as_script, fault_of_fold
+from nnunetv2_ext.planning.options import flag_of
 from nnunetv2_ext.text import listed
 from nnunetv2_ext.weights.files import FINAL, trained_folds
 
@@ -126,7 +127,7 @@ def _settings(args: argparse.Namespace) -> "Settings":
         else:
             given["tolerance"] = millimetres
     for name, kind in (("empty", float), ("connectivity", int), ("lesion_iou", float)):
-        if (value := number(getattr(args, name), kind, f"--{name.replace('_', '-')}")) is not None:
+        if (value := number(getattr(args, name), kind, flag_of(name))) is not None:
             given[name] = value
     return Settings(**given)
 

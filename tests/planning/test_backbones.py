@@ -65,13 +65,7 @@ def test_small_data(described: Describe, planner: str, backbone: str) -> None:
     assert configuration["data_identifier"] == "nnUNetPlans_3d_fullres", "nnU-Net's data are shared"
 
 
-FILLING = [
-    *(("BackbonePlanner", name) for name in NAMES if name[-1] not in "ML"),
-    *(("PaRPlanner", name) for name in ("PlainConvUNet", "MNet", "MultiResUNet")),  # the refiner is the same for all
-]
-
-
-@pytest.mark.parametrize(("planner", "backbone"), FILLING)
+@pytest.mark.parametrize(("planner", "backbone"), [(p, b) for p in PLANNERS for b in NAMES if b[-1] not in "ML"])
 def test_what_is_planned_fills_the_memory_target(described: Describe, planner: str, backbone: str) -> None:
     configuration = planned(described(**WIDE), planner, backbone, gpu_memory_target=6)
     network, patch, batch = network_of(configuration), configuration["patch_size"], configuration["batch_size"]
